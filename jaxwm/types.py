@@ -1,0 +1,240 @@
+"""The vocabulary of jaxwm. Read this file first.
+
+Axis letters: M members, N environments, B batch, L records of a sequence, T time, H horizon, A action size.
+Every environment is batched by construction, so the arrays of a `Step` carry a leading `[N]`; the replay ring stores
+`[time, N, ...]`; batches are `[B, L, ...]`. The member axis M is added by the trainer and appears nowhere below it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import jax
+
+Array = jax.Array
+Key = jax.Array
+PyTree = Any
+
+FOREVER = 2**31 - 1
+"""A `Repeat` that ends only when the run does."""
+
+RESERVED = ("legal", "to_play", "action", "sim")
+"""Observation keys with a meaning of their own (action mask, player to move, logged action, simulator state)."""
+
+Mode = Literal["random", "explore", "greedy", "logged"]
+
+
+# --- Spaces and the environment -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Discrete:
+    """One choice out of `n`: int32 `[N]`."""
+
+    n: int
+
+
+@dataclass(frozen=True)
+class MultiDiscrete:
+    """Several independent choices, `n[i]` options for the i-th: int32 `[N, len(n)]`."""
+
+    n: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Box:
+    """A continuous vector of `size` entries: float32 `[N, size]`.
+
+    Agents act in [-1, 1]; the environment's constructor scales to the native bounds.
+    """
+
+    size: int
+
+
+ActionSpace = Discrete | MultiDiscrete | Box
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What an agent must know of an environment.
+
+    `obs` is one `jax.ShapeDtypeStruct` or a dict of them, without the `[N]` axis. The dtype tells the kind: uint8
+    `[H, W, C]` is an image, bool is a set of 0/1 planes or flags, float32 a vector. `max_steps` is the time limit of an
+    episode in environment steps (None: unknown).
+    """
+
+    name: str
+    obs: PyTree
+    action: ActionSpace
+    max_steps: int | None = None
+
+
+class Step(NamedTuple):
+    """What an environment returns; every field has a leading axis `[N]`.
+
+    The step after `is_last` ignores the action and returns the reset observation with `is_first` and reward 0.
+    `is_terminal` is a true end (the future is worth nothing); a time limit sets `is_last` alone.
+    """
+
+    obs: PyTree
+    reward: Array  # float32 [N], raw
+    is_first: Array  # bool [N]
+    is_last: Array  # bool [N]
+    is_terminal: Array  # bool [N]
+
+
+class Env(NamedTuple):
+    """A batch of `num_envs` environments as two functions.
+
+    pure=True:  `reset(key) -> (env_state, Step)` and `step(env_state, action) -> (env_state, Step)` are JAX functions.
+    pure=False: `reset(keys[M]) -> (handle, Step)` builds a pool of M * N environments, one seed each; `step(handle,
+                action[M, N, ...]) -> (handle, Step)` are host functions over NumPy arrays `[M, N, ...]`.
+    """
+
+    spec: Spec
+    reset: Callable[..., tuple[PyTree, Step]]
+    step: Callable[[PyTree, Any], tuple[PyTree, Step]]
+    num_envs: int
+    pure: bool
+    close: Callable[[PyTree], None] = lambda handle: None
+
+
+# --- Replay -------------------------------------------------------------------------------------------------------
+
+
+class Record(NamedTuple):
+    """One replay entry: the `Step` at t, the action taken after seeing it, and the agent's extras."""
+
+    obs: PyTree
+    reward: Array
+    is_first: Array
+    is_last: Array
+    is_terminal: Array
+    action: Array
+    extras: PyTree
+
+
+class Index(NamedTuple):
+    """Where a sequence starts: `row` int32 `[B]` counts rows ever written, `env` int32 `[B]`."""
+
+    row: Array
+    env: Array
+
+
+class Batch(NamedTuple):
+    """Sequences `[B, L, ...]` with their place in the ring.
+
+    `weight` float32 `[B]` is the importance weight (1 for uniform sampling). `online`, int32 scalar, says how many of
+    the first sequences came out of the online queue.
+    """
+
+    record: Record
+    index: Index
+    weight: Array
+    online: Array
+
+
+# --- The agent ----------------------------------------------------------------------------------------------------
+
+
+class TrainStep(NamedTuple):
+    """One named way of learning: `update(state, batch, key) -> (state, feedback, metrics)`.
+
+    `length` is the number of records read (a context record included). `sampler` is "uniform", "latest", "online" or
+    a pure function `(state, ring, key) -> Batch`. `feedback` maps names of extras to arrays `[B, L', ...]` with
+    `L' <= length`, aligned with the last L' records; it is written back to the ring. `metrics` are float32 scalars.
+    """
+
+    update: Callable[[PyTree, Batch, Key], tuple[PyTree, dict[str, Array], dict[str, Array]]]
+    batch_size: int
+    length: int
+    sampler: str | Callable[[PyTree, PyTree, Key], Batch] = "uniform"
+
+
+class Dream(NamedTuple):
+    """An imagined trajectory; every field is `[B, H, ...]` (`obs` is None where there is no decoder)."""
+
+    obs: PyTree
+    reward: Array
+    cont: Array
+    action: Array
+    latent: PyTree
+
+
+class Agent(NamedTuple):
+    """A world-model agent as pure functions, in the manner of an optax transformation.
+
+    init(key, hyper) -> State                    one pytree: params, opt, hyper, step, and what the system adds
+    reset(state, num_envs) -> Carry              the policy's memory before the first step
+    act(state, carry, step, key, mode) -> (carry, action, extras)
+    train_steps                                  {name: TrainStep}
+    imagine(state, context, actions, key, horizon) -> Dream, or None; `context` is a `Record` [B, L, ...]
+    schedule                                     the order of collecting and learning, as data
+    hyper                                        scalars that may differ between members, with their defaults
+    """
+
+    init: Callable[[Key, Mapping[str, Any]], Any]
+    reset: Callable[[Any, int], PyTree]
+    act: Callable[[Any, PyTree, Step, Key, str], tuple[PyTree, Array, PyTree]]
+    train_steps: dict[str, TrainStep]
+    imagine: Callable[..., Dream] | None
+    schedule: tuple[Word, ...]
+    hyper: dict[str, float]
+
+    def train_step(self, state: Any, batches: Batch | dict[str, Batch], key: Key) -> tuple[Any, dict[str, Array]]:
+        """Apply every named step once: `(state, {name: Batch}, key) -> (state, metrics)`.
+
+        An agent with a single step takes the batch itself. Feedback for the replay is dropped here; call
+        `train_steps[name].update` to have it.
+        """
+        if isinstance(batches, Batch):
+            if len(self.train_steps) > 1:
+                raise ValueError(f"this agent has the steps {sorted(self.train_steps)}: pass {{name: Batch}}")
+            batches = dict.fromkeys(self.train_steps, batches)
+        if batches.keys() != self.train_steps.keys():
+            raise ValueError(f"expected batches for {sorted(self.train_steps)}, got {sorted(batches)}")
+        metrics = {}
+        for index, (name, step) in enumerate(self.train_steps.items()):
+            state, _, new = step.update(state, batches[name], jax.random.fold_in(key, index))
+            metrics |= new
+        return state, metrics
+
+
+# --- The schedule -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Collect:
+    """Take `steps` environment steps of one member, summed over its N environments (rounded up to a multiple of N).
+
+    `fresh` starts new episodes first.
+    """
+
+    steps: int
+    mode: Mode = "explore"
+    fresh: bool = False
+
+
+@dataclass(frozen=True)
+class Train:
+    """Apply the step `name` `updates` times; `updates` may be a function of the environment steps collected so far.
+
+    `until(metrics) -> bool` stops a member early; the shared counters still advance by `updates`.
+    """
+
+    name: str
+    updates: int | Callable[[Array], Array] = 1
+    until: Callable[[dict[str, Array]], Array] | None = None
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """Run `body` `times` times."""
+
+    times: int
+    body: tuple[Word, ...] = field(default_factory=tuple)
+
+
+Word = Collect | Train | Repeat
