@@ -1,0 +1,478 @@
+"""Dreamer V3: mastering diverse domains through world models (Hafner et al. 2023; Nature 2025).
+
+Sees through convolutions or an MLP, predicts with a recurrent state-space model of categorical latents, acts with an
+actor-critic trained inside dreams, and alternates collecting and learning at a fixed train ratio.
+
+Letters: B batch, T trained records of a sequence (one context record more is read), D deter, S latents, C classes,
+H horizon, R = B * T starts of dreams. Dreams are time first: `[H + 1, R, ...]`.
+
+Where the paper and the official code differ, this file does the following:
+
+- discrete actors mix 1 % of the uniform policy, as in the paper (the code's categorical head ignores the setting);
+  `actor_unimix=0` gives the code's behaviour;
+- `is_terminal` means a true end, as in the paper (the code's Atari wrapper also marks time limits);
+- the train ratio of Atari-100k is 256, as in the code (128 is reported for the paper's runs).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxwm import optim
+from jaxwm.control import actor_critic as ac
+from jaxwm.distributions import TwoHot, symexp_bins, twohot
+from jaxwm.models import rssm as model
+from jaxwm.models.rssm import RSSM, Latent, flatten
+from jaxwm.nets import observation as sensors
+from jaxwm.nets.layers import Head
+from jaxwm.types import (
+    FOREVER,
+    Agent,
+    Array,
+    Batch,
+    Collect,
+    Dream,
+    Key,
+    Record,
+    Repeat,
+    Spec,
+    Step,
+    Train,
+    TrainStep,
+)
+
+sg = jax.lax.stop_gradient
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of Dreamer V3. Defaults are the published ones at 12 million parameters."""
+
+    # Size.
+    deter: int = 2048
+    """Width of the recurrent state."""
+    hidden: int = 256
+    """Width of the layers inside the recurrence, the prior and the posterior."""
+    stoch: int = 32
+    """Number of categorical latents."""
+    classes: int = 16
+    """Classes of each latent."""
+    units: int = 256
+    """Width of all MLPs."""
+    depth: int = 16
+    """Convolution channels; the stages have 2, 3, 4 and 4 times as many."""
+    blocks: int = 8
+    """Blocks of the recurrent state; deter must be a multiple."""
+    bins: int = 255
+    """Bins of the reward and value distributions."""
+    sensor_layers: int = 3
+    """Layers of the vector encoder and decoder."""
+    policy_layers: int = 3
+    """Layers of actor and critic."""
+    model_layers: int = 1
+    """Layers of the reward and continue heads."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Compute type; parameters, moments, norms and losses stay float32. Use bfloat16 on GPUs and TPUs."""
+
+    # Data.
+    envs: int = 1
+    """Parallel environments of each member."""
+    batch_size: int = 16
+    """Sequences of an update."""
+    batch_length: int = 64
+    """Trained records of a sequence; one more is read as context."""
+    train_ratio: float = 256.0
+    """Replayed records per environment step."""
+    prefill: int = 1024
+    """Environment steps of random play before learning starts."""
+    capacity: int = 5_000_000
+    """Replay size of a member in environment steps (never more than the run collects)."""
+    online: bool = True
+    """Give every new sequence out once before sampling uniformly."""
+
+    # World model.
+    rec_scale: float = 1.0
+    rew_scale: float = 1.0
+    con_scale: float = 1.0
+    dyn_scale: float = 1.0
+    rep_scale: float = 0.1
+    free_nats: float = 1.0
+    """KL below which neither prior nor posterior is pushed."""
+    unimix: float = 0.01
+    """Share of the uniform distribution in every latent."""
+
+    # Behaviour.
+    imag_length: int = 15
+    """Steps of a dream."""
+    policy_scale: float = 1.0
+    value_scale: float = 1.0
+    repval_scale: float = 0.3
+    """Weight of the critic loss on replayed sequences, whose gradient also shapes the model."""
+    slow_scale: float = 1.0
+    """Weight of the pull towards the slow critic."""
+    slow_rate: float = 0.02
+    """Share of the critic that enters the slow critic in each update."""
+    actor_unimix: float = 0.01
+    """Share of the uniform policy in discrete actors."""
+    horizon: float = 333.0
+    """Effective horizon in steps; the discount is 1 - 1 / horizon."""
+    lam: float = 0.95
+    """Lambda of the returns."""
+    entropy: float = 3e-4
+    """Weight of the policy's entropy. 3e-4 belongs to learning rate 4e-5; raise both together."""
+
+    # Optimiser.
+    lr: float = 4e-5
+    """Learning rate after the warm-up."""
+    warmup: int = 1000
+    """Updates over which the learning rate rises from 0."""
+    agc: float = 0.3
+    """Largest gradient of a tensor relative to its weights."""
+
+    def __post_init__(self):
+        positive = (
+            "deter hidden stoch classes units depth blocks envs batch_size batch_length train_ratio imag_length horizon"
+        )
+        for name in positive.split():
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.deter % self.blocks:
+            raise ValueError(f"deter ({self.deter}) must be a multiple of blocks ({self.blocks})")
+        if self.bins < 3 or self.classes > 256:
+            raise ValueError(f"need at least 3 bins (got {self.bins}) and at most 256 classes (got {self.classes})")
+
+
+def _size(deter: int, hidden: int, classes: int, depth: int, units: int) -> dict[str, int]:
+    return dict(deter=deter, hidden=hidden, classes=classes, depth=depth, units=units)
+
+
+NANO = dict(
+    deter=64, hidden=32, stoch=8, classes=8, units=32, depth=2, bins=41, sensor_layers=1, policy_layers=1,
+    envs=4, batch_size=16, batch_length=16, train_ratio=64.0, prefill=256, imag_length=10, entropy=1e-2, lr=3e-3,
+    warmup=100, capacity=100_000,
+)  # fmt: skip
+
+PRESETS: dict[str, Config] = {
+    "1m": Config(**_size(512, 64, 4, 4, 64)),
+    "12m": Config(**_size(2048, 256, 16, 16, 256)),
+    "25m": Config(**_size(3072, 384, 24, 24, 384)),
+    "50m": Config(**_size(4096, 512, 32, 32, 512)),
+    "100m": Config(**_size(6144, 768, 48, 48, 768)),
+    "200m": Config(**_size(8192, 1024, 64, 64, 1024)),
+    "400m": Config(**_size(12288, 1536, 96, 96, 1536)),
+    "nano": Config(**NANO),
+}
+"""Published sizes by parameter count, and small presets whose networks and learning rates suit two CPU cores."""
+
+
+class State(NamedTuple):
+    """Everything that learning changes."""
+
+    params: dict[str, Any]
+    slow: Any  # slow copy of the critic
+    returns: ac.ReturnRange
+    opt: Any
+    hyper: dict[str, Array]
+    step: Array  # updates so far
+
+
+class Carry(NamedTuple):
+    """The policy's memory: the last latent and the action taken in it."""
+
+    latent: Latent
+    action: Array
+
+
+class Networks(NamedTuple):
+    """The components; each is a flax module, its parameters live under the same name in `State.params`."""
+
+    enc: sensors.Encoder
+    dyn: RSSM
+    dec: sensors.Decoder
+    rew: Head
+    con: Head
+    pol: Head
+    val: Head
+
+
+def build(spec: Spec, config: Config) -> Networks:
+    """The networks of an agent for this environment; ValueError for observations that no encoder fits."""
+    dtype = jnp.dtype(config.dtype)
+    enc = sensors.Encoder(spec.obs, config.depth, config.units, config.sensor_layers, dtype)
+    lead = jax.tree.map(lambda s: jax.ShapeDtypeStruct((1, *s.shape), s.dtype), spec.obs)
+    tokens, _ = jax.eval_shape(enc.init_with_output, jax.random.key(0), lead)
+    dyn = RSSM(
+        ac.action_size(spec.action), tokens.shape[-1], config.deter, config.hidden, config.stoch, config.classes,
+        config.blocks, unimix=config.unimix, dtype=dtype,
+    )  # fmt: skip
+    dec = sensors.Decoder(spec.obs, config.depth, config.units, config.sensor_layers, config.blocks, dtype)
+    model_layers, policy_layers = config.model_layers, config.policy_layers
+    return Networks(
+        enc,
+        dyn,
+        dec,
+        rew=Head({"bins": config.bins}, model_layers, config.units, 0.0, dtype),
+        con=Head({"logit": 1}, model_layers, config.units, 1.0, dtype),
+        pol=Head(ac.head_sizes(spec.action), policy_layers, config.units, 0.01, dtype),
+        val=Head({"bins": config.bins}, policy_layers, config.units, 0.0, dtype),
+    )
+
+
+def init_params(nets: Networks, spec: Spec, key: Key) -> dict[str, Any]:
+    """Fresh parameters `{component: tree}`."""
+    keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(Networks._fields)}
+    obs = jax.tree.map(lambda s: jnp.zeros((1, *s.shape), s.dtype), spec.obs)
+    latent = nets.dyn.initial(1)
+    params: dict[str, Any] = {"enc": nets.enc.init(keys["enc"], obs)}
+    tokens = jnp.zeros((1, nets.dyn.tokens))
+    params["dyn"] = nets.dyn.init(keys["dyn"], tokens, jnp.zeros((1, nets.dyn.actions)))
+    params["dec"] = nets.dec.init(keys["dec"], latent.deter, flatten(latent.stoch))
+    for name in ("rew", "con", "pol", "val"):
+        params[name] = getattr(nets, name).init(keys[name], latent.feat())
+    return params
+
+
+def make(spec: Spec, config: Config = PRESETS["12m"]) -> Agent:
+    """Dreamer V3 for an environment.
+
+    The replay extras are the posterior latents: `deter [N, D]` in the compute type and `stoch` uint8 `[N, S]` class
+    indices. They are refreshed by every update that reads them.
+    """
+    nets = build(spec, config)
+    learner = Learner(nets, spec, config)
+    tx = optim.laprop(config.agc)
+
+    def init(key: Key, hyper: Any) -> State:
+        params = init_params(nets, spec, key)
+        slow = jax.tree.map(jnp.copy, params["val"])
+        hyper = {name: jnp.asarray(value, jnp.float32) for name, value in hyper.items()}
+        return State(params, slow, ac.initial_range(), tx.init(params), hyper, jnp.zeros((), jnp.int32))
+
+    def reset(state: State, num_envs: int) -> Carry:
+        return Carry(nets.dyn.initial(num_envs), ac.blank(spec.action, num_envs))
+
+    def act(state: State, carry: Carry, step: Step, key: Key, mode: str) -> tuple[Carry, Array, dict[str, Array]]:
+        key, choice = jax.random.split(key)
+        latent = learner.filter(state.params, carry, step, key)
+        if mode == "logged":
+            action = step.obs["action"]
+        elif mode == "random":
+            action = ac.random_action(spec.action, choice, len(step.reward))
+        else:
+            policy = learner.actor(state.params, latent.feat())
+            action = policy.mode() if mode == "greedy" else policy.sample(choice)
+        return Carry(latent, action), action, learner.pack(latent)
+
+    def update(state: State, batch: Batch, key: Key) -> tuple[State, dict[str, Array], dict[str, Array]]:
+        grads, (latents, returns, metrics) = jax.grad(learner.loss, has_aux=True)(state.params, state, batch, key)
+        direction, opt = tx.update(grads, state.opt, state.params)
+        rate = state.hyper["lr"] * optim.warmup(state.step, config.warmup)
+        params = jax.tree.map(lambda p, d: p - rate * d, state.params, direction)
+        metrics["grad_norm"] = optax.global_norm(grads)
+        slow = ac.track(params["val"], state.slow, config.slow_rate)
+        return State(params, slow, returns, opt, state.hyper, state.step + 1), learner.pack(latents), metrics
+
+    def imagine(state: State, context: Record, actions: Array | None, key: Key, horizon: int) -> Dream:
+        return learner.dream(state.params, context, actions, key, horizon)
+
+    sampler = "online" if config.online else "uniform"
+    step = TrainStep(update, config.batch_size, config.batch_length + 1, sampler)
+    hyper = dict(lr=config.lr, entropy=config.entropy, horizon=config.horizon, lam=config.lam)
+    return Agent(init, reset, act, {"all": step}, imagine, schedule(config), hyper)
+
+
+def schedule(config: Config) -> tuple[Collect | Repeat, ...]:
+    """Random play, then collecting and learning in turn so that each step is replayed `train_ratio` times."""
+    per_update = config.batch_size * config.batch_length / config.train_ratio  # environment steps
+    rows = max(1, round(per_update / config.envs))
+    updates = max(1, round(rows * config.envs / per_update))
+    body = (Collect(rows * config.envs), Train("all", updates))
+    return Collect(config.prefill, "random"), Repeat(FOREVER, body)
+
+
+@dataclass(frozen=True)
+class Learner:
+    """The mathematics of one update, over explicit parameters."""
+
+    nets: Networks
+    spec: Spec
+    config: Config
+
+    # Small views on the networks.
+
+    def actor(self, params: Any, feat: Array) -> ac.Actor:
+        return ac.actor(self.spec.action, self.nets.pol.apply(params["pol"], feat), self.config.actor_unimix)
+
+    def scalar(self, name: str, params: Any, feat: Array) -> TwoHot:
+        """The reward ("rew") or value ("val") distribution; `params` are the head's own."""
+        return TwoHot(getattr(self.nets, name).apply(params, feat)["bins"], symexp_bins(self.config.bins))
+
+    def continues(self, params: Any, feat: Array) -> Array:
+        """Logit of the discounted continue flag, `[...]`."""
+        return self.nets.con.apply(params["con"], feat)["logit"][..., 0]
+
+    def encode(self, action: Array) -> Array:
+        return ac.encode(self.spec.action, action)
+
+    def pack(self, latent: Latent) -> dict[str, Array]:
+        """Latents as replay extras."""
+        return {"deter": latent.deter, "stoch": jnp.argmax(latent.stoch, -1).astype(jnp.uint8)}
+
+    def unpack(self, extras: dict[str, Array]) -> Latent:
+        return Latent(extras["deter"], jax.nn.one_hot(extras["stoch"], self.config.classes, dtype=self.nets.dyn.dtype))
+
+    def filter(self, params: Any, carry: Carry, step: Step, key: Key) -> Latent:
+        """One step of `observe`, for acting: `[N, ...]`."""
+        tokens = self.nets.enc.apply(params["enc"], step.obs)
+        inputs = tokens[:, None], self.encode(carry.action)[:, None], step.is_first[:, None]
+        latents, _ = model.observe(self.nets.dyn, params["dyn"], carry.latent, *inputs, key)
+        return jax.tree.map(lambda x: x[:, 0], latents)
+
+    # The loss.
+
+    def loss(self, params: Any, state: State, batch: Batch, key: Key):
+        """The total loss of a batch, and `(latents [B, T], return range, metrics)`."""
+        config, (k_observe, k_imagine) = self.config, jax.random.split(key)
+        record = jax.tree.map(lambda x: x[:, 1:], batch.record)  # the first record is context only
+        with jax.named_scope("world_model"):
+            latents, losses = self.world_model(params, batch.record, k_observe)
+        with jax.named_scope("imagination"):
+            starts = jax.tree.map(lambda x: sg(x).reshape(-1, *x.shape[2:]), latents)
+            dream, actions = self.rollout(sg(params), starts, k_imagine, config.imag_length)
+        with jax.named_scope("behaviour"):
+            los, returns, ranges, metrics = self.behaviour(params, state, dream.feat(), actions)
+            losses |= los
+        with jax.named_scope("replay_value"):
+            start_returns = returns[0].reshape(record.reward.shape)
+            losses["repval"] = self.replay_value(params, state, record, latents.feat(), start_returns)
+        scales = {name: getattr(config, f"{name}_scale", config.rec_scale) for name in losses}
+        means = {name: loss.mean() for name, loss in losses.items()}
+        metrics |= {f"loss/{name}": mean for name, mean in means.items()}
+        total = sum(scales[name] * mean for name, mean in means.items())
+        return total, (jax.tree.map(sg, latents), ranges, metrics | {"loss": total})
+
+    def world_model(self, params: Any, record: Record, key: Key) -> tuple[Latent, dict[str, Array]]:
+        """Posterior latents `[B, T]` and the losses `[B, T]` of everything that is predicted from them."""
+        nets, config = self.nets, self.config
+        context = jax.tree.map(lambda x: x[:, 0], self.unpack(record.extras))
+        previous = self.encode(record.action)[:, :-1]
+        record = jax.tree.map(lambda x: x[:, 1:], record)
+        tokens = nets.enc.apply(params["enc"], record.obs)
+        latents, post = model.observe(nets.dyn, params["dyn"], context, tokens, previous, record.is_first, key)
+        prior = nets.dyn.apply(params["dyn"], latents.deter, method="prior")
+        losses = dict(zip(("dyn", "rep"), kl_losses(post, prior, config.free_nats), strict=True))
+        feat = latents.feat()
+        decoded = nets.dec.apply(params["dec"], latents.deter, flatten(latents.stoch))
+        rec = sensors.reconstruction_loss(record.obs, decoded, self.spec.obs)
+        losses |= {f"rec/{name}" if len(rec) > 1 else "rec": loss for name, loss in rec.items()}
+        reward = self.scalar("rew", params["rew"], feat)
+        losses["rew"] = reward.loss(twohot(record.reward, reward.bins))
+        target = (1.0 - record.is_terminal) * (1 - 1 / config.horizon)
+        logit = self.continues(params, feat)
+        losses["con"] = jax.nn.softplus(logit) - logit * target
+        return latents, losses
+
+    def rollout(self, params: Any, starts: Latent, key: Key, horizon: int) -> tuple[Latent, Array]:
+        """Dreams `[H + 1, R, ...]` under the policy, without gradients."""
+
+        def policy(latent: Latent, key: Key) -> tuple[Array, Array]:
+            action = self.actor(params, latent.feat()).sample(key)
+            return action, self.encode(action)
+
+        return model.imagine(self.nets.dyn, params["dyn"], starts, policy, key, horizon)
+
+    def behaviour(self, params: Any, state: State, feat: Array, actions: Array):
+        """Actor and critic losses `[H, R]` on dreams `feat [H + 1, R, F]`.
+
+        Returns the losses, the lambda-returns `[H, R]`, the new return range, and metrics.
+        """
+        config = self.config
+        reward = self.scalar("rew", sg(params["rew"]), feat).mean()
+        cont = jax.nn.sigmoid(self.continues(sg(params), feat))
+        value = self.scalar("val", params["val"], feat)
+        guess = sg(value.mean())
+        slow = self.scalar("val", state.slow, feat).mean()
+        # The predicted continue holds the discount; the root's own flag counts as well.
+        weight = jnp.cumprod(cont, 0)[:-1]
+        returns = ac.lambda_return(reward, guess, cont, jnp.zeros_like(cont), state.hyper["lam"])
+        ranges = state.returns.update(returns)
+        advantage = (returns - guess[:-1]) / ranges.scale()
+        policy = self.actor(params, feat[:-1])
+        entropy = policy.entropy()
+        score = policy.log_prob(sg(actions[:-1])) * advantage + state.hyper["entropy"] * entropy
+        target = twohot(returns, value.bins) + config.slow_scale * twohot(slow[:-1], value.bins)
+        losses = {
+            "policy": -weight * score,
+            "value": weight * TwoHot(value.logits[:-1], value.bins).loss(target),
+        }
+        metrics = {
+            "dream/return": returns[0].mean(),
+            "dream/reward": reward.mean(),
+            "dream/continue": cont.mean(),
+            "dream/value": guess.mean(),
+            "policy/entropy": entropy.mean(),
+            "policy/advantage_std": advantage.std(),
+            "policy/return_scale": ranges.scale(),
+        }
+        return losses, returns, ranges, metrics
+
+    def replay_value(self, params: Any, state: State, record: Record, feat: Array, boot: Array) -> Array:
+        """Critic loss `[T - 1, B]` on the replayed sequence, bootstrapped with the dreamed returns `boot [B, T]`."""
+        feat = feat.swapaxes(0, 1)
+        reward, last, boot = record.reward.T, record.is_last.T, boot.T
+        discount = (1.0 - record.is_terminal.T) * (1 - 1 / self.config.horizon)
+        returns = ac.lambda_return(reward, boot, discount, last, state.hyper["lam"])
+        value = self.scalar("val", params["val"], feat)
+        slow = self.scalar("val", state.slow, sg(feat)).mean()
+        target = twohot(returns, value.bins) + self.config.slow_scale * twohot(slow[:-1], value.bins)
+        return (1.0 - last[:-1]) * TwoHot(value.logits[:-1], value.bins).loss(target)
+
+    # Dreams to look at.
+
+    def dream(self, params: Any, context: Record, actions: Array | None, key: Key, horizon: int) -> Dream:
+        """Filter `context [B, L]` from its stored first latent, then roll on; see `Agent.imagine`."""
+        k_observe, k_imagine = jax.random.split(key)
+        start = jax.tree.map(lambda x: x[:, 0], self.unpack(context.extras))
+        rest = jax.tree.map(lambda x: x[:, 1:], context)
+        tokens = self.nets.enc.apply(params["enc"], rest.obs)
+        previous = self.encode(context.action)[:, :-1]
+        latents, _ = model.observe(self.nets.dyn, params["dyn"], start, tokens, previous, rest.is_first, k_observe)
+        start = jax.tree.map(lambda x: x[:, -1], latents)
+        if actions is None:
+            latent, taken = self.rollout(params, start, k_imagine, horizon)
+        else:
+            latent, taken = self.replay_actions(params, start, actions, k_imagine)
+        latent = jax.tree.map(lambda x: x[1:], latent)
+        feat = latent.feat()
+        decoded = self.nets.dec.apply(params["dec"], latent.deter, flatten(latent.stoch))
+        dream = Dream(
+            sensors.observation(decoded, self.spec.obs),
+            self.scalar("rew", params["rew"], feat).mean(),
+            jax.nn.sigmoid(self.continues(params, feat)),
+            taken[:-1],
+            latent,
+        )
+        return jax.tree.map(lambda x: x.swapaxes(0, 1), dream)
+
+    def replay_actions(self, params: Any, start: Latent, actions: Array, key: Key) -> tuple[Latent, Array]:
+        """Roll the prior under given `actions [B, H, ...]`, open loop."""
+        plan = jnp.concatenate([actions, actions[:, -1:]], 1).swapaxes(0, 1)  # the last one is never applied
+
+        def policy(latent: Latent, action: Array) -> tuple[Array, Array]:
+            return action, self.encode(action)
+
+        return model.imagine(self.nets.dyn, params["dyn"], start, policy, key, len(plan) - 1, plan)
+
+
+def kl_losses(post: Any, prior: Any, free_nats: float) -> tuple[Array, Array]:
+    """Dynamics and representation losses `[...]`: KL summed over the latents, not pushed below `free_nats`."""
+    frozen = jax.tree.map(sg, (post, prior))
+    dyn = frozen[0].kl(prior).sum(-1)
+    rep = post.kl(frozen[1]).sum(-1)
+    return jnp.maximum(dyn, free_nats), jnp.maximum(rep, free_nats)
+

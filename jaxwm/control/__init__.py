@@ -1,0 +1,1 @@
+"""Ways to act: actor-critic for now; planning, search and evolution live here too."""

@@ -1,0 +1,139 @@
+"""Actor-critic pieces of the Dreamer family: action distributions, lambda-returns, return normalisation."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxwm.distributions import Normal, OneHot, bounded_normal, one_hot
+from jaxwm.types import ActionSpace, Array, Box, Discrete, Key, MultiDiscrete
+
+# --- Actions ------------------------------------------------------------------------------------------------------
+
+
+def choices(space: ActionSpace) -> tuple[int, ...]:
+    """Number of options of every independent discrete choice; empty for a `Box`."""
+    if isinstance(space, Discrete):
+        return (space.n,)
+    return space.n if isinstance(space, MultiDiscrete) else ()
+
+
+def head_sizes(space: ActionSpace) -> dict[str, int]:
+    """Outputs of an actor's last layer by name."""
+    if isinstance(space, Box):
+        return {"mean": space.size, "std": space.size}
+    return {f"logits{i}": n for i, n in enumerate(choices(space))}
+
+
+def action_size(space: ActionSpace) -> int:
+    """Width A of an encoded action."""
+    return space.size if isinstance(space, Box) else sum(choices(space))
+
+
+def encode(space: ActionSpace, action: Array) -> Array:
+    """An action as numbers for a network: one-hot choices side by side, or the vector itself, float32 `[..., A]`."""
+    if isinstance(space, Box):
+        return action
+    parts = action[..., None] if isinstance(space, Discrete) else action
+    return jnp.concatenate([jax.nn.one_hot(parts[..., i], n) for i, n in enumerate(choices(space))], -1)
+
+
+def blank(space: ActionSpace, num: int) -> Array:
+    """A placeholder action `[num, ...]` of the right shape and dtype."""
+    if isinstance(space, Box):
+        return jnp.zeros((num, space.size), jnp.float32)
+    return jnp.zeros((num,) if isinstance(space, Discrete) else (num, len(choices(space))), jnp.int32)
+
+
+class Actor(NamedTuple):
+    """A policy's distribution: one categorical per choice, or a normal per entry of a vector."""
+
+    parts: tuple[OneHot, ...] | Normal
+    space: ActionSpace
+
+    def _join(self, indices: list[Array]) -> Array:
+        return indices[0] if isinstance(self.space, Discrete) else jnp.stack(indices, -1)
+
+    def sample(self, key: Key) -> Array:
+        if isinstance(self.parts, Normal):
+            return self.parts.sample(key)
+        return self._join([part.sample(jax.random.fold_in(key, i)) for i, part in enumerate(self.parts)])
+
+    def mode(self) -> Array:
+        return self.parts.mode() if isinstance(self.parts, Normal) else self._join([p.mode() for p in self.parts])
+
+    def log_prob(self, action: Array) -> Array:
+        """Summed over the entries of an action: `[...]`."""
+        if isinstance(self.parts, Normal):
+            return self.parts.log_prob(action).sum(-1)
+        split = action[..., None] if isinstance(self.space, Discrete) else action
+        return sum(part.log_prob(split[..., i]) for i, part in enumerate(self.parts))  # type: ignore[return-value]
+
+    def entropy(self) -> Array:
+        """Summed over the entries of an action: `[...]`."""
+        if isinstance(self.parts, Normal):
+            return self.parts.entropy().sum(-1)
+        return sum(part.entropy() for part in self.parts)  # type: ignore[return-value]
+
+
+def actor(space: ActionSpace, outputs: dict[str, Array], unimix: float = 0.0) -> Actor:
+    """The distribution behind the outputs of a head with `head_sizes(space)`."""
+    if isinstance(space, Box):
+        return Actor(bounded_normal(outputs["mean"], outputs["std"]), space)
+    return Actor(tuple(one_hot(outputs[name], unimix) for name in head_sizes(space)), space)
+
+
+def random_action(space: ActionSpace, key: Key, num: int) -> Array:
+    """Uniform actions `[num, ...]`."""
+    if isinstance(space, Box):
+        return jax.random.uniform(key, (num, space.size), minval=-1.0, maxval=1.0)
+    parts = [jax.random.randint(jax.random.fold_in(key, i), (num,), 0, n) for i, n in enumerate(choices(space))]
+    return parts[0] if isinstance(space, Discrete) else jnp.stack(parts, -1)
+
+
+# --- Returns ------------------------------------------------------------------------------------------------------
+
+
+def lambda_return(reward: Array, bootstrap: Array, discount: Array, last: Array, lam: float | Array) -> Array:
+    """Lambda-returns (Sutton & Barto 2018, 12.1), time first: `[T, ...]` in, `[T - 1, ...]` out.
+
+    R_t = r_{t+1} + d_{t+1} ((1 - l_{t+1}) v_{t+1} + l_{t+1} R_{t+1}) with l = lam (1 - last) and R_{T-1} = v_{T-1}.
+    `reward[t]` arrives with state t, `discount[t]` is 0 (or small) where state t is terminal, `bootstrap[t]` is the
+    value of state t, and `last[t]` marks a state after which the sequence goes on with another episode.
+    """
+    trace = lam * (1.0 - last[1:].astype(jnp.float32))
+    direct = reward[1:] + discount[1:] * (1 - trace) * bootstrap[1:]
+
+    def step(following, inputs):
+        direct, decay = inputs
+        value = direct + decay * following
+        return value, value
+
+    _, returns = jax.lax.scan(step, bootstrap[-1], (direct, discount[1:] * trace), reverse=True)
+    return returns
+
+
+class ReturnRange(NamedTuple):
+    """Moving 5th and 95th percentile of returns (Hafner et al. 2023, eq. 7); starts at 0 without debiasing."""
+
+    low: Array
+    high: Array
+
+    def update(self, returns: Array, rate: float = 0.01) -> ReturnRange:
+        low, high = jnp.percentile(returns, jnp.array([5.0, 95.0]))
+        return ReturnRange((1 - rate) * self.low + rate * low, (1 - rate) * self.high + rate * high)
+
+    def scale(self) -> Array:
+        """What advantages are divided by; never below 1, so that small returns are not blown up."""
+        return jnp.maximum(1.0, self.high - self.low)
+
+
+def initial_range() -> ReturnRange:
+    return ReturnRange(jnp.zeros(()), jnp.zeros(()))
+
+
+def track(source: Any, target: Any, rate: float) -> Any:
+    """A slow copy: `target + rate (source - target)`, leaf by leaf."""
+    return jax.tree.map(lambda s, t: rate * s + (1 - rate) * t, source, target)

@@ -1,0 +1,147 @@
+"""Squashing functions and the few distributions that world models need.
+
+Everything is float32 whatever the compute dtype. Shapes: `[...]` are batch axes, K is the number of classes or bins.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxwm.types import Array, Key
+
+sg = jax.lax.stop_gradient
+
+
+def symlog(x: Array) -> Array:
+    """sign(x) ln(1 + |x|) (Hafner et al. 2023, eq. 1)."""
+    return jnp.sign(x) * jnp.log1p(jnp.abs(x))
+
+
+def symexp(x: Array) -> Array:
+    """The inverse of `symlog`."""
+    return jnp.sign(x) * jnp.expm1(jnp.abs(x))
+
+
+# --- Two-hot regression -------------------------------------------------------------------------------------------
+
+
+def symexp_bins(count: int) -> Array:
+    """`count` bins at symexp(linspace(-20, 20)), float32 `[count]`, exactly symmetric around zero."""
+    half = symexp(jnp.linspace(-20.0, 0.0, (count + 1) // 2, dtype=jnp.float32))
+    return jnp.concatenate([half, -half[: count // 2][::-1]])
+
+
+def twohot(value: Array, bins: Array) -> Array:
+    """Spread `value [...]` over its two nearest bins by distance: `[..., K]`, rows sum to 1.
+
+    Written as a tent function of every bin, which fuses into the loss; a search and two gathers would not.
+    """
+    value = jnp.clip(value.astype(jnp.float32), bins[0], bins[-1])[..., None]
+    gap = bins[1:] - bins[:-1]
+    rising = jnp.concatenate([jnp.ones_like(value), (value - bins[:-1]) / gap], -1)
+    falling = jnp.concatenate([(bins[1:] - value) / gap, jnp.ones_like(value)], -1)
+    return jnp.maximum(0.0, jnp.minimum(rising, falling))
+
+
+class TwoHot(NamedTuple):
+    """A scalar predicted as a softmax over bins (Hafner et al. 2023, section "Robust predictions")."""
+
+    logits: Array  # [..., K]
+    bins: Array  # [K]
+
+    def mean(self) -> Array:
+        """`[...]`. Summed symmetrically, so that zero logits give exactly 0."""
+        weighted = jax.nn.softmax(self.logits.astype(jnp.float32)) * self.bins
+        half = self.bins.shape[0] // 2
+        low, middle, high = jnp.split(weighted, [half, weighted.shape[-1] - half], -1)
+        return middle.sum(-1) + (low[..., ::-1] + high).sum(-1)
+
+    def loss(self, target: Array) -> Array:
+        """Cross-entropy `[...]` against `target [..., K]`, which may be a sum of several two-hot rows."""
+        logits = self.logits.astype(jnp.float32)
+        target = sg(target)
+        return target.sum(-1) * jax.nn.logsumexp(logits, -1) - (target * logits).sum(-1)
+
+
+# --- One-hot latents and discrete actions -------------------------------------------------------------------------
+
+
+class OneHot(NamedTuple):
+    """A categorical over K classes, as normalised log-probabilities `[..., K]`."""
+
+    logp: Array
+
+    @property
+    def probs(self) -> Array:
+        return jnp.exp(self.logp)
+
+    def invert(self, uniform: Array) -> Array:
+        """The class, int32 `[...]`, at which the cumulative sum passes `uniform [...]`: a sample without K Gumbels."""
+        cumulative = jnp.cumsum(sg(self.probs), -1)[..., :-1]
+        return (uniform[..., None] >= cumulative).sum(-1, dtype=jnp.int32)
+
+    def sample(self, key: Key) -> Array:
+        """Sampled class, int32 `[...]`."""
+        return self.invert(jax.random.uniform(key, self.logp.shape[:-1]))
+
+    def straight_through(self, index: Array) -> Array:
+        """The one-hot `[..., K]` of `index [...]` whose gradient is that of the probabilities (Bengio et al. 2013)."""
+        probs = self.probs
+        return jax.nn.one_hot(index, probs.shape[-1], dtype=jnp.float32) + probs - sg(probs)
+
+    def mode(self) -> Array:
+        """Likeliest class, int32 `[...]`."""
+        return jnp.argmax(self.logp, -1).astype(jnp.int32)
+
+    def log_prob(self, index: Array) -> Array:
+        """`[...]` for int32 `index [...]`."""
+        return (self.logp * jax.nn.one_hot(index, self.logp.shape[-1])).sum(-1)
+
+    def entropy(self) -> Array:
+        return -(self.probs * self.logp).sum(-1)
+
+    def kl(self, other: OneHot) -> Array:
+        """KL(self || other), `[...]`."""
+        return (self.probs * (self.logp - other.logp)).sum(-1)
+
+
+def one_hot(logits: Array, unimix: float = 0.0) -> OneHot:
+    """A categorical whose probabilities are mixed with `unimix` of the uniform one."""
+    logits = logits.astype(jnp.float32)
+    if not unimix:
+        return OneHot(jax.nn.log_softmax(logits))
+    probs = (1 - unimix) * jax.nn.softmax(logits) + unimix / logits.shape[-1]
+    return OneHot(jnp.log(probs))
+
+
+# --- Continuous actions -------------------------------------------------------------------------------------------
+
+
+class Normal(NamedTuple):
+    """Independent normals; `log_prob` and `entropy` are per entry, shape of `mean`."""
+
+    mean: Array
+    std: Array
+
+    def sample(self, key: Key) -> Array:
+        return self.mean + self.std * jax.random.normal(key, self.mean.shape)
+
+    def mode(self) -> Array:
+        return self.mean
+
+    def log_prob(self, value: Array) -> Array:
+        z = (value - self.mean) / self.std
+        return -0.5 * z * z - jnp.log(self.std) - 0.5 * np.log(2 * np.pi)
+
+    def entropy(self) -> Array:
+        return jnp.broadcast_to(0.5 * np.log(2 * np.pi * np.e) + jnp.log(self.std), self.mean.shape)
+
+
+def bounded_normal(mean: Array, std: Array, low: float = 0.1, high: float = 1.0) -> Normal:
+    """Dreamer V3's continuous head: tanh mean and a standard deviation between `low` and `high`, from raw outputs."""
+    mean, std = mean.astype(jnp.float32), std.astype(jnp.float32)
+    return Normal(jnp.tanh(mean), low + (high - low) * jax.nn.sigmoid(std + 2.0))
