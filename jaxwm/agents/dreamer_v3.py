@@ -292,7 +292,8 @@ def schedule(config: Config) -> tuple[Collect | Repeat, ...]:
     rows = max(1, round(per_update / config.envs))
     updates = max(1, round(rows * config.envs / per_update))
     body = (Collect(rows * config.envs), Train("all", updates))
-    return Collect(config.prefill, "random"), Repeat(FOREVER, body)
+    prefill = max(config.prefill, config.envs * (config.batch_length + 1))  # at least one whole sequence
+    return Collect(prefill, "random"), Repeat(FOREVER, body)
 
 
 @dataclass(frozen=True)

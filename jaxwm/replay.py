@@ -1,0 +1,146 @@
+"""Replay: a ring of records on the device, as pure functions over one pytree.
+
+Letters: P capacity in rows (time steps of all environments together), N environments, B batch, L records of a sequence.
+Rows are counted from the first one ever written, so the age of a record is `ring.rows - row`; row r lies at `r % P`.
+The counters are shared by the members of a population (map them with `AXES`), so that `add` stays an in-place
+`dynamic_update_slice`. Inside a compiled loop write first and read the new ring, or XLA copies it at every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxwm.types import Array, Batch, Index, Key, PyTree, Record
+
+
+class Ring(NamedTuple):
+    """`data` holds records `[P, N, ...]`; `rows` counts rows written; `given` the sequences of the online queue."""
+
+    data: Record
+    rows: Array  # int32
+    given: Array  # int32
+
+
+AXES: Any = Ring(0, None, None)  # type: ignore[arg-type]
+"""`vmap` axes of a ring in a population: the data differs between members, the counters do not."""
+
+
+def init(example: Record, capacity: int, num_envs: int) -> Ring:
+    """An empty ring for records shaped like `example` (arrays or shape structs `[N, ...]`).
+
+    `capacity` counts environment steps over all `num_envs` environments; ValueError if not even one row fits.
+    """
+    rows = capacity // num_envs
+    if rows < 1:
+        raise ValueError(f"a replay of {capacity} steps is smaller than one step of {num_envs} environments")
+    data = jax.tree.map(lambda x: jnp.zeros((rows, *x.shape), x.dtype), example)
+    return Ring(data, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+
+
+def capacity(ring: Ring) -> int:
+    """Rows that fit, P."""
+    return ring.data.reward.shape[0]
+
+
+def add(ring: Ring, record: Record) -> Ring:
+    """Write one row `[N, ...]`; the oldest row gives way when the ring is full."""
+    slot = ring.rows % capacity(ring)
+    data = jax.tree.map(lambda d, x: jax.lax.dynamic_update_index_in_dim(d, x, slot, 0), ring.data, record)
+    return ring._replace(data=data, rows=ring.rows + 1)
+
+
+def oldest(ring: Ring) -> Array:
+    """The first row that is still there."""
+    return jnp.maximum(0, ring.rows - capacity(ring))
+
+
+def take(ring: Ring, index: Index, length: int) -> Record:
+    """Sequences `[B, L, ...]` that start at `index`."""
+    rows = (index.row[:, None] + jnp.arange(length)) % capacity(ring)
+    return jax.tree.map(lambda d: d[rows, index.env[:, None]], ring.data)
+
+
+def _uniform(ring: Ring, key: Key, batch: int, length: int) -> Index:
+    """Any start from which `length` records follow, in any environment."""
+    k_row, k_env = jax.random.split(key)
+    num_envs = ring.data.reward.shape[1]
+    first = oldest(ring)
+    row = jax.random.randint(k_row, (batch,), first, jnp.maximum(first + 1, ring.rows - length + 1))
+    return Index(row, jax.random.randint(k_env, (batch,), 0, num_envs))
+
+
+def sample(ring: Ring, key: Key, batch: int, length: int, how: str = "uniform") -> Batch:
+    """Draw sequences `[batch, length]`. Fill the ring with at least `length` rows before.
+
+    "uniform": any start. "latest": the newest `length` records of environments in turn. "online": sequences that were
+    never given out come first, in the order in which they were completed (consecutive, not overlapping), the rest of
+    the batch is uniform; `update` marks them as given.
+    """
+    num_envs = ring.data.reward.shape[1]
+    index = _uniform(ring, key, batch, length)
+    online = jnp.zeros((), jnp.int32)
+    if how == "latest":
+        index = Index(jnp.broadcast_to(ring.rows - length, (batch,)), jnp.arange(batch) % num_envs)
+    elif how == "online":
+        queue = queued(ring, length) + jnp.arange(batch)
+        ready = ring.rows // length * num_envs
+        online = jnp.clip(ready - queue[0], 0, batch)
+        fresh = jnp.arange(batch) < online
+        index = Index(
+            jnp.where(fresh, queue // num_envs * length, index.row), jnp.where(fresh, queue % num_envs, index.env)
+        )
+    elif how != "uniform":
+        raise ValueError(f"unknown sampler {how!r}; there are uniform, latest and online, or pass a function")
+    return Batch(take(ring, index, length), index, jnp.ones(batch), online)
+
+
+def queued(ring: Ring, length: int) -> Array:
+    """Number of the next sequence in the online queue; those already overwritten are skipped.
+
+    Sequence q covers the rows from `q // N * length` of environment `q % N`.
+    """
+    num_envs = ring.data.reward.shape[1]
+    return jnp.maximum(ring.given, -(-oldest(ring) // length) * num_envs)
+
+
+def update(ring: Ring, batch: Batch, feedback: dict[str, Array]) -> Ring:
+    """Write `feedback` back into the extras of the records it came from and mark online sequences as given.
+
+    `feedback` leaves are `[B, L', ...]` with L' <= L, aligned with the last L' records. Where sequences of a batch
+    overlap, the last one of the batch wins: scatters with repeated indices have no promised order on GPUs.
+    """
+    length = batch.record.reward.shape[1]
+    given = jnp.where(batch.online > 0, queued(ring, length) + batch.online, ring.given)
+    if not feedback:
+        return ring._replace(given=given)
+    count = next(iter(feedback.values())).shape[1]
+    rows = batch.index.row[:, None] + jnp.arange(length - count, length)  # [B, L']
+    slots = jnp.where(_overwritten(batch.index, rows), capacity(ring), rows % capacity(ring))  # out of range: dropped
+    envs = batch.index.env[:, None]
+    extras = dict(ring.data.extras)
+    for name, value in feedback.items():
+        extras[name] = extras[name].at[slots, envs].set(value, mode="drop")
+    return ring._replace(data=ring.data._replace(extras=extras), given=given)
+
+
+def _overwritten(index: Index, rows: Array) -> Array:
+    """Which entries `[B, L']` are written by a later sequence of the batch as well."""
+    first, last = rows[:, 0], rows[:, -1]
+    same = index.env[:, None] == index.env[None, :]
+    later = jnp.arange(len(first))[:, None] < jnp.arange(len(first))[None, :]
+    inside = (rows[:, :, None] >= first) & (rows[:, :, None] <= last)  # [B, L', B]
+    return (inside & (same & later)[:, None, :]).any(-1)
+
+
+Sampler = Callable[[PyTree, Ring, Key], Batch]
+
+
+def sampler(how: str | Sampler, batch: int, length: int) -> Sampler:
+    """A `TrainStep.sampler` as a function `(state, ring, key) -> Batch`."""
+    if callable(how):
+        return how
+    return lambda state, ring, key: sample(ring, key, batch, length, how)

@@ -1,0 +1,1 @@
+"""Running agents: the trainer, evaluation, checkpoints, run directories. Only here live files, processes and devices."""

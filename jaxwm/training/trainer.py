@@ -1,0 +1,504 @@
+"""The trainer: turns a schedule into compiled chunks, for pure and for host environments.
+
+Everything below is written for one member; `vmap` adds the member axis once, here. A pure environment lives inside the
+compiled chunk (collect, sample, learn in one program); a host environment is stepped by a Python loop around two jitted
+functions. What is carried is one pytree, `Life`; with the cursor `(segment, iteration)` it is the whole state of a run.
+
+Random keys are `fold_in(fold_in(member key, stream), counter)` with counters that are part of `Life`, and trip counts
+are traced, so a run gives the same bits however it is cut into chunks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxwm import replay
+from jaxwm.replay import Ring
+from jaxwm.types import Agent, Array, Collect, Env, Key, PyTree, Record, Repeat, Step, Train, Word
+
+MEMBER = "member"
+"""Name of the population's `vmap` axis, used only to stop `until` loops together."""
+
+INIT, ENV, ACT, LEARN, EVAL = range(5)
+"""Random streams of a member."""
+
+
+class Counters(NamedTuple):
+    """Shared by all members: environment steps of one member, rows of its replay, updates."""
+
+    steps: Array
+    rows: Array
+    updates: Array
+
+
+class Score(NamedTuple):
+    """Running return and length of the current episodes, `[N]`."""
+
+    total: Array
+    length: Array
+
+
+class Finished(NamedTuple):
+    """Which episodes ended at a step, `[N]`, with their raw return and length in steps."""
+
+    done: Array
+    total: Array
+    length: Array
+
+
+class Life(NamedTuple):
+    """A run: agent state, policy memory, environment, newest step, replay, keys, episode scores, counters."""
+
+    agent: Any
+    carry: PyTree
+    env: PyTree
+    step: Step
+    ring: Ring
+    key: Key
+    score: Score
+    counters: Counters
+
+
+AXES: Any = Life(0, 0, 0, 0, replay.AXES, 0, 0, None)  # type: ignore[arg-type]
+"""Where the member axis is."""
+
+
+class Cursor(NamedTuple):
+    """Place in the schedule: segment, and iterations of it that are done."""
+
+    segment: int = 0
+    iteration: int = 0
+
+
+class Segment(NamedTuple):
+    """A stretch of the schedule that is cut into chunks: `times` iterations of `body`."""
+
+    times: int
+    body: tuple[Word, ...]
+    rows: int  # time steps of the environments in one iteration
+
+
+class Log(NamedTuple):
+    """What a chunk reports: sums and counts of metrics by train step, and the episodes that ended in each row."""
+
+    sums: dict[str, dict[str, Array]]
+    counts: dict[str, Array]
+    finished: Finished  # [rows, N]
+    rows: Array
+
+
+class Report(NamedTuple):
+    """A chunk's results on the host. `metrics` are means `[M]`; absent where nothing was trained."""
+
+    metrics: dict[str, np.ndarray]
+    episodes: list[dict[str, Any]]
+
+
+def rows_of(word: Word, num_envs: int) -> int:
+    """Time steps of the environments that a word takes."""
+    if isinstance(word, Collect):
+        return math.ceil(word.steps / num_envs)
+    return word.times * sum(rows_of(w, num_envs) for w in word.body) if isinstance(word, Repeat) else 0
+
+
+def segments(schedule: tuple[Word, ...], num_envs: int) -> tuple[Segment, ...]:
+    """A schedule's top level with its long words cut into single iterations, so that every chunk length is possible."""
+    out = []
+    for word in schedule:
+        if isinstance(word, Repeat):
+            times, body = word.times, word.body
+        elif isinstance(word, Collect) and not word.fresh:
+            times, body = rows_of(word, num_envs), (Collect(num_envs, word.mode),)
+        elif isinstance(word, Train) and isinstance(word.updates, int) and word.until is None:
+            times, body = word.updates, (Train(word.name),)
+        else:
+            times, body = 1, (word,)
+        out.append(Segment(times, tuple(body), sum(rows_of(w, num_envs) for w in body)))
+    return tuple(out)
+
+
+def stream(key: Key, which: int, counter: Array | int = 0) -> Key:
+    """The key of a stream at a count."""
+    return jax.random.fold_in(jax.random.fold_in(key, which), counter)
+
+
+def member_keys(seed: int, members: int) -> Key:
+    """Keys `[M]`; member m has the same key whatever M is."""
+    return jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(members))
+
+
+class Trainer:
+    """Runs an agent in an environment, as a population of `members`.
+
+    `capacity` is the replay size of a member in environment steps; `hyper` gives scalars `[M]` that differ between
+    members; `max_iterations` bounds the iterations of one chunk. Raises ValueError where the schedule reads sequences
+    longer than the replay or than what was collected before.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        env: Env,
+        members: int = 1,
+        capacity: int = 100_000,
+        hyper: dict[str, Any] | None = None,
+        max_iterations: int = 256,
+    ):
+        self.agent, self.env, self.members = agent, env, members
+        self.capacity, self.max_iterations = capacity, max_iterations
+        self.segments = segments(agent.schedule, env.num_envs)
+        self.hyper = self._hyper(hyper or {})
+        self.samplers = {n: replay.sampler(s.sampler, s.batch_size, s.length) for n, s in agent.train_steps.items()}
+        self._check()
+        self._metrics: dict[str, Any] = {}
+        self._programs: dict[Any, Any] = {}
+        self._pool: _Pool | None = None
+
+    def _hyper(self, given: dict[str, Any]) -> dict[str, Array]:
+        """Every hyper-parameter as `[M]`."""
+        unknown = given.keys() - self.agent.hyper.keys()
+        if unknown:
+            raise ValueError(f"{sorted(unknown)} cannot differ between members; these can: {sorted(self.agent.hyper)}")
+        values = self.agent.hyper | given
+        return {name: jnp.broadcast_to(jnp.asarray(v, jnp.float32), (self.members,)) for name, v in values.items()}
+
+    def _check(self, body: tuple[Word, ...] | None = None, have: int = 0) -> int:
+        """Raise ValueError where a `Train` word finds too little replay; returns the rows collected by then."""
+        for word in self.agent.schedule if body is None else body:
+            if isinstance(word, Repeat):
+                have = self._check(word.body, have) + (word.times - 1) * sum(map(self._rows, word.body))
+            elif isinstance(word, Collect):
+                have += self._rows(word)
+            else:
+                self._check_train(word, have)
+        return have
+
+    def _check_train(self, word: Train, have: int) -> None:
+        if word.name not in self.agent.train_steps:
+            raise ValueError(f"the schedule trains {word.name!r}; there are {list(self.agent.train_steps)}")
+        need, room = self.agent.train_steps[word.name].length, self.capacity // self.env.num_envs
+        if min(have, room) < need:
+            what = "replay holds" if room < need else "schedule collects before"
+            raise ValueError(
+                f"train step {word.name!r} reads sequences of {need} records per environment but the {what} only "
+                f"{min(have, room)}: raise the capacity or the prefill, or shorten the sequences"
+            )
+
+    def _rows(self, word: Word) -> int:
+        return rows_of(word, self.env.num_envs)
+
+    # --- Starting -------------------------------------------------------------------------------------------------
+
+    def init(self, seed: int = 0) -> Life:
+        """A fresh run. Every leaf is owned by the result alone, because chunks donate it."""
+        keys = member_keys(seed, self.members)
+        handle, step = self._reset_all(keys)
+        state = jax.vmap(self.agent.init)(jax.vmap(partial(stream, which=INIT))(keys), self.hyper)
+        start = jax.vmap(self._start, out_axes=AXES)
+        life = jax.jit(start)(state, () if self._pool else handle, step, keys)
+        return jax.tree.map(jnp.copy, life)
+
+    def _start(self, state: Any, env: PyTree, step: Step, key: Key) -> Life:
+        carry = self.agent.reset(state, self.env.num_envs)
+        example = jax.eval_shape(lambda: self._record(state, carry, step, key, "random")[1])
+        zero = jnp.zeros((), jnp.int32)
+        score = Score(jnp.zeros(self.env.num_envs), jnp.zeros(self.env.num_envs, jnp.int32))
+        ring = replay.init(example, self.capacity, self.env.num_envs)
+        return Life(state, carry, env, step, ring, key, score, Counters(zero, zero, zero))
+
+    def _reset_all(self, keys: Key) -> tuple[PyTree, Step]:
+        keys = jax.vmap(partial(stream, which=ENV))(keys)
+        if self.env.pure:
+            return jax.jit(jax.vmap(self.env.reset))(keys)
+        self.close()
+        self._pool = _Pool(self.env, keys)
+        return (), self._pool.step
+
+    def close(self) -> None:
+        """Shut a host environment's pool down."""
+        if self._pool:
+            self.env.close(self._pool.handle)
+            self._pool = None
+
+    # --- One row, one update --------------------------------------------------------------------------------------
+
+    def _record(self, state: Any, carry: PyTree, step: Step, key: Key, mode: str) -> tuple[PyTree, Record]:
+        carry, action, extras = self.agent.act(state, carry, step, key, mode)
+        obs = {k: v for k, v in step.obs.items() if k != "sim"} if isinstance(step.obs, dict) else step.obs
+        return carry, Record(obs, *step[1:], action, extras)
+
+    def _turn(self, life: Life, mode: str) -> tuple[Life, Array, Finished]:
+        """Score the newest step, choose the action, write the record."""
+        step, counters = life.step, life.counters
+        total = jnp.where(step.is_first, 0.0, life.score.total) + step.reward
+        length = jnp.where(step.is_first, 0, life.score.length + 1)
+        key = stream(life.key, ACT, counters.rows)
+        carry, record = self._record(life.agent, life.carry, step, key, mode)
+        counters = counters._replace(steps=counters.steps + self.env.num_envs, rows=counters.rows + 1)
+        life = life._replace(
+            carry=carry, ring=replay.add(life.ring, record), score=Score(total, length), counters=counters
+        )
+        return life, record.action, Finished(step.is_last, total, length)
+
+    def _update(self, life: Life, name: str) -> tuple[Life, dict[str, Array]]:
+        """Sample, learn, write back."""
+        k_sample, k_update = jax.random.split(stream(life.key, LEARN, life.counters.updates))
+        batch = self.samplers[name](life.agent, life.ring, k_sample)
+        state, feedback, metrics = self.agent.train_steps[name].update(life.agent, batch, k_update)
+        counters = life.counters._replace(updates=life.counters.updates + 1)
+        ring = replay.update(life.ring, batch, feedback)
+        return life._replace(agent=state, ring=ring, counters=counters), metrics
+
+    # --- Words inside a compiled program --------------------------------------------------------------------------
+
+    def _empty_log(self, life: Life, rows: int) -> Log:
+        sums = {name: jax.tree.map(jnp.zeros_like, self._metric_shapes(life, name)) for name in self.agent.train_steps}
+        sums = {name: {k: jnp.zeros((), jnp.float32) for k in value} for name, value in sums.items()}
+        shape = (max(rows, 1), self.env.num_envs)
+        finished = Finished(jnp.zeros(shape, bool), jnp.zeros(shape), jnp.zeros(shape, jnp.int32))
+        return Log(sums, {name: jnp.zeros((), jnp.int32) for name in sums}, finished, jnp.zeros((), jnp.int32))
+
+    def _metric_shapes(self, life: Life, name: str) -> Any:
+        """Structure of a step's metrics; traced once and kept, as tracing again would double the compile time."""
+        if name not in self._metrics:
+            self._metrics[name] = jax.eval_shape(lambda x: self._update(x, name)[1], life)
+        return self._metrics[name]
+
+    def _run_word(self, word: Word, life: Life, log: Log) -> tuple[Life, Log]:
+        if isinstance(word, Repeat):
+            body = partial(self._run_body, word.body)
+            return jax.lax.fori_loop(0, word.times, lambda _, c: body(*c), (life, log))
+        if isinstance(word, Collect):
+            if word.fresh:
+                life = self._refresh(life)
+            rows = self._rows(word)
+            return jax.lax.fori_loop(0, rows, lambda _, c: self._row(*c, word.mode), (life, log))
+        return self._run_until(word, life, log) if word.until else self._run_train(word, life, log)
+
+    def _run_body(self, body: tuple[Word, ...], life: Life, log: Log) -> tuple[Life, Log]:
+        for word in body:
+            life, log = self._run_word(word, life, log)
+        return life, log
+
+    def _row(self, life: Life, log: Log, mode: str) -> tuple[Life, Log]:
+        life, action, finished = self._turn(life, mode)
+        env, step = self.env.step(life.env, action)
+        put = lambda buffer, x: jax.lax.dynamic_update_index_in_dim(buffer, x, log.rows, 0)  # noqa: E731
+        log = log._replace(finished=jax.tree.map(put, log.finished, finished), rows=log.rows + 1)
+        return life._replace(env=env, step=step), log
+
+    def _refresh(self, life: Life) -> Life:
+        """New episodes everywhere, with a new policy memory."""
+        env, step = self.env.reset(stream(life.key, ENV, life.counters.rows + 1))
+        return life._replace(env=env, step=step, carry=self.agent.reset(life.agent, self.env.num_envs))
+
+    def _updates(self, word: Train, life: Life) -> Array | int:
+        return word.updates(life.counters.steps) if callable(word.updates) else word.updates
+
+    def _run_train(self, word: Train, life: Life, log: Log) -> tuple[Life, Log]:
+        def one(_, carry):
+            life, log = carry
+            life, metrics = self._update(life, word.name)
+            return life, _count(log, word.name, metrics)
+
+        return jax.lax.fori_loop(0, self._updates(word, life), one, (life, log))
+
+    def _run_until(self, word: Train, life: Life, log: Log) -> tuple[Life, Log]:
+        """Members stop where `until` says; the loop ends when all have, the counters advance by the cap.
+
+        Only the agent's state is carried: a loop whose end differs between members selects every leaf at every trip.
+        """
+        cap, first = self._updates(word, life), life.counters.updates
+
+        def trip(carry):
+            i, state, log, done, _ = carry
+            counters = life.counters._replace(updates=first + i)
+            new, metrics = self._update(life._replace(agent=state, counters=counters), word.name)
+            pick = lambda old, new: jnp.where(done, old, new)  # noqa: E731
+            state = jax.tree.map(pick, state, new.agent)
+            log = jax.tree.map(pick, log, _count(log, word.name, metrics))
+            done = done | word.until(metrics)  # type: ignore[misc]
+            return i + 1, state, log, done, jax.lax.pmin(done.astype(jnp.int32), MEMBER)
+
+        go = lambda carry: (carry[0] < cap) & (carry[-1] == 0)  # noqa: E731
+        zero = jnp.zeros((), jnp.int32)
+        part = log._replace(finished=None, rows=None)  # type: ignore[arg-type]
+        _, state, part, _, _ = jax.lax.while_loop(go, trip, (zero, life.agent, part, zero > 0, zero))
+        counters = life.counters._replace(updates=first + cap)
+        return life._replace(agent=state, counters=counters), log._replace(sums=part.sums, counts=part.counts)
+
+    # --- Chunks ---------------------------------------------------------------------------------------------------
+
+    def _chunk(self, segment: Segment, life: Life, iterations: Array) -> tuple[Life, Log]:
+        log = self._empty_log(life, segment.rows * self.max_iterations)
+        step = lambda _, carry: self._run_body(segment.body, *carry)  # noqa: E731
+        return jax.lax.fori_loop(0, iterations, step, (life, log))
+
+    def _vmap(self, fn: Callable, in_axes: Any, out_axes: Any) -> Callable:
+        return jax.vmap(fn, in_axes, out_axes, axis_name=MEMBER, axis_size=self.members)
+
+    def program(self, segment: int, life: Life) -> Any:
+        """The compiled chunk of a segment for a pure environment: `(life, iterations) -> (life, log)`."""
+        body = self.segments[segment].body
+        if body not in self._programs:
+            chunk = self._vmap(partial(self._chunk, self.segments[segment]), (AXES, None), (AXES, _LOG_AXES))
+            lowered = jax.jit(chunk, donate_argnums=0).lower(life, jnp.zeros((), jnp.int32))
+            self._programs[body] = lowered.compile()
+        return self._programs[body]
+
+    def run(self, life: Life, cursor: Cursor, iterations: int) -> tuple[Life, Cursor, Report]:
+        """Run up to `iterations` of the current segment; `life` is consumed. See `finished` for the end."""
+        segment = self.segments[cursor.segment]
+        iterations = min(iterations, self.max_iterations, segment.times - cursor.iteration)
+        first = int(life.counters.rows)
+        if self.env.pure:
+            life, log = self.program(cursor.segment, life)(life, jnp.asarray(iterations, jnp.int32))
+        else:
+            life, log = self._run_host(segment, life, iterations)
+        report = self._report(jax.device_get(log), first)
+        return life, self.advance(cursor, iterations), report
+
+    def advance(self, cursor: Cursor, iterations: int) -> Cursor:
+        """The cursor after so many iterations more, which must lie inside its segment."""
+        done = cursor.iteration + iterations
+        if done >= self.segments[cursor.segment].times:
+            return Cursor(cursor.segment + 1, 0)
+        return Cursor(cursor.segment, done)
+
+    def finished(self, cursor: Cursor) -> bool:
+        """Whether the whole schedule has run."""
+        return cursor.segment >= len(self.segments)
+
+    def steps_per_iteration(self, cursor: Cursor) -> int:
+        """Environment steps of one member in an iteration of the current segment."""
+        return self.segments[cursor.segment].rows * self.env.num_envs
+
+    def _report(self, log: Log, first_row: int) -> Report:
+        metrics = {}
+        for name, sums in log.sums.items():
+            if np.all(log.counts[name] == 0):
+                continue
+            prefix = "" if len(log.sums) == 1 else f"{name}/"
+            metrics |= {prefix + k: np.asarray(v) / np.maximum(log.counts[name], 1) for k, v in sums.items()}
+        done = np.asarray(log.finished.done)  # [M, rows, N]
+        episodes = [
+            {
+                "member": int(m),
+                "env_steps": int((first_row + row) * self.env.num_envs),
+                "return": float(log.finished.total[m, row, n]),
+                "length": int(log.finished.length[m, row, n]),
+            }
+            for row, m, n in np.argwhere(done.swapaxes(0, 1))
+        ]
+        return Report(metrics, episodes)
+
+    # --- Host environments ----------------------------------------------------------------------------------------
+
+    def _host_turn(self, mode: str) -> Callable:
+        """Jitted `(agent, rest of life, step) -> (rest of life, action, finished)`; the optimiser stays behind."""
+
+        def turn(agent, life: Life, step: Step):
+            life, action, finished = self._turn(life._replace(agent=agent, step=step), mode)
+            return life._replace(agent=None), action, finished
+
+        if ("turn", mode) not in self._programs:
+            rest = AXES._replace(agent=None)
+            vmapped = self._vmap(turn, (0, rest, 0), (rest, 0, 0))
+            self._programs["turn", mode] = jax.jit(vmapped, donate_argnums=1)
+        return self._programs["turn", mode]
+
+    def _host_train(self, word: Train) -> Callable:
+        """Jitted `life -> (life, log)` for one `Train` word."""
+
+        def train(life: Life):
+            return self._run_word(word, life, self._empty_log(life, 0))
+
+        if word not in self._programs:
+            vmapped = self._vmap(train, (AXES,), (AXES, _LOG_AXES))
+            self._programs[word] = jax.jit(vmapped, donate_argnums=0)
+        return self._programs[word]
+
+    def _run_host(self, segment: Segment, life: Life, iterations: int) -> tuple[Life, Log]:
+        logs: list[Log] = []
+        rows: list[Finished] = []
+        for _ in range(iterations):
+            life = self._host_body(segment.body, life, logs, rows)
+        return life, self._join(life, logs, rows)
+
+    def _host_body(self, body: tuple[Word, ...], life: Life, logs: list[Log], rows: list[Finished]) -> Life:
+        for word in body:
+            if isinstance(word, Repeat):
+                for _ in range(word.times):
+                    life = self._host_body(word.body, life, logs, rows)
+            elif isinstance(word, Collect):
+                life = self._host_collect(word, life, rows)
+            else:
+                life, log = self._host_train(word)(life)
+                logs.append(log)
+        return life
+
+    def _host_collect(self, word: Collect, life: Life, rows: list[Finished]) -> Life:
+        """Step the pool, then act. The last action waits for the next call, so that the pool steps while we learn."""
+        pool, turn = self._pool, self._host_turn(word.mode)
+        assert pool is not None, "call init before run"
+        if word.fresh:
+            pool.reset(jax.vmap(lambda k: stream(k, ENV, life.counters.rows + 1))(life.key))
+            fresh = jax.vmap(partial(self.agent.reset, num_envs=self.env.num_envs))
+            life = life._replace(carry=fresh(life.agent))
+        agent = life.agent._replace(opt=None)  # fewer leaves to hand over at every step
+        rest = life._replace(agent=None)
+        for _ in range(self._rows(word)):
+            step = pool.advance()
+            rest, pool.action, finished = turn(agent, rest, step)
+            rows.append(finished)
+        return rest._replace(agent=life.agent)
+
+    def _join(self, life: Life, logs: list[Log], rows: list[Finished]) -> Log:
+        """One log out of those of single words."""
+        sums: dict[str, dict[str, Any]] = {name: {} for name in self.agent.train_steps}
+        counts: dict[str, Any] = {name: np.zeros(self.members, np.int32) for name in sums}
+        for log in jax.device_get(logs):
+            for name, count in log.counts.items():
+                counts[name] = counts[name] + count
+                for k, v in log.sums[name].items():
+                    sums[name][k] = sums[name].get(k, 0) + v
+        shape = (self.members, 0, self.env.num_envs)
+        stack = lambda *x: np.stack(x, 1)  # noqa: E731
+        done = jax.tree.map(stack, *jax.device_get(rows)) if rows else Finished(*(np.zeros(shape, bool),) * 3)
+        return Log(sums, counts, done, np.asarray(len(rows)))  # type: ignore[arg-type]
+
+
+_LOG_AXES: Any = Log(0, 0, 0, None)  # type: ignore[arg-type]
+
+
+def _count(log: Log, name: str, metrics: dict[str, Array]) -> Log:
+    sums = {k: v + metrics[k] for k, v in log.sums[name].items()}
+    return log._replace(sums=log.sums | {name: sums}, counts=log.counts | {name: log.counts[name] + 1})
+
+
+class _Pool:
+    """A host environment of all members, with the action that it has not taken yet."""
+
+    def __init__(self, env: Env, keys: Key):
+        self.env, self.handle = env, None
+        self.reset(keys)
+
+    def reset(self, keys: Key) -> None:
+        if self.handle is not None:
+            self.env.close(self.handle)
+        self.handle, self.step = self.env.reset(keys)
+        self.action: Any = None
+
+    def advance(self) -> Step:
+        """Take the waiting action, if there is one; the newest step `[M, N, ...]`."""
+        if self.action is not None:
+            self.handle, self.step = self.env.step(self.handle, np.asarray(self.action))
+            self.action = None
+        return self.step
