@@ -1,0 +1,66 @@
+# `make` explains itself. Everything runs in .venv, which `make setup` builds from pyproject.toml and constraints.txt.
+
+ifndef PYTHON
+PYTHON := $(shell for p in python3.11 python3.12 python3; do \
+  "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo "$$p" && break; done)
+endif
+EXTRAS ?= dev,log
+WORKERS ?= 2
+EXPERIMENT ?=
+ARGS ?=
+
+# Programs compiled once are found again by the next run.
+export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
+
+comma := ,
+BIN := .venv/bin
+STAMP := .venv/.installed-$(subst $(comma),-,$(EXTRAS))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test test-slow lint bench sweep atari100k clean
+
+help:  ## Show this list
+	@echo "jaxwm: world-model reinforcement learning in JAX"
+	@echo
+	@sed -n 's/^\([a-z0-9-]*\):[^#]*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
+		while IFS='|' read -r name text; do printf '%-18s %s\n' "$$name" "$$text"; done
+	@echo
+	@echo "Arguments go through ARGS, for example: make train ARGS='--help', make test ARGS='tests/test_types.py -x'."
+	@echo "On an NVIDIA GPU: make setup EXTRAS=dev,log,cuda (or cuda13). Another Python (3.11 or newer): PYTHON=python3.12."
+
+setup: $(STAMP)  ## Build .venv with every dependency at its tested version
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "jaxwm needs Python 3.11 or newer; name one with: make setup PYTHON=/path/to/python3"; exit 1; }
+	@echo "Setting up .venv (the first time downloads about 1 GB) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=23.1'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@
+
+train: setup  ## Train Dreamer V3 (on Catch; ARGS='--env ...' for more)
+	$(BIN)/jaxwm train dreamer-v3 $(ARGS)
+
+test: setup  ## Run the tests, a few minutes
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+test-slow: setup  ## Run the tests that take minutes each
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: setup  ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+bench: setup  ## Measure throughput and memory
+	$(BIN)/python -m benchmarks.run $(ARGS)
+
+sweep: setup  ## Run seeds and settings of EXPERIMENT=experiments/NAME.py on every device
+	$(BIN)/jaxwm sweep $(EXPERIMENT) $(ARGS)
+
+atari100k: setup  ## Reproduce the Atari-100k table
+	$(BIN)/python -m experiments.atari100k $(ARGS)
+
+clean:  ## Remove caches and builds (keeps runs/ and .venv)
+	rm -rf .cache .pytest_cache .ruff_cache build dist *.egg-info
+	find jaxwm tests benchmarks experiments -name __pycache__ -type d -prune -exec rm -rf {} +

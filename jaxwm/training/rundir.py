@@ -1,0 +1,410 @@
+"""A run directory: plain files that any tool can read, and that tell the whole story of a run.
+
+config.json      what was asked for
+metrics.jsonl    one line for each row of metrics
+scores.jsonl     one line for each finished episode: member, env_steps, return, length
+checkpoints/     what a resumed run starts from
+tensorboard/     the same metrics for TensorBoard, on request
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import math
+import mmap
+import os
+import re
+import tempfile
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+CONFIG = "config.json"
+METRICS = "metrics.jsonl"
+SCORES = "scores.jsonl"
+CHECKPOINTS = "checkpoints"
+TENSORBOARD = "tensorboard"
+
+SCORE_FIELDS = ("member", "env_steps", "return", "length")
+
+# --- The directory ------------------------------------------------------------------------------------------------
+
+
+def default_path(agent: str, env: str, root: str | Path = "runs") -> Path:
+    """A path that is still free: `default_path("dreamer-v3", "gymnax/Catch-bsuite")` is
+    runs/dreamer-v3-Catch-bsuite-20260131-120000. Nothing is created."""
+    task = env.split("/", 1)[-1]
+    name = re.sub(r"[^\w.-]+", "-", f"{agent}-{task}-{time.strftime('%Y%m%d-%H%M%S')}")
+    path, count = Path(root) / name, 1
+    while path.exists():
+        count += 1
+        path = Path(root) / f"{name}-{count}"
+    return path
+
+
+def create(path: str | Path) -> Path:
+    """Make a run directory with its `checkpoints/`, and return it. An existing empty directory will do.
+
+    Raises:
+        FileExistsError: there is something at `path` already; the message tells the way out.
+        PermissionError: `path` cannot be written to.
+    """
+    path = Path(path)
+    try:
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise FileExistsError
+        path.mkdir(parents=True, exist_ok=True)
+        (path / CHECKPOINTS).mkdir()  # of two runs that start at once, only one makes it
+    except FileExistsError:
+        raise FileExistsError(_occupied(path)) from None
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        message = f"cannot write to {path} ({error.strerror}): choose another directory with --run"
+        raise PermissionError(error.errno, message) from error
+    return path
+
+
+def _occupied(path: Path) -> str:
+    if (path / CONFIG).exists() or (path / CHECKPOINTS).exists():
+        return f"{path} holds a run already: choose another directory with --run, or go on with `jaxwm resume {path}`"
+    what = "is not empty" if path.is_dir() else "is a file"
+    return f"{path} {what}: choose another directory with --run"
+
+
+# --- The configuration --------------------------------------------------------------------------------------------
+
+
+def write_config(path: str | Path, config: Mapping[str, Any]) -> None:
+    """Write `config` into the run directory `path`; a reader sees the old file or the whole new one.
+
+    Raises:
+        TypeError: a value has no place in JSON; the message names its entry.
+        ValueError: a value is NaN or infinite: a configuration must come back as it went in.
+        OSError: the file cannot be written.
+    """
+    path = Path(path)
+    text = json.dumps({str(name): _config_entry(name, value) for name, value in config.items()}, indent=2) + "\n"
+    handle, temporary = tempfile.mkstemp(dir=path, prefix=f".{CONFIG}.")
+    try:
+        with open(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp lets nobody else read it
+        os.replace(temporary, path / CONFIG)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def _config_entry(name: str, value: Any) -> Any:
+    try:
+        plain = _plain(value)
+    except TypeError as error:
+        raise TypeError(f"config entry {name!r}: {error}") from None
+    if _finite(plain) != plain:
+        raise ValueError(f"config entry {name!r} holds NaN or infinity, which JSON has no word for: {value!r}")
+    return plain
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The configuration of the run directory `path`.
+
+    Raises:
+        FileNotFoundError: there is no config.json, so this is no run directory.
+        ValueError: config.json is damaged.
+    """
+    file = Path(path) / CONFIG
+    try:
+        config = json.loads(file.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(f"{path} is no run directory: there is no {CONFIG} in it") from None
+    except ValueError as error:  # bad JSON, or bad UTF-8
+        raise ValueError(f"{file} is damaged: {error}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{file} is damaged: expected an object, found {type(config).__name__}")
+    return config
+
+
+# --- Values as JSON -----------------------------------------------------------------------------------------------
+
+
+def _plain(value: Any) -> Any:
+    """`value` out of nothing but dict, list, str, int, float, bool and None.
+
+    Raises:
+        TypeError: for anything that is no number, array, text, path, list, tuple or mapping.
+    """
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return float(value)  # np.float64 is one too
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        return _plain_array(np.asarray(jax.device_get(value)))
+    raise TypeError(f"cannot write {value!r} ({type(value).__name__}) as JSON")
+
+
+def _plain_array(array: np.ndarray) -> Any:
+    """Floats go by their own shortest text: float32 0.1 is written 0.1, not 0.10000000149011612."""
+    if array.dtype.kind in "biu":
+        return array.tolist()
+    if array.ndim:
+        return [_plain_array(np.asarray(row)) for row in array]
+    return float(str(array[()]))
+
+
+def _finite(plain: Any) -> Any:
+    """The same with None (JSON's null) for NaN and infinity."""
+    if isinstance(plain, dict):
+        return {name: _finite(inner) for name, inner in plain.items()}
+    if isinstance(plain, list):
+        return [_finite(inner) for inner in plain]
+    return None if isinstance(plain, float) and not math.isfinite(plain) else plain
+
+
+# --- Writing ------------------------------------------------------------------------------------------------------
+
+
+class Writer:
+    """Appends metrics and scores to a run directory. Not to be shared between processes.
+
+    Every call writes whole lines at once, so a killed run loses at most its last line. A full disk costs rows, not the
+    run: it is told once as a warning, and writing goes on when there is room again.
+    """
+
+    def __init__(self, path: str | Path, tensorboard: bool = False):
+        """Opens the files of the run directory `path` and cuts a line that a killed run left unfinished.
+
+        Raises:
+            OSError: the files cannot be opened.
+            ImportError: `tensorboard` is asked for and tensorboardX is not installed.
+        """
+        self._path = Path(path)
+        self._warned = False
+        self._board = _Board(self._path / TENSORBOARD) if tensorboard else None
+        self._files = {name: _Lines(self._path / name) for name in (METRICS, SCORES)}
+
+    def metrics(self, row: Mapping[str, Any]) -> None:
+        """Append one row of numbers, arrays (`[M]` for one value a member), text or None.
+
+        TensorBoard plots it against its entry `env_steps`, or else `updates`; a row without them is not plotted.
+        """
+        plain = _finite(_plain(row))
+        with self._surviving_full_disk():
+            self._files[METRICS].append([plain])
+        self._plot(plain, _axis(plain))
+
+    def scores(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append finished episodes: `{"member": int, "env_steps": int, "return": float, "length": int}` each.
+
+        Raises:
+            ValueError: a row has other fields; nothing is written.
+        """
+        plain = [_finite(_plain(row)) for row in rows]
+        for row in plain:
+            if row.keys() != set(SCORE_FIELDS):
+                raise ValueError(f"a score has the fields {', '.join(SCORE_FIELDS)}; got {', '.join(row)}")
+        with self._surviving_full_disk():
+            self._files[SCORES].append(plain)
+        for row in plain:
+            self._plot({f"episode/{name}/{row['member']}": row[name] for name in ("return", "length")}, _axis(row))
+
+    def flush(self) -> None:
+        """Make all that was written survive a crash of the machine."""
+        for sink in (*self._files.values(), self._board):
+            if sink is not None:
+                with self._surviving_full_disk():
+                    sink.flush()
+
+    def close(self) -> None:
+        """Flush and close. A second call does nothing."""
+        self.flush()
+        for sink in (*self._files.values(), self._board):
+            if sink is not None:
+                with self._surviving_full_disk():
+                    sink.close()
+        self._files, self._board = {}, None
+
+    def offsets(self) -> dict[str, int]:
+        """Flush, and tell the length of each file in bytes: what a checkpoint keeps for `truncate`."""
+        self.flush()
+        return {name: file.size() for name, file in self._files.items()}
+
+    def truncate(self, offsets: Mapping[str, int]) -> None:
+        """Forget what was written after `offsets` were taken: a resumed run writes it again.
+
+        A file that is shorter than its offset stays as it is, with a warning: it lost rows.
+
+        Raises:
+            ValueError: `offsets` names a file that is not written here.
+        """
+        unknown = offsets.keys() - self._files.keys()
+        if unknown:
+            raise ValueError(f"offsets of unknown files: {', '.join(sorted(unknown))}")
+        for name, size in offsets.items():
+            if self._files[name].size() < size:
+                warnings.warn(f"{self._path / name} is shorter than at its checkpoint: rows are missing", stacklevel=2)
+            else:
+                self._files[name].truncate(size)
+        if self._board:
+            last = [step for row in read_jsonl(self._path / METRICS) if (step := _axis(row)) is not None][-1:]
+            self._board.rewind(last[0] + 1 if last else 0)
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _plot(self, row: Mapping[str, Any], step: int | None) -> None:
+        if self._board and step is not None:
+            with self._surviving_full_disk():
+                self._board.add(_scalars(row), step)
+
+    @contextlib.contextmanager
+    def _surviving_full_disk(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            if not self._warned:
+                self._warned = True
+                text = f"no space left for {self._path}: metrics and scores are lost until there is"
+                warnings.warn(text, stacklevel=4)  # the caller of the caller of the `with`
+
+
+def _axis(row: Mapping[str, Any]) -> int | None:
+    step = row.get("env_steps", row.get("updates"))
+    return int(step) if isinstance(step, int | float) else None
+
+
+def _scalars(row: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a row by tag; a list, one value for each member, becomes name/0, name/1, ..."""
+    scalars = {}
+    for name, value in row.items():
+        if isinstance(value, list):
+            scalars |= _scalars({f"{name}/{index}": inner for index, inner in enumerate(value)})
+        elif isinstance(value, int | float):
+            scalars[name] = value
+    return scalars
+
+
+class _Lines:
+    """One .jsonl file, open for appending without a buffer: no half-written row waits in memory."""
+
+    def __init__(self, path: Path):
+        self._file = open(path, "ab+", buffering=0)
+        self._cut_unfinished_line()
+
+    def append(self, rows: list[dict[str, Any]]) -> None:
+        start = self.size()
+        data = b"".join(json.dumps(row, separators=(",", ":")).encode() + b"\n" for row in rows)
+        try:
+            while data:
+                data = data[self._file.write(data) :]
+        except OSError:
+            self._file.truncate(start)  # no half lines
+            raise
+
+    def size(self) -> int:
+        return os.fstat(self._file.fileno()).st_size
+
+    def truncate(self, size: int) -> None:
+        self._file.truncate(size)
+
+    def flush(self) -> None:
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _cut_unfinished_line(self) -> None:
+        if not self.size():
+            return
+        with mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            end = content.rfind(b"\n") + 1
+            tail = content[end:]
+        if tail and _parses(tail):  # whole, but for its line break: an editor may leave it so
+            self._file.write(b"\n")
+        elif tail:
+            self._file.truncate(end)
+
+
+class _Board:
+    """A TensorBoard event file, written in this thread: tensorboardX's own SummaryWriter writes in another one, and
+    hangs the program for good when the disk is full."""
+
+    def __init__(self, path: Path):
+        try:
+            from tensorboardX.event_file_writer import EventsWriter
+            from tensorboardX.proto import event_pb2
+            from tensorboardX.summary import scalar
+        except ImportError as error:
+            raise ImportError("TensorBoard output needs tensorboardX: pip install 'jaxwm[log]'") from error
+        self._events, self._scalar = event_pb2, scalar
+        path.mkdir(exist_ok=True)
+        # files are named by the second: without more in its name a quick restart would overwrite one
+        self._file = EventsWriter(str(path / "events"), filename_suffix=f".{time.time_ns()}")
+
+    def add(self, scalars: Mapping[str, float], step: int) -> None:
+        for tag, value in scalars.items():
+            self._write(step, summary=self._scalar(tag, value))
+
+    def rewind(self, step: int) -> None:
+        """TensorBoard forgets the points from `step` on."""
+        self._write(step, session_log=self._events.SessionLog(status=self._events.SessionLog.START))
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _write(self, step: int, **content: Any) -> None:
+        self._file.write_event(self._events.Event(wall_time=time.time(), step=step, **content))
+
+
+# --- Reading ------------------------------------------------------------------------------------------------------
+
+
+def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of a .jsonl file. An unfinished last line, as a killed or still running program leaves it, is skipped.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: another line is damaged; the message tells which.
+    """
+    *lines, tail = Path(path).read_bytes().split(b"\n")
+    if tail and _parses(tail):
+        lines.append(tail)
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number} is damaged: {error}") from None
+    return rows
+
+
+def _parses(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
