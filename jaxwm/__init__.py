@@ -1,3 +1,15 @@
-"""jaxwm: world-model reinforcement learning as pure JAX functions."""
+"""jaxwm: world-model reinforcement learning as pure JAX functions.
+
+    env = jaxwm.envs.make("gymnax/Catch-bsuite", num_envs=4)
+    agent = jaxwm.make("dreamer-v3", env.spec, preset="nano")
+    trainer = jaxwm.Trainer(agent, env, members=3)
+    life = trainer.init(seed=0)
+"""
 
 __version__ = "0.1.0"
+
+from jaxwm import agents, envs, replay, types
+from jaxwm.agents import make
+from jaxwm.training.trainer import Trainer
+
+__all__ = ["Trainer", "agents", "envs", "make", "replay", "types"]

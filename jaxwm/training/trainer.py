@@ -202,7 +202,7 @@ class Trainer:
         handle, step = self._reset_all(keys)
         state = jax.vmap(self.agent.init)(jax.vmap(partial(stream, which=INIT))(keys), self.hyper)
         start = jax.vmap(self._start, out_axes=AXES)
-        life = jax.jit(start)(state, () if self._pool else handle, step, keys)
+        life = jax.jit(start)(state, handle, step, keys)
         return jax.tree.map(jnp.copy, life)
 
     def _start(self, state: Any, env: PyTree, step: Step, key: Key) -> Life:
@@ -344,14 +344,39 @@ class Trainer:
     def _vmap(self, fn: Callable, in_axes: Any, out_axes: Any) -> Callable:
         return jax.vmap(fn, in_axes, out_axes, axis_name=MEMBER, axis_size=self.members)
 
-    def program(self, segment: int, life: Life) -> Any:
+    def compile(self, life: Life) -> None:
+        """Compile all programs of the schedule now, so that running never waits for the compiler."""
+        for segment in self.segments:
+            if self.env.pure:
+                self._program(segment, life)
+            else:
+                self._compile_host(segment.body, life)
+
+    def _program(self, segment: Segment, life: Life) -> Any:
         """The compiled chunk of a segment for a pure environment: `(life, iterations) -> (life, log)`."""
-        body = self.segments[segment].body
-        if body not in self._programs:
-            chunk = self._vmap(partial(self._chunk, self.segments[segment]), (AXES, None), (AXES, _LOG_AXES))
+        if segment.body not in self._programs:
+            chunk = self._vmap(partial(self._chunk, segment), (AXES, None), (AXES, _LOG_AXES))
             lowered = jax.jit(chunk, donate_argnums=0).lower(life, jnp.zeros((), jnp.int32))
-            self._programs[body] = lowered.compile()
-        return self._programs[body]
+            self._programs[segment.body] = lowered.compile()
+        return self._programs[segment.body]
+
+    def footprint(self) -> dict[str, Any]:
+        """Sizes before anything is allocated: `parameters` of a member, shapes of the population's `state` and `replay`,
+        and `updates`: {name: (function, argument shapes)} of one update of one member, for counting FLOPs."""
+        spec, num = self.env.spec, self.env.num_envs
+        shape = jax.ShapeDtypeStruct
+        obs = jax.tree.map(lambda s: shape((num, *s.shape), s.dtype), spec.obs)
+        flag = shape((num,), jnp.bool_)
+        step = Step(obs, shape((num,), jnp.float32), flag, flag, flag)
+        state = jax.eval_shape(lambda: self.agent.init(jax.random.key(0), self.agent.hyper))
+        life = jax.eval_shape(lambda s, x: self._start(s, (), x, jax.random.key(0)), state, step)
+        updates = {}
+        for name, sampler in self.samplers.items():
+            batch = jax.eval_shape(lambda life, f=sampler: f(life.agent, life.ring, life.key), life)
+            updates[name] = (self.agent.train_steps[name].update, (state, batch, life.key))
+        population = lambda tree: jax.tree.map(lambda x: shape((self.members, *x.shape), x.dtype), tree)  # noqa: E731
+        count = sum(math.prod(x.shape) for x in jax.tree.leaves(state.params))
+        return dict(parameters=count, state=population(state), replay=population(life.ring.data), updates=updates)
 
     def run(self, life: Life, cursor: Cursor, iterations: int) -> tuple[Life, Cursor, Report]:
         """Run up to `iterations` of the current segment; `life` is consumed. See `finished` for the end."""
@@ -359,7 +384,7 @@ class Trainer:
         iterations = min(iterations, self.max_iterations, segment.times - cursor.iteration)
         first = int(life.counters.rows)
         if self.env.pure:
-            life, log = self.program(cursor.segment, life)(life, jnp.asarray(iterations, jnp.int32))
+            life, log = self._program(segment, life)(life, jnp.asarray(iterations, jnp.int32))
         else:
             life, log = self._run_host(segment, life, iterations)
         report = self._report(jax.device_get(log), first)
@@ -401,28 +426,42 @@ class Trainer:
 
     # --- Host environments ----------------------------------------------------------------------------------------
 
-    def _host_turn(self, mode: str) -> Callable:
-        """Jitted `(agent, rest of life, step) -> (rest of life, action, finished)`; the optimiser stays behind."""
+    def _compile_host(self, body: tuple[Word, ...], life: Life) -> None:
+        for word in body:
+            if isinstance(word, Repeat):
+                self._compile_host(word.body, life)
+            elif isinstance(word, Collect):
+                self._host_turn(word.mode, life)
+            else:
+                self._host_train(word, life)
+
+    def _host_turn(self, mode: str, life: Life) -> Callable:
+        """Compiled `(agent, rest of life, step) -> (rest of life, action, finished)`; the optimiser stays behind."""
 
         def turn(agent, life: Life, step: Step):
             life, action, finished = self._turn(life._replace(agent=agent, step=step), mode)
-            return life._replace(agent=None), action, finished
+            return life._replace(agent=None, step=None), action, finished
 
         if ("turn", mode) not in self._programs:
-            rest = AXES._replace(agent=None)
+            rest = AXES._replace(agent=None, step=None)
             vmapped = self._vmap(turn, (0, rest, 0), (rest, 0, 0))
-            self._programs["turn", mode] = jax.jit(vmapped, donate_argnums=1)
+            arguments = self._acting(life), life._replace(agent=None, step=None), self._pool.step  # type: ignore[union-attr]
+            self._programs["turn", mode] = jax.jit(vmapped, donate_argnums=1).lower(*arguments).compile()
         return self._programs["turn", mode]
 
-    def _host_train(self, word: Train) -> Callable:
-        """Jitted `life -> (life, log)` for one `Train` word."""
+    def _acting(self, life: Life) -> Any:
+        """The agent's state without the optimiser: fewer leaves to hand over at every step."""
+        return life.agent._replace(opt=None)
+
+    def _host_train(self, word: Train, life: Life) -> Callable:
+        """Compiled `life -> (life, log)` for one `Train` word."""
 
         def train(life: Life):
             return self._run_word(word, life, self._empty_log(life, 0))
 
         if word not in self._programs:
             vmapped = self._vmap(train, (AXES,), (AXES, _LOG_AXES))
-            self._programs[word] = jax.jit(vmapped, donate_argnums=0)
+            self._programs[word] = jax.jit(vmapped, donate_argnums=0).lower(life).compile()
         return self._programs[word]
 
     def _run_host(self, segment: Segment, life: Life, iterations: int) -> tuple[Life, Log]:
@@ -440,25 +479,24 @@ class Trainer:
             elif isinstance(word, Collect):
                 life = self._host_collect(word, life, rows)
             else:
-                life, log = self._host_train(word)(life)
+                life, log = self._host_train(word, life)(life)
                 logs.append(log)
         return life
 
     def _host_collect(self, word: Collect, life: Life, rows: list[Finished]) -> Life:
         """Step the pool, then act. The last action waits for the next call, so that the pool steps while we learn."""
-        pool, turn = self._pool, self._host_turn(word.mode)
+        pool, turn = self._pool, self._host_turn(word.mode, life)
         assert pool is not None, "call init before run"
         if word.fresh:
             pool.reset(jax.vmap(lambda k: stream(k, ENV, life.counters.rows + 1))(life.key))
             fresh = jax.vmap(partial(self.agent.reset, num_envs=self.env.num_envs))
             life = life._replace(carry=fresh(life.agent))
-        agent = life.agent._replace(opt=None)  # fewer leaves to hand over at every step
-        rest = life._replace(agent=None)
+        agent, rest = self._acting(life), life._replace(agent=None, step=None)
         for _ in range(self._rows(word)):
             step = pool.advance()
             rest, pool.action, finished = turn(agent, rest, step)
             rows.append(finished)
-        return rest._replace(agent=life.agent)
+        return rest._replace(agent=life.agent, step=life.step)
 
     def _join(self, life: Life, logs: list[Log], rows: list[Finished]) -> Log:
         """One log out of those of single words."""

@@ -1,0 +1,72 @@
+"""Checkpoints with orbax: the whole `Life` and the cursor, in two items, so that weights load without the replay.
+
+`agent` holds the agent's state `[M, ...]`, `rest` everything else of `Life`, `about` the cursor and what the caller adds.
+Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from jaxwm.training.trainer import Cursor, Life
+
+ITEMS = ("agent", "rest", "about")
+
+
+def manager(folder: Path, keep: int = 2) -> ocp.CheckpointManager:
+    """Opens `folder` for saving (asynchronously) and restoring; the newest `keep` checkpoints stay."""
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
+    return ocp.CheckpointManager(folder.absolute(), item_names=ITEMS, options=options)
+
+
+def save(checkpoints: ocp.CheckpointManager, step: int, life: Life, cursor: Cursor, about: dict[str, Any]) -> None:
+    """Save under the environment step. `life` is copied to the host before this returns, so it may be donated next."""
+    checkpoints.save(
+        step,
+        args=ocp.args.Composite(
+            agent=ocp.args.StandardSave(life.agent),
+            rest=ocp.args.StandardSave(life._replace(agent=None)._asdict()),
+            about=ocp.args.JsonSave({"cursor": list(cursor), **about}),
+        ),
+        force=True,
+    )
+
+
+def latest(checkpoints: ocp.CheckpointManager) -> int:
+    """Environment step of the newest checkpoint; FileNotFoundError where there is none."""
+    step = checkpoints.latest_step()
+    if step is None:
+        raise FileNotFoundError(f"no checkpoint in {checkpoints.directory}: the run stopped before its first one")
+    return step
+
+
+def restore_agent(checkpoints: ocp.CheckpointManager, like: Any, step: int | None = None) -> Any:
+    """The agent's state; `like` gives structure, shapes and dtypes. FileNotFoundError without any checkpoint."""
+    step = latest(checkpoints) if step is None else step
+    args = ocp.args.Composite(agent=ocp.args.StandardRestore(_shapes(like)))
+    return checkpoints.restore(step, args=args)["agent"]
+
+
+def restore(
+    checkpoints: ocp.CheckpointManager, like: Life, step: int | None = None
+) -> tuple[Life, Cursor, dict[str, Any]]:
+    """A whole run: life, cursor and what was saved about it. FileNotFoundError without any checkpoint."""
+    step = latest(checkpoints) if step is None else step
+    item = checkpoints.restore(
+        step,
+        args=ocp.args.Composite(
+            agent=ocp.args.StandardRestore(_shapes(like.agent)),
+            rest=ocp.args.StandardRestore(_shapes(like._replace(agent=None)._asdict())),
+            about=ocp.args.JsonRestore(),
+        ),
+    )
+    about = dict(item["about"])
+    return Life(**{**item["rest"], "agent": item["agent"]}), Cursor(*about.pop("cursor")), about
+
+
+def _shapes(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None)), tree)

@@ -1,0 +1,112 @@
+"""Scores by whole episodes: the same code for trained, untrained and random policies.
+
+Every environment contributes the same number of episodes, its first ones; taking whichever episodes end first would
+favour short ones. Returns are sums of the raw reward until `is_last`.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxwm.training.trainer import ACT, ENV, EVAL, stream
+from jaxwm.types import Agent, Array, Env, Key, Mode
+
+UNBOUNDED = 100_000
+"""Steps after which an episode of an environment without a time limit is cut off."""
+
+
+class Scores(NamedTuple):
+    """Returns and lengths `[M, episodes]`; `complete` is False for episodes that the step limit cut off."""
+
+    total: np.ndarray
+    length: np.ndarray
+    complete: np.ndarray
+
+    def means(self) -> np.ndarray:
+        """Mean return of every member, `[M]`."""
+        return self.total.mean(1)
+
+
+class _Tally(NamedTuple):
+    total: Array
+    length: Array
+    ended: Array
+
+
+def evaluate(agent: Agent, env: Env, state: Any, keys: Key, episodes: int = 100, mode: Mode = "greedy") -> Scores:
+    """Play `episodes` episodes with each member of `state` (leaves `[M, ...]`, keys `[M]`).
+
+    `env` decides the number of parallel environments; a pure one wants `episodes` of them. ValueError if `episodes` is
+    not a multiple of `env.num_envs`.
+    """
+    if episodes % env.num_envs:
+        raise ValueError(f"{episodes} episodes cannot be shared equally by {env.num_envs} environments")
+    keys = jax.vmap(partial(stream, which=EVAL))(keys)
+    play = _play_pure if env.pure else _play_host
+    return play(agent, env, state, keys, episodes // env.num_envs, mode)
+
+
+def parallel(env_is_pure: bool, episodes: int, most: int = 10) -> int:
+    """Environments to evaluate with: one an episode where they are free, else the largest divisor up to `most`."""
+    if env_is_pure:
+        return episodes
+    return max(n for n in range(1, min(most, episodes) + 1) if episodes % n == 0)
+
+
+def _play_pure(agent: Agent, env: Env, state: Any, keys: Key, rounds: int, mode: Mode) -> Scores:
+    limit = env.spec.max_steps or UNBOUNDED
+
+    def one(state, key):
+        handle, step = env.reset(stream(key, ENV))
+        zero = jnp.zeros(env.num_envs)
+        tally = _Tally(zero, zero.astype(jnp.int32), zero > 0)
+
+        def turn(carry):
+            t, memory, handle, step, tally = carry
+            memory, action, _ = agent.act(state, memory, step, stream(key, ACT, t), mode)
+            handle, step = env.step(handle, action)
+            live = ~tally.ended
+            tally = _Tally(tally.total + live * step.reward, tally.length + live, tally.ended | step.is_last)
+            return t + 1, memory, handle, step, tally
+
+        go = lambda carry: (carry[0] < limit) & ~carry[-1].ended.all()  # noqa: E731
+        start = (jnp.zeros((), jnp.int32), agent.reset(state, env.num_envs), handle, step, tally)
+        return jax.lax.while_loop(go, turn, start)[-1]
+
+    def several(state, key):
+        return jax.lax.map(lambda i: one(state, jax.random.fold_in(key, i)), jnp.arange(rounds))
+
+    tally = jax.device_get(jax.jit(jax.vmap(several))(state, keys))
+    flat = jax.tree.map(lambda x: x.reshape(len(x), -1), tally)
+    return Scores(*flat)
+
+
+def _play_host(agent: Agent, env: Env, state: Any, keys: Key, rounds: int, mode: Mode) -> Scores:
+    members, num = len(keys), env.num_envs
+    act = jax.jit(jax.vmap(lambda s, c, x, k, t: agent.act(s, c, x, stream(k, ACT, t), mode)[:2], (0, 0, 0, 0, None)))
+    memory = jax.vmap(lambda s: agent.reset(s, num))(state)
+    handle, step = env.reset(jax.vmap(partial(stream, which=ENV))(keys))
+    total, length = np.zeros((members, num)), np.zeros((members, num), int)
+    results: list[list[tuple[float, int, bool]]] = [[] for _ in range(members * num)]
+    limit, t = rounds * (env.spec.max_steps or UNBOUNDED), 0
+    try:
+        while min(map(len, results)) < rounds and t <= limit + rounds:
+            memory, action = act(state, memory, step, keys, t)
+            handle, step = env.step(handle, np.asarray(action))
+            total, length = np.where(step.is_first, 0, total) + step.reward, np.where(step.is_first, 0, length + 1)
+            for m, n in np.argwhere(step.is_last):
+                results[m * num + n].append((total[m, n], length[m, n], True))
+            t += 1
+    finally:
+        env.close(handle)
+    for i, played in enumerate(results):  # a step limit without an end: what was collected so far, marked
+        m, n = divmod(i, num)
+        played += [(total[m, n], length[m, n], False)] * max(0, rounds - len(played))
+    table = np.array([played[:rounds] for played in results]).reshape(members, num * rounds, 3)
+    return Scores(table[..., 0], table[..., 1].astype(int), table[..., 2] > 0)
+

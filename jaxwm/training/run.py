@@ -1,0 +1,342 @@
+"""One run from start to end: build, compile, train with progress, checkpoint, evaluate.
+
+A run directory is plain files: config.json, metrics.jsonl, scores.jsonl, evaluation.json, checkpoints/.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+
+import jaxwm
+from jaxwm import agents, envs
+from jaxwm.training import checkpoint, cost, rundir
+from jaxwm.training.evaluation import Scores, evaluate, parallel
+from jaxwm.training.trainer import Cursor, Report, Trainer, member_keys
+from jaxwm.types import Agent, Env
+
+CHUNK_SECONDS = 1.0
+"""How long a chunk should take: the pace of the progress display. Results do not depend on it."""
+
+QUIET_SECONDS = 10.0
+"""Time between progress lines where the output is no terminal."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is; config.json holds just this."""
+
+    agent: str
+    env: str
+    settings: Any  # the agent's config
+    steps: int
+    members: int = 1
+    seed: int = 0
+    episodes: int = 100
+    env_options: dict[str, Any] = field(default_factory=dict)
+    checkpoint_minutes: float = 5.0
+    keep: int = 2
+    tensorboard: bool = False
+
+    def __post_init__(self):
+        for name in ("steps", "members", "episodes", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
+
+    def to_json(self) -> dict[str, Any]:
+        return {"jaxwm": jaxwm.__version__, "jax": jax.__version__, **asdict(self)}
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> Plan:
+        """The plan of a run directory. ValueError where this version does not know an entry."""
+        data = {k: v for k, v in data.items() if k not in ("jaxwm", "jax")}
+        config = agents.find(data["agent"]).config
+        try:
+            return Plan(**{**data, "settings": config(**data["settings"])})
+        except TypeError as error:
+            raise ValueError(f"the run was made by another version of jaxwm: {error}") from None
+
+
+def build(plan: Plan) -> tuple[Env, Agent, Trainer]:
+    """Environment, agent and trainer of a plan."""
+    env = envs.make(plan.env, num_envs=plan.settings.envs, **plan.env_options)
+    agent = agents.find(plan.agent).make(env.spec, plan.settings)
+    capacity = min(plan.settings.capacity, plan.steps + env.num_envs)  # never more than the run writes
+    return env, agent, Trainer(agent, env, plan.members, capacity)
+
+
+def load(folder: str | Path) -> tuple[Plan, Agent, Any, int]:
+    """Plan, agent, newest agent state `[M, ...]` and its environment steps, of a run directory.
+
+    FileNotFoundError where there is no run or no checkpoint.
+    """
+    plan = Plan.from_json(rundir.read_config(folder))
+    _, agent, trainer = build(plan)
+    checkpoints = checkpoint.manager(Path(folder) / rundir.CHECKPOINTS)
+    step = checkpoint.latest(checkpoints)
+    return plan, agent, checkpoint.restore_agent(checkpoints, trainer.footprint()["state"], step), step
+
+
+def score(plan: Plan, agent: Agent, state: Any, episodes: int, mode: Any = "greedy", seed: int = 0) -> Scores:
+    """Evaluate every member over `episodes` episodes in environments of their own."""
+    pure = envs.make(plan.env, num_envs=1, **plan.env_options).pure
+    env = envs.make(plan.env, num_envs=parallel(pure, episodes), **plan.env_options)
+    return evaluate(agent, env, state, member_keys(seed, plan.members), episodes, mode)
+
+
+class Run:
+    """A run that is going on. `start` or `resume`, then `loop`, then `finish`."""
+
+    def __init__(self, plan: Plan, folder: Path, console: Console):
+        self.plan, self.folder, self.console = plan, folder, console
+        self.env, self.agent, self.trainer = build(plan)
+        self.cursor, self.began, self.stopping = Cursor(), time.time(), False
+        self.before = 0.0  # seconds of earlier sessions
+        self.compile_seconds = 0.0
+
+    # --- Starting -------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Check the memory, allocate, write config.json, open the files, compile."""
+        self._card_before()
+        self.life = self.trainer.init(self.plan.seed)
+        rundir.create(self.folder)
+        rundir.write_config(self.folder, self.plan.to_json())
+        self._open()
+
+    def resume(self) -> None:
+        """Go on from the newest checkpoint. What was written after it is written again."""
+        self._card_before()
+        self.life = self.trainer.init(self.plan.seed)
+        self._open()
+        self.life, self.cursor, about = checkpoint.restore(self.checkpoints, self.life)
+        self.writer.truncate(about["offsets"])
+        self.before = about["seconds"]
+        self.console.print(f"resumed at {int(self.life.counters.steps):,} environment steps")
+
+    def _open(self) -> None:
+        self.checkpoints = checkpoint.manager(self.folder / rundir.CHECKPOINTS, self.plan.keep)
+        self.writer = rundir.Writer(self.folder, self.plan.tensorboard)
+        began = time.time()
+        with self.console.status("compiling (once; the result is cached)"):
+            self.trainer.compile(self.life)
+        self.compile_seconds = time.time() - began
+        self.console.print(f"  compile time   {self.compile_seconds:.1f} s")
+
+    def _card_before(self) -> None:
+        """The start-up card: sizes and costs, before memory is taken."""
+        sizes = self.trainer.footprint()
+        replay, state = cost.tree_bytes(sizes["replay"]), cost.tree_bytes(sizes["state"])
+        say = self.console.print
+        say(f"[bold]{self.plan.agent}[/bold] on [bold]{self.plan.env}[/bold], {self.plan.members} members, seed "
+            f"{self.plan.seed}, {jax.default_backend()}")  # fmt: skip
+        say(f"  parameters     {sizes['parameters']:,} each")
+        say(f"  agent state    {cost.human(state, 'B')}")
+        say(f"  replay         {cost.human(replay, 'B')} for {self.trainer.capacity:,} steps of each member")
+        for name, (fn, args) in sizes["updates"].items():
+            say(f"  update {name:<8}{cost.human(cost.flops(fn, *args), 'FLOP')} each")
+        need, free = 2 * state + replay, cost.available_memory()  # gradients and temporaries at least double the state
+        if need > 0.9 * free:
+            say(f"[bold red]  warning: {cost.human(need, 'B')} needed, {cost.human(free, 'B')} free:[/bold red] lower "
+                "--capacity, --members or the preset")  # fmt: skip
+
+    # --- Training -------------------------------------------------------------------------------------------------
+
+    def loop(self) -> None:
+        """Train until the plan's steps are done or a signal asks to stop; saves on the way and at the end."""
+        iterations, saved = 4, time.time()
+        display = _Display(self.console, self.plan, int(self.life.counters.steps))
+        with display, _signals(self):
+            while not self.stopping and (left := self._left()) > 0:
+                began = time.time()
+                self._advance(min(left, iterations), display)
+                pace = CHUNK_SECONDS / max(time.time() - began, 1e-3)
+                iterations = int(np.clip(iterations * np.clip(pace, 0.25, 4), 1, self.trainer.max_iterations))
+                if time.time() - saved > 60 * self.plan.checkpoint_minutes:
+                    self.save()
+                    saved = time.time()
+        self.save()
+        self.checkpoints.wait_until_finished()
+
+    def _left(self) -> int:
+        """Iterations until the plan's steps are done."""
+        if self.trainer.finished(self.cursor):
+            return 0
+        each = self.trainer.steps_per_iteration(self.cursor)
+        missing = self.plan.steps - int(self.life.counters.steps)
+        return math.ceil(missing / each) if each else self.trainer.max_iterations
+
+    def _advance(self, iterations: int, display: _Display) -> None:
+        self.life, self.cursor, report = self.trainer.run(self.life, self.cursor, iterations)
+        steps, updates = int(self.life.counters.steps), int(self.life.counters.updates)
+        self.writer.scores(report.episodes)
+        returns = self._returns(report)
+        row = {"env_steps": steps, "updates": updates, "seconds": round(self.seconds(), 2), "return": returns}
+        self.writer.metrics(row | report.metrics)
+        display.update(steps, updates, returns, report.metrics)
+
+    def _returns(self, report: Report) -> list[float | None]:
+        """Mean return of each member's episodes in a chunk; None, not 0, where no episode ended."""
+        members: list[list[float]] = [[] for _ in range(self.plan.members)]
+        for episode in report.episodes:
+            members[episode["member"]].append(episode["return"])
+        return [float(np.mean(values)) if values else None for values in members]
+
+    def seconds(self) -> float:
+        """Wall time of the run, earlier sessions included."""
+        return self.before + time.time() - self.began
+
+    def save(self) -> None:
+        about = {"offsets": self.writer.offsets(), "seconds": self.seconds()}
+        checkpoint.save(self.checkpoints, int(self.life.counters.steps), self.life, self.cursor, about)
+
+    # --- The end --------------------------------------------------------------------------------------------------
+
+    def finish(self) -> dict[str, Any]:
+        """Evaluate greedily beside a random policy, write evaluation.json, print the table."""
+        self.writer.close()
+        self.checkpoints.close()
+        self.trainer.close()
+        with self.console.status(f"evaluating {self.plan.episodes} episodes"):
+            trained = score(self.plan, self.agent, self.life.agent, self.plan.episodes)
+            chance = score(self.plan, self.agent, self.life.agent, self.plan.episodes, "random")
+        steps = int(self.life.counters.steps)
+        result = dict(
+            env_steps=steps,
+            updates=int(self.life.counters.updates),
+            seconds=round(self.seconds(), 1),
+            compile_seconds=round(self.compile_seconds, 1),
+            episodes=self.plan.episodes,
+            mode="greedy",
+            trained=trained.means().tolist(),
+            random=chance.means().tolist(),
+            complete=bool(trained.complete.all()),
+        )
+        (self.folder / "evaluation.json").write_text(json.dumps(result, indent=2) + "\n")
+        self.console.print(table(self.plan, trained, chance, steps))
+        return result
+
+
+def table(plan: Plan, trained: Scores, chance: Scores, steps: int) -> Table:
+    """Trained against random return of every member, and the minimum over members."""
+    out = Table(title=f"{plan.env}: mean return of {trained.total.shape[1]} episodes after {steps:,} steps")
+    for name in ("member", "trained (greedy)", "random"):
+        out.add_column(name, justify="right")
+    for m, (a, b) in enumerate(zip(trained.means(), chance.means(), strict=True)):
+        out.add_row(str(m), f"{a:.2f}", f"{b:.2f}")
+    out.add_section()
+    out.add_row("minimum", f"{trained.means().min():.2f}", f"{chance.means().min():.2f}", style="bold")
+    return out
+
+
+class _signals:
+    """SIGINT and SIGTERM end the loop after the current chunk, so that the run is saved; a second SIGINT interrupts."""
+
+    def __init__(self, run: Run):
+        self.run = run
+
+    def __enter__(self) -> None:
+        try:
+            self.old = {s: signal.signal(s, self._stop) for s in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not the main thread: a notebook's worker, say
+            self.old = {}
+
+    def _stop(self, *_: Any) -> None:
+        if self.run.stopping:
+            raise KeyboardInterrupt
+        self.run.stopping = True
+        self.run.console.print("stopping after this chunk; a checkpoint will be saved")
+
+    def __exit__(self, *_: object) -> None:
+        for which, handler in self.old.items():
+            signal.signal(which, handler)
+
+
+class _Display:
+    """The progress bar; plain lines now and then where the output is no terminal."""
+
+    def __init__(self, console: Console, plan: Plan, steps: int):
+        self.console, self.plan, self.live = console, plan, console.is_terminal
+        columns = [TextColumn("{task.completed:,.0f}/{task.total:,.0f} steps"), BarColumn(20), TextColumn("{task.fields[text]}")]
+        self.progress = Progress(*columns, console=console, disable=not self.live, transient=True)
+        self.task = self.progress.add_task("train", total=plan.steps, completed=steps, text="")
+        self.recent: list[list[float]] = [[] for _ in range(plan.members)]
+        self.marks: list[tuple[float, int, int]] = []
+        self.told = 0.0
+
+    def __enter__(self) -> _Display:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def update(self, steps: int, updates: int, returns: list[float | None], metrics: dict[str, np.ndarray]) -> None:
+        now = time.time()
+        for seen, value in zip(self.recent, returns, strict=True):
+            if value is not None:
+                seen.append(value)
+                del seen[:-5]
+        if metrics:  # speed and ETA are those of learning; the first chunk of it still warms up
+            self.marks = [*self.marks[-20:], (now, steps, updates)]
+        text = self._text(steps, metrics)
+        self.progress.update(self.task, completed=min(steps, self.plan.steps), text=text)
+        if not self.live and (now - self.told > QUIET_SECONDS or steps >= self.plan.steps):
+            self.told = now
+            self.console.print(f"{steps:>9,}/{self.plan.steps:,} steps  {text}", highlight=False)
+
+    def _text(self, steps: int, metrics: dict[str, np.ndarray]) -> str:
+        parts = []
+        if any(self.recent):
+            means = [f"{np.mean(seen):.2f}" if seen else "-" for seen in self.recent[:8]]
+            parts.append("return " + " ".join(means))
+        parts += [f"{name[5:]} {metrics[name].mean():.3f}" for name in metrics if name in ("loss/rec", "loss/dyn")]
+        if "loss" in metrics:
+            parts.insert(1, f"loss {metrics['loss'].mean():.2f}")
+        if len(self.marks) > 1:
+            (t0, s0, u0), (t1, s1, u1) = self.marks[0], self.marks[-1]
+            rate = (s1 - s0) / max(t1 - t0, 1e-6)
+            left = max(0, self.plan.steps - steps) / max(rate, 1e-6)
+            parts.append(f"{rate * self.plan.members:,.0f} steps/s")
+            parts.append(f"{(u1 - u0) / max(t1 - t0, 1e-6) * self.plan.members:,.0f} updates/s")
+            parts.append(f"ETA {int(left) // 60}:{int(left) % 60:02d}")
+        return "  ".join(parts)
+
+
+def train(plan: Plan, folder: Path, console: Console | None = None) -> dict[str, Any]:
+    """A whole run; the results of the evaluation. Raises what `rundir.create` raises, before anything is computed."""
+    if folder.exists() and any(folder.iterdir()):
+        rundir.create(folder)  # raises, with the way out
+    run = Run(plan, folder, console or Console())
+    run.start()
+    return _complete(run)
+
+
+def resume(folder: Path, console: Console | None = None) -> dict[str, Any]:
+    """Go on with the run in `folder` to the end of its plan."""
+    run = Run(Plan.from_json(rundir.read_config(folder)), folder, console or Console())
+    run.resume()
+    return _complete(run)
+
+
+def _complete(run: Run) -> dict[str, Any]:
+    run.loop()
+    if run.stopping:
+        run.console.print(f"stopped and saved; go on with: jaxwm resume {run.folder}")
+        run.writer.close()
+        run.checkpoints.close()
+        run.trainer.close()
+        return {}
+    return run.finish()
+
