@@ -1,0 +1,81 @@
+"""Small agents and environments whose every number can be checked by hand."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxwm.types import FOREVER, Agent, Collect, Discrete, Env, Repeat, Spec, Step, Train, TrainStep
+
+SPEC = Spec("toy/Count", jax.ShapeDtypeStruct((1,), jnp.float32), Discrete(3), max_steps=5)
+
+
+def counting_env(num_envs: int, length: int = 5) -> Env:
+    """Episodes of `length` steps; environment n starts at step n % length. obs is the step number, reward the action."""
+
+    def reset(key):
+        del key
+        time = jnp.arange(num_envs, dtype=jnp.int32) % length
+        return time, _step(time, jnp.zeros(num_envs), jnp.ones(num_envs, bool), jnp.zeros(num_envs, bool))
+
+    def step(time, action):
+        over = time >= length
+        time = jnp.where(over, 0, time + 1)
+        return time, _step(time, jnp.where(over, 0.0, action), over, time >= length)
+
+    return Env(SPEC, reset, step, num_envs, True)
+
+
+def _step(time, reward, first, last):
+    return Step(time[:, None].astype(jnp.float32), reward.astype(jnp.float32), first, last, last)
+
+
+def on_host(pure: Env) -> Env:
+    """The same environment behind host functions, for comparing the two loops."""
+    reset, step = jax.jit(jax.vmap(pure.reset)), jax.jit(jax.vmap(pure.step))
+
+    def as_numpy(handle, out):
+        return handle, jax.tree.map(np.asarray, out)
+
+    return Env(
+        pure.spec,
+        lambda keys: as_numpy(*reset(keys)),
+        lambda handle, action: as_numpy(*step(handle, jnp.asarray(action))),
+        pure.num_envs,
+        False,
+    )
+
+
+class ToyState(NamedTuple):
+    params: Any
+    opt: Any
+    hyper: Any
+    step: Any
+
+
+def toy_agent(length: int = 4, batch: int = 3, schedule=None, until=None, sampler="online") -> Agent:
+    """Acts at random, keeps an average of sampled rewards, writes the update number back into the replay."""
+
+    def init(key, hyper):
+        params = {"mean": jnp.zeros(()), "noise": jax.random.normal(key)}
+        return ToyState(params, (), {k: jnp.asarray(v, jnp.float32) for k, v in hyper.items()}, jnp.zeros((), jnp.int32))
+
+    def reset(state, num_envs):
+        return jnp.zeros(num_envs, jnp.int32)
+
+    def act(state, carry, step, key, mode):
+        carry = jnp.where(step.is_first, 0, carry + 1)
+        action = jax.random.randint(key, step.reward.shape, 0, 3)
+        return carry, jnp.zeros_like(action) if mode == "greedy" else action, {"since": carry, "seen": jnp.zeros_like(carry)}
+
+    def update(state, batch, key):
+        reward = batch.record.reward.mean() + 0.01 * jax.random.normal(key)
+        mean = state.params["mean"] + state.hyper["lr"] * (reward - state.params["mean"])
+        feedback = {"seen": jnp.full_like(batch.record.extras["seen"], state.step + 1)} if until is None else {}
+        state = state._replace(params=state.params | {"mean": mean}, step=state.step + 1)
+        return state, feedback, {"mean": mean, "updates": state.step.astype(jnp.float32)}
+
+    body = (Collect(4), Train("average", 2, until))
+    schedule = schedule or (Collect(16, "random"), Repeat(FOREVER, body))
+    return Agent(init, reset, act, {"average": TrainStep(update, batch, length, sampler)}, None, schedule, {"lr": 0.1})
