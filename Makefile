@@ -63,4 +63,4 @@ atari100k: setup  ## Reproduce the Atari-100k table
 
 clean:  ## Remove caches and builds (keeps runs/ and .venv)
 	rm -rf .cache .pytest_cache .ruff_cache build dist *.egg-info
-	find jaxwm tests benchmarks experiments -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

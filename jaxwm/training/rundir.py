@@ -286,7 +286,7 @@ class Writer:
             if not self._warned:
                 self._warned = True
                 text = f"no space left for {self._path}: metrics and scores are lost until there is"
-                warnings.warn(text, stacklevel=4)  # the caller of the caller of the `with`
+                warnings.warn(text, stacklevel=4)  # told as from the caller of `metrics` or `scores`
 
 
 def _axis(row: Mapping[str, Any]) -> int | None:
