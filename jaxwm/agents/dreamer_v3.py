@@ -16,7 +16,7 @@ Where the paper and the official code differ, this file does the following:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -151,10 +151,15 @@ def _size(deter: int, hidden: int, classes: int, depth: int, units: int) -> dict
     return dict(deter=deter, hidden=hidden, classes=classes, depth=depth, units=units)
 
 
-NANO = dict(
-    deter=64, hidden=32, stoch=8, classes=8, units=32, depth=2, bins=41, sensor_layers=1, policy_layers=1,
-    envs=4, batch_size=16, batch_length=16, train_ratio=64.0, prefill=256, imag_length=10, entropy=1e-2, lr=3e-3,
-    warmup=100, capacity=100_000,
+NANO = Config(
+    deter=32, hidden=32, stoch=4, classes=8, units=32, depth=2, bins=41, sensor_layers=1, policy_layers=1,
+    envs=4, batch_size=16, batch_length=10, imag_length=8, train_ratio=80.0, prefill=256, capacity=100_000,
+    lr=1e-2, entropy=3e-2, warmup=100,
+)  # fmt: skip
+
+MICRO = replace(
+    NANO, deter=64, hidden=64, stoch=8, units=64, batch_length=16, imag_length=15, train_ratio=64.0,
+    lr=3e-3, entropy=1e-2,
 )  # fmt: skip
 
 PRESETS: dict[str, Config] = {
@@ -165,7 +170,8 @@ PRESETS: dict[str, Config] = {
     "100m": Config(**_size(6144, 768, 48, 48, 768)),
     "200m": Config(**_size(8192, 1024, 64, 64, 1024)),
     "400m": Config(**_size(12288, 1536, 96, 96, 1536)),
-    "nano": Config(**NANO),
+    "nano": NANO,
+    "micro": MICRO,
 }
 """Published sizes by parameter count, and small presets whose networks and learning rates suit two CPU cores."""
 
