@@ -1,0 +1,290 @@
+"""envpool: Atari, DeepMind Control from state, classic control and Box2D, as C++ pools on the host.
+
+envpool already resets at the step after the last one and ignores that step's action, gives every environment its own
+seed, and draws the same stream for a seed whatever the size of the pool. Its ROMs come inside its assets package.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from jaxwm.envs import spaces
+from jaxwm.envs.host import Outcome, host_env
+from jaxwm.envs.pure import check_num_envs
+from jaxwm.types import Env, PyTree, Spec
+
+# Written out so that listing the names does not import envpool; a test compares them with its registry.
+ATARI = tuple(
+    """
+    Adventure AirRaid Alien Amidar Assault Asterix Asteroids Atlantis Atlantis2 Backgammon BankHeist BasicMath
+    BattleZone BeamRider Berzerk Blackjack Bowling Boxing Breakout Carnival Casino Centipede ChopperCommand CrazyClimber
+    Crossbow Darkchambers Defender DemonAttack DonkeyKong DoubleDunk Earthworld ElevatorAction Enduro Entombed Et
+    FishingDerby FlagCapture Freeway Frogger Frostbite Galaxian Gopher Gravitar Hangman HauntedHouse Hero
+    HumanCannonball IceHockey Jamesbond JourneyEscape Kaboom Kangaroo KeystoneKapers KingKong Klax Koolaid Krull
+    KungFuMaster LaserGates LostLuggage MarioBros MiniatureGolf MontezumaRevenge MrDo MsPacman NameThisGame Othello
+    Pacman Phoenix Pitfall Pitfall2 Pong Pooyan PrivateEye Qbert Riverraid RoadRunner Robotank Seaquest SirLancelot
+    Skiing Solaris SpaceInvaders SpaceWar StarGunner Superman Surround Tennis Tetris TicTacToe3d TimePilot Trondead
+    Turmoil Tutankham UpNDown Venture VideoCheckers VideoChess VideoCube VideoPinball WizardOfWor WordZapper YarsRevenge
+    Zaxxon
+    """.split()
+)
+DMC = tuple(
+    """
+    AcrobotSwingup AcrobotSwingupSparse BallInCupCatch CartpoleBalance CartpoleBalanceSparse CartpoleSwingup
+    CartpoleSwingupSparse CartpoleThreePoles CartpoleTwoPoles CheetahRun DogFetch DogRun DogStand DogTrot DogWalk
+    FingerSpin FingerTurnEasy FingerTurnHard FishSwim FishUpright HopperHop HopperStand HumanoidCMURun HumanoidCMUStand
+    HumanoidCMUWalk HumanoidRun HumanoidRunPureState HumanoidStand HumanoidWalk LqrLqr21 LqrLqr62 ManipulatorBringBall
+    ManipulatorBringPeg ManipulatorInsertBall ManipulatorInsertPeg PendulumSwingup PointMassEasy PointMassHard
+    QuadrupedEscape QuadrupedFetch QuadrupedRun QuadrupedWalk ReacherEasy ReacherHard StackerStack2 StackerStack4
+    SwimmerSwimmer15 SwimmerSwimmer6 WalkerRun WalkerStand WalkerWalk
+    """.split()
+)
+CLASSIC = (
+    "Acrobot-v1", "CartPole-v0", "CartPole-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v0",
+    "Pendulum-v1",
+)  # fmt: skip
+_BOX2D_NEWEST = {
+    "BipedalWalker": "BipedalWalker-v3",
+    "BipedalWalkerHardcore": "BipedalWalkerHardcore-v3",
+    "CarRacing": "CarRacing-v3",
+    "LunarLander": "LunarLander-v3",
+    "LunarLanderContinuous": "LunarLanderContinuous-v3",
+}
+BOX2D = (*_BOX2D_NEWEST, *_BOX2D_NEWEST.values(), "CarRacing-v2", "LunarLander-v2", "LunarLanderContinuous-v2")
+"""Every name of envpool, and without a version the newest."""
+
+
+def atari(
+    game: str,
+    num_envs: int = 1,
+    *,
+    image_size: int = 64,
+    gray: bool = False,
+    resize: Literal["area", "bilinear"] = "area",
+    frame_skip: int = 4,
+    sticky: float = 0.0,
+    full_action_space: bool = False,
+    noop_max: int = 30,
+    use_fire_reset: bool = False,
+    stack: int = 1,
+    life_loss: Literal["ignore", "terminal"] = "ignore",
+    max_frames: int = 108_000,
+    num_threads: int = 0,
+) -> Env:
+    """An Atari game, such as "Pong", with the Atari-100k settings of DreamerV3 as defaults.
+
+    Observations are uint8 `[image_size, image_size, C]`, C = stack * (1 if gray else 3), newest frame last; actions
+    `Discrete`. The reward is the raw change of the score, and an episode is a whole game.
+
+    image_size          64 in DreamerV3, IRIS, STORM, DIAMOND; 96 in EfficientZero; 84 in DQN.
+    gray                False: colour, as in those five; True: grey, as in DQN and TWM.
+    resize              "area" averages what a pixel covers; "bilinear" interpolates. DreamerV3 uses an antialiased
+                        bilinear filter, to which "area" is nearer.
+    frame_skip          4 in all of them: the action is repeated, rewards are added, and the image is the maximum of
+                        the last two frames (games flicker). With 1 there is no maximum.
+    sticky              probability of repeating the previous action instead: 0 on Atari-100k; 0.25 in the full-budget
+                        protocol (Machado et al., 2018) and in DreamerV3's 200M runs.
+    full_action_space   False: the actions that the game uses (Atari-100k); True: all 18 (DreamerV3's 200M runs).
+    noop_max            an episode starts after at most that many idle frames, drawn anew each time; 30 is usual.
+    use_fire_reset      False: the agent must press FIRE itself (DreamerV3). True presses it after each reset.
+    stack               1 for agents with memory (DreamerV3, IRIS, STORM); 4 in DQN, TWM, EfficientZero.
+    life_loss           "ignore" in DreamerV3. "terminal" sets `is_terminal` without `is_last` when a life is lost: the
+                        agent sees an end of the future and the game goes on, as in STORM; IRIS, DIAMOND and TWM end
+                        the training episode there, which this comes close to. Evaluate with "ignore".
+    max_frames          108,000 frames (30 minutes) is the usual limit of a game; there `is_last` is set alone.
+                        `Spec.max_steps` is that over frame_skip.
+    num_threads         threads of the pool; 0 lets envpool choose.
+
+    Raises ValueError for a value out of range.
+    """
+    name = f"atari/{game}"
+    _check_atari(name, image_size, frame_skip, sticky, noop_max, stack, max_frames)
+    _check_choice(name, "resize", resize, ("area", "bilinear"))
+    _check_choice(name, "life_loss", life_loss, ("ignore", "terminal"))
+    native = dict(
+        img_height=image_size,
+        img_width=image_size,
+        gray_scale=gray,
+        use_inter_area_resize=resize == "area",
+        frame_skip=frame_skip,
+        repeat_action_probability=sticky,
+        full_action_space=full_action_space,
+        noop_max=noop_max,
+        use_fire_reset=use_fire_reset,
+        stack_num=stack,
+        max_episode_steps=max_frames // frame_skip,
+        episodic_life=False,  # it would reset the recurrent state, and end what is evaluated, at every life
+        reward_clip=False,
+        num_threads=num_threads,
+    )
+    return _env(name, f"{game}-v5", num_envs, native, channels_first=True, lives=life_loss == "terminal")
+
+
+def dmc(
+    task: str,
+    num_envs: int = 1,
+    *,
+    action_repeat: int = 1,
+    max_steps: int | None = None,
+    num_threads: int = 0,
+    pixels: bool = False,
+) -> Env:
+    """A DeepMind Control task from its state, such as "CartpoleSwingup": a dict of float32 vectors, a `Box` action.
+
+    The keys are those of dm_control; a scalar is `[1]`, a matrix is flattened. `action_repeat` applies an action to
+    that many control steps and adds their rewards (1 for DreamerV3 from state). `max_steps` replaces the time limit of
+    1000 control steps, counted in steps of the agent. Raises ValueError for `pixels=True`.
+    """
+    if pixels:
+        raise ValueError(
+            f"dmc/{task} is offered from state only: rendering MuJoCo in envpool 1.2.5 ends the whole process "
+            "where EGL is missing, without an exception to catch"
+        )
+    return _timed(f"dmc/{task}", f"{task}-v1", num_envs, action_repeat, max_steps, num_threads)
+
+
+def classic(
+    task: str, num_envs: int = 1, *, action_repeat: int = 1, max_steps: int | None = None, num_threads: int = 0
+) -> Env:
+    """A classic control task, such as "CartPole-v1": float32 vector. Options as for `dmc`."""
+    return _timed(f"classic/{task}", task, num_envs, action_repeat, max_steps, num_threads)
+
+
+def box2d(
+    task: str, num_envs: int = 1, *, action_repeat: int = 1, max_steps: int | None = None, num_threads: int = 0
+) -> Env:
+    """A Box2D task, such as "LunarLander" (float32 vector) or "CarRacing" (uint8 `[96, 96, 3]`, Box(3)).
+
+    Without a version it is the newest. Options as for `dmc`.
+    """
+    native = _BOX2D_NEWEST.get(task, task)
+    return _timed(f"box2d/{task}", native, num_envs, action_repeat, max_steps, num_threads)
+
+
+# --- Construction -------------------------------------------------------------------------------------------------
+
+
+def _timed(name: str, task: str, num_envs: int, repeat: int, max_steps: int | None, num_threads: int) -> Env:
+    """A task whose time limit envpool counts in its own steps, with `repeat` of them to one of ours."""
+    _check_at_least(name, "action_repeat", repeat, 1)
+    native: dict[str, Any] = {"num_threads": num_threads}
+    if max_steps is not None:
+        _check_at_least(name, "max_steps", max_steps, 1)
+        native["max_episode_steps"] = max_steps * repeat
+    return _env(name, task, num_envs, native, repeat=repeat)
+
+
+def _env(
+    name: str,
+    task: str,
+    num_envs: int,
+    native: dict[str, Any],
+    *,
+    channels_first: bool = False,
+    lives: bool = False,
+    repeat: int = 1,
+) -> Env:
+    """The `Env` of envpool's `task` with envpool's options `native`."""
+    check_num_envs(num_envs)
+    _check_at_least(name, "num_threads", native["num_threads"], 0)
+    import envpool
+
+    with _quiet():
+        task_spec = envpool.make_spec(task, **native)
+        obs, read = spaces.observation_space(task_spec.observation_space, channels_first)
+        action, write = spaces.action_space(task_spec.action_space)
+
+    def open_pool(seeds: list[int]) -> _Pool:
+        with _quiet():
+            pool = envpool.make_gymnasium(task, num_envs=len(seeds), seed=seeds, **native)
+        return _Pool(pool, len(seeds), read, write, lives, repeat)
+
+    limit = -(-int(task_spec.config.max_episode_steps) // repeat)
+    return host_env(Spec(name, obs, action, limit), num_envs, open_pool)
+
+
+class _Pool:
+    """envpool's pool behind the protocol `jaxwm.envs.host.Pool`."""
+
+    def __init__(self, pool: Any, size: int, read: Callable, write: Callable, lives: bool, repeat: int):
+        self.pool, self.read, self.write = pool, read, write
+        self.watch_lives, self.repeat = lives, repeat
+        self.is_last = np.zeros(size, bool)
+        self.lives = np.zeros(size, np.int32)
+
+    def reset(self) -> PyTree:
+        with _quiet():
+            obs, info = self.pool.reset()
+        self._lost_life(info)
+        return self.read(obs)
+
+    def step(self, action: np.ndarray) -> Outcome:
+        action = self.write(action)
+        obs, reward, terminated, truncated, info = self.pool.step(action)
+        terminated, last = terminated.copy(), terminated | truncated
+        for _ in range(self.repeat - 1):
+            # The step that resets is one step only, and nobody walks past the end of an episode.
+            ids = np.flatnonzero(~self.is_last & ~last)
+            if not len(ids):
+                break
+            more, extra, term, trunc, part = self.pool.step(action[ids], ids)
+            ids = np.asarray(part["env_id"])  # the order in which the results came
+            jax.tree.map(lambda all_, new: _put(all_, ids, new), obs, more)  # noqa: B023
+            reward[ids] += extra
+            terminated[ids], last[ids] = term, term | trunc
+        lost = self._lost_life(info) & ~self.is_last
+        self.is_last = last
+        return Outcome(self.read(obs), reward, last, terminated | lost)
+
+    def close(self) -> None:
+        self.pool.close()
+
+    def _lost_life(self, info: dict[str, Any]) -> np.ndarray:
+        """bool `[K]`: one life fewer than at the last call; all False where lives are not watched."""
+        if not self.watch_lives:
+            return np.zeros(len(self.is_last), bool)
+        before, self.lives = self.lives, np.array(info["lives"], np.int32)
+        return self.lives < before
+
+
+def _put(array: np.ndarray, ids: np.ndarray, new: np.ndarray) -> None:
+    array[ids] = new
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without gymnasium's warnings about the float64 bounds that envpool gives to its boxes."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*precision lowered by casting")
+        yield
+
+
+# --- Values out of range ------------------------------------------------------------------------------------------
+
+
+def _check_atari(
+    name: str, image_size: int, frame_skip: int, sticky: float, noop_max: int, stack: int, max_frames: int
+) -> None:
+    _check_at_least(name, "image_size", image_size, 1)
+    _check_at_least(name, "frame_skip", frame_skip, 1)
+    _check_at_least(name, "noop_max", noop_max, 1)
+    _check_at_least(name, "stack", stack, 1)
+    _check_at_least(name, "max_frames", max_frames, frame_skip)
+    if not 0.0 <= sticky <= 1.0:
+        raise ValueError(f"{name}: sticky is a probability, not {sticky}")
+
+
+def _check_at_least(name: str, option: str, value: int, least: int) -> None:
+    if not isinstance(value, int) or value < least:
+        raise ValueError(f"{name}: {option} must be a whole number of at least {least}, not {value!r}")
+
+
+def _check_choice(name: str, option: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}: {option} must be one of {', '.join(map(repr, choices))}, not {value!r}")

@@ -1,0 +1,121 @@
+"""gymnax: 26 small environments in JAX, five of them the MinAtar games."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxwm.envs import spaces
+from jaxwm.envs.errors import check_options
+from jaxwm.envs.pure import check_num_envs, from_functions
+from jaxwm.types import ActionSpace, Box, Discrete, Env, Spec
+
+# Written out so that listing the names does not import gymnax (1.6 s); a test compares them with its registry.
+MINATAR = ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders")
+GYMNAX = (
+    "Acrobot-v1", "BernoulliBandit-misc", "CartPole-v1", "Catch-bsuite", "DeepSea-bsuite", "DiscountingChain-bsuite",
+    "FourRooms-misc", "FrozenLake-misc", "GaussianBandit-misc", "MNISTBandit-bsuite", "MemoryChain-bsuite",
+    "MetaMaze-misc", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1", "PointRobot-misc", "Pong-misc",
+    "Reacher-misc", "SimpleBandit-bsuite", "Swimmer-misc", "UmbrellaChain-bsuite",
+)  # fmt: skip
+
+PLANES = {"Catch-bsuite", "DeepSea-bsuite", "FourRooms-misc", "Pong-misc", *(f"{game}-MinAtar" for game in MINATAR)}
+"""Ids whose observations of rank 2 or 3 are 0/1 grids (FourRooms only with `use_visual_obs=True`)."""
+
+IMAGES = {"MNISTBandit-bsuite"}
+"""Ids whose observations are grey images that gymnax divided by 255."""
+
+
+def minatar(task: str, num_envs: int = 1, *, max_steps: int | None = None, **options: Any) -> Env:
+    """A MinAtar game, such as "Breakout": bool `[10, 10, C]`, C = 4 to 10 planes. Options as for `gymnax`."""
+    return _make(f"minatar/{task}", f"{task}-MinAtar", num_envs, max_steps, options)
+
+
+def gymnax(task: str, num_envs: int = 1, *, max_steps: int | None = None, **options: Any) -> Env:
+    """The gymnax environment with the id `task`, as a pure `Env`.
+
+    `max_steps` replaces the time limit (`max_steps_in_episode`). Every other field of the environment's `EnvParams`
+    and every argument of its constructor is an option: `gravity=12.0` for CartPole-v1, `size=20` for DeepSea-bsuite.
+
+    0/1 grids are bool `[H, W, C]`, MNIST is uint8 `[28, 28, 1]`, a discrete state is one-hot bool `[n]`, the rest a
+    flat float32 vector. Box actions in [-1, 1] are scaled to the native bounds.
+
+    Raises ValueError for an unknown option and RuntimeError where MNIST cannot be downloaded.
+    """
+    return _make(f"gymnax/{task}", task, num_envs, max_steps, options)
+
+
+def _make(name: str, task: str, num_envs: int, max_steps: int | None, options: dict[str, Any]) -> Env:
+    check_num_envs(num_envs)
+    native, params = _build(name, task, max_steps, options)
+    shape = jax.eval_shape(lambda: native.reset_env(jax.random.key(0), params)[0]).shape
+    obs, read = _observation(task, native.observation_space(params), shape)
+    action, write = _action(native.action_space(params))
+
+    def reset(key: jax.Array) -> tuple[Any, Any]:
+        first, state = native.reset_env(key, params)
+        return state, read(first)
+
+    def step(key: jax.Array, state: Any, action: jax.Array) -> tuple[Any, Any, Any, Any, Any]:
+        # Not `native.step`: it resets in the same step and the last observation would be lost.
+        after, state, reward, terminated, _ = native.step_env(key, state, write(action), params)
+        return state, read(after), reward, terminated, native.is_truncated(state, params)
+
+    spec = Spec(name, obs, action, int(params.max_steps_in_episode))
+    return from_functions(spec, reset, step, num_envs)
+
+
+def _build(name: str, task: str, max_steps: int | None, options: dict[str, Any]) -> tuple[Any, Any]:
+    """The native environment and its parameters, with `options` given to whichever of the two knows them."""
+    if tuple(int(part) for part in version("gymnax").split(".")[:2]) < (1, 0):
+        raise RuntimeError(f"gymnax {version('gymnax')} has another step function: install gymnax>=1.0.1")
+    import gymnax as library
+    from gymnax.registration import _registry
+
+    built: Callable[..., Any] = _registry[task]
+    parameters = inspect.signature(built).parameters.values()
+    arguments = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    # An environment must exist before its parameters can be listed; a wrong option is reported all the same.
+    chosen = {key: value for key, value in options.items() if key in arguments}
+    try:
+        native, params = library.make(task, **chosen)
+    except OSError as error:
+        raise RuntimeError(f"{name} downloads its data set when it is built, and that failed: {error}") from error
+    fields = set(type(params).__dataclass_fields__) - {"max_steps_in_episode"}
+    check_options(name, options, arguments | fields | {"max_steps"})
+    changed = {key: value for key, value in options.items() if key not in arguments}
+    if max_steps is not None:
+        if max_steps < 1:
+            raise ValueError(f"{name}: max_steps must be at least 1, not {max_steps}")
+        changed["max_steps_in_episode"] = max_steps
+    return native, params.replace(**changed)
+
+
+def _observation(task: str, space: Any, shape: tuple[int, ...]) -> tuple[jax.ShapeDtypeStruct, Callable]:
+    """`Spec.obs` and the function from one native observation, of `shape`, to ours."""
+    if not shape and hasattr(space, "n"):
+        return jax.ShapeDtypeStruct((space.n,), jnp.bool_), lambda obs: obs == jnp.arange(space.n)
+    if len(shape) in (2, 3) and task in PLANES | IMAGES:
+        shape = shape if len(shape) == 3 else (*shape, 1)
+        if task in IMAGES:
+            return jax.ShapeDtypeStruct(shape, jnp.uint8), lambda obs: jnp.round(obs.reshape(shape) * 255).astype(
+                jnp.uint8
+            )
+        return jax.ShapeDtypeStruct(shape, jnp.bool_), lambda obs: obs.reshape(shape) != 0
+    size = math.prod(shape)
+    return jax.ShapeDtypeStruct((size,), jnp.float32), lambda obs: obs.reshape(size).astype(jnp.float32)
+
+
+def _action(space: Any) -> tuple[ActionSpace, Callable[[jax.Array], jax.Array]]:
+    """Our action space and the function from one of our actions to the native one."""
+    if hasattr(space, "n"):
+        return Discrete(int(space.n)), lambda action: action
+    shape = tuple(space.shape)
+    centre, half = spaces.box_scale(space.low, space.high, shape)
+    return Box(centre.size), lambda action: jnp.clip(action.reshape(shape), -1.0, 1.0) * jnp.asarray(half) + centre

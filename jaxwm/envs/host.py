@@ -1,0 +1,174 @@
+"""Host environments: pools stepped in Python over NumPy arrays, and the bookkeeping that they share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxwm.envs import spaces
+from jaxwm.envs.pure import check_num_envs
+from jaxwm.types import Discrete, Env, Key, PyTree, Spec, Step
+
+
+class Outcome(NamedTuple):
+    """What a pool returns; every leaf has the leading axis `[K]`, K = M * N."""
+
+    obs: PyTree
+    reward: np.ndarray
+    is_last: np.ndarray
+    is_terminal: np.ndarray
+
+
+class Pool(Protocol):
+    """K environments that reset themselves at the step after `is_last`, ignoring that step's action."""
+
+    def reset(self) -> PyTree:
+        """The first observations `[K, ...]`."""
+        ...
+
+    def step(self, action: np.ndarray) -> Outcome:
+        """One step with our actions `[K, ...]`."""
+        ...
+
+    def close(self) -> None:
+        """Free what the pool holds."""
+        ...
+
+
+class Handle:
+    """The `env_state` of a host environment: the pool, the number of members, who starts anew at the next step.
+
+    It is changed in place by `step`; there is no way back to an earlier one.
+    """
+
+    def __init__(self, pool: Pool, members: int, num_envs: int):
+        self.pool: Pool | None = pool
+        self.members = members
+        self.is_last = np.zeros(members * num_envs, bool)
+
+
+def host_env(spec: Spec, num_envs: int, open_pool: Callable[[list[int]], Pool]) -> Env:
+    """An `Env` with `pure=False` over the pools that `open_pool(seeds)` builds, one seed for each environment."""
+    check_num_envs(num_envs)
+    width = spaces.action_shape(spec.action)
+
+    def split(tree: PyTree, members: int) -> PyTree:
+        return jax.tree.map(lambda x: x.reshape(members, num_envs, *x.shape[1:]), tree)
+
+    def reset(keys: Key) -> tuple[Handle, Step]:
+        seeds = env_seeds(keys, num_envs)
+        pool = open_pool(seeds.ravel().tolist())
+        handle = Handle(pool, len(seeds), num_envs)
+        no, yes = np.zeros(seeds.size, bool), np.ones(seeds.size, bool)
+        first: Any = (pool.reset(), np.zeros(seeds.size, np.float32), yes, no, no.copy())
+        return handle, split(Step(*first), handle.members)
+
+    def step(handle: Handle, action: Any) -> tuple[Handle, Step]:
+        if handle.pool is None:
+            raise RuntimeError(f"{spec.name}: this handle was closed; call reset for a new one")
+        action, expected = np.asarray(action), (handle.members, num_envs, *width)
+        if action.shape != expected:
+            raise ValueError(f"{spec.name}: the action has shape {action.shape}, expected {expected}")
+        out = handle.pool.step(action.reshape(-1, *width))
+        is_first, going = handle.is_last, ~handle.is_last
+        handle.is_last = np.asarray(out.is_last, bool) & going
+        reward = np.where(is_first, 0, out.reward).astype(np.float32)
+        # Copies, so that nobody who keeps or changes a Step can touch what the handle remembers.
+        after: Any = (out.obs, reward, is_first, handle.is_last.copy(), np.asarray(out.is_terminal, bool) & going)
+        return handle, split(Step(*after), handle.members)
+
+    return Env(spec, reset, step, num_envs, pure=False, close=close)
+
+
+def close(handle: Handle) -> None:
+    """Close the pool behind `handle`; a second call does nothing."""
+    if handle.pool is not None:
+        handle.pool.close()
+        handle.pool = None
+
+
+def env_seeds(keys: Key, num_envs: int) -> np.ndarray:
+    """int32-sized seeds `[M, N]` out of member keys `[M]`: seed (m, n) depends on `keys[m]` and n alone."""
+    if not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) or keys.ndim != 1:
+        raise ValueError(
+            "a host environment is reset with typed keys [M], one for each member, such as jax.random.split("
+            f"jax.random.key(0), 1); got {keys.dtype}{list(keys.shape)}"
+        )
+    return np.asarray(jax.device_get(_seeds(keys, num_envs)))
+
+
+@partial(jax.jit, static_argnums=1)
+def _seeds(keys: Key, num_envs: int) -> jax.Array:
+    def one(key: Key, n: jax.Array) -> jax.Array:
+        return jax.random.bits(jax.random.fold_in(key, n)) >> 1  # 31 bits: pools take an int32
+
+    return jax.vmap(jax.vmap(one, (None, 0)), (0, None))(keys, jnp.arange(num_envs))
+
+
+def from_gymnasium(make_one: Callable[[int], Any], num_envs: int = 1, spec: Spec | None = None) -> Env:
+    """A host `Env` out of single environments with gymnasium's interface, stepped one after the other in this process.
+
+    `make_one(seed)` returns an object with `reset(seed=...) -> (obs, info)` and `step(action) -> (obs, reward,
+    terminated, truncated, info)`; it is called once for each of the M * N environments, and its first `reset` gets the
+    seed too. A `close()` is called where there is one.
+
+    Without a `spec` one environment is built to read its `observation_space` and `action_space`; uint8 images must be
+    channels last. Box actions in [-1, 1] are then scaled to the native bounds. With a `spec` nothing is inferred:
+    observations are cast and reshaped to `spec.obs`, and actions are handed over as they are.
+
+    Raises ValueError for a space without a counterpart in `jaxwm.types`.
+    """
+    check_num_envs(num_envs)
+    if spec is not None:
+        read, write = spaces.read_as(spec.obs), lambda action: action
+    else:
+        spec, read, write = _infer(make_one)
+    discrete = isinstance(spec.action, Discrete)
+    return host_env(spec, num_envs, lambda seeds: _Loop(make_one, seeds, read, write, discrete))
+
+
+def _infer(make_one: Callable[[int], Any]) -> tuple[Spec, spaces.Reader, Callable[[np.ndarray], np.ndarray]]:
+    env = make_one(0)
+    obs, read = spaces.observation_space(env.observation_space)
+    action, write = spaces.action_space(env.action_space)
+    native = getattr(env, "spec", None)
+    name = getattr(native, "id", None) or type(env).__name__
+    getattr(env, "close", lambda: None)()
+    return Spec(name, obs, action, getattr(native, "max_episode_steps", None)), read, write
+
+
+class _Loop:
+    """A `Pool` of gymnasium environments in a Python loop."""
+
+    def __init__(self, make_one: Callable[[int], Any], seeds: list[int], read: Any, write: Any, discrete: bool):
+        self.seeds, self.read, self.write, self.discrete = seeds, read, write, discrete
+        self.envs = [make_one(seed) for seed in seeds]
+        self.is_last = [False] * len(seeds)
+
+    def reset(self) -> PyTree:
+        return self._gather([env.reset(seed=seed)[0] for env, seed in zip(self.envs, self.seeds, strict=True)])
+
+    def step(self, action: np.ndarray) -> Outcome:
+        rows = [self._one(i, native) for i, native in enumerate(self.write(action))]
+        obs, reward, terminated, truncated = zip(*rows, strict=True)
+        terminal = np.array(terminated, bool)
+        last = terminal | np.array(truncated, bool)
+        self.is_last = last.tolist()
+        return Outcome(self._gather(obs), np.array(reward, np.float32), last, terminal)
+
+    def close(self) -> None:
+        for env in self.envs:
+            getattr(env, "close", lambda: None)()
+
+    def _one(self, i: int, action: Any) -> tuple[Any, float, bool, bool]:
+        if self.is_last[i]:
+            return self.envs[i].reset()[0], 0.0, False, False
+        return self.envs[i].step(int(action) if self.discrete else action)[:4]
+
+    def _gather(self, observations: Any) -> PyTree:
+        return self.read(jax.tree.map(lambda *leaves: np.stack(leaves), *observations))

@@ -1,0 +1,163 @@
+"""Probe environments: tiny, pure, with values known in closed form.
+
+An agent that cannot solve one of them has a bug, and the probe says where: ConstantReward tests the value head's
+offset, ObsReward the path from observation to value, TwoStepDiscount bootstrapping and the discount, ActionReward the
+policy gradient, ContinuousTarget the same for a Box, Recall the recurrent state, MultiSensor the encoders and the
+factorised action.
+
+Below, r_t is the reward in the `Step` that follows action a_t, V* the optimal value and gamma the discount.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxwm.envs.pure import from_functions
+from jaxwm.types import ActionSpace, Array, Box, Discrete, Env, Key, MultiDiscrete, PyTree, Spec
+
+
+def constant_reward(num_envs: int = 1) -> Env:
+    """One step, reward 1 whatever the action: obs = 0, r_0 = 1, end. V*(0) = 1; every policy's return is 1.
+
+    There are two equal actions, because a policy over a single one has no entropy to normalise.
+    """
+
+    def reset(key: Key) -> tuple[PyTree, Array]:
+        return (), jnp.zeros(1)
+
+    def step(key: Key, state: PyTree, action: Array) -> tuple[Any, ...]:
+        return (), jnp.zeros(1), 1.0, True, False
+
+    return from_functions(_spec("ConstantReward", _vector(1), Discrete(2), 1), reset, step, num_envs)
+
+
+def obs_reward(num_envs: int = 1) -> Env:
+    """One step: obs = s with s = -1 or +1 (one half each), r_0 = s, end. V*(s) = s; every policy's mean return is 0."""
+
+    def reset(key: Key) -> tuple[Array, Array]:
+        sign = jax.random.rademacher(key, (1,), jnp.float32)
+        return sign, sign
+
+    def step(key: Key, state: Array, action: Array) -> tuple[Any, ...]:
+        return state, state, state[0], True, False
+
+    return from_functions(_spec("ObsReward", _vector(1), Discrete(2), 1), reset, step, num_envs)
+
+
+def two_step_discount(num_envs: int = 1) -> Env:
+    """Two steps: obs = 0, 1, then 2 at the end; r_0 = 0, r_1 = 1. V*(0) = gamma, V*(1) = 1; the return is 1."""
+
+    def reset(key: Key) -> tuple[Array, Array]:
+        return jnp.int32(0), jnp.zeros(1)
+
+    def step(key: Key, state: Array, action: Array) -> tuple[Any, ...]:
+        state = state + 1
+        end = state == 2
+        return state, state[None].astype(jnp.float32), end, end, False
+
+    return from_functions(_spec("TwoStepDiscount", _vector(1), Discrete(2), 2), reset, step, num_envs)
+
+
+def action_reward(num_envs: int = 1) -> Env:
+    """One step: obs = 0, r_0 = +1 for action 1 and -1 for action 0, end. V*(0) = 1; a uniform policy's return is 0."""
+
+    def reset(key: Key) -> tuple[PyTree, Array]:
+        return (), jnp.zeros(1)
+
+    def step(key: Key, state: PyTree, action: Array) -> tuple[Any, ...]:
+        return (), jnp.zeros(1), 2.0 * action - 1.0, True, False
+
+    return from_functions(_spec("ActionReward", _vector(1), Discrete(2), 1), reset, step, num_envs)
+
+
+def continuous_target(num_envs: int = 1) -> Env:
+    """One step: obs = 0, r_0 = -(a - 1/2)^2 with a clipped to [-1, 1], end.
+
+    V*(0) = 0 at a = 1/2; a policy uniform over [-1, 1] returns -(1/3 + 1/4) = -7/12.
+    """
+
+    def reset(key: Key) -> tuple[PyTree, Array]:
+        return (), jnp.zeros(1)
+
+    def step(key: Key, state: PyTree, action: Array) -> tuple[Any, ...]:
+        return (), jnp.zeros(1), -jnp.square(jnp.clip(action[0], -1.0, 1.0) - 0.5), True, False
+
+    return from_functions(_spec("ContinuousTarget", _vector(1), Box(1), 1), reset, step, num_envs)
+
+
+def recall(num_envs: int = 1, *, delay: int = 10) -> Env:
+    """Remember a cue for `delay` blank steps, then name it.
+
+    obs is bool `[5]`: the cue c, one of four classes, one-hot in the first observation only; then a go flag. The first
+    observation shows the cue, the next `delay` are blank (all False), the one after has the go flag; actions count
+    there alone: r = 1 for action c, else 0, end. An episode takes delay + 2 actions.
+    V*(t steps after the cue) = gamma^(delay + 1 - t), the optimal return is 1; without memory it is 1/4.
+    """
+    if delay < 0:
+        raise ValueError(f"probe/Recall: delay must be at least 0, not {delay}")
+
+    def show(cue: Array, t: Array) -> Array:
+        return jnp.append((jnp.arange(4) == cue) & (t == 0), t == delay + 1)
+
+    def reset(key: Key) -> tuple[PyTree, Array]:
+        cue, t = jax.random.randint(key, (), 0, 4), jnp.int32(0)
+        return (cue, t), show(cue, t)
+
+    def step(key: Key, state: PyTree, action: Array) -> tuple[Any, ...]:
+        cue, t = state
+        go = t == delay + 1
+        return (cue, t + 1), show(cue, t + 1), go & (action == cue), go, False
+
+    obs = jax.ShapeDtypeStruct((5,), jnp.bool_)
+    return from_functions(_spec("Recall", obs, Discrete(4), delay + 2), reset, step, num_envs)
+
+
+def multi_sensor(num_envs: int = 1) -> Env:
+    """One step, two sensors, two actions.
+
+    obs is a dict: `image` uint8 `[64, 64, 3]`, a 16 x 16 square anywhere on black, its colour red, green or
+    blue (k = 0, 1, 2); `vector` float32 `[2]`, (s, -s) with s = -1 or +1. The action is MultiDiscrete((2, 3)).
+    r_0 = [a_0 = 1 if s > 0 else 0] / 2 + [a_1 = k] / 2, end. V* = 1; a uniform policy's return is 1/4 + 1/6 = 5/12.
+    """
+
+    def show(state: PyTree) -> PyTree:
+        sign, colour, corner = state
+        offset = jnp.arange(64)[:, None] - corner  # [64, 2]: rows and columns, counted from the square's corner
+        inside = (offset >= 0) & (offset < 16)
+        lit = inside[:, None, 0, None] & inside[None, :, 1, None] & (jnp.arange(3) == colour)
+        return {"image": jnp.where(lit, jnp.uint8(255), jnp.uint8(0)), "vector": jnp.stack([sign, -sign])}
+
+    def reset(key: Key) -> tuple[PyTree, PyTree]:
+        a, b, c = jax.random.split(key, 3)
+        sign = jax.random.rademacher(a, (), jnp.float32)
+        state = (sign, jax.random.randint(b, (), 0, 3), jax.random.randint(c, (2,), 0, 49))
+        return state, show(state)
+
+    def step(key: Key, state: PyTree, action: Array) -> tuple[Any, ...]:
+        right = jnp.stack([action[0] == (state[0] > 0), action[1] == state[1]])
+        return state, show(state), right.mean(dtype=jnp.float32), True, False
+
+    obs = {"image": jax.ShapeDtypeStruct((64, 64, 3), jnp.uint8), "vector": _vector(2)}
+    return from_functions(_spec("MultiSensor", obs, MultiDiscrete((2, 3)), 1), reset, step, num_envs)
+
+
+PROBES = {
+    "ConstantReward": constant_reward,
+    "ObsReward": obs_reward,
+    "TwoStepDiscount": two_step_discount,
+    "ActionReward": action_reward,
+    "ContinuousTarget": continuous_target,
+    "Recall": recall,
+    "MultiSensor": multi_sensor,
+}
+
+
+def _vector(size: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((size,), jnp.float32)
+
+
+def _spec(name: str, obs: PyTree, action: ActionSpace, max_steps: int) -> Spec:
+    return Spec(f"probe/{name}", obs, action, max_steps)
