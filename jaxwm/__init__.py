@@ -1,9 +1,9 @@
 """jaxwm: world-model reinforcement learning as pure JAX functions.
 
-    env = jaxwm.envs.make("gymnax/Catch-bsuite", num_envs=4)
-    agent = jaxwm.make("dreamer-v3", env.spec, preset="nano")
-    trainer = jaxwm.Trainer(agent, env, members=3)
-    life = trainer.init(seed=0)
+env = jaxwm.envs.make("gymnax/Catch-bsuite", num_envs=4)
+agent = jaxwm.make("dreamer-v3", env.spec, preset="nano")
+trainer = jaxwm.Trainer(agent, env, members=3)
+life = trainer.init(seed=0)
 """
 
 __version__ = "0.1.0"

@@ -8,7 +8,7 @@ import optax
 
 
 def clip_by_tensor_agc(clip: float = 0.3, floor: float = 1e-3) -> optax.GradientTransformation:
-    """Adaptive gradient clipping per tensor: |g| <= clip * max(floor, |w|) (Brock et al. 2021; per tensor in Dreamer V3).
+    """Adaptive gradient clipping (Brock et al. 2021) per tensor, as in Dreamer V3: |g| <= clip * max(floor, |w|).
 
     `optax.adaptive_grad_clip` clips per output unit, which is another algorithm.
     """

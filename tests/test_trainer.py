@@ -173,7 +173,7 @@ def test_fresh_starts_new_episodes(host):
 
 def test_compiled_once_in_place_and_without_transfers():
     trainer = Trainer(toy_agent(), counting_env(4), members=2, capacity=400)
-    life, cursor = trainer.init(0), Cursor()
+    life = trainer.init(0)
     trainer.compile(life)
     programs = dict(trainer._programs)
     assert len(programs) == 2
@@ -183,7 +183,7 @@ def test_compiled_once_in_place_and_without_transfers():
             iterations = jax.device_put(np.int32(chunk))
             life, _ = programs[trainer.segments[1].body](life, iterations)
         assert before.ring.data.reward.is_deleted()  # donated, so updated in place
-    life, cursor, _ = trainer.run(life, Cursor(1, 0), 5)
+    trainer.run(life, Cursor(1, 0), 5)
     assert trainer._programs == programs
 
 

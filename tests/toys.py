@@ -12,7 +12,7 @@ SPEC = Spec("toy/Count", jax.ShapeDtypeStruct((1,), jnp.float32), Discrete(3), m
 
 
 def counting_env(num_envs: int, length: int = 5) -> Env:
-    """Episodes of `length` steps; environment n starts at step n % length. obs is the step number, reward the action."""
+    """Episodes of `length` steps; environment n starts at step n % length. obs: step number, reward: action."""
 
     def reset(key):
         del key
@@ -59,7 +59,9 @@ def toy_agent(length: int = 4, batch: int = 3, schedule=None, until=None, sample
 
     def init(key, hyper):
         params = {"mean": jnp.zeros(()), "noise": jax.random.normal(key)}
-        return ToyState(params, (), {k: jnp.asarray(v, jnp.float32) for k, v in hyper.items()}, jnp.zeros((), jnp.int32))
+        return ToyState(
+            params, (), {k: jnp.asarray(v, jnp.float32) for k, v in hyper.items()}, jnp.zeros((), jnp.int32)
+        )
 
     def reset(state, num_envs):
         return jnp.zeros(num_envs, jnp.int32)
@@ -67,7 +69,11 @@ def toy_agent(length: int = 4, batch: int = 3, schedule=None, until=None, sample
     def act(state, carry, step, key, mode):
         carry = jnp.where(step.is_first, 0, carry + 1)
         action = jax.random.randint(key, step.reward.shape, 0, 3)
-        return carry, jnp.zeros_like(action) if mode == "greedy" else action, {"since": carry, "seen": jnp.zeros_like(carry)}
+        return (
+            carry,
+            jnp.zeros_like(action) if mode == "greedy" else action,
+            {"since": carry, "seen": jnp.zeros_like(carry)},
+        )
 
     def update(state, batch, key):
         reward = batch.record.reward.mean() + 0.01 * jax.random.normal(key)

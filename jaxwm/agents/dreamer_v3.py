@@ -29,7 +29,7 @@ from jaxwm.distributions import TwoHot, symexp_bins, twohot
 from jaxwm.models import rssm as model
 from jaxwm.models.rssm import RSSM, Latent, flatten
 from jaxwm.nets import observation as sensors
-from jaxwm.nets.layers import Head
+from jaxwm.nets.layers import Head, apply
 from jaxwm.types import (
     FOREVER,
     Agent,
@@ -147,8 +147,8 @@ class Config:
             raise ValueError(f"need at least 3 bins (got {self.bins}) and at most 256 classes (got {self.classes})")
 
 
-def _size(deter: int, hidden: int, classes: int, depth: int, units: int) -> dict[str, int]:
-    return dict(deter=deter, hidden=hidden, classes=classes, depth=depth, units=units)
+def _size(deter: int, hidden: int, classes: int, depth: int, units: int) -> Config:
+    return Config(deter=deter, hidden=hidden, classes=classes, depth=depth, units=units)
 
 
 NANO = Config(
@@ -163,13 +163,13 @@ MICRO = replace(
 )  # fmt: skip
 
 PRESETS: dict[str, Config] = {
-    "1m": Config(**_size(512, 64, 4, 4, 64)),
-    "12m": Config(**_size(2048, 256, 16, 16, 256)),
-    "25m": Config(**_size(3072, 384, 24, 24, 384)),
-    "50m": Config(**_size(4096, 512, 32, 32, 512)),
-    "100m": Config(**_size(6144, 768, 48, 48, 768)),
-    "200m": Config(**_size(8192, 1024, 64, 64, 1024)),
-    "400m": Config(**_size(12288, 1536, 96, 96, 1536)),
+    "1m": _size(512, 64, 4, 4, 64),
+    "12m": _size(2048, 256, 16, 16, 256),
+    "25m": _size(3072, 384, 24, 24, 384),
+    "50m": _size(4096, 512, 32, 32, 512),
+    "100m": _size(6144, 768, 48, 48, 768),
+    "200m": _size(8192, 1024, 64, 64, 1024),
+    "400m": _size(12288, 1536, 96, 96, 1536),
     "nano": NANO,
     "micro": MICRO,
 }
@@ -313,15 +313,15 @@ class Learner:
     # Small views on the networks.
 
     def actor(self, params: Any, feat: Array) -> ac.Actor:
-        return ac.actor(self.spec.action, self.nets.pol.apply(params["pol"], feat), self.config.actor_unimix)
+        return ac.actor(self.spec.action, apply(self.nets.pol, params["pol"], feat), self.config.actor_unimix)
 
     def scalar(self, name: str, params: Any, feat: Array) -> TwoHot:
         """The reward ("rew") or value ("val") distribution; `params` are the head's own."""
-        return TwoHot(getattr(self.nets, name).apply(params, feat)["bins"], symexp_bins(self.config.bins))
+        return TwoHot(apply(getattr(self.nets, name), params, feat)["bins"], symexp_bins(self.config.bins))
 
     def continues(self, params: Any, feat: Array) -> Array:
         """Logit of the discounted continue flag, `[...]`."""
-        return self.nets.con.apply(params["con"], feat)["logit"][..., 0]
+        return apply(self.nets.con, params["con"], feat)["logit"][..., 0]
 
     def encode(self, action: Array) -> Array:
         return ac.encode(self.spec.action, action)
@@ -335,7 +335,7 @@ class Learner:
 
     def filter(self, params: Any, carry: Carry, step: Step, key: Key) -> Latent:
         """One step of `observe`, for acting: `[N, ...]`."""
-        tokens = self.nets.enc.apply(params["enc"], step.obs)
+        tokens = apply(self.nets.enc, params["enc"], step.obs)
         inputs = tokens[:, None], self.encode(carry.action)[:, None], step.is_first[:, None]
         latents, _ = model.observe(self.nets.dyn, params["dyn"], carry.latent, *inputs, key)
         return jax.tree.map(lambda x: x[:, 0], latents)
@@ -369,12 +369,12 @@ class Learner:
         context = jax.tree.map(lambda x: x[:, 0], self.unpack(record.extras))
         previous = self.encode(record.action)[:, :-1]
         record = jax.tree.map(lambda x: x[:, 1:], record)
-        tokens = nets.enc.apply(params["enc"], record.obs)
+        tokens = apply(nets.enc, params["enc"], record.obs)
         latents, post = model.observe(nets.dyn, params["dyn"], context, tokens, previous, record.is_first, key)
-        prior = nets.dyn.apply(params["dyn"], latents.deter, method="prior")
+        prior = apply(nets.dyn, params["dyn"], latents.deter, method="prior")
         losses = dict(zip(("dyn", "rep"), kl_losses(post, prior, config.free_nats), strict=True))
         feat = latents.feat()
-        decoded = nets.dec.apply(params["dec"], latents.deter, flatten(latents.stoch))
+        decoded = apply(nets.dec, params["dec"], latents.deter, flatten(latents.stoch))
         rec = sensors.reconstruction_loss(record.obs, decoded, self.spec.obs)
         losses |= {f"rec/{name}" if len(rec) > 1 else "rec": loss for name, loss in rec.items()}
         reward = self.scalar("rew", params["rew"], feat)
@@ -446,7 +446,7 @@ class Learner:
         k_observe, k_imagine = jax.random.split(key)
         start = jax.tree.map(lambda x: x[:, 0], self.unpack(context.extras))
         rest = jax.tree.map(lambda x: x[:, 1:], context)
-        tokens = self.nets.enc.apply(params["enc"], rest.obs)
+        tokens = apply(self.nets.enc, params["enc"], rest.obs)
         previous = self.encode(context.action)[:, :-1]
         latents, _ = model.observe(self.nets.dyn, params["dyn"], start, tokens, previous, rest.is_first, k_observe)
         start = jax.tree.map(lambda x: x[:, -1], latents)
@@ -456,7 +456,7 @@ class Learner:
             latent, taken = self.replay_actions(params, start, actions, k_imagine)
         latent = jax.tree.map(lambda x: x[1:], latent)
         feat = latent.feat()
-        decoded = self.nets.dec.apply(params["dec"], latent.deter, flatten(latent.stoch))
+        decoded = apply(self.nets.dec, params["dec"], latent.deter, flatten(latent.stoch))
         dream = Dream(
             sensors.observation(decoded, self.spec.obs),
             self.scalar("rew", params["rew"], feat).mean(),
@@ -482,4 +482,3 @@ def kl_losses(post: Any, prior: Any, free_nats: float) -> tuple[Array, Array]:
     dyn = frozen[0].kl(prior).sum(-1)
     rep = post.kl(frozen[1]).sum(-1)
     return jnp.maximum(dyn, free_nats), jnp.maximum(rep, free_nats)
-

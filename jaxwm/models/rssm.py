@@ -1,8 +1,8 @@
 """The recurrent state-space model with a block-diagonal GRU and categorical latents (Dreamer V3).
 
-Letters: B batch, T time, D deter, S latents, C classes, E tokens, A action size, H horizon. `RSSM` holds the layers of one
-time step; `observe` and `imagine` are the two loops over them. Only the true recurrence runs inside the loops: actions,
-tokens and random numbers are prepared before, priors are computed after.
+Letters: B batch, T time, D deter, S latents, C classes, E tokens, A action size, H horizon. `RSSM` holds the layers of
+one time step; `observe` and `imagine` are the two loops over them. Only the true recurrence runs inside the loops:
+actions, tokens and random numbers are prepared before, priors are computed after.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxwm.distributions import OneHot, one_hot
-from jaxwm.nets.layers import MLP, BlockLinear, Linear, NormSilu
+from jaxwm.nets.layers import MLP, BlockLinear, Linear, NormSilu, apply
 from jaxwm.types import Array, Key
 
 sg = jax.lax.stop_gradient
@@ -125,15 +125,15 @@ def observe(
     """
     batch, time = is_first.shape
     alive = ~is_first
-    actions = rssm.apply(params, keep(alive, action), method="embed_action")
-    tokens = rssm.apply(params, tokens, method="embed_tokens")
+    actions = apply(rssm, params, keep(alive, action), method="embed_action")
+    tokens = apply(rssm, params, tokens, method="embed_tokens")
     uniform = jax.random.uniform(key, (time, batch, rssm.stoch))
 
     def step(latent, inputs):
         action, tokens, alive, uniform = inputs
         deter, stoch = keep(alive, latent.deter), keep(alive, latent.stoch)
-        deter = rssm.apply(params, deter, stoch, action, method="recur")
-        dist = rssm.apply(params, deter, tokens, method="posterior")
+        deter = apply(rssm, params, deter, stoch, action, method="recur")
+        dist = apply(rssm, params, deter, tokens, method="posterior")
         latent = Latent(deter, dist.straight_through(dist.invert(uniform)).astype(rssm.dtype))
         return latent, (latent, dist)
 
@@ -164,9 +164,8 @@ def imagine(
     def step(latent, inputs):
         noise, choice = inputs
         action, encoded = policy(latent, choice)
-        deter = rssm.apply(params, latent.deter, latent.stoch, rssm.apply(params, encoded, method="embed_action"),
-                           method="recur")  # fmt: skip
-        dist = rssm.apply(params, deter, method="prior")
+        deter = apply(rssm, params, *latent, apply(rssm, params, encoded, method="embed_action"), method="recur")
+        dist = apply(rssm, params, deter, method="prior")
         stoch = jax.nn.one_hot(dist.sample(noise), rssm.classes, dtype=rssm.dtype)
         return Latent(deter, stoch), (latent, action)
 

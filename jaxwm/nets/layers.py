@@ -18,6 +18,11 @@ from jaxwm.types import Array
 Dtype = Any
 
 
+def apply(module: nn.Module, params: Any, *args: Any, method: str | None = None) -> Any:
+    """`module.apply` without mutable collections, so that the result is what the method returns."""
+    return module.apply(params, *args, method=method)
+
+
 def truncated_normal(fan_in: int, outscale: float = 1.0):
     """Initialiser: normal cut at two standard deviations, rescaled to variance `outscale**2 / fan_in`."""
     std = 1.1368 * outscale / math.sqrt(fan_in)

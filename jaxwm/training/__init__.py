@@ -1,1 +1,1 @@
-"""Running agents: the trainer, evaluation, checkpoints, run directories. Only here live files, processes and devices."""
+"""Running agents: trainer, evaluation, checkpoints, run directories. Files, processes and devices live only here."""

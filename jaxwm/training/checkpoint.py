@@ -1,7 +1,7 @@
 """Checkpoints with orbax: the whole `Life` and the cursor, in two items, so that weights load without the replay.
 
-`agent` holds the agent's state `[M, ...]`, `rest` everything else of `Life`, `about` the cursor and what the caller adds.
-Nothing is unpickled.
+`agent` holds the agent's state `[M, ...]`, `rest` everything else of `Life`, `about` the cursor and what the caller
+adds. Nothing is unpickled.
 """
 
 from __future__ import annotations

@@ -109,4 +109,3 @@ def _play_host(agent: Agent, env: Env, state: Any, keys: Key, rounds: int, mode:
         played += [(total[m, n], length[m, n], False)] * max(0, rounds - len(played))
     table = np.array([played[:rounds] for played in results]).reshape(members, num * rounds, 3)
     return Scores(table[..., 0], table[..., 1].astype(int), table[..., 2] > 0)
-

@@ -268,7 +268,11 @@ class _Display:
 
     def __init__(self, console: Console, plan: Plan, steps: int):
         self.console, self.plan, self.live = console, plan, console.is_terminal
-        columns = [TextColumn("{task.completed:,.0f}/{task.total:,.0f} steps"), BarColumn(20), TextColumn("{task.fields[text]}")]
+        columns = [
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f} steps"),
+            BarColumn(20),
+            TextColumn("{task.fields[text]}"),
+        ]
         self.progress = Progress(*columns, console=console, disable=not self.live, transient=True)
         self.task = self.progress.add_task("train", total=plan.steps, completed=steps, text="")
         self.recent: list[list[float]] = [[] for _ in range(plan.members)]
@@ -294,7 +298,7 @@ class _Display:
         self.progress.update(self.task, completed=min(steps, self.plan.steps), text=text)
         if not self.live and (now - self.told > QUIET_SECONDS or steps >= self.plan.steps):
             self.told = now
-            self.console.print(f"{steps:>9,}/{self.plan.steps:,} steps  {text}", highlight=False)
+            self.console.print(f"{steps:>9,}/{self.plan.steps:,} steps  {text}", highlight=False, soft_wrap=True)
 
     def _text(self, steps: int, metrics: dict[str, np.ndarray]) -> str:
         parts = []
@@ -339,4 +343,3 @@ def _complete(run: Run) -> dict[str, Any]:
         run.trainer.close()
         return {}
     return run.finish()
-

@@ -279,7 +279,7 @@ class Trainer:
             if word.fresh:
                 life = self._refresh(life)
             rows = self._rows(word)
-            return jax.lax.fori_loop(0, rows, lambda _, c: self._row(*c, word.mode), (life, log))
+            return jax.lax.fori_loop(0, rows, lambda _, c: self._row(c[0], c[1], word.mode), (life, log))
         return self._run_until(word, life, log) if word.until else self._run_train(word, life, log)
 
     def _run_body(self, body: tuple[Word, ...], life: Life, log: Log) -> tuple[Life, Log]:
@@ -361,10 +361,13 @@ class Trainer:
         return self._programs[segment.body]
 
     def footprint(self) -> dict[str, Any]:
-        """Sizes before anything is allocated: `parameters` of a member, shapes of the population's `state` and `replay`,
-        and `updates`: {name: (function, argument shapes)} of one update of one member, for counting FLOPs."""
+        """Sizes before anything is allocated.
+
+        `parameters` of a member, shapes of the population's `state` and `replay`, and `updates`: {name: (function,
+        argument shapes)} of one update of one member, for counting FLOPs.
+        """
         spec, num = self.env.spec, self.env.num_envs
-        shape = jax.ShapeDtypeStruct
+        shape: Any = jax.ShapeDtypeStruct
         obs = jax.tree.map(lambda s: shape((num, *s.shape), s.dtype), spec.obs)
         flag = shape((num,), jnp.bool_)
         step = Step(obs, shape((num,), jnp.float32), flag, flag, flag)
@@ -489,7 +492,7 @@ class Trainer:
         assert pool is not None, "call init before run"
         if word.fresh:
             pool.reset(jax.vmap(lambda k: stream(k, ENV, life.counters.rows + 1))(life.key))
-            fresh = jax.vmap(partial(self.agent.reset, num_envs=self.env.num_envs))
+            fresh = jax.vmap(lambda state: self.agent.reset(state, self.env.num_envs))
             life = life._replace(carry=fresh(life.agent))
         agent, rest = self._acting(life), life._replace(agent=None, step=None)
         for _ in range(self._rows(word)):
@@ -507,10 +510,10 @@ class Trainer:
                 counts[name] = counts[name] + count
                 for k, v in log.sums[name].items():
                     sums[name][k] = sums[name].get(k, 0) + v
-        shape = (self.members, 0, self.env.num_envs)
+        nothing: Any = np.zeros((self.members, 0, self.env.num_envs), bool)
         stack = lambda *x: np.stack(x, 1)  # noqa: E731
-        done = jax.tree.map(stack, *jax.device_get(rows)) if rows else Finished(*(np.zeros(shape, bool),) * 3)
-        return Log(sums, counts, done, np.asarray(len(rows)))  # type: ignore[arg-type]
+        finished = jax.tree.map(stack, *jax.device_get(rows)) if rows else Finished(nothing, nothing, nothing)
+        return Log(sums, counts, finished, np.asarray(len(rows)))  # type: ignore[arg-type]
 
 
 _LOG_AXES: Any = Log(0, 0, 0, None)  # type: ignore[arg-type]
