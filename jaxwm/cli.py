@@ -1,4 +1,4 @@
-"""The command line: `jaxwm list | train | resume | eval`.
+"""The command line: `jaxwm list | train | resume | eval | sweep`.
 
 Every setting of an agent is a flag of `jaxwm train AGENT`; `jaxwm train AGENT --help` explains them.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
@@ -23,6 +24,7 @@ USAGE = """jaxwm: world-model reinforcement learning in JAX
   jaxwm train AGENT [--help]     train a population, evaluate it, keep everything in a run directory
   jaxwm resume RUN               go on with a run that was stopped
   jaxwm eval RUN [--help]        score a run's newest checkpoint beside a random policy
+  jaxwm sweep FILE [--help]      run all of an experiment file that is not finished yet
 
 Start with: jaxwm train dreamer-v3
 """
@@ -79,15 +81,20 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; the exit status (0 fine, 1 stopped by a signal, 2 bad input)."""
     arguments = sys.argv[1:] if arguments is None else arguments
     command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
-    commands = {"list": _list, "train": _train, "resume": _resume, "eval": _eval}
+    commands = {"list": _list, "train": _train, "resume": _resume, "eval": _eval, "sweep": _sweep}
     if command in ("-h", "--help", "help"):
         print(USAGE)
         return 0
     if command not in commands:
         return _fail(f"unknown command {command!r}; there are {', '.join(commands)} (see jaxwm --help)")
+    use_compilation_cache()
+    return guarded(lambda: commands[command](rest))
+
+
+def guarded(action: Callable[[], int]) -> int:
+    """Run `action`; bad input becomes one line on stderr and status 2, unless JAXWM_TRACEBACK is set."""
     try:
-        _use_compilation_cache()
-        return commands[command](rest)
+        return action()
     except ERRORS as error:
         if os.environ.get("JAXWM_TRACEBACK"):
             raise
@@ -101,7 +108,7 @@ def _fail(message: str, status: int = 2) -> int:
     return status
 
 
-def _use_compilation_cache() -> None:
+def use_compilation_cache() -> None:
     """Programs compiled once are kept on disk, unless JAX_COMPILATION_CACHE_DIR says where (or, empty, that not)."""
     import jax
 
@@ -218,6 +225,24 @@ def _eval(arguments: list[str]) -> int:
     chance = run.score(plan, agent, state, options.episodes, "random", options.seed)
     Console().print(run.table(replace(plan, seed=options.seed), trained, chance, steps))
     return 0
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """Run every run of an experiment file, one after another. Finished ones are skipped, stopped ones resumed."""
+
+    file: tyro.conf.Positional[Path]
+    """Python file that defines runs() -> {name: Plan}; see experiments/."""
+    root: Path | None = None
+    """Where the runs go (default: runs/ and the file's name)."""
+
+
+def _sweep(arguments: list[str]) -> int:
+    from jaxwm.training import sweep
+
+    options = tyro.cli(SweepOptions, args=arguments, prog="jaxwm sweep")
+    plans = sweep.load(options.file).runs()
+    return 0 if sweep.sweep(plans, options.root or Path("runs") / options.file.stem) else 1
 
 
 if __name__ == "__main__":

@@ -29,6 +29,9 @@ from jaxwm.types import Agent, Env
 CHUNK_SECONDS = 1.0
 """How long a chunk should take: the pace of the progress display. Results do not depend on it."""
 
+EVALUATION = "evaluation.json"
+"""Written last: a run directory that has it is finished."""
+
 QUIET_SECONDS = 10.0
 """Time between progress lines where the output is no terminal."""
 
@@ -223,7 +226,7 @@ class Run:
             random=chance.means().tolist(),
             complete=bool(trained.complete.all()),
         )
-        (self.folder / "evaluation.json").write_text(json.dumps(result, indent=2) + "\n")
+        (self.folder / EVALUATION).write_text(json.dumps(result, indent=2) + "\n")
         self.console.print(table(self.plan, trained, chance, steps))
         return result
 

@@ -1,0 +1,72 @@
+"""Sweeps: many runs from one Python file, one after another in this process.
+
+An experiment file defines `runs(**options) -> dict[str, Plan]`. A run that is finished is skipped, one that was stopped
+is resumed, so the same command goes on after any interruption.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from jaxwm.training import run, rundir
+
+
+def load(file: Path) -> Any:
+    """The module of an experiment file. FileNotFoundError or ValueError where it is none."""
+    if not file.is_file():
+        raise FileNotFoundError(f"no experiment {file}: give a Python file that defines runs(), see experiments/")
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "runs"):
+        raise ValueError(f"{file} is no experiment: it must define runs() -> dict[str, jaxwm.training.run.Plan]")
+    return module
+
+
+def sweep(plans: dict[str, run.Plan], root: Path, console: Console | None = None) -> dict[str, dict[str, Any]]:
+    """Run what is not finished yet; the evaluations by name. Stops early, resumably, when a run is interrupted."""
+    console, results = console or Console(), {}
+    for i, (name, plan) in enumerate(plans.items()):
+        folder = root / name
+        console.rule(f"{name} ({i + 1} of {len(plans)})")
+        results[name] = outcome(folder) or _run(plan, folder, console)
+        if not results[name]:
+            console.print("stopped; the same command goes on from here")
+            return {}
+        console.print(f"{name}: {_summary(results[name])}")
+    console.print(table(plans, results))
+    return results
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """The evaluation of a finished run, {} for any other."""
+    file = folder / run.EVALUATION
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+def _run(plan: run.Plan, folder: Path, console: Console) -> dict[str, Any]:
+    if (folder / rundir.CONFIG).exists() and any((folder / rundir.CHECKPOINTS).iterdir()):
+        return run.resume(folder, console)
+    return run.train(plan, folder, console)
+
+
+def _summary(result: dict[str, Any]) -> str:
+    returns = " ".join(f"{value:.2f}" for value in result["trained"])
+    return f"{returns} after {result['env_steps']:,} steps"
+
+
+def table(plans: dict[str, run.Plan], results: dict[str, dict[str, Any]]) -> Table:
+    """A row for each run: mean over members, their minimum, and the random policy."""
+    out = Table("run", "environment", "members", "mean", "minimum", "random", "minutes")
+    for name, result in results.items():
+        scores = result["trained"]
+        numbers = (sum(scores) / len(scores), min(scores), sum(result["random"]) / len(scores), result["seconds"] / 60)
+        out.add_row(name, plans[name].env, str(len(scores)), *(f"{x:.2f}" for x in numbers))
+    return out
