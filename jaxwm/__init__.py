@@ -10,6 +10,6 @@ __version__ = "0.1.0"
 
 from jaxwm import agents, envs, replay, types
 from jaxwm.agents import make
-from jaxwm.training.trainer import Trainer
+from jaxwm.training.trainer import Cursor, Trainer
 
-__all__ = ["Trainer", "agents", "envs", "make", "replay", "types"]
+__all__ = ["Cursor", "Trainer", "agents", "envs", "make", "replay", "types"]

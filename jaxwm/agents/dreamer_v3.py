@@ -279,7 +279,7 @@ def make(spec: Spec, config: Config = PRESETS["12m"]) -> Agent:
         direction, opt = tx.update(grads, state.opt, state.params)
         rate = state.hyper["lr"] * optim.warmup(state.step, config.warmup)
         params = jax.tree.map(lambda p, d: p - rate * d, state.params, direction)
-        metrics["grad_norm"] = optax.global_norm(grads)
+        metrics["grad_norm"] = optax.tree.norm(grads)
         slow = ac.track(params["val"], state.slow, config.slow_rate)
         return State(params, slow, returns, opt, state.hyper, state.step + 1), learner.pack(latents), metrics
 
