@@ -405,7 +405,7 @@ def state_of(params: dict, slow, before: dict, lam=0.95, entropy=3e-4) -> v3.Sta
 class Fixed:
     """Heads whose outputs are given: stands in for the networks of a `Learner`."""
 
-    def apply(self, params, feat):
+    def apply(self, params, feat, method=None):
         return {k: v[: len(feat)] for k, v in params.items()}
 
 

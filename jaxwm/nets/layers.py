@@ -18,9 +18,9 @@ from jaxwm.types import Array
 Dtype = Any
 
 
-def apply(module: nn.Module, params: Any, *args: Any, method: str | None = None) -> Any:
+def apply(module: nn.Module, params: Any, *args: Any, **options: Any) -> Any:
     """`module.apply` without mutable collections, so that the result is what the method returns."""
-    return module.apply(params, *args, method=method)
+    return module.apply(params, *args, **options)
 
 
 def truncated_normal(fan_in: int, outscale: float = 1.0):

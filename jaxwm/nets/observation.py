@@ -10,6 +10,7 @@ What happens to an observation follows from its dtype:
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -26,7 +27,7 @@ MULTIPLIERS = (2, 3, 4, 4)
 
 def sensors(obs: Any) -> dict[str, Any]:
     """An observation (or its spec) as a dict without the reserved keys; a bare array gets the name "obs"."""
-    if not isinstance(obs, dict):
+    if not isinstance(obs, Mapping):  # flax freezes the dicts among a module's attributes
         return {"obs": obs}
     return {name: obs[name] for name in sorted(obs) if name not in RESERVED}
 
@@ -184,4 +185,4 @@ def observation(prediction: dict[str, Array], spec: Any) -> Any:
             out[name] = jnp.clip(jnp.round(guess * 255), 0, 255).astype(jnp.uint8)
         else:
             out[name] = guess > 0 if what == "binary" else symexp(guess)
-    return out if isinstance(spec, dict) else out["obs"]
+    return out if isinstance(spec, Mapping) else out["obs"]
