@@ -6,6 +6,7 @@ Every setting of an agent is a flag of `jaxwm train AGENT`; `jaxwm train AGENT -
 from __future__ import annotations
 
 import ast
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -118,6 +119,16 @@ def use_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+def use_cores(members: int) -> None:
+    """On a CPU, give members devices of their own, so that a population uses all cores. Call before JAX starts."""
+    import jax
+
+    cores = os.cpu_count() or 1
+    count = members if members <= 2 * cores else max(n for n in range(1, cores + 1) if members % n == 0)
+    with contextlib.suppress(RuntimeError):  # JAX runs already, in a test or a notebook: leave it as it is
+        jax.config.update("jax_num_cpu_devices", count)
+
+
 def _list(_: list[str]) -> int:
     from rich.console import Console
     from rich.table import Table
@@ -161,6 +172,7 @@ def _train(arguments: list[str]) -> int:
         default=default,
         prog=f"jaxwm train {name}",
     )
+    use_cores(max(1, options.members))
     plan = run.Plan(
         name,
         options.env,

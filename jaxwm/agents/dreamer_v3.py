@@ -347,7 +347,7 @@ class Learner:
         config, (k_observe, k_imagine) = self.config, jax.random.split(key)
         record = jax.tree.map(lambda x: x[:, 1:], batch.record)  # the first record is context only
         with jax.named_scope("world_model"):
-            latents, losses = self.world_model(params, batch.record, k_observe)
+            latents, losses = self.world_model(params, batch.record, k_observe, state.hyper["horizon"])
         with jax.named_scope("imagination"):
             starts = jax.tree.map(lambda x: sg(x).reshape(-1, *x.shape[2:]), latents)
             dream, actions = self.rollout(sg(params), starts, k_imagine, config.imag_length)
@@ -363,8 +363,11 @@ class Learner:
         total = sum(scales[name] * mean for name, mean in means.items())
         return total, (jax.tree.map(sg, latents), ranges, metrics | {"loss": total})
 
-    def world_model(self, params: Any, record: Record, key: Key) -> tuple[Latent, dict[str, Array]]:
+    def world_model(
+        self, params: Any, record: Record, key: Key, horizon: float | Array | None = None
+    ) -> tuple[Latent, dict[str, Array]]:
         """Posterior latents `[B, T]` and the losses `[B, T]` of everything that is predicted from them."""
+        horizon = self.config.horizon if horizon is None else horizon
         nets, config = self.nets, self.config
         context = jax.tree.map(lambda x: x[:, 0], self.unpack(record.extras))
         previous = self.encode(record.action)[:, :-1]
@@ -379,7 +382,7 @@ class Learner:
         losses |= {f"rec/{name}" if len(rec) > 1 else "rec": loss for name, loss in rec.items()}
         reward = self.scalar("rew", params["rew"], feat)
         losses["rew"] = reward.loss(twohot(record.reward, reward.bins))
-        target = (1.0 - record.is_terminal) * (1 - 1 / config.horizon)
+        target = (1.0 - record.is_terminal) * (1 - 1 / horizon)
         logit = self.continues(params, feat)
         losses["con"] = jax.nn.softplus(logit) - logit * target
         return latents, losses
@@ -432,7 +435,7 @@ class Learner:
         """Critic loss `[T - 1, B]` on the replayed sequence, bootstrapped with the dreamed returns `boot [B, T]`."""
         feat = feat.swapaxes(0, 1)
         reward, last, boot = record.reward.T, record.is_last.T, boot.T
-        discount = (1.0 - record.is_terminal.T) * (1 - 1 / self.config.horizon)
+        discount = (1.0 - record.is_terminal.T) * (1 - 1 / state.hyper["horizon"])
         returns = ac.lambda_return(reward, boot, discount, last, state.hyper["lam"])
         value = self.scalar("val", params["val"], feat)
         slow = self.scalar("val", state.slow, sg(feat)).mean()

@@ -69,4 +69,7 @@ def restore(
 
 
 def _shapes(tree: Any) -> Any:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None)), tree)
+    """What orbax restores into: on the devices of `tree`, or on the first one; never where the run was saved."""
+    first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    place = lambda x: getattr(x, "sharding", None) or first  # noqa: E731
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place(x)), tree)

@@ -47,6 +47,7 @@ def evaluate(agent: Agent, env: Env, state: Any, keys: Key, episodes: int = 100,
     if episodes % env.num_envs:
         raise ValueError(f"{episodes} episodes cannot be shared equally by {env.num_envs} environments")
     keys = jax.vmap(partial(stream, which=EVAL))(keys)
+    state = jax.device_get(state)  # the training population may be spread over devices
     play = _play_pure if env.pure else _play_host
     return play(agent, env, state, keys, episodes // env.num_envs, mode)
 

@@ -1,6 +1,7 @@
 """The trainer: turns a schedule into compiled chunks, for pure and for host environments.
 
-Everything below is written for one member; `vmap` adds the member axis once, here. A pure environment lives inside the
+Everything below is written for one member; `vmap` adds the member axis once, here, and `shard_map` spreads it over the
+local devices, which never talk to each other. A pure environment lives inside the
 compiled chunk (collect, sample, learn in one program); a host environment is stepped by a Python loop around two jitted
 functions. What is carried is one pytree, `Life`; with the cursor `(segment, iteration)` it is the whole state of a run.
 
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxwm import replay
 from jaxwm.replay import Ring
@@ -138,8 +140,9 @@ class Trainer:
     """Runs an agent in an environment, as a population of `members`.
 
     `capacity` is the replay size of a member in environment steps; `hyper` gives scalars `[M]` that differ between
-    members; `max_iterations` bounds the iterations of one chunk. Raises ValueError where the schedule reads sequences
-    longer than the replay or than what was collected before.
+    members; `max_iterations` bounds the iterations of one chunk. Members are spread over as many local devices as
+    divide their number. Raises ValueError where the schedule reads sequences longer than the replay or than what was
+    collected before.
     """
 
     def __init__(
@@ -157,6 +160,9 @@ class Trainer:
         self.hyper = self._hyper(hyper or {})
         self.samplers = {n: replay.sampler(s.sampler, s.batch_size, s.length) for n, s in agent.train_steps.items()}
         self._check()
+        devices = jax.local_devices()
+        count = max(n for n in range(1, len(devices) + 1) if members % n == 0)
+        self._mesh = Mesh(np.array(devices[:count]), ("device",), axis_types=(AxisType.Auto,))
         self._metrics: dict[str, Any] = {}
         self._programs: dict[Any, Any] = {}
         self._pool: _Pool | None = None
@@ -203,7 +209,8 @@ class Trainer:
         state = jax.vmap(self.agent.init)(jax.vmap(partial(stream, which=INIT))(keys), self.hyper)
         start = jax.vmap(self._start, out_axes=AXES)
         life = jax.jit(start)(state, handle, step, keys)
-        return jax.tree.map(jnp.copy, life)
+        place = jax.tree.map(lambda spec: NamedSharding(self._mesh, spec), _specs(AXES), is_leaf=_is_spec)
+        return jax.device_put(jax.tree.map(jnp.copy, life), place)
 
     def _start(self, state: Any, env: PyTree, step: Step, key: Key) -> Life:
         carry = self.agent.reset(state, self.env.num_envs)
@@ -341,8 +348,14 @@ class Trainer:
         step = lambda _, carry: self._run_body(segment.body, *carry)  # noqa: E731
         return jax.lax.fori_loop(0, iterations, step, (life, log))
 
-    def _vmap(self, fn: Callable, in_axes: Any, out_axes: Any) -> Callable:
-        return jax.vmap(fn, in_axes, out_axes, axis_name=MEMBER, axis_size=self.members)
+    def _population(self, fn: Callable, in_axes: Any, out_axes: Any) -> Callable:
+        """`fn` of one member for all of them: mapped inside a device, and over devices."""
+        size = self.members // self._mesh.size
+        mapped = jax.vmap(fn, in_axes, out_axes, axis_name=MEMBER, axis_size=size)
+        if self._mesh.size == 1:
+            return mapped
+        specs = dict(in_specs=_specs(in_axes), out_specs=_specs(out_axes))
+        return jax.shard_map(mapped, mesh=self._mesh, check_vma=False, **specs)
 
     def compile(self, life: Life) -> None:
         """Compile all programs of the schedule now, so that running never waits for the compiler."""
@@ -355,7 +368,7 @@ class Trainer:
     def _program(self, segment: Segment, life: Life) -> Any:
         """The compiled chunk of a segment for a pure environment: `(life, iterations) -> (life, log)`."""
         if segment.body not in self._programs:
-            chunk = self._vmap(partial(self._chunk, segment), (AXES, None), (AXES, _LOG_AXES))
+            chunk = self._population(partial(self._chunk, segment), (AXES, None), (AXES, _LOG_AXES))
             lowered = jax.jit(chunk, donate_argnums=0).lower(life, jnp.zeros((), jnp.int32))
             self._programs[segment.body] = lowered.compile()
         return self._programs[segment.body]
@@ -447,7 +460,7 @@ class Trainer:
 
         if ("turn", mode) not in self._programs:
             rest = AXES._replace(agent=None, step=None)
-            vmapped = self._vmap(turn, (0, rest, 0), (rest, 0, 0))
+            vmapped = self._population(turn, (0, rest, 0), (rest, 0, 0))
             arguments = self._acting(life), life._replace(agent=None, step=None), self._pool.step  # type: ignore[union-attr]
             self._programs["turn", mode] = jax.jit(vmapped, donate_argnums=1).lower(*arguments).compile()
         return self._programs["turn", mode]
@@ -463,7 +476,7 @@ class Trainer:
             return self._run_word(word, life, self._empty_log(life, 0))
 
         if word not in self._programs:
-            vmapped = self._vmap(train, (AXES,), (AXES, _LOG_AXES))
+            vmapped = self._population(train, (AXES,), (AXES, _LOG_AXES))
             self._programs[word] = jax.jit(vmapped, donate_argnums=0).lower(life).compile()
         return self._programs[word]
 
@@ -517,6 +530,16 @@ class Trainer:
 
 
 _LOG_AXES: Any = Log(0, 0, 0, None)  # type: ignore[arg-type]
+
+
+def _specs(axes: Any) -> Any:
+    """The partition over devices that belongs to `vmap` axes: the member axis is split, the rest is on every device."""
+    spec = lambda axis: PartitionSpec() if axis is None else PartitionSpec("device")  # noqa: E731
+    return jax.tree.map(spec, axes, is_leaf=lambda x: x is None)
+
+
+def _is_spec(x: Any) -> bool:
+    return isinstance(x, PartitionSpec)
 
 
 def _count(log: Log, name: str, metrics: dict[str, Array]) -> Log:
