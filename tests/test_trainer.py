@@ -18,7 +18,8 @@ def run(trainer, steps, chunk=10, life=None, cursor=None):
     life, cursor = life or trainer.init(0), cursor or Cursor()
     episodes, rows = [], []
     while (left := steps - int(life.counters.steps)) > 0:
-        life, cursor, report = trainer.run(life, cursor, min(chunk, -(-left // (trainer.steps_per_iteration(cursor) or left))))
+        each = trainer.steps_per_iteration(cursor) or left
+        life, cursor, report = trainer.run(life, cursor, min(chunk, -(-left // each)))
         episodes += report.episodes
         rows.append(report.metrics)
     return life, cursor, episodes, rows
