@@ -360,7 +360,7 @@ def test_probe_recall():
 
     out, forgetful = episode("probe/Recall", perfect, lambda t, obs: np.zeros(64, np.int32), length=5, delay=3)
     assert (out.reward[-1] == 1).all() and not out.reward[:-1].any()
-    assert out.obs.sum((1, 2)).tolist() == [64, 0, 0, 0, 64, 0] and out.obs[4, :, 4].all()
+    assert out.obs.sum((1, 2)).tolist() == [64, 0, 0, 0, 64, 64] and out.obs[4, :, 4].all()
     assert set(cue["is"]) == {0, 1, 2, 3}
     assert 0 < forgetful.reward[-1].mean() < 0.5
 

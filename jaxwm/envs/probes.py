@@ -91,16 +91,17 @@ def continuous_target(num_envs: int = 1) -> Env:
 def recall(num_envs: int = 1, *, delay: int = 10) -> Env:
     """Remember a cue for `delay` blank steps, then name it.
 
-    obs is bool `[5]`: the cue c, one of four classes, one-hot in the first observation only; then a go flag. The first
-    observation shows the cue, the next `delay` are blank (all False), the one after has the go flag; actions count
-    there alone: r = 1 for action c, else 0, end. An episode takes delay + 2 actions.
+    obs is bool `[5]`: the cue c, one of four classes, one-hot; then a go flag. The first observation shows the cue, the
+    next `delay` are blank (all False), the one after has the go flag; actions count there alone: r = 1 for action c,
+    else 0, end. An episode takes delay + 2 actions. The last observation, after the
+    answer, shows the cue again: a model is told what it should have remembered whether or not the answer was right.
     V*(t steps after the cue) = gamma^(delay + 1 - t), the optimal return is 1; without memory it is 1/4.
     """
     if delay < 0:
         raise ValueError(f"probe/Recall: delay must be at least 0, not {delay}")
 
     def show(cue: Array, t: Array) -> Array:
-        return jnp.append((jnp.arange(4) == cue) & (t == 0), t == delay + 1)
+        return jnp.append((jnp.arange(4) == cue) & ((t == 0) | (t == delay + 2)), t == delay + 1)
 
     def reset(key: Key) -> tuple[PyTree, Array]:
         cue, t = jax.random.randint(key, (), 0, 4), jnp.int32(0)

@@ -158,12 +158,15 @@ class Run:
 
     def loop(self) -> None:
         """Train until the plan's steps are done or a signal asks to stop; saves on the way and at the end."""
-        iterations, saved = 4, time.time()
+        iterations, saved = 1, time.time()
         display = _Display(self.console, self.plan, int(self.life.counters.steps))
         with display, _signals(self):
             while not self.stopping and (left := self._left()) > 0:
-                began = time.time()
+                began, segment = time.time(), self.cursor.segment
                 self._advance(min(left, iterations), display)
+                if segment != self.cursor.segment:  # another body has another pace
+                    iterations = 1
+                    continue
                 pace = CHUNK_SECONDS / max(time.time() - began, 1e-3)
                 iterations = int(np.clip(iterations * np.clip(pace, 0.25, 4), 1, self.trainer.max_iterations))
                 if time.time() - saved > 60 * self.plan.checkpoint_minutes:
