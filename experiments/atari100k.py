@@ -61,6 +61,7 @@ def runs(options: Options = Options()) -> dict[str, Plan]:
 def main() -> int:
     options = tyro.cli(Options, prog="experiments.atari100k")
     cli.use_compilation_cache()
+    cli.use_cores(options.seeds)
     return 0 if sweep(runs(options), options.root) else 1
 
 

@@ -214,12 +214,14 @@ def _option(text: str) -> tuple[str, Any]:
 
 
 def _resume(arguments: list[str]) -> int:
-    from jaxwm.training import run
+    from jaxwm.training import run, rundir
 
     if len(arguments) != 1 or arguments[0].startswith("-"):
         print("usage: jaxwm resume RUN\n\nGo on with a run that was stopped, from its newest checkpoint.")
         return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
-    return 0 if run.resume(Path(arguments[0])) else 1
+    folder = Path(arguments[0])
+    use_cores(run.Plan.from_json(rundir.read_config(folder)).members)  # as when it started: the same bits
+    return 0 if run.resume(folder) else 1
 
 
 def _eval(arguments: list[str]) -> int:
@@ -254,6 +256,7 @@ def _sweep(arguments: list[str]) -> int:
 
     options = tyro.cli(SweepOptions, args=arguments, prog="jaxwm sweep")
     plans = sweep.load(options.file).runs()
+    use_cores(max(plan.members for plan in plans.values()))
     return 0 if sweep.sweep(plans, options.root or Path("runs") / options.file.stem) else 1
 
 
