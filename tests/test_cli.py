@@ -122,7 +122,6 @@ def test_help_teaches(arguments, capsys):
         (["train", "dreamer-v3", "--env", "atari/Pong", "--env-option", "stiky=0.25"], "sticky"),
         (["train", "dreamer-v3", "--members", "0"], "--members must be at least 1"),
         (["train", "dreamer-v3", "--steps", "0"], "--steps must be at least 1"),
-        (["train", "dreamer-v3", "--deter", "33"], "multiple of blocks"),
         (["train", "dreamer-v3", "--capacity", "20"], "replay holds only 5"),
         (["eval", "/nonexistent"], "is no run directory"),
         (["resume", "/nonexistent"], "is no run directory"),
@@ -136,6 +135,21 @@ def test_bad_input_is_one_line_that_names_the_way_out(arguments, message, capsys
     assert error.startswith("error: ") and message in error and "Traceback" not in error
     assert len(error.strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--deter", "33"], "must be a multiple of blocks"),
+        (["--stps", "100"], "--steps"),
+        (["--lr", "fast"], "--lr"),
+    ],
+)
+def test_the_parser_explains_wrong_settings(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train", "dreamer-v3", *arguments])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and message in error and "Traceback" not in error
 
 
 def test_settings_name_what_is_unknown():
