@@ -143,8 +143,10 @@ class Config:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if self.deter % self.blocks:
             raise ValueError(f"deter ({self.deter}) must be a multiple of blocks ({self.blocks})")
-        if self.bins < 3 or self.classes > 256:
-            raise ValueError(f"need at least 3 bins (got {self.bins}) and at most 256 classes (got {self.classes})")
+        if self.bins < 3 or self.bins % 2 == 0:  # symmetric bins with one at 0
+            raise ValueError(f"need an odd number of bins, at least 3, got {self.bins}")
+        if self.classes > 256:
+            raise ValueError(f"need at most 256 classes, got {self.classes}: the replay keeps them as bytes")
 
 
 def _size(deter: int, hidden: int, classes: int, depth: int, units: int) -> Config:
