@@ -22,18 +22,22 @@ from jaxwm.training.evaluation import evaluate
 from jaxwm.training.trainer import Cursor, Trainer, member_keys
 from jaxwm.types import Box, Discrete, Env, Spec
 
-MEMBERS, HORIZON = 3, 4.0
+MEMBERS, HORIZON = 2, 2.0
 GAMMA = 1 - 1 / HORIZON
 OPTIMAL = 0.99
 """Value of a reward of +1 for one action and -1 for the other: the sampled policy keeps 1 % of the uniform one."""
 
 SETTINGS = dict(
-    horizon=HORIZON, imag_length=4, batch_size=8, batch_length=8, train_ratio=32.0, envs=8, prefill=256, lr=3e-3,
+    horizon=HORIZON, imag_length=4, batch_size=8, batch_length=8, train_ratio=32.0, envs=8, prefill=256, capacity=1000,
+    lr=5e-3, entropy=1e-2, free_nats=0.0, rep_scale=0.02,
 )  # fmt: skip
+"""Dreams as exact as possible: what is seen may be remembered in full, and the prior learns it in full (a free nat
+would let it confuse the kinds of episodes). The small replay forgets the random actions, whose rewards pull the critic
+down through the loss on replayed sequences."""
 
 
 def medley(num_envs: int = 1) -> Env:
-    """Episodes of four kinds: reward 1; reward 2 s with the sign s seen; reward 1 after a second step; reward +-1 for
+    """Episodes of four kinds: reward 1; reward s / 2 with the sign s seen; reward 1 after a second step; reward +-1 for
     the action. obs is float32 `[6]`: the kind (one-hot), s, and the step of the episode."""
 
     def show(state):
@@ -48,7 +52,7 @@ def medley(num_envs: int = 1) -> Env:
     def step(key, state, action):
         kind, sign, time = state
         state = kind, sign, time + 1
-        reward = jnp.array([1.0, 2 * sign, time, 2.0 * action - 1])[kind]
+        reward = jnp.array([1.0, sign / 2, time, 2.0 * action - 1])[kind]
         return state, show(state), reward, (kind != 2) | (time == 1), False
 
     spec = Spec("test/Medley", jax.ShapeDtypeStruct((6,), jnp.float32), Discrete(2), 2)
@@ -60,7 +64,7 @@ def train(make_env, steps: int, members: int = MEMBERS, **options) -> SimpleName
     config = agents.settings("dreamer-v3", "nano", **(SETTINGS | options))
     env = make_env(config.envs)
     agent = v3.make(env.spec, config)
-    trainer = Trainer(agent, env, members, steps + config.envs)
+    trainer = Trainer(agent, env, members, config.capacity)
     life, cursor = trainer.init(0), Cursor()
     while (left := steps - int(life.counters.steps)) > 0:
         life, cursor, _ = trainer.run(life, cursor, -(-left // trainer.steps_per_iteration(cursor)))
@@ -94,11 +98,14 @@ def returns(trained: SimpleNamespace, episodes: int = 64) -> np.ndarray:
     return scores.total
 
 
-def check(values: np.ndarray, expected, mean: float = 0.1, each: float = 0.3):
-    """Every member's values `[M, K]` are `expected` on average within `mean`, and none is further off than `each`."""
+def check(values: np.ndarray, expected, within: float = 0.1):
+    """The values `[M, K]` or `[K]` are `expected`, in the median and nearly always.
+
+    Not always: a latent is a sample, and 1 % of each is uniform, so some states are taken for others.
+    """
     error = values - expected
-    assert (np.abs(error.mean(-1)) < mean).all(), error.mean(-1)
-    assert (np.abs(error) < each).all(), np.abs(error).max(-1)
+    assert (np.abs(np.median(error, -1)) < within).all(), np.median(error, -1)
+    assert ((np.abs(error) < 3 * within).mean(-1) > 0.85).all(), error
 
 
 # --- All at once --------------------------------------------------------------------------------------------------
@@ -106,7 +113,7 @@ def check(values: np.ndarray, expected, mean: float = 0.1, each: float = 0.3):
 
 @pytest.fixture(scope="module")
 def trained():
-    return train(medley, 2400)
+    return train(medley, 3200)
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +137,8 @@ def test_constant_reward(seen):
 def test_reward_that_is_seen(seen):
     for sign, value in of(seen, 1):
         assert set(sign) == {-1.0, 1.0}
-        check(value, 2 * sign, mean=0.15, each=0.5)
+        check(value[sign < 0], -0.5)
+        check(value[sign > 0], 0.5)
 
 
 def test_reward_two_steps_away_is_discounted_once(seen):
@@ -148,7 +156,7 @@ def test_reward_for_an_action(seen):
 def test_returns_of_the_trained_policy(trained):
     """-1 comes from the wrong action alone: no member ever takes it."""
     total = returns(trained)
-    assert set(np.unique(total)) == {-2.0, 1.0, 2.0}
+    assert set(np.unique(total)) == {-0.5, 0.5, 1.0}
 
 
 # --- One by one ---------------------------------------------------------------------------------------------------
@@ -182,7 +190,7 @@ def test_continuous_target():
     trained = train(probe("ContinuousTarget"), 3200)
     assert trained.make_env(1).spec.action == Box(1)
     _, value = look(trained, 1)
-    check(value[:, 0], -0.015, mean=0.05, each=0.15)
+    check(value[:, 0], -0.015, within=0.05)
     assert (returns(trained) > -0.01).all()
 
 
@@ -191,5 +199,5 @@ def test_multi_sensor():
     """An image, a vector and two actions: each half of the reward needs another sensor and another action."""
     trained = train(probe("MultiSensor"), 2400, members=1)
     _, value = look(trained, 1)
-    check(value[:, 0], OPTIMAL, each=0.5)
+    check(value[:, 0], OPTIMAL)
     assert (returns(trained).mean(1) > 0.95).all()
