@@ -1,4 +1,4 @@
-"""The command line: `jaxwm list | train | resume | eval | sweep`.
+"""The command line: `jaxwm list | train | resume | eval | export | sweep`.
 
 Every setting of an agent is a flag of `jaxwm train AGENT`; `jaxwm train AGENT --help` explains them.
 """
@@ -9,6 +9,7 @@ import ast
 import contextlib
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,9 @@ from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 
-ERRORS = (ValueError, FileNotFoundError, FileExistsError, PermissionError, ImportError)
+from jaxwm.training.trainer import EnvironmentDied
+
+ERRORS = (ValueError, OSError, ImportError, EnvironmentDied)
 """Errors whose message is meant for the user; anything else is a bug and keeps its traceback."""
 
 USAGE = """jaxwm: world-model reinforcement learning in JAX
@@ -25,6 +28,7 @@ USAGE = """jaxwm: world-model reinforcement learning in JAX
   jaxwm train AGENT [--help]     train a population, evaluate it, keep everything in a run directory
   jaxwm resume RUN               go on with a run that was stopped
   jaxwm eval RUN [--help]        score a run's newest checkpoint beside a random policy
+  jaxwm export RUN [--help]      write a run's weights as one safetensors file
   jaxwm sweep FILE [--help]      run all of an experiment file that is not finished yet
 
 Start with: jaxwm train dreamer-v3
@@ -59,17 +63,21 @@ class TrainOptions(Generic[C]):
     checkpoint_minutes: float = 5.0
     """Minutes between checkpoints; one more is written at the end."""
     keep: int = 2
-    """Checkpoints that are kept."""
+    """Newest checkpoints that are kept; the one with the best training return stays as well."""
+    gauge: int = 15
+    """Steps over which dreamed returns are compared with real ones while training; 0 for not at all."""
     tensorboard: bool = False
     """Write the metrics for TensorBoard as well."""
 
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """Score the newest checkpoint of a run, beside a random policy."""
+    """Score a checkpoint of a run, beside a random policy."""
 
     run: tyro.conf.Positional[Path]
-    """Run directory."""
+    """Run directory, or a file written by jaxwm export."""
+    checkpoint: str = "newest"
+    """Checkpoint: newest, best (highest training return) or its environment step."""
     episodes: int = 100
     """Episodes of each member."""
     seed: int = 1
@@ -82,13 +90,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; the exit status (0 fine, 1 stopped by a signal, 2 bad input)."""
     arguments = sys.argv[1:] if arguments is None else arguments
     command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
-    commands = {"list": _list, "train": _train, "resume": _resume, "eval": _eval, "sweep": _sweep}
+    commands = {"list": _list, "train": _train, "resume": _resume, "eval": _eval, "export": _export, "sweep": _sweep}
     if command in ("-h", "--help", "help"):
         print(USAGE)
         return 0
     if command not in commands:
         return _fail(f"unknown command {command!r}; there are {', '.join(commands)} (see jaxwm --help)")
     use_compilation_cache()
+    warnings.showwarning = _show_warning
     return guarded(lambda: commands[command](rest))
 
 
@@ -102,6 +111,12 @@ def guarded(action: Callable[[], int]) -> int:
         return _fail(str(error))
     except KeyboardInterrupt:
         return _fail("interrupted; what was written since the last checkpoint is written again by jaxwm resume", 1)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """Our own warnings as one line for people; those of libraries are for their developers."""
+    if category is UserWarning:
+        print(f"warning: {message}", file=sys.stderr)
 
 
 def _fail(message: str, status: int = 2) -> int:
@@ -185,6 +200,7 @@ def _train(arguments: list[str]) -> int:
         options.checkpoint_minutes,
         options.keep,
         options.tensorboard,
+        options.gauge,
     )
     folder = options.run or rundir.default_path(name, options.env)
     result = run.train(plan, folder)
@@ -234,10 +250,35 @@ def _eval(arguments: list[str]) -> int:
         raise ValueError(f"--mode is greedy or explore, not {options.mode!r}")
     if options.episodes < 1:
         raise ValueError(f"--episodes must be at least 1, got {options.episodes}")
-    plan, agent, state, steps = run.load(options.run)
+    plan, agent, state, steps = run.load(options.run, options.checkpoint)
     trained = run.score(plan, agent, state, options.episodes, options.mode, options.seed)
     chance = run.score(plan, agent, state, options.episodes, "random", options.seed)
     Console().print(run.table(replace(plan, seed=options.seed), trained, chance, steps))
+    return 0
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Write the weights of all members, without optimiser and replay, as one safetensors file. jaxwm eval and
+    jaxwm.load read it, and so does any other framework."""
+
+    run: tyro.conf.Positional[Path]
+    """Run directory."""
+    out: Path | None = None
+    """File to write (default: RUN/weights.safetensors)."""
+    checkpoint: str = "newest"
+    """Checkpoint: newest, best (highest training return) or its environment step."""
+
+
+def _export(arguments: list[str]) -> int:
+    from jaxwm.training import cost, run
+
+    options = tyro.cli(ExportOptions, args=arguments, prog="jaxwm export")
+    file = options.out or options.run / "weights.safetensors"
+    if file.suffix != ".safetensors" or not file.parent.is_dir():
+        raise ValueError(f"--out wants FOLDER/NAME.safetensors in a folder that exists, got {file}")
+    size = run.export_params(options.run, file, options.checkpoint)
+    print(f"{file}: {cost.human(size, 'B')}\n\nnext:\n  jaxwm eval {file}")
     return 0
 
 

@@ -107,11 +107,18 @@ def queued(ring: Ring, length: int) -> Array:
     return jnp.maximum(ring.given, -(-oldest(ring) // length) * num_envs)
 
 
-def update(ring: Ring, batch: Batch, feedback: dict[str, Array]) -> Ring:
+def cut(ring: Ring) -> Ring:
+    """Mark the newest row as the last of its episodes: what follows is not its continuation."""
+    slot = (ring.rows - 1) % capacity(ring)
+    return ring._replace(data=ring.data._replace(is_last=ring.data.is_last.at[slot].set(True)))
+
+
+def update(ring: Ring, batch: Batch, feedback: dict[str, Array], keep: Array | bool = True) -> Ring:
     """Write `feedback` back into the extras of the records it came from and mark online sequences as given.
 
     `feedback` leaves are `[B, L', ...]` with L' <= L, aligned with the last L' records. Where sequences of a batch
-    overlap, the last one of the batch wins: scatters with repeated indices have no promised order on GPUs.
+    overlap, the last one of the batch wins: scatters with repeated indices have no promised order on GPUs. Nothing is
+    written where `keep`, a bool scalar, is False.
     """
     length = batch.record.reward.shape[1]
     given = jnp.where(batch.online > 0, queued(ring, length) + batch.online, ring.given)
@@ -119,7 +126,8 @@ def update(ring: Ring, batch: Batch, feedback: dict[str, Array]) -> Ring:
         return ring._replace(given=given)
     count = next(iter(feedback.values())).shape[1]
     rows = batch.index.row[:, None] + jnp.arange(length - count, length)  # [B, L']
-    slots = jnp.where(_overwritten(batch.index, rows), capacity(ring), rows % capacity(ring))  # out of range: dropped
+    drop = _overwritten(batch.index, rows) | ~jnp.asarray(keep)
+    slots = jnp.where(drop, capacity(ring), rows % capacity(ring))  # out of range: dropped
     envs = batch.index.env[:, None]
     extras = dict(ring.data.extras)
     for name, value in feedback.items():

@@ -154,7 +154,11 @@ class TrainStep(NamedTuple):
 
 
 class Dream(NamedTuple):
-    """An imagined trajectory; every field is `[B, H, ...]` (`obs` is None where there is no decoder)."""
+    """An imagined trajectory; every field is `[B, H, ...]` (`obs` is None where there is no decoder).
+
+    `action[:, t]` leads to `obs[:, t]`, with which `reward[:, t]` arrives; `cont` is the undiscounted probability that
+    the episode goes on after it.
+    """
 
     obs: PyTree
     reward: Array

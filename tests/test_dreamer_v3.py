@@ -18,7 +18,7 @@ from jaxwm import agents, envs, replay
 from jaxwm import distributions as d
 from jaxwm.agents import dreamer_v3 as v3
 from jaxwm.control import actor_critic as ac
-from jaxwm.training import checkpoint
+from jaxwm.training.checkpoint import Checkpoints
 from jaxwm.training.trainer import Cursor, Trainer
 from jaxwm.types import Batch, Box, Discrete, Index, MultiDiscrete, Record, Spec, Step
 
@@ -209,10 +209,9 @@ def test_losses_fall(catch):
 def test_resumed_run_is_the_same_run(catch, tmp_path):
     """Saved with its cursor, restored over another seed's run, and cut into other chunks: the same bits."""
     whole, _ = chunks(catch.trainer, copy(catch.life), catch.cursor, 2, 4)
-    with checkpoint.manager(tmp_path) as checkpoints:
-        checkpoint.save(checkpoints, 200, copy(catch.life), catch.cursor, {})
-        checkpoints.wait_until_finished()
-        life, cursor, _ = checkpoint.restore(checkpoints, catch.trainer.init(1))
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(200, copy(catch.life), catch.cursor, {})
+        life, cursor, _, _ = checkpoints.restore(catch.trainer.init(1))
     assert cursor == catch.cursor
     again, _ = chunks(catch.trainer, life, cursor, 3, 3)
     assert_same(again, whole)

@@ -7,7 +7,7 @@ import pytest
 from toys import ToyState, counting_env, on_host, toy_agent
 
 from jaxwm import replay
-from jaxwm.training import checkpoint
+from jaxwm.training.checkpoint import Checkpoints
 from jaxwm.training.evaluation import evaluate
 from jaxwm.training.trainer import Cursor, Trainer, member_keys, segments
 from jaxwm.types import FOREVER, Collect, Repeat, Train
@@ -195,23 +195,18 @@ def test_save_and_resume_is_bit_exact(tmp_path):
     whole, _, episodes, _ = run(fresh(), 200, chunk=5)
     trainer = fresh()
     life, cursor, before, _ = run(trainer, 100, chunk=5)
-    with checkpoint.manager(tmp_path) as checkpoints:
-        checkpoint.save(checkpoints, 100, life, cursor, {"note": "half"})
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(100, life, cursor, {"note": "half"})
         life, _, _ = trainer.run(life, cursor, 3)  # the saved arrays are donated while they are being written
-        checkpoints.wait_until_finished()
+        checkpoints.wait()
         again = fresh()
-        life, cursor, about = checkpoint.restore(checkpoints, again.init(1))
-        assert about == {"note": "half"}
-        assert isinstance(checkpoint.restore_agent(checkpoints, life.agent), ToyState)
+        life, cursor, about, step = checkpoints.restore(again.init(1))
+        assert about == {"note": "half"} and step == 100
+        assert isinstance(checkpoints.restore_agent(life.agent)[0], ToyState)
     life, _, after, _ = run(again, 200, chunk=7, life=life, cursor=cursor)
     life, whole = life._replace(counters=None), whole._replace(counters=None)
     assert_same(life, whole)
     assert before + after == episodes
-
-
-def test_missing_checkpoint_is_named(tmp_path):
-    with checkpoint.manager(tmp_path) as checkpoints, pytest.raises(FileNotFoundError, match="no checkpoint in"):
-        checkpoint.latest(checkpoints)
 
 
 def test_too_little_replay_is_refused_before_anything_runs():

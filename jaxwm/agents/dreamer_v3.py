@@ -286,7 +286,7 @@ def make(spec: Spec, config: Config = PRESETS["12m"]) -> Agent:
         return State(params, slow, returns, opt, state.hyper, state.step + 1), learner.pack(latents), metrics
 
     def imagine(state: State, context: Record, actions: Array | None, key: Key, horizon: int) -> Dream:
-        return learner.dream(state.params, context, actions, key, horizon)
+        return learner.dream(state, context, actions, key, horizon)
 
     sampler = "online" if config.online else "uniform"
     step = TrainStep(update, config.batch_size, config.batch_length + 1, sampler)
@@ -446,8 +446,9 @@ class Learner:
 
     # Dreams to look at.
 
-    def dream(self, params: Any, context: Record, actions: Array | None, key: Key, horizon: int) -> Dream:
+    def dream(self, state: State, context: Record, actions: Array | None, key: Key, horizon: int) -> Dream:
         """Filter `context [B, L]` from its stored first latent, then roll on; see `Agent.imagine`."""
+        params, discount = state.params, 1 - 1 / state.hyper["horizon"]
         k_observe, k_imagine = jax.random.split(key)
         start = jax.tree.map(lambda x: x[:, 0], self.unpack(context.extras))
         rest = jax.tree.map(lambda x: x[:, 1:], context)
@@ -465,7 +466,7 @@ class Learner:
         dream = Dream(
             sensors.observation(decoded, self.spec.obs),
             self.scalar("rew", params["rew"], feat).mean(),
-            jax.nn.sigmoid(self.continues(params, feat)),
+            jnp.minimum(1.0, jax.nn.sigmoid(self.continues(params, feat)) / discount),  # the flag was learnt discounted
             taken[:-1],
             latent,
         )

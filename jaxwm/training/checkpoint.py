@@ -1,71 +1,241 @@
 """Checkpoints with orbax: the whole `Life` and the cursor, in two items, so that weights load without the replay.
 
 `agent` holds the agent's state `[M, ...]`, `rest` everything else of `Life`, `about` the cursor and what the caller
-adds. Nothing is unpickled.
+adds. Nothing is unpickled. A list of checksums is added to each checkpoint once it is complete: orbax itself notices a
+truncated file, but not a flipped bit.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import json
+import math
+import shutil
+import threading
+import warnings
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, LatestN
 
 from jaxwm.training.trainer import Cursor, Life
 
 ITEMS = ("agent", "rest", "about")
+DIGEST = "checksums.json"
+DAMAGED = "damaged"
+"""Where damaged checkpoints are moved to, beside the good ones' folder."""
 
 
-def manager(folder: Path, keep: int = 2) -> ocp.CheckpointManager:
-    """Opens `folder` for saving (asynchronously) and restoring; the newest `keep` checkpoints stay."""
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
-    return ocp.CheckpointManager(folder.absolute(), item_names=ITEMS, options=options)
+class Restored(NamedTuple):
+    """A whole run, the environment step of its checkpoint, and what was saved about it."""
+
+    life: Life
+    cursor: Cursor
+    about: dict[str, Any]
+    step: int
 
 
-def save(checkpoints: ocp.CheckpointManager, step: int, life: Life, cursor: Cursor, about: dict[str, Any]) -> None:
-    """Save under the environment step. `life` is copied to the host before this returns, so it may be donated next."""
-    checkpoints.save(
-        step,
-        args=ocp.args.Composite(
+class _Best:
+    """An orbax preservation policy: keep the checkpoint with the highest score, the newest of them if there are more.
+
+    Orbax has such a policy, but its scores lie in files whose damage keeps the whole folder from being opened.
+    """
+
+    def __init__(self, scores: dict[int, float]):
+        self.scores = scores
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        best = max((self.scores.get(c.step, -math.inf), c.step) for c in checkpoints)
+        return [best[0] > -math.inf and c.step == best[1] for c in checkpoints]
+
+
+class Checkpoints:
+    """The checkpoints of a run: the newest `keep` and the best one, saved in the background.
+
+    A checkpoint that cannot be written costs itself, not the run: that is told once, as a warning, training goes on,
+    and the ones before it stay. `writing=False` opens them for looking: nothing is changed.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2, writing: bool = True):
+        self.folder, self.keep, self.writing = Path(folder).absolute(), keep, writing
+        self.failed = 0
+        self.scores = {int(path.parent.name): _score(path) for path in self.folder.glob(f"*/{DIGEST}")}
+        self._job: threading.Thread | None = None
+        self._error: Exception | None = None
+        if writing:
+            self._clean()
+        self._manager = self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
+        policy = AnyPreservationPolicy([LatestN(self.keep), _Best(self.scores)])
+        options = ocp.CheckpointManagerOptions(preservation_policy=policy, create=self.writing)
+        return ocp.CheckpointManager(self.folder, item_names=ITEMS, options=options)
+
+    def _clean(self) -> None:
+        """Remove what an interrupted save left, as it may be what fills the disk."""
+        for path in self.folder.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    # --- Saving ---------------------------------------------------------------------------------------------------
+
+    def save(self, step: int, life: Life, cursor: Cursor, about: dict[str, Any], score: float = -math.inf) -> None:
+        """Save under the environment step; the checkpoint with the highest `score` is kept as the best.
+
+        `life` is copied to the host before this returns, so it may be donated next.
+        """
+        self.wait()
+        if step in self.steps():
+            return
+        arguments = ocp.args.Composite(
             agent=ocp.args.StandardSave(life.agent),
             rest=ocp.args.StandardSave(life._replace(agent=None)._asdict()),
             about=ocp.args.JsonSave({"cursor": list(cursor), **about}),
-        ),
-        force=True,
+        )
+        self.scores[step] = score
+        try:
+            self._manager.save(step, args=arguments, force=True)
+        except Exception as error:  # orbax raises OSError, ValueError and its own
+            self._error = error
+        self._job = threading.Thread(target=self._complete, args=(step,), name="checkpoint")
+        self._job.start()
+
+    def _complete(self, step: int) -> None:
+        """In the background: wait for the files, then add their checksums."""
+        try:
+            self._manager.wait_until_finished()
+            if self._error is None:
+                _write_digest(self.folder / str(step), self.scores[step])
+        except Exception as error:
+            self._error = error
+
+    def wait(self) -> None:
+        """Wait for the newest save, and say so if it failed."""
+        if self._job is None:
+            return
+        self._job.join()
+        error, self._job, self._error = self._error, None, None
+        if error is None:
+            return
+        self.failed += 1
+        self._reopen()
+        if self.failed == 1:
+            good = f"the last good one is at step {self.steps()[-1]:,}" if self.steps() else "there is none yet"
+            warnings.warn(
+                f"a checkpoint could not be written ({_cause(error)}); training goes on, {good}. Make room: the next "
+                "one is tried at its time",
+                stacklevel=3,
+            )
+
+    def _reopen(self) -> None:
+        """A fresh manager: one whose save failed does not get over it."""
+        with contextlib.suppress(Exception):
+            self._manager.close()
+        self._clean()
+        self._manager = self._open()
+
+    def close(self) -> None:
+        """Wait and close. A second call does nothing."""
+        self.wait()
+        self._manager.close()
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- Restoring ------------------------------------------------------------------------------------------------
+
+    def steps(self) -> list[int]:
+        """Environment steps of all checkpoints, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def restore(self, like: Life) -> Restored:
+        """The newest good checkpoint as a whole run; `like` gives structure, shapes, dtypes and places.
+
+        Damaged ones are skipped, and moved away where this was opened for writing. FileNotFoundError without any
+        checkpoint, ValueError if none can be read or one was made with another config.
+        """
+        items = {
+            "agent": ocp.args.StandardRestore(_shapes(like.agent)),
+            "rest": ocp.args.StandardRestore(_shapes(like._replace(agent=None)._asdict())),
+            "about": ocp.args.JsonRestore(),
+        }
+        step, item = self._newest_good(items)
+        about = dict(item["about"])
+        life = Life(**{**item["rest"], "agent": item["agent"]})
+        return Restored(life, Cursor(*about.pop("cursor")), about, step)
+
+    def restore_agent(self, like: Any, which: str = "newest") -> tuple[Any, int]:
+        """The agent's state `[M, ...]` and its environment step; errors as in `restore`.
+
+        `which` is "newest", "best" (highest training return) or a step.
+        """
+        items = {"agent": ocp.args.StandardRestore(_shapes(like))}
+        step, item = self._newest_good(items, None if which == "newest" else self._find(which))
+        return item["agent"], step
+
+    def _find(self, which: str) -> int:
+        self._need()
+        if which == "best":
+            return max(self.steps(), key=lambda step: (self.scores.get(step, -math.inf), step))
+        if not which.isdigit() or int(which) not in self.steps():
+            known = ", ".join(map(str, self.steps()))
+            raise ValueError(f"no checkpoint {which!r} in {self.folder}; there are newest, best and {known}")
+        return int(which)
+
+    def _need(self) -> None:
+        if not self.steps():
+            raise FileNotFoundError(f"no checkpoint in {self.folder}: the run stopped before its first one")
+
+    def _newest_good(self, items: dict[str, Any], only: int | None = None) -> tuple[int, Any]:
+        self._need()
+        damaged = []
+        for step in [only] if only is not None else reversed(self.steps()):
+            folder = self.folder / str(step)
+            problem = check_digest(folder)
+            if problem is None:
+                try:
+                    return step, self._manager.restore(step, args=ocp.args.Composite(**items))
+                except Exception as error:
+                    if (folder / DIGEST).exists():
+                        raise ValueError(_misfit(folder, error)) from error
+                    problem = _cause(error)  # killed before the checksums were added
+            damaged.append(step)
+            warnings.warn(f"checkpoint {folder} is damaged ({problem}){self._put_away(step)}", stacklevel=3)
+        raise ValueError(f"no checkpoint in {self.folder} can be read: {', '.join(map(str, damaged))} damaged")
+
+    def _put_away(self, step: int) -> str:
+        """Move a damaged checkpoint out of the way of the one that will be written in its place."""
+        older = [other for other in self.steps() if other < step]
+        text = f"; going back to the one at step {older[-1]:,}" if older else ""
+        if not self.writing:
+            return text
+        target = self.folder.parent / DAMAGED
+        target.mkdir(exist_ok=True)
+        names = (f"{step}" if i == 1 else f"{step}-{i}" for i in itertools.count(1))
+        place = next(target / name for name in names if not (target / name).exists())
+        shutil.move(self.folder / str(step), place)
+        self._manager.reload()
+        return f"{text}. It was moved to {place}"
+
+
+def _misfit(folder: Path, error: Exception) -> str:
+    return (
+        f"checkpoint {folder} does not fit the run's config.json, or was made by another version of jaxwm: restore "
+        f"config.json, or start a new run ({_cause(error)})"
     )
 
 
-def latest(checkpoints: ocp.CheckpointManager) -> int:
-    """Environment step of the newest checkpoint; FileNotFoundError where there is none."""
-    step = checkpoints.latest_step()
-    if step is None:
-        raise FileNotFoundError(f"no checkpoint in {checkpoints.directory}: the run stopped before its first one")
-    return step
-
-
-def restore_agent(checkpoints: ocp.CheckpointManager, like: Any, step: int | None = None) -> Any:
-    """The agent's state; `like` gives structure, shapes and dtypes. FileNotFoundError without any checkpoint."""
-    step = latest(checkpoints) if step is None else step
-    args = ocp.args.Composite(agent=ocp.args.StandardRestore(_shapes(like)))
-    return checkpoints.restore(step, args=args)["agent"]
-
-
-def restore(
-    checkpoints: ocp.CheckpointManager, like: Life, step: int | None = None
-) -> tuple[Life, Cursor, dict[str, Any]]:
-    """A whole run: life, cursor and what was saved about it. FileNotFoundError without any checkpoint."""
-    step = latest(checkpoints) if step is None else step
-    item = checkpoints.restore(
-        step,
-        args=ocp.args.Composite(
-            agent=ocp.args.StandardRestore(_shapes(like.agent)),
-            rest=ocp.args.StandardRestore(_shapes(like._replace(agent=None)._asdict())),
-            about=ocp.args.JsonRestore(),
-        ),
-    )
-    about = dict(item["about"])
-    return Life(**{**item["rest"], "agent": item["agent"]}), Cursor(*about.pop("cursor")), about
+def _cause(error: BaseException) -> str:
+    """The first line of an error, short."""
+    text = (str(error) or type(error).__name__).strip().splitlines()[0]
+    return text if len(text) < 200 else text[:200] + " ..."
 
 
 def _shapes(tree: Any) -> Any:
@@ -73,3 +243,48 @@ def _shapes(tree: Any) -> Any:
     first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     place = lambda x: getattr(x, "sharding", None) or first  # noqa: E731
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place(x)), tree)
+
+
+# --- Checksums ----------------------------------------------------------------------------------------------------
+
+
+def _write_digest(folder: Path, score: float) -> None:
+    """Add the score of a complete checkpoint, and `{file: [bytes, crc32]}` of all its files."""
+    files = {str(path.relative_to(folder)): _crc(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    temporary = folder / f".{DIGEST}"
+    temporary.write_text(json.dumps({"score": score if math.isfinite(score) else None, "files": files}, indent=0))
+    temporary.rename(folder / DIGEST)
+
+
+def _score(path: Path) -> float:
+    """The score in a list of checksums; minus infinity if there is none."""
+    try:
+        score = json.loads(path.read_bytes())["score"]
+    except (OSError, ValueError, KeyError, TypeError):
+        score = None
+    return -math.inf if score is None else float(score)
+
+
+def check_digest(folder: Path) -> str | None:
+    """What is wrong with a checkpoint's files; None if nothing is, or if there are no checksums."""
+    try:
+        content = (folder / DIGEST).read_bytes()
+    except FileNotFoundError:
+        return None
+    try:
+        for name, expected in json.loads(content)["files"].items():
+            if not (folder / name).is_file():
+                return f"{name} is missing"
+            if _crc(folder / name) != expected:
+                return f"{name} has changed since it was written"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{DIGEST}: {_cause(error)}"
+    return None
+
+
+def _crc(path: Path) -> list[int]:
+    size = crc = 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            size, crc = size + len(block), zlib.crc32(block, crc)
+    return [size, crc]

@@ -9,9 +9,11 @@ import json
 import math
 import signal
 import time
+import warnings
+from collections import deque
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -21,7 +23,7 @@ from rich.table import Table
 
 import jaxwm
 from jaxwm import agents, envs
-from jaxwm.training import checkpoint, cost, rundir
+from jaxwm.training import checkpoint, cost, export, rundir
 from jaxwm.training.evaluation import Scores, evaluate, parallel
 from jaxwm.training.trainer import Cursor, Report, Trainer, member_keys
 from jaxwm.types import Agent, Env
@@ -34,6 +36,16 @@ EVALUATION = "evaluation.json"
 
 QUIET_SECONDS = 10.0
 """Time between progress lines where the output is no terminal."""
+
+SKIP_LIMIT = 100
+"""Skipped updates in a row, of any member, after which a run stops."""
+
+RECENT = 20
+"""Newest episodes of each member whose mean return decides which checkpoint is the best."""
+
+
+class Diverged(ValueError):
+    """Updates have not been finite for too long."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +63,14 @@ class Plan:
     checkpoint_minutes: float = 5.0
     keep: int = 2
     tensorboard: bool = False
+    gauge: int = 15
 
     def __post_init__(self):
         for name in ("steps", "members", "episodes", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
+        if self.gauge < 0:
+            raise ValueError(f"--gauge is a number of steps, or 0 for none, got {self.gauge}")
 
     def to_json(self) -> dict[str, Any]:
         return {"jaxwm": jaxwm.__version__, "jax": jax.__version__, **asdict(self)}
@@ -79,16 +94,48 @@ def build(plan: Plan) -> tuple[Env, Agent, Trainer]:
     return env, agent, Trainer(agent, env, plan.members, capacity)
 
 
-def load(folder: str | Path) -> tuple[Plan, Agent, Any, int]:
-    """Plan, agent, newest agent state `[M, ...]` and its environment steps, of a run directory.
+class Loaded(NamedTuple):
+    """What `load` found. Leaves of `state` are `[M, ...]`; `steps` are environment steps of each member."""
 
-    FileNotFoundError where there is no run or no checkpoint.
+    plan: Plan
+    agent: Agent
+    state: Any
+    steps: int
+
+
+def load(path: str | Path, which: str = "newest") -> Loaded:
+    """A run's plan, agent and agent state, from its directory or from a file that `export` wrote.
+
+    `which` is "newest", "best" (highest training return) or the environment step of a checkpoint; from an exported
+    file the optimiser's state is a fresh one. Damaged checkpoints are passed over. FileNotFoundError where there is no
+    run or no checkpoint, ValueError where it cannot be read.
     """
-    plan = Plan.from_json(rundir.read_config(folder))
+    path = Path(path)
+    if path.is_file():
+        return _load_export(path)
+    plan = Plan.from_json(rundir.read_config(path))
     _, agent, trainer = build(plan)
-    checkpoints = checkpoint.manager(Path(folder) / rundir.CHECKPOINTS)
-    step = checkpoint.latest(checkpoints)
-    return plan, agent, checkpoint.restore_agent(checkpoints, trainer.footprint()["state"], step), step
+    folder = path / rundir.CHECKPOINTS
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no checkpoint in {folder}: the run stopped before its first one")
+    with checkpoint.Checkpoints(folder, writing=False) as checkpoints:
+        state, steps = checkpoints.restore_agent(trainer.footprint()["state"], which)
+    return Loaded(plan, agent, state, steps)
+
+
+def _load_export(file: Path) -> Loaded:
+    about = export.read_about(file)
+    plan = Plan.from_json(about["plan"])
+    _, agent, trainer = build(plan)
+    state = trainer.init_agents(member_keys(plan.seed, plan.members))
+    params = export.read(file, jax.eval_shape(lambda: state.params))
+    return Loaded(plan, agent, state._replace(params=params), about["steps"])
+
+
+def export_params(folder: Path, file: Path, which: str = "newest") -> int:
+    """Write a checkpoint's parameters as a safetensors file; its size in bytes. Errors as in `load`."""
+    plan, _, state, steps = load(folder, which)
+    return export.write(file, state.params, {"plan": plan.to_json(), "steps": steps})
 
 
 def score(plan: Plan, agent: Agent, state: Any, episodes: int, mode: Any = "greedy", seed: int = 0) -> Scores:
@@ -107,6 +154,8 @@ class Run:
         self.cursor, self.began, self.stopping = Cursor(), time.time(), False
         self.before = 0.0  # seconds of earlier sessions
         self.compile_seconds = 0.0
+        self.warned = False
+        self.recent: list[deque[float]] = [deque(maxlen=RECENT) for _ in range(plan.members)]
 
     # --- Starting -------------------------------------------------------------------------------------------------
 
@@ -119,17 +168,26 @@ class Run:
         self._open()
 
     def resume(self) -> None:
-        """Go on from the newest checkpoint. What was written after it is written again."""
+        """Go on from the newest good checkpoint, or from the start if there is none yet. What was written after it is
+        written again."""
         self._card_before()
         self.life = self.trainer.init(self.plan.seed)
+        with checkpoint.Checkpoints(self.folder / rundir.CHECKPOINTS, self.plan.keep) as checkpoints:
+            saved = checkpoints.restore(self.life) if checkpoints.steps() else None
         self._open()
-        self.life, self.cursor, about = checkpoint.restore(self.checkpoints, self.life)
-        self.writer.truncate(about["offsets"])
-        self.before = about["seconds"]
-        self.console.print(f"resumed at {int(self.life.counters.steps):,} environment steps")
+        if saved is None:
+            self.writer.truncate(dict.fromkeys(self.writer.offsets(), 0))
+            self.console.print("the run stopped before its first checkpoint: starting it again")
+            return
+        self.life, self.cursor = self.trainer.restored(saved.life), saved.cursor
+        self.writer.truncate(saved.about["offsets"])
+        self.before = saved.about["seconds"]
+        for row in rundir.read_jsonl(self.folder / rundir.SCORES):
+            self.recent[row["member"]].append(row["return"])
+        self.console.print(f"resumed at {saved.step:,} environment steps")
 
     def _open(self) -> None:
-        self.checkpoints = checkpoint.manager(self.folder / rundir.CHECKPOINTS, self.plan.keep)
+        self.checkpoints = checkpoint.Checkpoints(self.folder / rundir.CHECKPOINTS, self.plan.keep)
         self.writer = rundir.Writer(self.folder, self.plan.tensorboard)
         began = time.time()
         with self.console.status("compiling (once; the result is cached)"):
@@ -173,7 +231,7 @@ class Run:
                     self.save()
                     saved = time.time()
         self.save()
-        self.checkpoints.wait_until_finished()
+        self.checkpoints.wait()
 
     def _left(self) -> int:
         """Iterations until the plan's steps are done."""
@@ -189,14 +247,42 @@ class Run:
         self.writer.scores(report.episodes)
         returns = self._returns(report)
         row = {"env_steps": steps, "updates": updates, "seconds": round(self.seconds(), 2), "return": returns}
+        if report.metrics:
+            gauge = self.trainer.gauge(self.life, self.plan.gauge) if self.plan.gauge else {}
+            row |= {f"gauge/{name}": value for name, value in gauge.items()}
+            row["skipped"] = jax.device_get(self.life.skipped.total)
+        if self.trainer.restarts:
+            row["env_restarts"] = self.trainer.restarts
         self.writer.metrics(row | report.metrics)
         display.update(steps, updates, returns, report.metrics)
+        self._check_finite(report)
+
+    def _check_finite(self, report: Report) -> None:
+        """Say when updates are skipped; Diverged when a member had nothing else for `SKIP_LIMIT` updates."""
+        if not report.faults:
+            return
+        runs, total = jax.device_get((self.life.skipped.run, self.life.skipped.total))
+        member, steps = int(runs.argmax()), int(self.life.counters.steps)
+        terms = ", ".join(name for name, count in report.faults.items() if count[member]) or ", ".join(report.faults)
+        if runs[member] < SKIP_LIMIT:
+            if not self.warned:
+                self.warned = True
+                warnings.warn(f"not finite at step {steps:,}: {terms}; such updates are skipped and counted "
+                              f"(so far {total.tolist()} of the members)", stacklevel=2)  # fmt: skip
+            return
+        good = self.checkpoints.steps()
+        where = f"the last good checkpoint is at step {good[-1]:,}" if good else "there is no checkpoint yet"
+        raise Diverged(
+            f"member {member} had {runs[member]} updates in a row that were not finite, until step {steps:,}: {terms}. "
+            f"Lower --lr, or look for values that are not finite in observations and rewards; {where} in {self.folder}"
+        )
 
     def _returns(self, report: Report) -> list[float | None]:
         """Mean return of each member's episodes in a chunk; None, not 0, where no episode ended."""
         members: list[list[float]] = [[] for _ in range(self.plan.members)]
         for episode in report.episodes:
             members[episode["member"]].append(episode["return"])
+            self.recent[episode["member"]].append(episode["return"])
         return [float(np.mean(values)) if values else None for values in members]
 
     def seconds(self) -> float:
@@ -205,15 +291,19 @@ class Run:
 
     def save(self) -> None:
         about = {"offsets": self.writer.offsets(), "seconds": self.seconds()}
-        checkpoint.save(self.checkpoints, int(self.life.counters.steps), self.life, self.cursor, about)
+        score = float(np.mean([np.mean(seen) for seen in self.recent])) if all(self.recent) else -math.inf
+        self.checkpoints.save(int(self.life.counters.steps), self.life, self.cursor, about, score)
 
     # --- The end --------------------------------------------------------------------------------------------------
 
-    def finish(self) -> dict[str, Any]:
-        """Evaluate greedily beside a random policy, write evaluation.json, print the table."""
+    def close(self) -> None:
+        """Close files, checkpoints and environments."""
         self.writer.close()
         self.checkpoints.close()
         self.trainer.close()
+
+    def finish(self) -> dict[str, Any]:
+        """Evaluate greedily beside a random policy, write evaluation.json, print the table."""
         with self.console.status(f"evaluating {self.plan.episodes} episodes"):
             trained = score(self.plan, self.agent, self.life.agent, self.plan.episodes)
             chance = score(self.plan, self.agent, self.life.agent, self.plan.episodes, "random")
@@ -341,11 +431,11 @@ def resume(folder: Path, console: Console | None = None) -> dict[str, Any]:
 
 
 def _complete(run: Run) -> dict[str, Any]:
-    run.loop()
+    try:
+        run.loop()
+    finally:
+        run.close()
     if run.stopping:
         run.console.print(f"stopped and saved; go on with: jaxwm resume {run.folder}")
-        run.writer.close()
-        run.checkpoints.close()
-        run.trainer.close()
         return {}
     return run.finish()

@@ -52,7 +52,7 @@ def outcome(folder: Path) -> dict[str, Any]:
 
 
 def _run(plan: run.Plan, folder: Path, console: Console) -> dict[str, Any]:
-    if (folder / rundir.CONFIG).exists() and any((folder / rundir.CHECKPOINTS).iterdir()):
+    if (folder / rundir.CONFIG).exists():
         return run.resume(folder, console)
     return run.train(plan, folder, console)
 

@@ -11,7 +11,9 @@ are traced, so a run gives the same bits however it is cut into chunks.
 
 from __future__ import annotations
 
+import contextlib
 import math
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -23,6 +25,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxwm import replay
 from jaxwm.replay import Ring
+from jaxwm.training import gauge
 from jaxwm.types import Agent, Array, Collect, Env, Key, PyTree, Record, Repeat, Step, Train, Word
 
 MEMBER = "member"
@@ -55,8 +58,16 @@ class Finished(NamedTuple):
     length: Array
 
 
+class Skipped(NamedTuple):
+    """Updates of a member that were undone because a metric was not finite: in all, and in a row until now."""
+
+    total: Array
+    run: Array
+
+
 class Life(NamedTuple):
-    """A run: agent state, policy memory, environment, newest step, replay, keys, episode scores, counters."""
+    """A run: agent state, policy memory, environment, newest step, replay, keys, episode scores, skipped updates,
+    counters."""
 
     agent: Any
     carry: PyTree
@@ -65,10 +76,11 @@ class Life(NamedTuple):
     ring: Ring
     key: Key
     score: Score
+    skipped: Skipped
     counters: Counters
 
 
-AXES: Any = Life(0, 0, 0, 0, replay.AXES, 0, 0, None)  # type: ignore[arg-type]
+AXES: Any = Life(0, 0, 0, 0, replay.AXES, 0, 0, 0, None)  # type: ignore[arg-type]
 """Where the member axis is."""
 
 
@@ -88,19 +100,26 @@ class Segment(NamedTuple):
 
 
 class Log(NamedTuple):
-    """What a chunk reports: sums and counts of metrics by train step, and the episodes that ended in each row."""
+    """What a chunk reports: metrics by train step, as sums over `counts` good updates, how often each was not finite
+    (`faults`), and the episodes that ended in each row."""
 
     sums: dict[str, dict[str, Array]]
+    faults: dict[str, dict[str, Array]]
     counts: dict[str, Array]
     finished: Finished  # [rows, N]
     rows: Array
 
 
 class Report(NamedTuple):
-    """A chunk's results on the host. `metrics` are means `[M]`; absent where nothing was trained."""
+    """A chunk's results on the host.
+
+    `metrics` are means `[M]` over the good updates; absent where nothing was trained, NaN for a member without a good
+    one. `faults` says how often a metric was not finite, `[M]`; only those that ever were are named.
+    """
 
     metrics: dict[str, np.ndarray]
     episodes: list[dict[str, Any]]
+    faults: dict[str, np.ndarray]
 
 
 def rows_of(word: Word, num_envs: int) -> int:
@@ -206,11 +225,15 @@ class Trainer:
         """A fresh run. Every leaf is owned by the result alone, because chunks donate it."""
         keys = member_keys(seed, self.members)
         handle, step = self._reset_all(keys)
-        state = jax.vmap(self.agent.init)(jax.vmap(partial(stream, which=INIT))(keys), self.hyper)
+        state = self.init_agents(keys)
         start = jax.vmap(self._start, out_axes=AXES)
         life = jax.jit(start)(state, handle, step, keys)
         place = jax.tree.map(lambda spec: NamedSharding(self._mesh, spec), _specs(AXES), is_leaf=_is_spec)
         return jax.device_put(jax.tree.map(jnp.copy, life), place)
+
+    def init_agents(self, keys: Key) -> Any:
+        """Fresh agent states `[M, ...]` for member keys."""
+        return jax.vmap(self.agent.init)(jax.vmap(partial(stream, which=INIT))(keys), self.hyper)
 
     def _start(self, state: Any, env: PyTree, step: Step, key: Key) -> Life:
         carry = self.agent.reset(state, self.env.num_envs)
@@ -218,7 +241,7 @@ class Trainer:
         zero = jnp.zeros((), jnp.int32)
         score = Score(jnp.zeros(self.env.num_envs), jnp.zeros(self.env.num_envs, jnp.int32))
         ring = replay.init(example, self.capacity, self.env.num_envs)
-        return Life(state, carry, env, step, ring, key, score, Counters(zero, zero, zero))
+        return Life(state, carry, env, step, ring, key, score, Skipped(zero, zero), Counters(zero, zero, zero))
 
     def _reset_all(self, keys: Key) -> tuple[PyTree, Step]:
         keys = jax.vmap(partial(stream, which=ENV))(keys)
@@ -231,8 +254,17 @@ class Trainer:
     def close(self) -> None:
         """Shut a host environment's pool down."""
         if self._pool:
-            self.env.close(self._pool.handle)
+            self._pool.close()
             self._pool = None
+
+    @property
+    def restarts(self) -> int:
+        """How often a host environment died and was built anew."""
+        return self._pool.restarts if self._pool else 0
+
+    def restored(self, life: Life) -> Life:
+        """A life that comes from a checkpoint, ready to go on: a host environment starts new episodes."""
+        return life if self.env.pure else life._replace(ring=_cut(life.ring))
 
     # --- One row, one update --------------------------------------------------------------------------------------
 
@@ -255,22 +287,26 @@ class Trainer:
         return life, record.action, Finished(step.is_last, total, length)
 
     def _update(self, life: Life, name: str) -> tuple[Life, dict[str, Array]]:
-        """Sample, learn, write back."""
+        """Sample, learn, write back; an update with a metric that is not finite leaves agent and replay as they are."""
         k_sample, k_update = jax.random.split(stream(life.key, LEARN, life.counters.updates))
         batch = self.samplers[name](life.agent, life.ring, k_sample)
         state, feedback, metrics = self.agent.train_steps[name].update(life.agent, batch, k_update)
+        good = _all_finite(metrics)
+        state = jax.tree.map(partial(jnp.where, good), state, life.agent)
+        ring = replay.update(life.ring, batch, feedback, good)
+        skipped = Skipped(life.skipped.total + ~good, jnp.where(good, 0, life.skipped.run + 1))
         counters = life.counters._replace(updates=life.counters.updates + 1)
-        ring = replay.update(life.ring, batch, feedback)
-        return life._replace(agent=state, ring=ring, counters=counters), metrics
+        return life._replace(agent=state, ring=ring, skipped=skipped, counters=counters), metrics
 
     # --- Words inside a compiled program --------------------------------------------------------------------------
 
     def _empty_log(self, life: Life, rows: int) -> Log:
-        sums = {name: jax.tree.map(jnp.zeros_like, self._metric_shapes(life, name)) for name in self.agent.train_steps}
-        sums = {name: {k: jnp.zeros((), jnp.float32) for k in value} for name, value in sums.items()}
+        names = {name: list(self._metric_shapes(life, name)) for name in self.agent.train_steps}
+        zeros = lambda dtype: {name: {k: jnp.zeros((), dtype) for k in keys} for name, keys in names.items()}  # noqa: E731
+        counts = {name: jnp.zeros((), jnp.int32) for name in names}
         shape = (max(rows, 1), self.env.num_envs)
         finished = Finished(jnp.zeros(shape, bool), jnp.zeros(shape), jnp.zeros(shape, jnp.int32))
-        return Log(sums, {name: jnp.zeros((), jnp.int32) for name in sums}, finished, jnp.zeros((), jnp.int32))
+        return Log(zeros(jnp.float32), zeros(jnp.int32), counts, finished, jnp.zeros((), jnp.int32))
 
     def _metric_shapes(self, life: Life, name: str) -> Any:
         """Structure of a step's metrics; traced once and kept, as tracing again would double the compile time."""
@@ -325,21 +361,23 @@ class Trainer:
         cap, first = self._updates(word, life), life.counters.updates
 
         def trip(carry):
-            i, state, log, done, _ = carry
+            i, state, skipped, log, done, _ = carry
             counters = life.counters._replace(updates=first + i)
-            new, metrics = self._update(life._replace(agent=state, counters=counters), word.name)
+            new, metrics = self._update(life._replace(agent=state, skipped=skipped, counters=counters), word.name)
             pick = lambda old, new: jnp.where(done, old, new)  # noqa: E731
-            state = jax.tree.map(pick, state, new.agent)
-            log = jax.tree.map(pick, log, _count(log, word.name, metrics))
+            updated = new.agent, new.skipped, _count(log, word.name, metrics)
+            state, skipped, log = jax.tree.map(pick, (state, skipped, log), updated)
             done = done | word.until(metrics)  # type: ignore[misc]
-            return i + 1, state, log, done, jax.lax.pmin(done.astype(jnp.int32), MEMBER)
+            return i + 1, state, skipped, log, done, jax.lax.pmin(done.astype(jnp.int32), MEMBER)
 
         go = lambda carry: (carry[0] < cap) & (carry[-1] == 0)  # noqa: E731
         zero = jnp.zeros((), jnp.int32)
         part = log._replace(finished=None, rows=None)  # type: ignore[arg-type]
-        _, state, part, _, _ = jax.lax.while_loop(go, trip, (zero, life.agent, part, zero > 0, zero))
+        start = (zero, life.agent, life.skipped, part, zero > 0, zero)
+        _, state, skipped, part, _, _ = jax.lax.while_loop(go, trip, start)
         counters = life.counters._replace(updates=first + cap)
-        return life._replace(agent=state, counters=counters), log._replace(sums=part.sums, counts=part.counts)
+        life = life._replace(agent=state, skipped=skipped, counters=counters)
+        return life, part._replace(finished=log.finished, rows=log.rows)
 
     # --- Chunks ---------------------------------------------------------------------------------------------------
 
@@ -406,6 +444,22 @@ class Trainer:
         report = self._report(jax.device_get(log), first)
         return life, self.advance(cursor, iterations), report
 
+    def gauge(self, life: Life, horizon: int) -> dict[str, np.ndarray]:
+        """The exploitation gauge `[M]` of every member (see `training.gauge`); empty without dreams or replay."""
+        if self.agent.imagine is None or int(life.counters.rows) < gauge.rows_needed(horizon):
+            return {}
+        if self.capacity // self.env.num_envs < gauge.rows_needed(horizon):
+            return {}
+
+        def one(state: Any, ring: Ring, key: Key, counters: Counters) -> dict[str, Array]:
+            return gauge.gauge(self.agent, state, ring, stream(key, EVAL, counters.updates), horizon)
+
+        arguments = life.agent._replace(opt=None), life.ring, life.key, life.counters
+        if ("gauge", horizon) not in self._programs:
+            mapped = self._population(one, (0, replay.AXES, 0, None), 0)
+            self._programs["gauge", horizon] = jax.jit(mapped).lower(*arguments).compile()
+        return jax.device_get(self._programs["gauge", horizon](*arguments))
+
     def advance(self, cursor: Cursor, iterations: int) -> Cursor:
         """The cursor after so many iterations more, which must lie inside its segment."""
         done = cursor.iteration + iterations
@@ -422,12 +476,13 @@ class Trainer:
         return self.segments[cursor.segment].rows * self.env.num_envs
 
     def _report(self, log: Log, first_row: int) -> Report:
-        metrics = {}
+        metrics, faults = {}, {}
         for name, sums in log.sums.items():
-            if np.all(log.counts[name] == 0):
-                continue
-            prefix = "" if len(log.sums) == 1 else f"{name}/"
-            metrics |= {prefix + k: np.asarray(v) / np.maximum(log.counts[name], 1) for k, v in sums.items()}
+            prefix, count = "" if len(log.sums) == 1 else f"{name}/", np.asarray(log.counts[name])
+            faults |= {prefix + k: np.asarray(v) for k, v in log.faults[name].items() if np.any(v)}
+            if np.any(count) or any(np.any(v) for v in log.faults[name].values()):
+                mean = lambda v, n=count: np.where(n, np.asarray(v) / np.maximum(n, 1), np.nan)  # noqa: E731
+                metrics |= {prefix + k: mean(v) for k, v in sums.items()}
         done = np.asarray(log.finished.done)  # [M, rows, N]
         episodes = [
             {
@@ -438,7 +493,7 @@ class Trainer:
             }
             for row, m, n in np.argwhere(done.swapaxes(0, 1))
         ]
-        return Report(metrics, episodes)
+        return Report(metrics, episodes, faults)
 
     # --- Host environments ----------------------------------------------------------------------------------------
 
@@ -510,26 +565,26 @@ class Trainer:
         agent, rest = self._acting(life), life._replace(agent=None, step=None)
         for _ in range(self._rows(word)):
             step = pool.advance()
+            if pool.fresh:  # it died: what was going on has no end of its own
+                rest, pool.fresh = rest._replace(ring=_cut(rest.ring)), False
             rest, pool.action, finished = turn(agent, rest, step)
             rows.append(finished)
         return rest._replace(agent=life.agent, step=life.step)
 
     def _join(self, life: Life, logs: list[Log], rows: list[Finished]) -> Log:
         """One log out of those of single words."""
-        sums: dict[str, dict[str, Any]] = {name: {} for name in self.agent.train_steps}
-        counts: dict[str, Any] = {name: np.zeros(self.members, np.int32) for name in sums}
-        for log in jax.device_get(logs):
-            for name, count in log.counts.items():
-                counts[name] = counts[name] + count
-                for k, v in log.sums[name].items():
-                    sums[name][k] = sums[name].get(k, 0) + v
+        add = lambda *parts: sum(parts[1:], parts[0])  # noqa: E731
+        parts = [(log.sums, log.faults, log.counts) for log in jax.device_get(logs)]
+        empty = {name: {} for name in self.agent.train_steps}
+        none = (empty, empty, {name: np.zeros(self.members, np.int32) for name in empty})
+        sums, faults, counts = jax.tree.map(add, *parts) if parts else none
         nothing: Any = np.zeros((self.members, 0, self.env.num_envs), bool)
         stack = lambda *x: np.stack(x, 1)  # noqa: E731
         finished = jax.tree.map(stack, *jax.device_get(rows)) if rows else Finished(nothing, nothing, nothing)
-        return Log(sums, counts, finished, np.asarray(len(rows)))  # type: ignore[arg-type]
+        return Log(sums, faults, counts, finished, np.asarray(len(rows)))  # type: ignore[arg-type]
 
 
-_LOG_AXES: Any = Log(0, 0, 0, None)  # type: ignore[arg-type]
+_LOG_AXES: Any = Log(0, 0, 0, 0, None)  # type: ignore[arg-type]
 
 
 def _specs(axes: Any) -> Any:
@@ -542,27 +597,70 @@ def _is_spec(x: Any) -> bool:
     return isinstance(x, PartitionSpec)
 
 
+def _all_finite(metrics: dict[str, Array]) -> Array:
+    return jnp.isfinite(jnp.stack(list(metrics.values()))).all() if metrics else jnp.ones((), bool)
+
+
 def _count(log: Log, name: str, metrics: dict[str, Array]) -> Log:
-    sums = {k: v + metrics[k] for k, v in log.sums[name].items()}
-    return log._replace(sums=log.sums | {name: sums}, counts=log.counts | {name: log.counts[name] + 1})
+    """The log with one more update: its metrics if all are finite, else the names of those that are not."""
+    good = _all_finite(metrics)
+    sums = {k: v + jnp.where(good, metrics[k], 0.0) for k, v in log.sums[name].items()}
+    faults = {k: v + ~jnp.isfinite(metrics[k]) for k, v in log.faults[name].items()}
+    counts = log.counts | {name: log.counts[name] + good}
+    return log._replace(sums=log.sums | {name: sums}, faults=log.faults | {name: faults}, counts=counts)
+
+
+@partial(jax.jit, donate_argnums=0)
+@partial(jax.vmap, in_axes=(replay.AXES,), out_axes=replay.AXES)
+def _cut(ring: Ring) -> Ring:
+    return replay.cut(ring)
 
 
 class _Pool:
-    """A host environment of all members, with the action that it has not taken yet."""
+    """A host environment of all members, with the action that it has not taken yet.
+
+    One that dies is built anew, `restarts` times so far, with other seeds; `fresh` tells that it just happened.
+    """
 
     def __init__(self, env: Env, keys: Key):
-        self.env, self.handle = env, None
+        self.env, self.handle, self.restarts, self.in_a_row, self.fresh = env, None, 0, 0, False
         self.reset(keys)
 
     def reset(self, keys: Key) -> None:
-        if self.handle is not None:
-            self.env.close(self.handle)
+        self.close()
+        self.keys = keys
         self.handle, self.step = self.env.reset(keys)
         self.action: Any = None
+
+    def close(self) -> None:
+        if self.handle is not None:
+            handle, self.handle = self.handle, None
+            self.env.close(handle)
 
     def advance(self) -> Step:
         """Take the waiting action, if there is one; the newest step `[M, N, ...]`."""
         if self.action is not None:
-            self.handle, self.step = self.env.step(self.handle, np.asarray(self.action))
-            self.action = None
+            action = np.asarray(self.action)  # an error of the compiled program is none of the environment's
+            try:
+                self.handle, self.step = self.env.step(self.handle, action)
+                self.action, self.in_a_row = None, 0
+            except Exception as error:
+                self._restart(error)
         return self.step
+
+    def _restart(self, error: Exception) -> None:
+        """Build the pool anew. EnvironmentDied when that has not helped for the third time in a row."""
+        self.restarts, self.in_a_row = self.restarts + 1, self.in_a_row + 1
+        what = f"{self.env.spec.name} died ({type(error).__name__}: {str(error)[:200]})"
+        if self.in_a_row > 3:
+            raise EnvironmentDied(f"{what} at its first step, again after 3 restarts") from error
+        warnings.warn(f"{what}: restarted, {self.restarts} times so far; its episodes start anew", stacklevel=2)
+        with contextlib.suppress(Exception):
+            self.close()
+        self.handle = None
+        self.reset(jax.vmap(lambda key: jax.random.fold_in(key, self.restarts))(self.keys))
+        self.fresh = True
+
+
+class EnvironmentDied(RuntimeError):
+    """A host environment fails again and again."""
