@@ -93,6 +93,10 @@ class OneHot(NamedTuple):
         probs = self.probs
         return jax.nn.one_hot(index, probs.shape[-1], dtype=jnp.float32) + probs - sg(probs)
 
+    def tempered(self, temperature: float) -> OneHot:
+        """The same with probabilities raised to the power 1 / temperature."""
+        return self if temperature == 1 else OneHot(jax.nn.log_softmax(self.logp / temperature))
+
     def mode(self) -> Array:
         """Likeliest class, int32 `[...]`."""
         return jnp.argmax(self.logp, -1).astype(jnp.int32)

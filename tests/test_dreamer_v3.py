@@ -247,7 +247,7 @@ def test_init_owns_every_leaf():
     params = jax.tree.map(lambda s: jnp.ones(s.shape, s.dtype), jax.eval_shape(
         lambda: agent.init(jax.random.key(0), agent.hyper).params))  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(v3, "init_params", lambda nets, spec, key: params)
+        patch.setattr(v3, "init_params", lambda nets, spec, key, ensemble: params)
         state = agent.init(jax.random.key(0), agent.hyper)
     val = {x.unsafe_buffer_pointer() for x in jax.tree.leaves(state.params["val"])}
     assert not val & {x.unsafe_buffer_pointer() for x in jax.tree.leaves(state.slow)}

@@ -109,6 +109,14 @@ class Config:
     # Behaviour.
     imag_length: int = 15
     """Steps of a dream."""
+    temperature: float = 1.0
+    """Temperature of the latents in dreams: above 1 they are less certain, and harder to exploit (Ha & Schmidhuber
+    2018)."""
+    disagreement: float = 0.0
+    """Reward taken off in dreams for each unit by which an ensemble of one-step models disagrees there; the ensemble
+    exists only where this is not 0."""
+    ensemble: int = 5
+    """Models of that ensemble (Sekar et al. 2020, who seek the disagreement that is avoided here)."""
     policy_scale: float = 1.0
     value_scale: float = 1.0
     repval_scale: float = 0.3
@@ -145,6 +153,10 @@ class Config:
             raise ValueError(f"deter ({self.deter}) must be a multiple of blocks ({self.blocks})")
         if self.bins < 3 or self.bins % 2 == 0:  # symmetric bins with one at 0
             raise ValueError(f"need an odd number of bins, at least 3, got {self.bins}")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be positive, got {self.temperature}")
+        if self.disagreement and self.ensemble < 2:
+            raise ValueError(f"a disagreement needs an ensemble of at least 2, got {self.ensemble}")
         if self.classes > 256:
             raise ValueError(f"need at most 256 classes, got {self.classes}: the replay keeps them as bytes")
 
@@ -206,6 +218,7 @@ class Networks(NamedTuple):
     con: Head
     pol: Head
     val: Head
+    dis: Head | None = None  # one-step models of the next latent, with a leading ensemble axis in their parameters
 
 
 def build(spec: Spec, config: Config) -> Networks:
@@ -228,10 +241,13 @@ def build(spec: Spec, config: Config) -> Networks:
         con=Head({"logit": 1}, model_layers, config.units, 1.0, dtype),
         pol=Head(ac.head_sizes(spec.action), policy_layers, config.units, 0.01, dtype),
         val=Head({"bins": config.bins}, policy_layers, config.units, 0.0, dtype),
+        dis=Head({"stoch": config.stoch * config.classes}, model_layers, config.units, 1.0, dtype)
+        if config.disagreement
+        else None,
     )
 
 
-def init_params(nets: Networks, spec: Spec, key: Key) -> dict[str, Any]:
+def init_params(nets: Networks, spec: Spec, key: Key, ensemble: int = 0) -> dict[str, Any]:
     """Fresh parameters `{component: tree}`."""
     keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(Networks._fields)}
     obs = jax.tree.map(lambda s: jnp.zeros((1, *s.shape), s.dtype), spec.obs)
@@ -242,6 +258,9 @@ def init_params(nets: Networks, spec: Spec, key: Key) -> dict[str, Any]:
     params["dec"] = nets.dec.init(keys["dec"], latent.deter, flatten(latent.stoch))
     for name in ("rew", "con", "pol", "val"):
         params[name] = getattr(nets, name).init(keys[name], latent.feat())
+    if nets.dis:
+        inputs = jnp.concatenate([latent.feat(), jnp.zeros((1, nets.dyn.actions))], -1)
+        params["dis"] = jax.vmap(nets.dis.init, (0, None))(jax.random.split(keys["dis"], ensemble), inputs)
     return params
 
 
@@ -256,7 +275,7 @@ def make(spec: Spec, config: Config = PRESETS["12m"]) -> Agent:
     tx = optim.laprop(config.agc)
 
     def init(key: Key, hyper: Any) -> State:
-        params = init_params(nets, spec, key)
+        params = init_params(nets, spec, key, config.ensemble)
         slow = jax.tree.map(jnp.copy, params["val"])
         hyper = {name: jnp.asarray(value, jnp.float32) for name, value in hyper.items()}
         return State(params, slow, ac.initial_range(), tx.init(params), hyper, jnp.zeros((), jnp.int32))
@@ -342,6 +361,13 @@ class Learner:
         latents, _ = model.observe(self.nets.dyn, params["dyn"], carry.latent, *inputs, key)
         return jax.tree.map(lambda x: x[:, 0], latents)
 
+    def guesses(self, params: Any, feat: Array, action: Array) -> Array:
+        """The ensemble's predictions of the next stoch `[K, ..., S * C]` from `feat [..., F]` and the action there."""
+        head = self.nets.dis
+        assert head is not None
+        inputs = jnp.concatenate([feat, self.encode(action).astype(feat.dtype)], -1)
+        return jax.vmap(lambda p: apply(head, p, inputs)["stoch"])(params["dis"])
+
     # The loss.
 
     def loss(self, params: Any, state: State, batch: Batch, key: Key):
@@ -359,6 +385,8 @@ class Learner:
         with jax.named_scope("replay_value"):
             start_returns = returns[0].reshape(record.reward.shape)
             losses["repval"] = self.replay_value(params, state, record, latents.feat(), start_returns)
+        if config.disagreement:
+            losses["dis"] = self.ensemble_loss(params, jax.tree.map(sg, latents), record)
         scales = {name: getattr(config, f"{name}_scale", config.rec_scale) for name in losses}
         means = {name: loss.mean() for name, loss in losses.items()}
         metrics |= {f"loss/{name}": mean for name, mean in means.items()}
@@ -389,6 +417,12 @@ class Learner:
         losses["con"] = jax.nn.softplus(logit) - logit * target
         return latents, losses
 
+    def ensemble_loss(self, params: Any, latents: Latent, record: Record) -> Array:
+        """Squared errors `[B, T - 1]` of all one-step models, summed; 0 across the start of an episode."""
+        guess = self.guesses(params, latents.feat()[:, :-1], record.action[:, :-1])
+        error = jnp.square(guess - flatten(latents.stoch)[:, 1:].astype(jnp.float32)).sum((0, -1))
+        return error * (1.0 - record.is_first[:, 1:])
+
     def rollout(self, params: Any, starts: Latent, key: Key, horizon: int) -> tuple[Latent, Array]:
         """Dreams `[H + 1, R, ...]` under the policy, without gradients."""
 
@@ -396,7 +430,8 @@ class Learner:
             action = self.actor(params, latent.feat()).sample(key)
             return action, self.encode(action)
 
-        return model.imagine(self.nets.dyn, params["dyn"], starts, policy, key, horizon)
+        temperature = self.config.temperature
+        return model.imagine(self.nets.dyn, params["dyn"], starts, policy, key, horizon, temperature=temperature)
 
     def behaviour(self, params: Any, state: State, feat: Array, actions: Array):
         """Actor and critic losses `[H, R]` on dreams `feat [H + 1, R, F]`.
@@ -405,6 +440,11 @@ class Learner:
         """
         config = self.config
         reward = self.scalar("rew", sg(params["rew"]), feat).mean()
+        metrics = {"dream/reward": reward.mean()}
+        if config.disagreement:
+            spread = self.guesses(sg(params), feat[:-1], actions[:-1]).std(0).mean(-1)
+            reward = reward.at[1:].add(-config.disagreement * spread)
+            metrics["dream/disagreement"] = spread.mean()
         cont = jax.nn.sigmoid(self.continues(sg(params), feat))
         value = self.scalar("val", params["val"], feat)
         guess = sg(value.mean())
@@ -422,9 +462,8 @@ class Learner:
             "policy": -weight * score,
             "value": weight * TwoHot(value.logits[:-1], value.bins).loss(target),
         }
-        metrics = {
+        metrics |= {
             "dream/return": returns[0].mean(),
-            "dream/reward": reward.mean(),
             "dream/continue": cont.mean(),
             "dream/value": guess.mean(),
             "policy/entropy": entropy.mean(),

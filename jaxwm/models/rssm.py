@@ -151,11 +151,13 @@ def imagine(
     key: Key,
     horizon: int,
     plan: Array | None = None,
+    temperature: float = 1.0,
 ) -> tuple[Latent, Array]:
     """Roll the prior forward for `horizon` steps, time first.
 
     `policy(latent, key) -> (action, encoded action [B, A])`; with a `plan [H + 1, B, ...]` it gets `plan[t]` in place
-    of the key. Returns latents `[H + 1, B, ...]` (the start first) and the actions `[H + 1, B, ...]` taken in them.
+    of the key. Latents are drawn at `temperature`. Returns latents `[H + 1, B, ...]` (the start first) and the actions
+    `[H + 1, B, ...]` taken in them.
     """
     start = Latent(start.deter.astype(rssm.dtype), start.stoch.astype(rssm.dtype))
     noises, choices = (jax.random.split(k, horizon + 1) for k in jax.random.split(key))
@@ -165,7 +167,7 @@ def imagine(
         noise, choice = inputs
         action, encoded = policy(latent, choice)
         deter = apply(rssm, params, *latent, apply(rssm, params, encoded, method="embed_action"), method="recur")
-        dist = apply(rssm, params, deter, method="prior")
+        dist = apply(rssm, params, deter, method="prior").tempered(temperature)
         stoch = jax.nn.one_hot(dist.sample(noise), rssm.classes, dtype=rssm.dtype)
         return Latent(deter, stoch), (latent, action)
 

@@ -1,0 +1,231 @@
+"""What goes wrong in long runs: updates that are not finite, environments that die, exploited models."""
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rich.console import Console
+from test_trainer import assert_same, run
+from toys import counting_env, on_host, toy_agent
+
+from jaxwm import agents, envs, replay
+from jaxwm.training import run as runs
+from jaxwm.training.gauge import CONTEXT, gauge
+from jaxwm.training.trainer import EnvironmentDied, Trainer
+from jaxwm.types import Dream, Record
+
+# --- Updates that are not finite ----------------------------------------------------------------------------------
+
+
+def faulty(agent, bad):
+    """The same agent, whose update spoils parameters, feedback and one metric where `bad(state)` holds."""
+    step = agent.train_steps["average"]
+
+    def update(state, batch, key):
+        new, feedback, metrics = step.update(state, batch, key)
+        nan = jnp.where(bad(state), jnp.nan, 0.0)
+        spoilt = new._replace(params=jax.tree.map(lambda x: x + nan, new.params))
+        feedback = {k: jnp.where(bad(state), -1, v) for k, v in feedback.items()}
+        return spoilt, feedback, metrics | {"mean": metrics["mean"] + nan}
+
+    return agent._replace(train_steps={"average": step._replace(update=update)})
+
+
+@pytest.mark.parametrize("host", [False, True])
+def test_bad_updates_are_skipped_and_counted_member_by_member(host):
+    """Member 1, told by its learning rate, never has a finite update: it stays as it began; member 0 is untouched."""
+    env = on_host(counting_env(4)) if host else counting_env(4)
+    hyper = {"lr": np.array([0.1, 0.5])}
+    bad = Trainer(faulty(toy_agent(), lambda s: s.hyper["lr"] > 0.3), env, members=2, capacity=80, hyper=hyper)
+    fine = Trainer(toy_agent(), env, members=2, capacity=80, hyper=hyper)
+    start = jax.device_get(bad.init(0).agent.params)
+    life, cursor, _, _ = run(bad, 60)
+    good, _, _, rows = run(fine, 60)
+    member = lambda tree, m: jax.tree.map(lambda x: x[m], tree)  # noqa: E731
+    assert_same(member(life.agent, 0), member(good.agent, 0))
+    assert_same(member(life.ring.data, 0), member(good.ring.data, 0))
+    assert_same(member(life.agent.params, 1), member(start, 1))
+    assert (np.asarray(life.ring.data.extras["seen"][1]) == 0).all()
+    updates = int(life.counters.updates)
+    assert life.skipped.total.tolist() == life.skipped.run.tolist() == [0, updates]
+    _, _, report = bad.run(life, cursor, 3)
+    assert report.faults.keys() == {"mean"} and report.faults["mean"].tolist() == [0, 6]
+    assert np.isfinite(report.metrics["mean"][0]) and np.isnan(report.metrics["mean"][1])
+    assert np.isfinite(rows[-1]["mean"]).all()
+
+
+def test_a_good_update_ends_the_row_of_bad_ones():
+    """Every third update is bad: a third is skipped, and means are over the good ones."""
+    agent = toy_agent()
+    step = agent.train_steps["average"]
+
+    def update(state, batch, key):
+        new, feedback, metrics = step.update(state, batch, key)
+        bad = jax.random.bits(key) % 3 == 0
+        return new, feedback, metrics | {"mean": jnp.where(bad, jnp.inf, 7.0)}
+
+    trainer = Trainer(agent._replace(train_steps={"average": step._replace(update=update)}), counting_env(4), 1, 400)
+    life, _, _, rows = run(trainer, 400)
+    total, updates = int(life.skipped.total[0]), int(life.counters.updates)
+    assert 0.2 < total / updates < 0.5 and int(life.skipped.run[0]) < 10
+    assert int(life.agent.step[0]) == updates - total
+    assert all(row["mean"][0] == 7.0 for row in rows if "mean" in row)
+
+
+@dataclass(frozen=True)
+class ToyConfig:
+    envs: int = 4
+    capacity: int = 400
+    bad_after: int = 10_000
+
+
+@pytest.fixture
+def toy_system(monkeypatch):
+    """The toy as an agent of the registry; its updates go bad after some."""
+
+    def make(spec, config):
+        return faulty(toy_agent(), lambda state: state.step >= config.bad_after)
+
+    entry = agents.Entry(make, ToyConfig, {"default": ToyConfig()}, "default", "for tests")
+    monkeypatch.setitem(agents.AGENTS, "toy", entry)
+    envs.register("toy/Count", counting_env)
+
+
+def quiet():
+    return Console(quiet=True)
+
+
+def test_a_diverged_run_stops_and_names_step_term_and_checkpoint(toy_system, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "CHUNK_SECONDS", 0.0)  # chunks of one iteration
+    plan = runs.Plan("toy", "toy/Count", ToyConfig(bad_after=50), 4000, 2, episodes=4, checkpoint_minutes=0, gauge=0)
+    with pytest.warns(UserWarning, match="not finite at step .*: mean; such updates are skipped"):
+        with pytest.raises(runs.Diverged) as error:
+            runs.train(plan, tmp_path / "run", quiet())
+    text = str(error.value)
+    assert "member 0 had 100 updates in a row that were not finite, until step 316: mean." in text
+    assert "the last good checkpoint is at step 312" in text and "--lr" in text
+    loaded = runs.load(tmp_path / "run")
+    assert loaded.steps == 312 and np.isfinite(loaded.state.params["mean"]).all()
+
+
+# --- Environments that die ----------------------------------------------------------------------------------------
+
+
+def mortal(num_envs: int, deaths: set[int]):
+    """A counting environment on the host whose n-th step, for n in `deaths`, fails; counts what was closed."""
+    env, seen = on_host(counting_env(num_envs)), SimpleNamespace(steps=0, closed=0, seeds=[])
+
+    def reset(keys):
+        seen.seeds.append(np.asarray(jax.random.key_data(keys)).tolist())
+        return env.reset(keys)
+
+    def step(handle, action):
+        seen.steps += 1
+        if seen.steps in deaths:
+            raise RuntimeError("emulator lost")
+        return env.step(handle, action)
+
+    def close(handle):
+        seen.closed += 1
+
+    return env._replace(reset=reset, step=step, close=close), seen
+
+
+def test_a_dead_pool_is_restarted_counted_and_said():
+    env, seen = mortal(4, {8, 14})
+    trainer = Trainer(toy_agent(), env, members=2, capacity=400)
+    with pytest.warns(UserWarning) as told:
+        life, _, _, _ = run(trainer, 80)
+    assert [str(w.message) for w in told] == [
+        f"toy/Count died (RuntimeError: emulator lost): restarted, {n} times so far; its episodes start anew"
+        for n in (1, 2)
+    ]
+    assert trainer.restarts == 2 and seen.closed == 2
+    assert len({str(seeds) for seeds in seen.seeds}) == 3  # other seeds, or the same failure might come back
+    data, rows = jax.device_get(life.ring.data), int(life.counters.rows)
+    first, last = data.is_first[:, :rows], data.is_last[:, :rows]
+    np.testing.assert_array_equal(first[:, 1:], last[:, :-1])  # what was going on is marked as ended
+    assert last[:, 7].all() and first[:, 8].all() and not data.is_terminal[0, 7].all()
+    trainer.close()
+    assert seen.closed == 3
+
+
+def test_a_pool_that_dies_again_and_again_is_an_error():
+    env, _ = mortal(4, set(range(5, 100)))
+    with pytest.warns(UserWarning) as told, pytest.raises(EnvironmentDied, match="after 3 restarts"):
+        run(Trainer(toy_agent(), env, capacity=400), 80)
+    assert len(told) == 3
+
+
+def test_a_restored_host_run_marks_the_end_of_what_was_going_on():
+    trainer = Trainer(toy_agent(), on_host(counting_env(4, length=50)), members=2, capacity=400)
+    life, _, _, _ = run(trainer, 40)
+    last = int(life.counters.rows) - 1
+    assert not np.asarray(life.ring.data.is_last[:, last]).any()
+    assert np.asarray(trainer.restored(life).ring.data.is_last[:, last]).all()
+
+
+# --- The exploitation gauge ---------------------------------------------------------------------------------------
+
+HORIZON = 4
+
+
+def ring_of(reward, is_last, is_terminal):
+    """A ring of one environment that holds just these records."""
+    column = lambda x, dtype: jnp.asarray(x, dtype)[:, None]  # noqa: E731
+    first = np.concatenate([[True], np.asarray(is_last[:-1], bool)])
+    rows = jnp.asarray(len(reward))
+    flags = column(first, bool), column(is_last, bool), column(is_terminal, bool)
+    data = Record(column(reward, jnp.float32)[..., None], column(reward, jnp.float32), *flags, column(reward, int), {})
+    return replay.Ring(data, rows, jnp.zeros((), jnp.int32))
+
+
+def dreamer_of(reward: float, cont: float):
+    def imagine(state, context, actions, key, horizon):
+        assert context.reward.shape[1] == CONTEXT and actions is None
+        shape = (len(context.reward), horizon)
+        return Dream(None, jnp.full(shape, reward), jnp.full(shape, cont), jnp.zeros(shape, int), None)
+
+    return toy_agent()._replace(imagine=imagine)
+
+
+def measured(ring, reward=1.0, cont=1.0):
+    out = jax.jit(lambda ring: gauge(dreamer_of(reward, cont), None, ring, jax.random.key(0), HORIZON))(ring)
+    return {name: float(value) for name, value in out.items()}
+
+
+def test_the_gauge_compares_dreamed_and_real_returns():
+    zeros = [0] * 6
+    ring = ring_of([9, 9, 1, 2, 3, 4], zeros, zeros)
+    assert measured(ring, reward=3.0) == {"dreamed": 12.0, "real": 10.0, "gap": 2.0}
+    dreamed = 3 * (1 + 0.5 + 0.25 + 0.125)
+    assert measured(ring, 3.0, 0.5) == pytest.approx({"dreamed": dreamed, "real": 10.0, "gap": dreamed - 10})
+
+
+def test_the_gauge_at_the_ends_of_episodes():
+    """A true end stops the real rewards only: dreaming on is exploitation. A time limit stops both."""
+    end = [0, 0, 0, 1, 0, 0]
+    reward = [9, 9, 1, 2, 0, 5]
+    assert measured(ring_of(reward, end, end), 3.0) == {"dreamed": 12.0, "real": 3.0, "gap": 9.0}
+    assert measured(ring_of(reward, end, [0] * 6), 3.0) == {"dreamed": 6.0, "real": 3.0, "gap": 3.0}
+
+
+def test_windows_that_start_at_an_end_do_not_count():
+    reward = [9, 9, 1, 1, 1, 1, 9, 9, 2, 2, 2, 2]
+    end = [0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+    assert measured(ring_of(reward, end, end))["real"] == 8.0
+    all_ends = [0, 1] + [0] * 5 + [1] + [0] * 4
+    assert np.isnan(measured(ring_of(reward, all_ends, all_ends))["gap"])
+
+
+def test_the_trainer_measures_every_member():
+    trainer = Trainer(dreamer_of(1.0, 1.0), counting_env(4, length=50), members=2, capacity=400)
+    life, _, _, _ = run(trainer, 200)
+    out = trainer.gauge(life, HORIZON)
+    assert {name: value.shape for name, value in out.items()} == {"dreamed": (2,), "real": (2,), "gap": (2,)}
+    np.testing.assert_allclose(out["dreamed"], 4.0)
+    assert (np.abs(out["real"] - 4.0) < 1.0).all()  # rewards 0, 1, 2 at random
+    assert trainer.gauge(trainer.init(0), HORIZON) == {}  # nothing collected yet
