@@ -6,6 +6,7 @@ favour short ones. Returns are sums of the raw reward until `is_last`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -44,12 +45,20 @@ def evaluate(agent: Agent, env: Env, state: Any, keys: Key, episodes: int = 100,
     `env` decides the number of parallel environments; a pure one wants `episodes` of them. ValueError if `episodes` is
     not a multiple of `env.num_envs`.
     """
+    return evaluator(agent, env, episodes, mode)(state, keys)
+
+
+def evaluator(agent: Agent, env: Env, episodes: int = 100, mode: Mode = "greedy") -> Callable[[Any, Key], Scores]:
+    """`evaluate` as a function `(state, keys) -> Scores` that compiles once, for those who evaluate again and again."""
     if episodes % env.num_envs:
         raise ValueError(f"{episodes} episodes cannot be shared equally by {env.num_envs} environments")
-    keys = jax.vmap(partial(stream, which=EVAL))(keys)
-    state = jax.device_get(state)  # the training population may be spread over devices
-    play = _play_pure if env.pure else _play_host
-    return play(agent, env, state, keys, episodes // env.num_envs, mode)
+    play = (_pure if env.pure else _host)(agent, env, episodes // env.num_envs, mode)
+
+    def run(state: Any, keys: Key) -> Scores:
+        # the training population may be spread over devices
+        return play(jax.device_get(state), jax.vmap(partial(stream, which=EVAL))(keys))
+
+    return run
 
 
 def parallel(env_is_pure: bool, episodes: int, most: int = 10) -> int:
@@ -59,7 +68,7 @@ def parallel(env_is_pure: bool, episodes: int, most: int = 10) -> int:
     return max(n for n in range(1, min(most, episodes) + 1) if episodes % n == 0)
 
 
-def _play_pure(agent: Agent, env: Env, state: Any, keys: Key, rounds: int, mode: Mode) -> Scores:
+def _pure(agent: Agent, env: Env, rounds: int, mode: Mode) -> Callable[[Any, Key], Scores]:
     limit = env.spec.max_steps or UNBOUNDED
 
     def one(state, key):
@@ -82,14 +91,22 @@ def _play_pure(agent: Agent, env: Env, state: Any, keys: Key, rounds: int, mode:
     def several(state, key):
         return jax.lax.map(lambda i: one(state, jax.random.fold_in(key, i)), jnp.arange(rounds))
 
-    tally = jax.device_get(jax.jit(jax.vmap(several))(state, keys))
-    flat = jax.tree.map(lambda x: x.reshape(len(x), -1), tally)
-    return Scores(*flat)
+    program = jax.jit(jax.vmap(several))
+
+    def play(state: Any, keys: Key) -> Scores:
+        tally = jax.device_get(program(state, keys))
+        return Scores(*jax.tree.map(lambda x: x.reshape(len(x), -1), tally))
+
+    return play
 
 
-def _play_host(agent: Agent, env: Env, state: Any, keys: Key, rounds: int, mode: Mode) -> Scores:
-    members, num = len(keys), env.num_envs
+def _host(agent: Agent, env: Env, rounds: int, mode: Mode) -> Callable[[Any, Key], Scores]:
     act = jax.jit(jax.vmap(lambda s, c, x, k, t: agent.act(s, c, x, stream(k, ACT, t), mode)[:2], (0, 0, 0, 0, None)))
+    return partial(_play_host, agent, env, rounds, act)
+
+
+def _play_host(agent: Agent, env: Env, rounds: int, act: Callable, state: Any, keys: Key) -> Scores:
+    members, num = len(keys), env.num_envs
     memory = jax.vmap(lambda s: agent.reset(s, num))(state)
     handle, step = env.reset(jax.vmap(partial(stream, which=ENV))(keys))
     total, length = np.zeros((members, num)), np.zeros((members, num), int)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import time
 import warnings
@@ -28,7 +29,7 @@ from jaxwm.training.evaluation import Scores, evaluate, parallel
 from jaxwm.training.trainer import Cursor, Report, Trainer, member_keys
 from jaxwm.types import Agent, Env
 
-CHUNK_SECONDS = 1.0
+CHUNK_SECONDS = float(os.environ.get("JAXWM_CHUNK_SECONDS", "1"))
 """How long a chunk should take: the pace of the progress display. Results do not depend on it."""
 
 EVALUATION = "evaluation.json"

@@ -1,0 +1,203 @@
+"""A run that can be trusted: killed at any moment it goes on with the same bits, and nothing is ever unpickled."""
+
+import ast
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from test_cli import TINY, jaxwm
+from test_trainer import assert_same
+
+import jaxwm as package
+from jaxwm.training import run, rundir
+from jaxwm.training.checkpoint import Checkpoints
+from jaxwm.training.rundir import read_jsonl
+
+STEPS = 1000
+START = ["train", "dreamer-v3", "--members", "2", "--steps", str(STEPS), "--episodes", "4", *TINY]
+OFTEN = ["--checkpoint-minutes", "0"]  # a checkpoint after every chunk: most kills hit one that is being written
+
+
+def whole(folder: Path):
+    """The last checkpoint of a run: everything, restored."""
+    plan = run.Plan.from_json(rundir.read_config(folder))
+    _, _, trainer = run.build(plan)
+    with Checkpoints(folder / rundir.CHECKPOINTS, writing=False) as checkpoints:
+        return checkpoints.restore(trainer.init(0))
+
+
+def kill_until_done(folder: Path, kills: int, chunk_seconds: float, seed: int) -> int:
+    """Start the run, kill it at random moments, resume it, `kills` times, then let it end. Kills that hit."""
+    dice, hits, command = random.Random(seed), 0, [*START, *OFTEN, "--run", str(folder)]
+    environment = os.environ | {"JAXWM_CHUNK_SECONDS": str(chunk_seconds)}
+    base, step = [sys.executable, "-m", "jaxwm.cli"], STEPS // (kills + 1)
+    for attempt in range(kills):
+        process = subprocess.Popen([*base, *command], env=environment, stdout=subprocess.DEVNULL)
+        deadline = time.time() + 300
+        while time.time() < deadline and process.poll() is None and progress(folder) < step * (attempt + 1):
+            time.sleep(0.01)
+        time.sleep(dice.random() * 0.3)
+        if process.poll() is None:
+            hits += 1
+        process.kill()
+        process.wait()
+        command = ["resume", str(folder)]
+    subprocess.run([*base, *command], env=environment, check=True, stdout=subprocess.DEVNULL, timeout=400)
+    return hits
+
+
+def progress(folder: Path) -> int:
+    """Environment steps that the run's metrics tell of."""
+    try:
+        return read_jsonl(folder / rundir.METRICS)[-1]["env_steps"]
+    except (FileNotFoundError, IndexError, ValueError):  # not there yet, empty, or cut at a line's middle
+        return 0
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trust") / "undisturbed"
+    jaxwm(*START, "--run", folder)
+    return folder
+
+
+def check_same_run(folder, undisturbed):
+    ours, theirs = whole(folder), whole(undisturbed)
+    assert ours.cursor == theirs.cursor
+    assert_same(ours.life, theirs.life)  # parameters, optimiser, replay, environments, keys, counters
+    assert read_jsonl(folder / rundir.SCORES) == read_jsonl(undisturbed / rundir.SCORES)
+    a, b = (json.loads((path / run.EVALUATION).read_text())["trained"] for path in (folder, undisturbed))
+    assert a == b
+
+
+def test_killed_twice_it_is_the_same_run(undisturbed, tmp_path):
+    """SIGKILL, and other chunk lengths: parameters, replay and scores bit for bit."""
+    assert kill_until_done(tmp_path / "run", 2, 0.05, seed=0) == 2
+    check_same_run(tmp_path / "run", undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chunk_seconds", [0.02, 0.3])
+def test_killed_twenty_times_it_is_the_same_run(undisturbed, tmp_path, chunk_seconds):
+    assert kill_until_done(tmp_path / "run", 20, chunk_seconds, seed=1) >= 18
+    check_same_run(tmp_path / "run", undisturbed)
+
+
+# --- Nothing unpickles --------------------------------------------------------------------------------------------
+
+FORBIDDEN = ("pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal")
+
+
+def test_no_file_of_the_package_unpickles():
+    """By the source: no import of a pickling module, no `allow_pickle=True`."""
+    files = list(Path(package.__file__).parent.rglob("*.py"))
+    assert len(files) > 20
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not {name.split(".")[0] for name in names} & set(FORBIDDEN), path
+            if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+                assert isinstance(node.value, ast.Constant) and node.value.value is False, path
+
+
+GUARD = """
+import pickle, sys
+import numpy as np
+
+def refuse(*arguments, **options):
+    raise AssertionError("something was unpickled")
+
+class Refuse:
+    __init__ = refuse
+
+{arm}
+import jax
+from jaxwm import cli
+from jaxwm.training import run
+
+{work}
+print("loaded")
+"""
+
+ARM = """
+pickle.load = pickle.loads = pickle._load = pickle._loads = refuse
+pickle.Unpickler = pickle._Unpickler = Refuse
+sys.addaudithook(lambda event, arguments: refuse() if event == "pickle.find_class" else None)
+real_load = np.load
+np.load = lambda *a, allow_pickle=False, **k: refuse() if allow_pickle else real_load(*a, **k)
+real_read = np.lib.format.read_array
+np.lib.format.read_array = lambda *a, allow_pickle=False, **k: refuse() if allow_pickle else real_read(*a, **k)
+for name in ("dill", "cloudpickle"):
+    sys.modules[name] = None
+"""
+
+
+def guarded(work: str):
+    program = GUARD.format(arm=ARM, work=work)
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=400)
+
+
+def test_loading_evaluating_exporting_and_resuming_unpickle_nothing(undisturbed, tmp_path):
+    weights = tmp_path / "weights.safetensors"
+    work = f"""
+assert run.load({str(undisturbed)!r}).steps == {STEPS}
+assert cli.main(["export", {str(undisturbed)!r}, "--out", {str(weights)!r}]) == 0
+assert run.load({str(weights)!r}).steps == {STEPS}
+assert cli.main(["eval", {str(undisturbed)!r}, "--episodes", "4"]) == 0
+assert cli.main(["resume", {str(undisturbed)!r}]) == 0
+"""
+    out = guarded(work)
+    assert out.returncode == 0 and out.stdout.strip().endswith("loaded"), out.stderr[-3000:]
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        "pickle.loads(b'N.')",
+        "import _pickle; _pickle.loads(b'cbuiltins\\nlen\\n.')",
+        "import io; np.load(io.BytesIO(b'x'), allow_pickle=True)",
+    ],
+)
+def test_the_guard_itself_catches_unpickling(work):
+    out = guarded(work)
+    assert out.returncode != 0 and "something was unpickled" in out.stderr
+
+
+# --- Weights alone ------------------------------------------------------------------------------------------------
+
+
+def test_exported_weights_act_like_the_run(undisturbed, tmp_path):
+    file = tmp_path / "w.safetensors"
+    out = jaxwm("export", undisturbed, "--out", file)
+    assert f"jaxwm eval {file}" in out.stdout.replace("\n", " ")
+    a, b = package.load(undisturbed), package.load(file)
+    assert_same(a.state.params, b.state.params)
+    assert (a.plan, a.steps) == (b.plan, b.steps)
+    scores = [run.score(x.plan, x.agent, x.state, 4).total for x in (a, b)]
+    np.testing.assert_array_equal(*scores)
+    assert file.stat().st_size < 1.2 * sum(x.nbytes for x in jax.tree.leaves(a.state.params)) + 50_000
+
+
+def test_damaged_and_foreign_weights_are_refused(undisturbed, tmp_path):
+    file = tmp_path / "w.safetensors"
+    run.export_params(undisturbed, file)
+    content = file.read_bytes()
+    for spoilt in (b"", content[:100], b"\x00" * 200, b"not weights at all" * 10):
+        file.write_bytes(spoilt)
+        with pytest.raises(ValueError, match="no safetensors file, or damaged"):
+            package.load(file)
+    from safetensors.numpy import save_file
+
+    save_file({"x": np.zeros(3, np.float32)}, file)
+    with pytest.raises(ValueError, match="not written by jaxwm export"):
+        package.load(file)
+    with pytest.raises(FileNotFoundError):
+        package.load(tmp_path / "nowhere")
