@@ -1,15 +1,16 @@
 """`jaxwm dream`: what a run's world model dreams, beside what really happened.
 
-Real windows of L context records and H more are cut out of fresh episodes. The model sees the context and dreams H steps
-open loop under the actions that were really taken. Two baselines tell what its error means: keeping the last
-observation (a world that stands still), and the same dream under the actions of another window (a model whose error
-is the same then does not look at its actions).
+Real windows of L context records and H more are cut out of fresh episodes. The model sees the context and dreams H
+steps open loop under the actions that were really taken. Two baselines tell what its error means: keeping the last
+observation (a world that stands still), and the same dream under the actions of another window (a model whose error is
+the same then does not look at its actions).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -111,13 +112,10 @@ def _play(player: Player, settings: Settings, console: Console) -> tuple[Record,
     """Records `[T, N, ...]` of the exploring policy, long enough for windows from everywhere in an episode."""
     pure = player.envs(1).pure
     env = player.envs(CHUNK if pure else 4)
-    rows = max(2 * (settings.context + settings.horizon), min(env.spec.max_steps or 1000, 1000))
-    plays = episodes.play(player.agent, env, player.state, player.key)
-    try:
+    rows = max(256, 2 * (settings.context + settings.horizon), min(env.spec.max_steps or 1000, 1000))
+    with closing(episodes.play(player.agent, env, player.state, player.key)) as plays:
         steps = track(range(rows), f"playing {env.spec.name}", console=console, transient=True)
         return episodes.record((next(plays) for _ in steps), rows), env.spec
-    finally:
-        plays.close()
 
 
 # --- Dreaming -----------------------------------------------------------------------------------------------------
@@ -138,7 +136,7 @@ def imagine(agent: Agent, state: Any, window: Record, valid: np.ndarray, key: Ke
     actions = window.action[:, context - 1 : -1]
     run = jax.jit(lambda state, start, actions, key: agent.imagine(state, start, actions, key, horizon))  # type: ignore[misc]
 
-    def all_chunks(actions: np.ndarray) -> Dream:
+    def all_chunks(actions: Any) -> Dream:
         parts = []
         for i in range(0, len(valid), chunk):
             part = jax.tree.map(lambda x, i=i: x[i : i + chunk], (start, actions))
@@ -162,7 +160,10 @@ def errors(spec: Spec, study: Study) -> dict[str, tuple[str, dict[str, np.ndarra
         for name, shape in sensors(spec.obs).items():
             what = kind(shape)
             real, *dreamed = (np.asarray(sensors(obs)[name]) for obs in (truth, *guesses))
-            out["observation" if name == "obs" else name] = UNITS[what], _curves(study, real, dreamed, _scale(what, real))
+            out["observation" if name == "obs" else name] = (
+                UNITS[what],
+                _curves(study, real, dreamed, _scale(what, real)),
+            )
     out["reward"] = "mean error", _curves(study, study.window.reward, [study.dream.reward, study.shuffled.reward], 1.0)
     return out
 
@@ -175,7 +176,7 @@ def _scale(what: str, real: np.ndarray) -> Any:
     return np.where(std > 1e-6, std, 1.0)
 
 
-def _curves(study: Study, real: np.ndarray, dreamed: list[np.ndarray], scale: Any) -> dict[str, np.ndarray]:
+def _curves(study: Study, real: Any, dreamed: list[Any], scale: Any) -> dict[str, np.ndarray]:
     past, future = real[:, study.context - 1, None], real[:, study.context :]
 
     def error(guess: np.ndarray) -> np.ndarray:
@@ -190,9 +191,7 @@ def _curves(study: Study, real: np.ndarray, dreamed: list[np.ndarray], scale: An
 # --- Showing ------------------------------------------------------------------------------------------------------
 
 
-def draw(
-    out: Path, title: str, spec: Spec, study: Study, found: dict[str, Any], count: int, video: str
-) -> list[Path]:
+def draw(out: Path, title: str, spec: Spec, study: Study, found: dict[str, Any], count: int, video: str) -> list[Path]:
     """Write all pictures of a study into the folder `out`, with `count` sequences each; their paths."""
     shown: Study = jax.tree.map(lambda x: x[:count], study)
     files = [out / "error.png", out / "reward.png"]

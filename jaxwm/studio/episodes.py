@@ -1,11 +1,12 @@
 """Real episodes to look at: the policy plays, its records are kept, windows are cut out of them.
 
-Arrays are NumPy, time first as in the replay ring: `[T, N, ...]` are T rows of N environments; windows are `[B, W, ...]`.
+Arrays are NumPy, time first as in the replay ring: `[T, N, ...]` are T rows of N environments; windows are
+`[B, W, ...]`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,8 +49,8 @@ def load(folder: Path, member: int, seed: int) -> Player:
     return Player(plan, agent, jax.tree.map(lambda x: x[member], state), key, member, env_steps)
 
 
-def play(agent: Agent, env: Env, state: Any, key: Key, mode: Mode = "explore") -> Iterator[Record]:
-    """Records `[N, ...]` of one member, one a time step and without end; exhaust it or close it."""
+def play(agent: Agent, env: Env, state: Any, key: Key, mode: Mode = "explore") -> Generator[Record]:
+    """Records `[N, ...]` of one member, one a time step and without end; close it when you have enough."""
     env = _alone(env)
     act = jax.jit(lambda state, memory, step, t: agent.act(state, memory, step, stream(key, ACT, t), mode))
     memory = agent.reset(state, env.num_envs)
@@ -127,7 +128,7 @@ def windows(
     return jax.tree.map(lambda x: x[index], records), np.arange(horizon) < steps[start, env][:, None]
 
 
-def _bounds(first: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _bounds(first: Any) -> tuple[np.ndarray, np.ndarray]:
     """For every record `[T, N]`: the row where its episode began, and the row where the next one begins (or T)."""
     rows = len(first)
     time = np.arange(rows)[:, None]

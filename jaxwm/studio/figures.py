@@ -47,8 +47,12 @@ def traces(
         axes[-1, b].set_xlabel("steps dreamed", fontsize=8)
     for d, name in enumerate(names):
         axes[d, 0].set_ylabel(name, fontsize=8)
+        if name == "continue":
+            axes[d, 0].set_ylim(-0.05, 1.05)
     figure.suptitle(title, fontsize=10)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8, frameon=False
+    )
     figure.savefig(path)
 
 
@@ -57,7 +61,7 @@ def horizon_plot(path: Path, title: str, errors: Mapping[str, tuple[str, Mapping
 
     `errors` is `{quantity: (unit, {curve: error [B, H]})}` with NaN where an episode is over; curves as in `STYLES`.
     """
-    columns = min(3, len(errors))
+    columns = 2 if len(errors) == 4 else min(3, len(errors))
     rows = -(-len(errors) // columns)
     figure = Figure((0.6 + 3.9 * columns, 1.1 + 2.9 * rows), layout="constrained", dpi=110)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()

@@ -172,19 +172,22 @@ def numbers(obs: Any, spec: Any) -> tuple[list[str], np.ndarray]:
     return names, np.concatenate(values, -1) if values else np.zeros((0,), np.float32)
 
 
-def strips(names: Sequence[str], values: np.ndarray, now: int, width: int = 320) -> np.ndarray:
-    """A strip of paper for each column of `values [T, D]`, written up to row `now`; the scale is that of all rows."""
-    height, left = 26, 92
-    image = Image.new("RGB", (width, height * len(names)), "white")
+def strips(names: Sequence[str], values: np.ndarray, now: int, height: int = 0, width: int = 320) -> np.ndarray:
+    """A strip of paper for each column of `values [T, D]`, written up to row `now`; the scale is that of all rows.
+
+    They share `height` pixels, as far as that leaves enough for each.
+    """
+    each, left = min(64, max(26, height // len(names))), 92
+    image = Image.new("RGB", (width, each * len(names)), "white")
     draw = ImageDraw.Draw(image)
     low, high = values.min(0), values.max(0)
     y = (values - low) / np.where(high > low, high - low, 1)
-    x = left + np.arange(len(values)) * (width - left - 4) / max(1, len(values) - 1)
+    x = left + np.arange(len(values)) * (width - left - 6) / max(1, len(values) - 1)
     for i, name in enumerate(names):
-        top = i * height
-        points = [(float(x[t]), top + 4 + (height - 8) * (1 - float(y[t, i]))) for t in range(now + 1)]
-        draw.text((4, top + 6), f"{name[:9]} {values[now, i]:.2f}", "black", font(10))
-        draw.line([(left, top + height - 1), (width, top + height - 1)], "#DDDDDD")
+        top = i * each
+        points = [(float(x[t]), top + 5 + (each - 10) * (1 - float(y[t, i]))) for t in range(now + 1)]
+        draw.text((4, top + each / 2 - 6), f"{name[-11:]} {values[now, i]:.2f}", "black", font(10))
+        draw.line([(left, top + each - 1), (width, top + each - 1)], "#DDDDDD")
         if len(points) > 1:
             draw.line(points, BLUE, 2)
         draw.circle(points[-1], 3, ORANGE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from rich.progress import track
 
 from jaxwm.studio import episodes, pictures
 from jaxwm.studio.episodes import Player
-from jaxwm.types import Mode, Record, Spec
+from jaxwm.types import Record, Spec
 
 WIDTH = 250
 """Pixels that a caption needs."""
@@ -67,16 +68,15 @@ def watch(
 def _play(player: Player, settings: Settings, console: Console) -> list[Record]:
     """The first episode of every environment, `[T, ...]` each; stops when all have ended."""
     mode: Any = settings.mode
-    plays = episodes.play(player.agent, player.envs(settings.episodes), player.state, player.key, mode)
     rows, ended = [], np.zeros(settings.episodes, bool)
-    try:
-        for _ in track(range(settings.max_steps + 1), f"playing {player.plan.env}", console=console, transient=True):
+    steps = track(range(settings.max_steps + 1), f"playing {player.plan.env}", console=console, transient=True)
+    env = player.envs(settings.episodes)
+    with closing(episodes.play(player.agent, env, player.state, player.key, mode)) as plays:
+        for _ in steps:
             rows.append(next(plays))
             ended |= rows[-1].is_last
             if ended.all():
                 break
-    finally:
-        plays.close()
     return episodes.episodes(episodes.record(iter(rows), len(rows)))
 
 
@@ -89,15 +89,16 @@ def film(spec: Spec, episode: Record, number: int) -> Iterator[np.ndarray]:
     for t in range(len(episode.reward)):
         obs = {name: x[t] for name, x in episode.obs.items()} if isinstance(episode.obs, dict) else episode.obs[t]
         parts = [paint(obs)] if paint else []
-        parts += [pictures.strips(names, values, t)] if names else []
+        parts += [pictures.strips(names, values, t, len(parts[0]) if parts else 0)] if names else []
+        doing = "end" if episode.is_last[t] else f"action {_word(episode.action[t])}"
         lines = [
-            f"episode {number + 1}   step {t}" + ("   end" if episode.is_last[t] else f"   action {_word(episode.action[t])}"),
+            f"episode {number + 1}   step {t}   {doing}",
             f"reward {episode.reward[t]:.2f}   return {total[t]:.2f}",
         ]
         yield pictures.caption(pictures.beside(parts), lines, WIDTH)
 
 
-def _word(action: np.ndarray) -> str:
+def _word(action: Any) -> str:
     """An action in few letters."""
     if np.issubdtype(action.dtype, np.integer):
         return " ".join(map(str, np.ravel(action)))
