@@ -84,7 +84,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; the exit status (0 fine, 1 stopped by a signal, 2 bad input)."""
     arguments = sys.argv[1:] if arguments is None else arguments
     command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
-    commands = {"list": _list, "train": _train, "resume": _resume, "eval": _eval} | {
+    commands = {
+        "list": _list,
+        "train": _train,
+        "resume": _resume,
+        "eval": _eval,
         "dream": _dream,
         "watch": _watch,
         "sweep": _sweep,

@@ -86,10 +86,13 @@ def dream(folder: Path, out: Path, member: int, seed: int, settings: Settings, v
     records, spec = _play(player, settings, console)
     context, horizon = episodes.fit(records, settings.context, settings.horizon)
     if (context, horizon) != (settings.context, settings.horizon):
-        console.print(f"short episodes: {context} records of context and {horizon} dreamed steps fit into the longest")
+        console.print(f"episodes are short: --context {context} --horizon {horizon} fit into the longest")
     rng = np.random.default_rng(seed)
     count = max(settings.sequences, settings.episodes)
+    window: Any
     window, valid = episodes.windows(records, context, horizon, count, rng)
+    if window.is_first[:, 1:context].any():
+        console.print("too few episodes hold a whole context: some contexts begin in the episode before")
     with console.status("dreaming (compiles first)"):
         study = imagine(player.agent, player.state, window, valid, jax.random.fold_in(player.key, 1))
     out.mkdir(parents=True, exist_ok=True)
@@ -282,7 +285,7 @@ def sheet(
     pen.text((4, 4), heading[0], "black", pictures.font(12))
     pen.text((4, 19), heading[1], "black", pictures.font(12))
     for x, column in enumerate(panels):
-        pen.text((left + x * step, top - 15), columns[x], "black", font)
+        pen.text((left + x * step, top - 18), columns[x], "black", font)
         for y, panel in enumerate(column):
             place = left + x * step, top + y * (height + gap)
             canvas.paste(Image.fromarray(panel), place)

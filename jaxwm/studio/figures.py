@@ -77,7 +77,8 @@ def horizon_plot(path: Path, title: str, errors: Mapping[str, tuple[str, Mapping
         axis.set_xlabel("steps dreamed", fontsize=9)
         axis.set_ylabel(unit, fontsize=9)
         axis.set_ylim(bottom=0)
-        axis.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        axis.set_xlim(0.5, len(mean) + 0.5)
+        axis.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
         axis.grid(color="#E5E5E5", lw=0.6)
         axis.spines[["top", "right"]].set_visible(False)
     for axis in axes[len(errors) :]:

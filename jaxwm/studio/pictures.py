@@ -6,6 +6,7 @@ A picture is uint8 `[height, width, 3]`. Colours are those of Okabe and Ito, whi
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -172,21 +173,23 @@ def numbers(obs: Any, spec: Any) -> tuple[list[str], np.ndarray]:
     return names, np.concatenate(values, -1) if values else np.zeros((0,), np.float32)
 
 
-def strips(names: Sequence[str], values: np.ndarray, now: int, height: int = 0, width: int = 320) -> np.ndarray:
+def strips(names: Sequence[str], values: np.ndarray, now: int, height: int = 0) -> np.ndarray:
     """A strip of paper for each column of `values [T, D]`, written up to row `now`; the scale is that of all rows.
 
     They share `height` pixels, as far as that leaves enough for each.
     """
-    each, left = min(64, max(26, height // len(names))), 92
+    each = min(64, max(26, height // len(names)))
+    left = 10 + math.ceil(max(font(10).getlength(f"{name} -000.00") for name in names))
+    width = left + 240
     image = Image.new("RGB", (width, each * len(names)), "white")
     draw = ImageDraw.Draw(image)
     low, high = values.min(0), values.max(0)
-    y = (values - low) / np.where(high > low, high - low, 1)
+    y = np.where(high > low, (values - low) / np.where(high > low, high - low, 1), 0.5)
     x = left + np.arange(len(values)) * (width - left - 6) / max(1, len(values) - 1)
     for i, name in enumerate(names):
         top = i * each
         points = [(float(x[t]), top + 5 + (each - 10) * (1 - float(y[t, i]))) for t in range(now + 1)]
-        draw.text((4, top + each / 2 - 6), f"{name[-11:]} {values[now, i]:.2f}", "black", font(10))
+        draw.text((4, top + each / 2 - 6), f"{name} {values[now, i]:.2f}", "black", font(10))
         draw.line([(left, top + each - 1), (width, top + each - 1)], "#DDDDDD")
         if len(points) > 1:
             draw.line(points, BLUE, 2)
@@ -230,6 +233,7 @@ def write_video(path: Path, frames: Sequence[np.ndarray], fps: float) -> None:
         times = [1000 / fps] * (len(frames) - 1) + [1000 * hold]
         imageio.imwrite(path, np.stack(frames), duration=times, loop=0)
         return
+    os.environ.setdefault("IMAGEIO_FFMPEG_NO_PREVENT_SIGINT", "1")  # else it forks, which JAX's threads do not survive
     even = [(0, size % 2) for size in frames[0].shape[:2]]  # as the codec wants it
     held = [*frames, *[frames[-1]] * round(hold * fps)]
     video = np.stack([np.pad(frame, (*even, (0, 0)), mode="edge") for frame in held])

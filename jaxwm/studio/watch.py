@@ -90,9 +90,9 @@ def film(spec: Spec, episode: Record, number: int) -> Iterator[np.ndarray]:
         obs = {name: x[t] for name, x in episode.obs.items()} if isinstance(episode.obs, dict) else episode.obs[t]
         parts = [paint(obs)] if paint else []
         parts += [pictures.strips(names, values, t, len(parts[0]) if parts else 0)] if names else []
-        doing = "end" if episode.is_last[t] else f"action {_word(episode.action[t])}"
         lines = [
-            f"episode {number + 1}   step {t}   {doing}",
+            f"episode {number + 1}   step {t}",
+            "end" if episode.is_last[t] else f"action {_word(episode.action[t])}",
             f"reward {episode.reward[t]:.2f}   return {total[t]:.2f}",
         ]
         yield pictures.caption(pictures.beside(parts), lines, WIDTH)
