@@ -1,4 +1,4 @@
-"""The command line: `jaxwm list | train | resume | eval | export | sweep`.
+"""The command line: `jaxwm list | train | resume | eval | dream | watch | export | sweep`.
 
 Every setting of an agent is a flag of `jaxwm train AGENT`; `jaxwm train AGENT --help` explains them.
 """
@@ -28,6 +28,8 @@ USAGE = """jaxwm: world-model reinforcement learning in JAX
   jaxwm train AGENT [--help]     train a population, evaluate it, keep everything in a run directory
   jaxwm resume RUN               go on with a run that was stopped
   jaxwm eval RUN [--help]        score a run's newest checkpoint beside a random policy
+  jaxwm dream RUN [--help]       what its world model dreams beside what happens: video, plots, error by horizon
+  jaxwm watch RUN [--help]       a video of its policy
   jaxwm export RUN [--help]      write a run's weights as one safetensors file
   jaxwm sweep FILE [--help]      run all of an experiment file that is not finished yet
 
@@ -90,7 +92,16 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; the exit status (0 fine, 1 stopped by a signal, 2 bad input)."""
     arguments = sys.argv[1:] if arguments is None else arguments
     command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
-    commands = {"list": _list, "train": _train, "resume": _resume, "eval": _eval, "export": _export, "sweep": _sweep}
+    commands = {
+        "list": _list,
+        "train": _train,
+        "resume": _resume,
+        "eval": _eval,
+        "dream": _dream,
+        "watch": _watch,
+        "export": _export,
+        "sweep": _sweep,
+    }
     if command in ("-h", "--help", "help"):
         print(USAGE)
         return 0
@@ -211,6 +222,8 @@ def _train(arguments: list[str]) -> int:
 def _next_commands(folder: Path) -> str:
     commands = {
         f"jaxwm eval {folder}": "score the checkpoint again",
+        f"jaxwm dream {folder}": "see what the world model dreams",
+        f"jaxwm watch {folder}": "see the policy play",
         "jaxwm train dreamer-v3 --env minatar/Breakout --help": "another environment, every setting",
         "jaxwm list": "all agents and environments",
     }
@@ -279,6 +292,97 @@ def _export(arguments: list[str]) -> int:
         raise ValueError(f"--out wants FOLDER/NAME.safetensors in a folder that exists, got {file}")
     size = run.export_params(options.run, file, options.checkpoint)
     print(f"{file}: {cost.human(size, 'B')}\n\nnext:\n  jaxwm eval {file}")
+    return 0
+
+
+@dataclass(frozen=True)
+class DreamOptions:
+    """Show what the world model of a run dreams, beside what really happens.
+
+    The exploring policy plays; the model sees some records of an episode and dreams on, open loop, under the same
+    actions. Writes into RUN/dreams:
+
+    dream.gif, dream.png   truth, dream and their difference (images, 0/1 planes, some drawn tasks)
+    vector.png             truth and dream of every number that is observed
+    reward.png             truth and dream of reward and continue flag
+    error.png              error by horizon, beside two baselines: the last observation kept for ever, and the dream
+                           under the actions of another sequence. A model that is no better than the first has learned
+                           nothing about change, one that is no better than the second does not look at its actions.
+    dreams.json            the numbers of error.png
+    """
+
+    run: tyro.conf.Positional[Path]
+    """Run directory, or a file written by jaxwm export."""
+    checkpoint: str = "newest"
+    """Checkpoint: newest, best (highest training return) or its environment step."""
+    member: int = 0
+    """Member of the population."""
+    context: int = 8
+    """Real records that the model sees first (at least 2)."""
+    horizon: int = 45
+    """Steps that it dreams; shortened where all episodes are shorter."""
+    episodes: int = 6
+    """Sequences in the video and the plots."""
+    sequences: int = 64
+    """Start points of the error curves."""
+    seed: int = 1
+    """Seed of environments, policy and dreams."""
+    out: Path | None = None
+    """Where to write (default: RUN/dreams)."""
+    format: str = "gif"
+    """Video format: gif, or mp4 (needs pip install 'jaxwm[video]')."""
+
+
+def _dream(arguments: list[str]) -> int:
+    from rich.console import Console
+
+    from jaxwm.studio import dream
+
+    options = tyro.cli(DreamOptions, args=arguments, prog="jaxwm dream")
+    settings = dream.Settings(options.context, options.horizon, options.episodes, options.sequences)
+    home = options.run.parent if options.run.is_file() else options.run
+    out, console = options.out or home / "dreams", Console()
+    dream.dream(options.run, out, options.member, options.seed, settings, options.format, console, options.checkpoint)
+    return 0
+
+
+@dataclass(frozen=True)
+class WatchOptions:
+    """Record the policy of a run in the real environment, as a video.
+
+    Images and 0/1 planes are shown as they are; CartPole, Pendulum, MountainCar and Acrobot are drawn; other numbers
+    are written on strips. Below stand step, action, reward and return.
+    """
+
+    run: tyro.conf.Positional[Path]
+    """Run directory, or a file written by jaxwm export."""
+    checkpoint: str = "newest"
+    """Checkpoint: newest, best (highest training return) or its environment step."""
+    member: int = 0
+    """Member of the population."""
+    episodes: int = 2
+    """Episodes, shown one after the other."""
+    max_steps: int = 500
+    """Steps after which an episode is cut off."""
+    mode: str = "greedy"
+    """Policy: greedy or explore."""
+    seed: int = 1
+    """Seed of environments and policy."""
+    out: Path | None = None
+    """File to write (default: RUN/watch.gif)."""
+    format: str = "gif"
+    """Video format where --out has no suffix: gif, or mp4 (needs pip install 'jaxwm[video]')."""
+
+
+def _watch(arguments: list[str]) -> int:
+    from rich.console import Console
+
+    from jaxwm.studio import watch
+
+    options = tyro.cli(WatchOptions, args=arguments, prog="jaxwm watch")
+    settings = watch.Settings(options.episodes, options.max_steps, options.mode)
+    console, out = Console(), options.out
+    watch.watch(options.run, out, options.member, options.seed, settings, options.format, console, options.checkpoint)
     return 0
 
 

@@ -174,7 +174,9 @@ class Agent(NamedTuple):
     reset(state, num_envs) -> Carry              the policy's memory before the first step
     act(state, carry, step, key, mode) -> (carry, action, extras)
     train_steps                                  {name: TrainStep}
-    imagine(state, context, actions, key, horizon) -> Dream, or None; `context` is a `Record` [B, L, ...]
+    imagine(state, context, actions, key, horizon) -> Dream, or None; `context` is a `Record` [B, L, ...]. `actions`
+                                                 [B, H, ...] start with the one of record L - 1, and dreamed step i is
+                                                 record L + i; None lets the policy choose them
     schedule                                     the order of collecting and learning, as data
     hyper                                        scalars that may differ between members, with their defaults
     """

@@ -1,0 +1,144 @@
+"""Real episodes to look at: the policy plays, its records are kept, windows are cut out of them.
+
+Arrays are NumPy, time first as in the replay ring: `[T, N, ...]` are T rows of N environments; windows are
+`[B, W, ...]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxwm import envs
+from jaxwm.training import run
+from jaxwm.training.trainer import ACT, ENV, EVAL, member_keys, stream
+from jaxwm.types import Agent, Env, Key, Mode, PyTree, Record
+
+
+class Player(NamedTuple):
+    """One member of a run, ready to play: its newest state (without the axis M) and the key of its random choices."""
+
+    plan: run.Plan
+    agent: Agent
+    state: Any
+    key: Key
+    member: int
+    env_steps: int
+
+    def title(self) -> str:
+        """Who this is, for headings."""
+        return f"{self.plan.agent} on {self.plan.env}, member {self.member}, {self.env_steps:,} steps"
+
+    def envs(self, num_envs: int) -> Env:
+        """The environment of the run, `num_envs` of it."""
+        return envs.make(self.plan.env, num_envs=num_envs, **self.plan.env_options)
+
+
+def load(folder: Path, member: int, seed: int, checkpoint: str = "newest") -> Player:
+    """A member of the run in `folder`; `checkpoint` as in `run.load`. FileNotFoundError without run or checkpoint, ValueError for a wrong member."""
+    plan, agent, state, env_steps = run.load(folder, checkpoint)
+    if not 0 <= member < plan.members:
+        have = "member 0 alone" if plan.members == 1 else f"members 0 to {plan.members - 1}"
+        raise ValueError(f"there is no member {member}: the run has {have}")
+    key = stream(member_keys(seed, plan.members)[member], EVAL)
+    return Player(plan, agent, jax.tree.map(lambda x: x[member], state), key, member, env_steps)
+
+
+def play(agent: Agent, env: Env, state: Any, key: Key, mode: Mode = "explore") -> Generator[Record]:
+    """Records `[N, ...]` of one member, one a time step and without end; close it when you have enough."""
+    env = _alone(env)
+    act = jax.jit(lambda state, memory, step, t: agent.act(state, memory, step, stream(key, ACT, t), mode))
+    memory = agent.reset(state, env.num_envs)
+    handle, step = env.reset(stream(key, ENV))
+    try:
+        for t in range(2**31):
+            memory, action, extras = act(state, memory, step, t)
+            yield jax.device_get(Record(_without_sim(step.obs), *step[1:], action, extras))
+            handle, step = env.step(handle, action)
+    finally:
+        env.close(handle)
+
+
+def _alone(env: Env) -> Env:
+    """A pure or a host environment with the functions of a pure one: `reset(key)` and arrays `[N, ...]`."""
+    if env.pure:
+        return env._replace(reset=jax.jit(env.reset), step=jax.jit(env.step))
+
+    def strip(handle: PyTree, step: Any) -> tuple[PyTree, Any]:
+        return handle, jax.tree.map(lambda x: x[0], step)
+
+    return env._replace(
+        reset=lambda key: strip(*env.reset(key[None])),
+        step=lambda handle, action: strip(*env.step(handle, np.asarray(action)[None])),
+    )
+
+
+def _without_sim(obs: PyTree) -> PyTree:
+    return {name: x for name, x in obs.items() if name != "sim"} if isinstance(obs, dict) else obs
+
+
+def record(records: Iterator[Record], rows: int) -> Record:
+    """The next `rows` records as one, `[T, N, ...]`."""
+    return jax.tree.map(lambda *x: np.stack(x), *islice(records, rows))
+
+
+# --- Windows ------------------------------------------------------------------------------------------------------
+
+
+def fit(records: Record, context: int, horizon: int) -> tuple[int, int]:
+    """`context` and `horizon`, shortened so that some window fits into the longest episode that was recorded.
+
+    A quarter of a short episode is context, but two records at least, because some models start from the latent
+    stored with the first one.
+    """
+    began, after = _bounds(records.is_first)
+    longest = int((after - began).max())
+    if context + horizon > longest:
+        context = min(context, max(2, longest // 4))
+        horizon = min(horizon, max(1, longest - context))
+    return context, horizon
+
+
+def windows(
+    records: Record, context: int, horizon: int, count: int, rng: np.random.Generator
+) -> tuple[Record, np.ndarray]:
+    """Up to `count` windows `[B, context + horizon, ...]` of `records`, and which dreamed steps count, bool `[B, H]`.
+
+    Windows start anywhere, drawn without repetition. Those inside one episode come first; where there are too few of
+    them, a context may begin in the episode before (models reset at `is_first`), and an episode may end before the
+    horizon does: its last record still counts, what follows belongs to the next episode and does not.
+    ValueError where nothing can be dreamed at all.
+    """
+    began, after = _bounds(records.is_first)
+    rows = len(began)
+    pivot = np.arange(context - 1, rows - horizon)[:, None]  # row of the last context record
+    steps = np.minimum(after[pivot[:, 0]] - pivot - 1, horizon)
+    inside = began[pivot[:, 0]] <= pivot - context + 1
+    places = rng.permutation(np.argwhere(steps > 0))
+    if not len(places):
+        raise ValueError(f"no window of {context} + {horizon} records in {rows}: make --context or --horizon smaller")
+    order = np.lexsort((-steps[tuple(places.T)], ~inside[tuple(places.T)]))
+    start, env = places[order[:count]].T
+    index = start[:, None] + np.arange(context + horizon), env[:, None]
+    return jax.tree.map(lambda x: x[index], records), np.arange(horizon) < steps[start, env][:, None]
+
+
+def _bounds(first: Any) -> tuple[np.ndarray, np.ndarray]:
+    """For every record `[T, N]`: the row where its episode began, and the row where the next one begins (or T)."""
+    rows = len(first)
+    time = np.arange(rows)[:, None]
+    began = np.maximum.accumulate(np.where(first, time, 0), 0)
+    upcoming = np.minimum.accumulate(np.where(first, time, rows)[::-1], 0)[::-1]
+    return began, np.concatenate([upcoming[1:], np.full((1, first.shape[1]), rows)])
+
+
+def episodes(records: Record) -> list[Record]:
+    """The first episode of every environment, `[T', ...]` each, up to its end or that of the recording."""
+    ended = records.is_last.any(0)
+    lengths = np.where(ended, records.is_last.argmax(0) + 1, len(records.is_last))
+    return [jax.tree.map(lambda x, n=n, size=size: x[:size, n], records) for n, size in enumerate(lengths)]

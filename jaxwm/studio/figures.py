@@ -1,0 +1,100 @@
+"""Plots of dreams with matplotlib: truth beside dream over time, and error by horizon."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from jaxwm.studio.pictures import BLACK, GREEN, GREY, ORANGE, SKY
+
+STYLES = {
+    "dream": ("dream", ORANGE, "-", "o"),
+    "shuffled": ("dream, actions of another sequence", SKY, "--", "s"),
+    "copy": ("last value, kept", GREEN, ":", "^"),
+}
+"""Label, colour, line and marker of every curve of an error plot."""
+
+
+def traces(
+    path: Path, title: str, names: Sequence[str], truth: np.ndarray, dream: np.ndarray, valid: np.ndarray
+) -> None:
+    """A plot for each quantity (rows) and episode (columns): what happened and what was dreamed.
+
+    `truth [B, L + H, D]`, `dream [B, H, D]`, `valid [B, H]`; nothing is drawn after an episode's end. Step 0 is the
+    last observation that the model saw.
+    """
+    count, horizon, rows = len(dream), dream.shape[1], len(names)
+    context = truth.shape[1] - horizon
+    figure = Figure((1.2 + 2.3 * count, 1.0 + 1.15 * rows), layout="constrained", dpi=110)
+    axes = figure.subplots(rows, count, sharex=True, sharey="row", squeeze=False)
+    over = np.where(valid[..., None], 0, np.nan)
+    then, ahead = np.arange(1 - context, horizon + 1), np.arange(1, horizon + 1)
+    style = dict(marker=".", markersize=3) if horizon <= 20 else {}
+    for b in range(count):
+        real = truth[b] + np.concatenate([np.zeros((context, 1)), over[b]])
+        for d in range(rows):
+            axis = axes[d, b]
+            axis.axvspan(1 - context, 0, color=GREY, alpha=0.2, lw=0, label="context")
+            axis.plot(then, real[:, d], color=BLACK, lw=1.2, label="truth", **style)
+            axis.plot(ahead, dream[b, :, d] + over[b, :, 0], color=ORANGE, lw=1.4, label="dream", **style)
+            axis.tick_params(labelsize=7)
+            axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes[0, b].set_title(f"sequence {b + 1}", fontsize=9)
+        axes[-1, b].set_xlabel("steps dreamed", fontsize=8)
+    for d, name in enumerate(names):
+        axes[d, 0].set_ylabel(name, fontsize=8)
+        if name == "continue":
+            axes[d, 0].set_ylim(-0.05, 1.05)
+    figure.suptitle(title, fontsize=10)
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8, frameon=False
+    )
+    figure.savefig(path)
+
+
+def horizon_plot(path: Path, title: str, errors: Mapping[str, tuple[str, Mapping[str, np.ndarray]]]) -> None:
+    """Mean error by step of the dream, with a band of 95 % for the mean.
+
+    `errors` is `{quantity: (unit, {curve: error [B, H]})}` with NaN where an episode is over; curves as in `STYLES`.
+    """
+    columns = 2 if len(errors) == 4 else min(3, len(errors))
+    rows = -(-len(errors) // columns)
+    figure = Figure((0.6 + 3.9 * columns, 1.1 + 2.9 * rows), layout="constrained", dpi=110)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis, (name, (unit, curves)) in zip(axes, errors.items(), strict=False):
+        for curve, error in curves.items():
+            label, colour, line, marker = STYLES[curve]
+            mean, half = mean_and_band(error)
+            steps = np.arange(1, len(mean) + 1)
+            every = max(1, len(mean) // 10)
+            axis.plot(steps, mean, line, color=colour, marker=marker, markevery=every, markersize=4, label=label)
+            axis.fill_between(steps, mean - half, mean + half, color=colour, alpha=0.2, lw=0)
+        axis.set_title(name, fontsize=10)
+        axis.set_xlabel("steps dreamed", fontsize=9)
+        axis.set_ylabel(unit, fontsize=9)
+        axis.set_ylim(bottom=0)
+        axis.set_xlim(0.5, len(mean) + 0.5)
+        axis.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
+        axis.grid(color="#E5E5E5", lw=0.6)
+        axis.spines[["top", "right"]].set_visible(False)
+    for axis in axes[len(errors) :]:
+        axis.remove()
+    figure.suptitle(title, fontsize=11)
+    handles = axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=3 if columns > 1 else 1, fontsize=9, frameon=False)
+    figure.savefig(path)
+
+
+def mean_and_band(error: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean over sequences `[B, H] -> [H]`, and half the width of its 95 % interval; NaN where nothing counts."""
+    valid = ~np.isnan(error)
+    count = valid.sum(0)
+    total = np.where(valid, error, 0).sum(0)
+    mean = np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)
+    square = np.where(valid, (error - mean) ** 2, 0).sum(0)
+    half = 1.96 * np.sqrt(square / np.maximum(count - 1, 1) / np.maximum(count, 1))
+    return mean, half

@@ -1,0 +1,347 @@
+"""Dreams beside the truth: alignment, baselines, ends of episodes, and the files that are written."""
+
+import functools
+import json
+
+import imageio.v3 as imageio
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rich.console import Console
+from toys import counting_env, on_host, toy_agent
+
+from jaxwm import agents, cli, envs
+from jaxwm.envs import from_functions
+from jaxwm.studio import dream, episodes, figures, pictures, watch
+from jaxwm.training import checkpoint, run, rundir
+from jaxwm.training.trainer import Cursor
+from jaxwm.types import Agent, Discrete, Dream, Spec
+
+LENGTH = 12
+KEY = jax.random.key(0)
+
+
+def render(place):
+    """The observation of a place `[...]`: numbers, planes and an image."""
+    column = jnp.arange(7) == (place[..., None] % 7)
+    grid = jnp.broadcast_to(column[..., None, :, None], (*place.shape, 4, 7, 2))
+    image = jnp.broadcast_to(place[..., None, None, None].astype(jnp.uint8) * 3, (*place.shape, 16, 16, 3))
+    return {"grid": grid, "image": image, "x": place[..., None].astype(jnp.float32)}
+
+
+def walk(num_envs, length=LENGTH):
+    """A deterministic line: the action (0, 1 or 2) is added to the place; the reward is half the new place."""
+    shape = lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype)  # noqa: E731
+    spec = Spec("toy/Walk", jax.tree.map(shape, render(jnp.int32(0))), Discrete(3), length)
+
+    def reset(key):
+        place = jax.random.randint(key, (), 0, 20)
+        return (place, 0), render(place)
+
+    def step(key, state, action):
+        place, time = state[0] + action, state[1] + 1
+        return (place, time), render(place), 0.5 * place, time >= length, False
+
+    return from_functions(spec, reset, step, num_envs)
+
+
+def walker(late=0, blind=False, see=True) -> Agent:
+    """Acts at random and dreams perfectly; `late` takes actions from another step, `blind` ignores them."""
+
+    def act(state, carry, step, key, mode):
+        action = jax.random.randint(key, step.reward.shape, 0, 3)
+        return carry, jnp.ones_like(action) if mode == "greedy" else action, {}
+
+    def imagine(state, context, actions, key, horizon):
+        taken = jnp.roll(jnp.ones_like(actions) if blind else actions, late, 1)
+        place = context.obs["x"][:, -1].astype(jnp.int32) + jnp.cumsum(taken, 1)
+        return Dream(render(place) if see else None, 0.5 * place, jnp.ones(place.shape), actions, place)
+
+    return Agent(lambda key, hyper: {}, lambda state, n: (), act, {}, imagine, (), {})
+
+
+def recorded(agent=None, env=None, rows=60):
+    plays = episodes.play(agent or walker(), env or walk(8), {}, KEY)
+    out = episodes.record(plays, rows)
+    plays.close()
+    return out
+
+
+@functools.cache
+def records():
+    """60 rows of eight walks; what the agent dreams does not matter here."""
+    return recorded()
+
+
+def study(agent, context=3, horizon=6, count=32, played=None):
+    window, valid = episodes.windows(played or records(), context, horizon, count, np.random.default_rng(0))
+    return dream.imagine(agent, {}, window, valid, KEY)
+
+
+def mean_errors(agent, **options):
+    found = dream.errors(walk(1).spec, study(agent, **options))
+    return {name: {k: figures.mean_and_band(e)[0] for k, e in curves.items()} for name, (_, curves) in found.items()}
+
+
+# --- Alignment and baselines --------------------------------------------------------------------------------------
+
+
+def test_a_perfect_model_has_no_error_at_any_horizon():
+    for name, curves in mean_errors(walker()).items():
+        assert np.all(curves["dream"] == 0), name
+        assert np.all(curves["shuffled"][1:] > 0) and np.all(curves["copy"][1:] > 0), name
+
+
+@pytest.mark.parametrize("late", [1, -1])
+def test_a_model_that_is_one_action_off_is_found_out(late):
+    for name, curves in mean_errors(walker(late)).items():
+        assert np.all(curves["dream"][:-1] > 0), name
+
+
+def test_a_model_without_actions_is_as_good_under_any():
+    for curves in mean_errors(walker(blind=True)).values():
+        np.testing.assert_array_equal(curves["dream"], curves["shuffled"])
+        assert curves["dream"].max() > 0
+
+
+def test_copying_keeps_the_last_observation_of_the_context():
+    found = study(walker())
+    _, curves = dream.errors(walk(1).spec, found)["reward"]
+    reward = found.window.reward
+    np.testing.assert_allclose(curves["copy"], np.abs(reward[:, 3:] - reward[:, 2:3]))
+    np.testing.assert_allclose(curves["shuffled"], np.abs(found.shuffled.reward - reward[:, 3:]))
+
+
+def test_errors_have_the_units_of_their_sensors():
+    found = study(walker(blind=True))
+    errors = dream.errors(walk(1).spec, found)
+    apart = np.abs(found.dream.obs["x"] - found.window.obs["x"][:, 3:])[..., 0]
+    np.testing.assert_allclose(errors["x"][1]["dream"], apart / found.window.obs["x"].std(), rtol=1e-5)
+    np.testing.assert_allclose(errors["image"][1]["dream"], 3 * apart / 255, rtol=1e-5)
+    np.testing.assert_allclose(errors["grid"][1]["dream"], np.where(apart % 7 > 0, 2 / 7, 0), rtol=1e-5)
+
+
+# --- Episodes and windows -----------------------------------------------------------------------------------------
+
+
+def test_pure_and_host_environments_give_the_same_records():
+    jax.tree.map(np.testing.assert_array_equal, recorded(env=counting_env(4)), recorded(env=on_host(counting_env(4))))
+
+
+def test_play_closes_a_host_environment():
+    closed = []
+    plays = episodes.play(walker(), on_host(counting_env(2))._replace(close=closed.append), {}, KEY)
+    next(plays)
+    plays.close()
+    assert len(closed) == 1
+
+
+def test_windows_stay_inside_episodes_where_they_can():
+    window, valid = episodes.windows(records(), 3, 6, 40, np.random.default_rng(0))
+    assert window.reward.shape == (40, 9) and valid.all()
+    assert not window.is_first[:, 1:].any()
+    starts = window.obs["x"][:, 0, 0] - 2 * window.reward[:, 0]  # 0 unless the window starts with an episode
+    assert (starts == 0).any() and len(np.unique(window.obs["x"][:, 0])) > 5
+
+
+def test_steps_after_an_end_do_not_count():
+    window, valid = episodes.windows(records(), 3, 6, 10_000, np.random.default_rng(0))
+    over = np.cumsum(window.is_first[:, 3:], 1) > 0
+    np.testing.assert_array_equal(valid, ~over)
+    assert over.any() and not window.is_last[:, 2].any()
+    counted = window.is_last[:, 3:][valid]
+    assert counted.any()  # the last record of an episode is dreamed like any other
+    for curves in mean_errors(walker(), count=10_000).values():
+        assert np.nanmax(curves["dream"]) == 0
+    first = dream.errors(walk(1).spec, study(walker(), count=10_000))["x"][1]["dream"]
+    assert np.isnan(first[~valid[: len(first)]]).all()
+
+
+def test_short_episodes_shorten_the_dream():
+    assert episodes.fit(records(), 3, 6) == (3, 6)
+    assert episodes.fit(records(), 8, 45) == (3, 10)  # 13 records an episode
+    assert episodes.fit(recorded(env=walk(4, length=1)), 8, 45) == (2, 1)
+
+
+def test_one_step_episodes_are_dreamed_from_a_context_that_begins_before_them():
+    found = study(walker(), 2, 1, played=recorded(env=walk(4, length=1)))
+    assert found.valid.all() and found.window.is_first[:, 1].all()
+
+
+def test_too_short_a_recording_is_an_error():
+    with pytest.raises(ValueError, match="--context or --horizon smaller"):
+        episodes.windows(recorded(rows=8), 4, 6, 3, np.random.default_rng(0))
+
+
+def test_first_episodes_end_where_they_end():
+    played = episodes.episodes(recorded(env=counting_env(3), rows=4))
+    assert [len(p.reward) for p in played] == [4, 4, 4]
+    assert [p.is_last[-1] for p in played] == [False, False, True]
+
+
+# --- Pictures -----------------------------------------------------------------------------------------------------
+
+
+def test_planes_have_colours_and_stacks_show_the_newest_frame():
+    planes = np.zeros((2, 2, 2), bool)
+    planes[0, 0, 0] = planes[1, 1] = True
+    seen = pictures.see(planes)
+    assert tuple(seen[0, 0]) == (230, 159, 0) and tuple(seen[1, 1]) == (86, 180, 233)
+    assert tuple(seen[0, 1]) == pictures.FLOOR
+    stack = np.arange(12, dtype=np.uint8).reshape(1, 1, 12)
+    assert pictures.see(stack).tolist() == [[[9, 10, 11]]]
+    assert pictures.see(stack[..., :4]).tolist() == [[[3, 3, 3]]]
+
+
+@pytest.mark.parametrize("task", ["CartPole-v1", "Pendulum-v1", "MountainCar-v0", "Acrobot-v1"])
+def test_known_tasks_are_drawn(task):
+    spec = envs.make(f"gymnax/{task}").spec
+    paint = pictures.painter(spec, 64)
+    one, two = (paint(np.full(spec.obs.shape, x, np.float32)) for x in (0.0, 0.4))
+    assert one.shape == (64, 64, 3) and one.dtype == np.uint8 and (one != two).any()
+
+
+def test_numbers_are_everything_that_is_no_picture():
+    names, values = pictures.numbers(jax.tree.map(lambda x: x[:5], records().obs), walk(1).spec.obs)
+    assert names == ["x"] and values.shape == (5, 8, 1)
+    names, values = pictures.numbers({"b": np.ones((5, 2), bool), "legal": np.ones((5, 3), bool)}, {
+        "b": jax.ShapeDtypeStruct((2,), bool), "legal": jax.ShapeDtypeStruct((3,), bool)})  # fmt: skip
+    assert names == ["b[0]", "b[1]"] and values.shape == (5, 2)
+
+
+def test_mp4_needs_ffmpeg(monkeypatch):
+    monkeypatch.setattr(pictures, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"pip install 'jaxwm\[video\]', or take --format gif"):
+        pictures.check_format("mp4")
+    pictures.check_format("gif")
+
+
+def test_mp4_keeps_size_and_frames(tmp_path):
+    pytest.importorskip("imageio_ffmpeg")
+    frames = [np.full((33, 47, 3), 20 * i, np.uint8) for i in range(6)]
+    pictures.write_video(tmp_path / "a.mp4", frames, 4)
+    with imageio.imopen(tmp_path / "a.mp4", "r", plugin="FFMPEG") as video:
+        assert np.stack(list(video.iter())).shape == (12, 34, 48, 3)
+
+
+# --- The commands -------------------------------------------------------------------------------------------------
+
+
+def tell(agent, monkeypatch, env=walk) -> None:
+    """Let `load` find this agent in this environment."""
+    monkeypatch.setitem(envs._registered, "toy/Walk", env)
+    settings = agents.settings("dreamer-v3", "nano")
+    player = episodes.Player(run.Plan("walker", "toy/Walk", settings, 100), agent, {}, KEY, 0, 100)
+    monkeypatch.setattr(episodes, "load", lambda folder, member, seed: player)
+
+
+@pytest.mark.parametrize("kind", ["pure", "host"])
+def test_dream_writes_pictures_and_numbers(tmp_path, monkeypatch, kind):
+    tell(walker(), monkeypatch, walk if kind == "pure" else lambda num_envs: on_host(walk(num_envs)))
+    settings = dream.Settings(context=3, horizon=6, episodes=2, sequences=32)
+    dream.dream(tmp_path, tmp_path / "dreams", 0, 1, settings, "gif", Console(quiet=True))
+    names = {file.name for file in (tmp_path / "dreams").iterdir()}
+    assert names == {"dream.gif", "dream.png", "error.png", "reward.png", "vector.png", "dreams.json"}
+    video = imageio.imread(tmp_path / "dreams" / "dream.gif")
+    assert len(video) == 9 and video.shape[1] > 3 * 128 and video.shape[2] > 2 * 2 * 128
+    for name in names - {"dream.gif", "dreams.json"}:
+        picture = imageio.imread(tmp_path / "dreams" / name)
+        assert picture.ndim == 3 and min(picture.shape[:2]) > 200 and picture.std() > 1
+    numbers = json.loads((tmp_path / "dreams" / "dreams.json").read_text())
+    assert numbers["context"] == 3 and numbers["horizon"] == 6 and numbers["sequences"] == [32] * 6
+    assert 0.4 < numbers["changed_actions"] < 0.9
+    assert numbers["errors"].keys() == {"grid", "image", "x", "reward"}
+    assert numbers["errors"]["x"]["dream"] == [0.0] * 6 and min(numbers["errors"]["x"]["copy"]) > 0
+
+
+def test_a_model_without_decoder_shows_rewards(tmp_path, monkeypatch):
+    tell(walker(see=False), monkeypatch)
+    dream.dream(tmp_path, tmp_path, 0, 1, dream.Settings(3, 6, 2, 32), "gif", Console(quiet=True))
+    assert {file.name for file in tmp_path.iterdir()} == {"error.png", "reward.png", "dreams.json"}
+    assert json.loads((tmp_path / "dreams.json").read_text())["errors"].keys() == {"reward"}
+
+
+def test_an_agent_without_model_cannot_dream(tmp_path, monkeypatch):
+    tell(toy_agent(), monkeypatch)
+    with pytest.raises(ValueError, match="walker has no model that dreams"):
+        dream.dream(tmp_path, tmp_path, 0, 1, dream.Settings(), "gif", Console(quiet=True))
+
+
+@pytest.mark.parametrize("kind", ["pure", "host"])
+def test_watch_films_whole_episodes(tmp_path, monkeypatch, kind, capsys):
+    tell(walker(), monkeypatch, walk if kind == "pure" else lambda num_envs: on_host(walk(num_envs)))
+    returns = watch.watch(tmp_path, None, 0, 1, watch.Settings(episodes=2), "gif", Console())
+    assert len(imageio.imread(tmp_path / "watch.gif")) == 2 * (LENGTH + 1)
+    total = sum(range(1, LENGTH + 1)) / 2  # greedily one step further each time
+    assert [(value - total) % (LENGTH / 2) for value in returns] == [0, 0]
+    out = capsys.readouterr().out
+    assert f"episode 2: return {returns[1]:.2f} in 12 steps" in out and "watch.gif" in out.replace("\n", "")
+
+
+def test_watch_cuts_long_episodes(tmp_path, monkeypatch, capsys):
+    tell(walker(), monkeypatch)
+    watch.watch(tmp_path, tmp_path / "a" / "b.gif", 0, 1, watch.Settings(1, 5), "mp4", Console())
+    assert len(imageio.imread(tmp_path / "a" / "b.gif")) == 6
+    assert "cut off by --max-steps 5" in capsys.readouterr().out
+
+
+# --- A real run, untrained ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory):
+    """A run directory of two untrained Dreamers on Catch."""
+    tiny = dict(deter=16, hidden=8, units=8, stoch=4, classes=4, bins=11, batch_size=4, batch_length=6, prefill=64)
+    plan = run.Plan("dreamer-v3", "gymnax/Catch-bsuite", agents.settings("dreamer-v3", "nano", **tiny), 400, 2)
+    folder = rundir.create(tmp_path_factory.mktemp("runs") / "catch")
+    rundir.write_config(folder, plan.to_json())
+    life = run.build(plan)[2].init(0)
+    checkpoints = checkpoint.manager(folder / rundir.CHECKPOINTS)
+    checkpoint.save(checkpoints, 0, life, Cursor(), {"offsets": {}, "seconds": 0.0})
+    checkpoints.close()
+    return folder
+
+
+def test_the_commands_of_a_run(fresh, capsys):
+    assert cli.main(["dream", str(fresh), "--episodes", "2", "--member", "1", "--sequences", "16"]) == 0
+    out = capsys.readouterr().out
+    assert "--context 2 --horizon 8 fit" in out and "dreams.json" in out
+    assert len(imageio.imread(fresh / "dreams" / "dream.gif")) == 10
+    assert not (fresh / "dreams" / "vector.png").exists()
+    assert json.loads((fresh / "dreams" / "dreams.json").read_text())["member"] == 1
+    assert cli.main(["watch", str(fresh), "--episodes", "1"]) == 0
+    assert "in 9 steps" in capsys.readouterr().out
+    assert len(imageio.imread(fresh / "watch.gif")) == 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["dream", "nothing"], "nothing is no run directory"),
+        (["watch", "nothing"], "nothing is no run directory"),
+        (["dream", "RUN", "--member", "2"], "there is no member 2: the run has members 0 to 1"),
+        (["watch", "RUN", "--member", "-1"], "there is no member -1: the run has members 0 to 1"),
+        (["dream", "RUN", "--context", "1"], "--context must be at least 2"),
+        (["dream", "RUN", "--horizon", "0"], "--horizon must be at least 1"),
+        (["dream", "RUN", "--format", "avi"], "--format is gif or mp4, not 'avi'"),
+        (["dream", "RUN", "--format", "mp4"], "pip install 'jaxwm[video]'"),
+        (["watch", "RUN", "--out", "film.mp4"], "pip install 'jaxwm[video]'"),
+        (["watch", "RUN", "--out", "film.avi"], "--format is gif or mp4, not 'avi'"),
+        (["watch", "RUN", "--mode", "best"], "--mode is greedy or explore"),
+        (["watch", "RUN", "--max-steps", "0"], "--max-steps must be at least 1"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, message, fresh, capsys, monkeypatch):
+    monkeypatch.setattr(pictures, "find_spec", lambda name: None)
+    assert cli.main([str(fresh) if word == "RUN" else word for word in arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", ["dream", "watch"])
+def test_help_teaches(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, "--help"])
+    out = capsys.readouterr().out
+    assert stop.value.code == 0 and "--member" in out and ("error.png" in out or "strips" in out)
