@@ -40,7 +40,10 @@ class Player(NamedTuple):
 
 
 def load(folder: Path, member: int, seed: int, checkpoint: str = "newest") -> Player:
-    """A member of the run in `folder`; `checkpoint` as in `run.load`. FileNotFoundError without run or checkpoint, ValueError for a wrong member."""
+    """A member of the run in `folder`; `checkpoint` as in `run.load`.
+
+    FileNotFoundError without run or checkpoint, ValueError for a wrong member.
+    """
     plan, agent, state, env_steps = run.load(folder, checkpoint)
     if not 0 <= member < plan.members:
         have = "member 0 alone" if plan.members == 1 else f"members 0 to {plan.members - 1}"
