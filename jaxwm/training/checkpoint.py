@@ -44,6 +44,43 @@ def latest(checkpoints: ocp.CheckpointManager) -> int:
     return step
 
 
+def check_any(folder: Path) -> None:
+    """FileNotFoundError where `folder` holds no checkpoint; unlike `manager` this makes no folder."""
+    if not any(path.name.isdecimal() for path in (folder.iterdir() if folder.is_dir() else ())):
+        raise FileNotFoundError(
+            f"no checkpoint in {folder}: the run stopped before its first one. Delete {folder.parent} and train again"
+        )
+
+
+def check_shapes(checkpoints: ocp.CheckpointManager, like: dict[str, Any]) -> None:
+    """ValueError where the newest checkpoint has other arrays than `like`: {place, such as "rest/ring/data": pytree}.
+
+    Costs one small file to read. A checkpoint whose description cannot be read is left for `restore` to judge.
+    """
+    place = checkpoints.directory / str(latest(checkpoints))
+    for name, tree in like.items():
+        item, *inner = name.split("/")
+        try:
+            stored: Any = ocp.PyTreeCheckpointHandler().metadata(place / item).tree
+        except Exception:
+            continue
+        for key in inner:
+            stored = stored[key]
+        found, wanted = _by_path(stored), _by_path(tree)
+        for path in sorted(found.keys() | wanted.keys()):
+            if found.get(path) != wanted.get(path):
+                shapes = f"{found.get(path, 'absent')} in the checkpoint, {wanted.get(path, 'absent')} by config.json"
+                raise ValueError(
+                    f"the checkpoint {place} does not fit its config.json ({name}/{path} is {shapes}): put back the "
+                    "config.json that the run was started with, or train a new run"
+                )
+
+
+def _by_path(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
+
+
 def restore_agent(checkpoints: ocp.CheckpointManager, like: Any, step: int | None = None) -> Any:
     """The agent's state; `like` gives structure, shapes and dtypes. FileNotFoundError without any checkpoint."""
     step = latest(checkpoints) if step is None else step

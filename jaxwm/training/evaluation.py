@@ -7,12 +7,13 @@ favour short ones. Returns are sums of the raw reward until `is_last`.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxwm.errors import check_choice, check_number
 from jaxwm.training.trainer import ACT, ENV, EVAL, stream
 from jaxwm.types import Agent, Array, Env, Key, Mode
 
@@ -44,6 +45,8 @@ def evaluate(agent: Agent, env: Env, state: Any, keys: Key, episodes: int = 100,
     `env` decides the number of parallel environments; a pure one wants `episodes` of them. ValueError if `episodes` is
     not a multiple of `env.num_envs`.
     """
+    check_choice("mode", mode, get_args(Mode))
+    check_number("episodes", episodes, least=1, whole=True)
     if episodes % env.num_envs:
         raise ValueError(f"{episodes} episodes cannot be shared equally by {env.num_envs} environments")
     keys = jax.vmap(partial(stream, which=EVAL))(keys)

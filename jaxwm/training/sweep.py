@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,44 @@ from rich.table import Table
 from jaxwm.training import run, rundir
 
 
+def plans(file: Path) -> dict[str, run.Plan]:
+    """What an experiment file wants to run. FileNotFoundError or ValueError where it is none."""
+    module = load(file)
+    try:
+        found = module.runs()
+    except Exception as error:
+        raise ValueError(f"runs() of {_place(file, error)}") from error
+    if not isinstance(found, dict) or not all(isinstance(plan, run.Plan) for plan in found.values()):
+        raise ValueError(f"runs() of {file} must return a dict {{name: jaxwm.training.run.Plan}}, not {found!r:.80}")
+    if not found:
+        raise ValueError(f"runs() of {file} returned no run: there is nothing to do")
+    for name in found:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise ValueError(f"runs() of {file}: {name!r} cannot be the name of a run directory")
+    return found
+
+
+def _place(file: Path, error: Exception) -> str:
+    """`file, line 3: NameError: ...`: the last line of the file that took part in an error."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+    line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+    text = error.msg if isinstance(error, SyntaxError) else error
+    return f"{file}{f', line {line}' if line else ''}: {type(error).__name__}: {text}"
+
+
 def load(file: Path) -> Any:
     """The module of an experiment file. FileNotFoundError or ValueError where it is none."""
     if not file.is_file():
         raise FileNotFoundError(f"no experiment {file}: give a Python file that defines runs(), see experiments/")
     spec = importlib.util.spec_from_file_location(file.stem, file)
-    assert spec and spec.loader
+    if not spec or not spec.loader:
+        raise ValueError(f"{file} is no Python file: give one that defines runs(), see experiments/")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "runs"):
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ValueError(f"cannot load {_place(file, error)}") from error
+    if not callable(getattr(module, "runs", None)):
         raise ValueError(f"{file} is no experiment: it must define runs() -> dict[str, jaxwm.training.run.Plan]")
     return module
 
