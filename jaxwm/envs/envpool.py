@@ -203,7 +203,7 @@ def _env(
 
     if task not in envpool.list_all_envs():  # it knows the games whose ROM it finds
         raise FileNotFoundError(
-            f"{name}: envpool finds no {task}; the ROMs come with its assets: pip install --force-reinstall envpool-assets"
+            f"{name}: envpool finds no {task}; ROMs come with its assets: pip install --force-reinstall envpool-assets"
         )
     with _quiet():
         task_spec = envpool.make_spec(task, **native)
