@@ -97,32 +97,35 @@ def main(arguments: list[str] | None = None) -> int:
 def guarded(action: Callable[[], int]) -> int:
     """Run `action`; bad input becomes one line on stderr and status 2, unless JAXWM_TRACEBACK is set."""
     try:
+        _check_device()
         return action()
     except ERRORS as error:
         if os.environ.get("JAXWM_TRACEBACK"):
             raise
         # str(OSError) of a message of our own starts with "[Errno 2]", which says nothing more
         return _fail(error.strerror if isinstance(error, OSError) and not error.filename and error.strerror else error)
-    except RuntimeError as error:  # what JAX says of a machine that is not up to the task
-        message = _about_the_machine(str(error))
-        if not message or os.environ.get("JAXWM_TRACEBACK"):
+    except RuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error) or os.environ.get("JAXWM_TRACEBACK"):
             raise
-        return _fail(message)
+        return _fail("out of memory: lower --capacity, --members, --envs or --batch-size, or take a smaller preset")
     except KeyboardInterrupt:
-        return _fail("interrupted; what was written since the last checkpoint is written again by jaxwm resume", 1)
+        return _fail("interrupted; a run with a checkpoint goes on with jaxwm resume RUN", 1)
 
 
-def _about_the_machine(error: str) -> str:
-    """What a RuntimeError of JAX means to the user; "" for one that is a bug."""
-    if "RESOURCE_EXHAUSTED" in error:
-        return "out of memory: lower --capacity, --members, --envs or --batch-size, or take a smaller preset"
-    if "nable to initialize backend" in error or "Unknown backend" in error:
-        asked = os.environ.get("JAX_PLATFORMS", "")
-        return (
+def _check_device() -> None:
+    """ValueError where JAX_PLATFORMS asks for an accelerator that is not there. A CPU is left for `use_cores`."""
+    asked = os.environ.get("JAX_PLATFORMS", "cpu")
+    if "cpu" in asked or not asked:
+        return
+    import jax
+
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter where not even JAX's plugin is installed
+        raise ValueError(
             f"JAX finds no device for JAX_PLATFORMS={asked}: unset it or set it to cpu; for an NVIDIA GPU install "
             "jaxwm[cuda] and check that nvidia-smi lists it"
-        )
-    return ""
+        ) from error
 
 
 def _fail(message: object, status: int = 2) -> int:

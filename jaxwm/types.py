@@ -243,7 +243,7 @@ class Agent(NamedTuple):
         An agent with a single step takes the batch itself. Feedback for the replay is dropped here; call
         `train_steps[name].update` to have it.
         """
-        if isinstance(batches, Batch):
+        if not isinstance(batches, dict):
             if len(self.train_steps) > 1:
                 raise ValueError(f"this agent has the steps {sorted(self.train_steps)}: pass {{name: Batch}}")
             batches = dict.fromkeys(self.train_steps, batches)

@@ -221,9 +221,9 @@ COMMANDS = [
     ("eval no_object", "settings is no object"),
     ("eval options", "env_options must be a dict"),
     # A checkpoint of another configuration.
-    ("eval deter", "does not fit its config.json", "16", "32", "put back the config.json"),
+    ("eval deter", "does not fit its config.json", "agent/params/", "put back the config.json"),
     ("resume deter", "does not fit its config.json", "put back the config.json"),
-    ("eval layers", "does not fit its config.json", "absent by config.json"),
+    ("eval layers", "does not fit its config.json", "absent in the checkpoint"),
     ("eval members", "does not fit its config.json", "(2,", "(3,"),
     ("resume capacity", "does not fit its config.json", "rest/ring/data"),
     # Experiments.
@@ -262,7 +262,7 @@ SETTINGS = [
     ("--dtype float16", "float32", "bfloat16"),
     # What the agent says of its settings.
     *[(f"--{name} 0", f"{name.replace('-', '_')} must be a whole number of at least 1, not 0")
-      for name in "deter hidden stoch classes units depth blocks envs batch-size imag-length capacity".split()],
+      for name in "deter hidden stoch units depth blocks envs batch-size imag-length capacity".split()],
     *[(f"--{name} -1", f"{name.replace('-', '_')} must be a whole number of at least 0, not -1")
       for name in "sensor-layers policy-layers model-layers prefill warmup".split()],
     *[(f"--{name} -0.5", f"{name.replace('-', '_')} must be a number of at least 0, not -0.5")
@@ -275,6 +275,7 @@ SETTINGS = [
     *[(f"--{name} {value}", f"{name.replace('-', '_')} must be a number, not {value}")
       for name, value in (("lr", "nan"), ("lr", "inf"), ("horizon", "nan"), ("entropy", "-inf"))],
     ("--batch-length 1", "batch_length must be a whole number of at least 2"),
+    ("--classes 0", "classes must be a whole number of at least 1 and at most 256"),
     ("--classes 257", "classes must be a whole number of at least 1 and at most 256"),
     ("--horizon 1", "horizon must be a number above 1"),
     ("--slow-rate 0", "slow_rate must be a number above 0 and at most 1"),
@@ -491,9 +492,10 @@ def dreamer(**options):
     return agents.make("dreamer-v3", envs.make("probe/Recall").spec, preset="nano", **TINY | options)
 
 
-def record(batch, length, dtype=np.float32):
+def record(batch, length):
     flag = np.zeros((batch, length), bool)
-    return Record(np.zeros((batch, length, 1)), np.zeros((batch, length), dtype), flag, flag, flag, flag, {})
+    zeros = np.zeros((batch, length), np.float32)
+    return Record(zeros, zeros, flag, flag, flag, flag, {})
 
 
 def learn(batch):
@@ -522,7 +524,7 @@ def act(mode):
 
 
 NOTEBOOK = [
-    ("unknown agent", lambda: agents.make("dreamr", None), "did you mean dreamer-v3"),
+    ("unknown agent", lambda: agents.settings("dreamr"), "did you mean dreamer-v3"),
     ("unknown preset", lambda: agents.settings("dreamer-v3", "mikro"), "did you mean micro"),
     ("unknown setting", lambda: dreamer(imag_lenght=3), "did you mean imag_length"),
     ("text for a number", lambda: dreamer(deter="64"), "deter must be a whole number, not '64'"),

@@ -67,13 +67,13 @@ def check_shapes(checkpoints: ocp.CheckpointManager, like: dict[str, Any]) -> No
         for key in inner:
             stored = stored[key]
         found, wanted = _by_path(stored), _by_path(tree)
-        for path in sorted(found.keys() | wanted.keys()):
-            if found.get(path) != wanted.get(path):
-                shapes = f"{found.get(path, 'absent')} in the checkpoint, {wanted.get(path, 'absent')} by config.json"
-                raise ValueError(
-                    f"the checkpoint {place} does not fit its config.json ({name}/{path} is {shapes}): put back the "
-                    "config.json that the run was started with, or train a new run"
-                )
+        if wrong := [path for path in found.keys() | wanted.keys() if found.get(path) != wanted.get(path)]:
+            path = min(wrong, key=lambda path: (len(path), path))  # parameters rather than the optimiser's copies
+            shapes = f"{found.get(path, 'absent')} in the checkpoint, {wanted.get(path, 'absent')} by config.json"
+            raise ValueError(
+                f"the checkpoint {place} does not fit its config.json ({name}/{path} is {shapes}): put back the "
+                "config.json that the run was started with, or train a new run"
+            )
 
 
 def _by_path(tree: Any) -> dict[str, tuple[int, ...]]:

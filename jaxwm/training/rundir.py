@@ -79,16 +79,17 @@ def created(path: str | Path) -> Iterator[Path]:
     """`create`, and take everything away again if the body fails: a run that cannot start leaves nothing behind."""
     path = Path(path)
     absent = [folder for folder in (path, *path.parents) if not os.path.exists(folder)]
-    create(path)
+    ours = False
     try:
+        create(path)
+        ours = True
         yield path
     except BaseException:
-        shutil.rmtree(path, ignore_errors=True)
-        for folder in absent[1:]:
-            with contextlib.suppress(OSError):  # another run may have moved in
+        for inner in path.iterdir() if ours else ():
+            shutil.rmtree(inner) if inner.is_dir() else inner.unlink()
+        for folder in absent:
+            with contextlib.suppress(OSError):  # never made, or another run has moved in
                 folder.rmdir()
-        if path not in absent:
-            path.mkdir(exist_ok=True)
         raise
 
 

@@ -37,7 +37,9 @@ def plans(file: Path) -> dict[str, run.Plan]:
 
 def _place(file: Path, error: Exception) -> str:
     """`file, line 3: NameError: ...`: the last line of the file that took part in an error."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+    lines = [
+        frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == file.absolute()
+    ]
     line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
     text = error.msg if isinstance(error, SyntaxError) else error
     return f"{file}{f', line {line}' if line else ''}: {type(error).__name__}: {text}"
