@@ -35,6 +35,8 @@ EXPERIMENTS = {
     "returns_no_plans": "def runs():\n    return {'a': 'dreamer-v3'}",
     "climbs": "from jaxwm import agents\nfrom jaxwm.training.run import Plan\ndef runs():\n"
     "    return {'../a': Plan('dreamer-v3', 'probe/Recall', agents.settings('dreamer-v3'), 100)}",
+    "other_plan": "from jaxwm import agents\nfrom jaxwm.training.run import Plan\ndef runs():\n"
+    "    return {'good': Plan('dreamer-v3', 'gymnax/Catch-bsuite', agents.settings('dreamer-v3'), 800, 2)}",
     "wrong_plan": "from jaxwm import agents\nfrom jaxwm.training.run import Plan\ndef runs():\n"
     "    return {'a': Plan('dreamer-v3', 'probe/Recall', agents.settings('dreamer-v3'), -100)}",
 }
@@ -238,6 +240,7 @@ COMMANDS = [
     ("sweep returns_no_run.py", "returned no run"),
     ("sweep returns_no_plans.py", "must return a dict"),
     ("sweep climbs.py", "'../a' cannot be the name of a run directory"),
+    ("sweep other_plan.py --root .", "good was made by another plan (steps: 400 there, 800 now", "another --root"),
     ("sweep wrong_plan.py", "wrong_plan.py, line 4", "steps must be"),
 ]
 
@@ -368,6 +371,7 @@ def process(place: Path, *arguments: str, **variables: str) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
+@pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="there may be a GPU")
 def test_no_gpu_where_one_was_asked_for(place):
     before = tree(place)
     arguments = "train", "dreamer-v3", "--run", "new/gpu"

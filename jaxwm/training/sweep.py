@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import traceback
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,8 @@ def plans(file: Path) -> dict[str, run.Plan]:
 
 def _place(file: Path, error: Exception) -> str:
     """`file, line 3: NameError: ...`: the last line of the file that took part in an error."""
-    lines = [
-        frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == file.absolute()
-    ]
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename) == file.absolute()]
     line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
     text = error.msg if isinstance(error, SyntaxError) else error
     return f"{file}{f', line {line}' if line else ''}: {type(error).__name__}: {text}"
@@ -65,6 +65,8 @@ def load(file: Path) -> Any:
 def sweep(plans: dict[str, run.Plan], root: Path, console: Console | None = None) -> dict[str, dict[str, Any]]:
     """Run what is not finished yet; the evaluations by name. Stops early, resumably, when a run is interrupted."""
     console, results = console or Console(), {}
+    for name, plan in plans.items():
+        _check_same(plan, root / name)
     for i, (name, plan) in enumerate(plans.items()):
         folder = root / name
         console.rule(f"{name} ({i + 1} of {len(plans)})")
@@ -77,6 +79,18 @@ def sweep(plans: dict[str, run.Plan], root: Path, console: Console | None = None
     return results
 
 
+def _check_same(plan: run.Plan, folder: Path) -> None:
+    """ValueError where `folder` holds a run of another plan, whose score would pass for that of this one."""
+    if not (folder / rundir.CONFIG).exists():
+        return
+    there, here = asdict(run.read_plan(folder)), json.loads(json.dumps(asdict(plan)))  # tuples become lists
+    there, here = there | there.pop("settings"), here | here.pop("settings")
+    if changed := [f"{name}: {there[name]} there, {here[name]} now" for name in here if there[name] != here[name]]:
+        raise ValueError(
+            f"{folder} was made by another plan ({'; '.join(changed[:3])}): choose another --root, or delete it"
+        )
+
+
 def outcome(folder: Path) -> dict[str, Any]:
     """The evaluation of a finished run, {} for any other."""
     file = folder / run.EVALUATION
@@ -84,7 +98,8 @@ def outcome(folder: Path) -> dict[str, Any]:
 
 
 def _run(plan: run.Plan, folder: Path, console: Console) -> dict[str, Any]:
-    if (folder / rundir.CONFIG).exists() and any((folder / rundir.CHECKPOINTS).iterdir()):
+    checkpoints = folder / rundir.CHECKPOINTS
+    if (folder / rundir.CONFIG).exists() and checkpoints.is_dir() and any(checkpoints.iterdir()):
         return run.resume(folder, console)
     return run.train(plan, folder, console)
 
