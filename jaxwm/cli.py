@@ -16,7 +16,7 @@ from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 
-from jaxwm.errors import check_choice, check_number, unknown
+from jaxwm.errors import check_choice, check_number, suggest
 
 ERRORS = (ValueError, OSError, ImportError)
 """Errors whose message is meant for the user; anything else is a bug and keeps its traceback."""
@@ -89,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(USAGE)
         return 0
     if command not in commands:
-        return _fail(f"{unknown('command', command, commands)} (see jaxwm --help)")
+        return _fail(f"unknown command {command!r}; {suggest(command, commands)} (see jaxwm --help)")
     use_compilation_cache()
     return guarded(lambda: commands[command](rest))
 

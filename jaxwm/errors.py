@@ -24,12 +24,11 @@ def nearest(word: str, known: Iterable[str], count: int = 3) -> list[str]:
     return [name for score, name in ranked[:count] if score > 0.6]
 
 
-def unknown(what: str, name: Any, known: Iterable[str]) -> str:
-    """`unknown agent 'dreamer'; did you mean dreamer-v3?`, or all of `known` where none is near."""
+def suggest(name: Any, known: Iterable[str]) -> str:
+    """`did you mean dreamer-v3?`, or `there are ...` with all of `known` where none is near: the end of a message."""
     known = list(known)
     close = nearest(str(name), known)
-    hint = f"did you mean {', '.join(close)}?" if close else f"there are {', '.join(known)}"
-    return f"unknown {what} {name!r}; {hint}"
+    return f"did you mean {', '.join(close)}?" if close else f"there are {', '.join(known)}"
 
 
 def check_options(name: str, options: Iterable[str], valid: Iterable[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from jaxwm.agents import dreamer_v3
-from jaxwm.errors import unknown
+from jaxwm.errors import suggest
 from jaxwm.types import Agent, Spec
 
 
@@ -33,7 +33,7 @@ AGENTS: dict[str, Entry] = {
 def find(name: str) -> Entry:
     """The system called `name`; ValueError with the nearest names."""
     if name not in AGENTS:
-        raise ValueError(f"{unknown('agent', name, AGENTS)} (`jaxwm list` shows all)")
+        raise ValueError(f"unknown agent {name!r}; {suggest(name, AGENTS)} (`jaxwm list` shows all)")
     return AGENTS[name]
 
 
@@ -42,11 +42,11 @@ def settings(name: str, preset: str | None = None, **options: Any) -> Any:
     entry = find(name)
     preset = preset or entry.default
     if preset not in entry.presets:
-        raise ValueError(f"{unknown('preset', preset, entry.presets)} ({name} has {', '.join(entry.presets)})")
+        raise ValueError(f"unknown preset {preset!r} of {name}; {suggest(preset, entry.presets)}")
     fields = entry.config.__dataclass_fields__
     for option in options:
         if option not in fields:
-            raise ValueError(f"{unknown('setting', option, fields)} (`jaxwm train {name} --help` explains all)")
+            raise ValueError(f"{name} has no setting {option!r}; {suggest(option, fields)}")
     base = entry.presets[preset]
     return entry.config(**{**{f: getattr(base, f) for f in fields}, **options})
 

@@ -21,7 +21,7 @@ from rich.table import Table
 
 import jaxwm
 from jaxwm import agents, envs
-from jaxwm.errors import check_range, check_types, unknown
+from jaxwm.errors import check_range, check_types, suggest
 from jaxwm.training import checkpoint, cost, rundir
 from jaxwm.training.evaluation import Scores, evaluate, parallel
 from jaxwm.training.trainer import Cursor, Report, Trainer, member_keys
@@ -83,7 +83,8 @@ def _check_entries(prefix: str, entries: Any, config: type) -> None:
     fields = config.__dataclass_fields__
     for name in entries:
         if name not in fields:
-            raise ValueError(f"{unknown('entry', prefix + name, [prefix + field for field in fields])}")
+            near = suggest(prefix + name, [prefix + field for field in fields])
+            raise ValueError(f"unknown entry {prefix + name!r}; {near}")
     if missing := [prefix + name for name in fields if name not in entries]:
         raise ValueError(f"the entry {missing[0]!r} is missing")
 
