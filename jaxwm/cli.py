@@ -17,6 +17,7 @@ from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 
+from jaxwm.errors import check_choice, check_number, suggest
 from jaxwm.training.trainer import EnvironmentDied
 
 ERRORS = (ValueError, OSError, ImportError, EnvironmentDied)
@@ -106,7 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(USAGE)
         return 0
     if command not in commands:
-        return _fail(f"unknown command {command!r}; there are {', '.join(commands)} (see jaxwm --help)")
+        return _fail(f"unknown command {command!r}; {suggest(command, commands)} (see jaxwm --help)")
     use_compilation_cache()
     warnings.showwarning = _show_warning
     return guarded(lambda: commands[command](rest))
@@ -115,13 +116,19 @@ def main(arguments: list[str] | None = None) -> int:
 def guarded(action: Callable[[], int]) -> int:
     """Run `action`; bad input becomes one line on stderr and status 2, unless JAXWM_TRACEBACK is set."""
     try:
+        _check_device()
         return action()
     except ERRORS as error:
         if os.environ.get("JAXWM_TRACEBACK"):
             raise
-        return _fail(str(error))
+        # str(OSError) of a message of our own starts with "[Errno 2]", which says nothing more
+        return _fail(error.strerror if isinstance(error, OSError) and not error.filename and error.strerror else error)
+    except RuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error) or os.environ.get("JAXWM_TRACEBACK"):
+            raise
+        return _fail("out of memory: lower --capacity, --members, --envs or --batch-size, or take a smaller preset")
     except KeyboardInterrupt:
-        return _fail("interrupted; what was written since the last checkpoint is written again by jaxwm resume", 1)
+        return _fail("interrupted; a run with a checkpoint goes on with jaxwm resume RUN", 1)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
@@ -130,8 +137,24 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__
         print(f"warning: {message}", file=sys.stderr)
 
 
-def _fail(message: str, status: int = 2) -> int:
-    print(f"error: {message}", file=sys.stderr)
+def _check_device() -> None:
+    """ValueError where JAX_PLATFORMS asks for an accelerator that is not there. A CPU is left for `use_cores`."""
+    asked = os.environ.get("JAX_PLATFORMS", "cpu")
+    if "cpu" in asked or not asked:
+        return
+    import jax
+
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter where not even JAX's plugin is installed
+        raise ValueError(
+            f"JAX finds no device for JAX_PLATFORMS={asked}: unset it or set it to cpu; for an NVIDIA GPU install "
+            "jaxwm[cuda] and check that nvidia-smi lists it"
+        ) from error
+
+
+def _fail(message: object, status: int = 2) -> int:
+    print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
     return status
 
 
@@ -155,12 +178,14 @@ def use_cores(members: int) -> None:
         jax.config.update("jax_num_cpu_devices", count)
 
 
-def _list(_: list[str]) -> int:
+def _list(arguments: list[str]) -> int:
     from rich.console import Console
     from rich.table import Table
 
     from jaxwm import agents, envs
 
+    if arguments and arguments[0] not in ("-h", "--help"):
+        raise ValueError(f"jaxwm list takes no arguments, got {' '.join(arguments)}")
     console, table = Console(), Table("agent", "presets", "what it is")
     for name, entry in agents.AGENTS.items():
         table.add_row(name, ", ".join(entry.presets), entry.summary)
@@ -243,13 +268,16 @@ def _option(text: str) -> tuple[str, Any]:
 
 
 def _resume(arguments: list[str]) -> int:
-    from jaxwm.training import run, rundir
+    from jaxwm.training import run
 
-    if len(arguments) != 1 or arguments[0].startswith("-"):
+    if arguments[:1] in (["-h"], ["--help"]):
         print("usage: jaxwm resume RUN\n\nGo on with a run that was stopped, from its newest checkpoint.")
-        return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
+        return 0
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        got = " ".join(arguments) or "nothing"
+        raise ValueError(f"usage: jaxwm resume RUN, with one run directory and nothing else; got {got}")
     folder = Path(arguments[0])
-    use_cores(run.Plan.from_json(rundir.read_config(folder)).members)  # as when it started: the same bits
+    use_cores(run.read_plan(folder).members)  # as when it started: the same bits
     return 0 if run.resume(folder) else 1
 
 
@@ -259,10 +287,9 @@ def _eval(arguments: list[str]) -> int:
     from jaxwm.training import run
 
     options = tyro.cli(EvalOptions, args=arguments, prog="jaxwm eval")
-    if options.mode not in ("greedy", "explore"):
-        raise ValueError(f"--mode is greedy or explore, not {options.mode!r}")
-    if options.episodes < 1:
-        raise ValueError(f"--episodes must be at least 1, got {options.episodes}")
+    check_choice("--mode", options.mode, ("greedy", "explore"))
+    check_number("--episodes", options.episodes, least=1, most=2**31 - 1, whole=True)
+    check_number("--seed", options.seed, least=0, most=2**32 - 1, whole=True)
     plan, agent, state, steps = run.load(options.run, options.checkpoint)
     trained = run.score(plan, agent, state, options.episodes, options.mode, options.seed)
     chance = run.score(plan, agent, state, options.episodes, "random", options.seed)
@@ -288,7 +315,7 @@ def _export(arguments: list[str]) -> int:
 
     options = tyro.cli(ExportOptions, args=arguments, prog="jaxwm export")
     file = options.out or options.run / "weights.safetensors"
-    if file.suffix != ".safetensors" or not file.parent.is_dir():
+    if options.out and (file.suffix != ".safetensors" or not file.parent.is_dir()):
         raise ValueError(f"--out wants FOLDER/NAME.safetensors in a folder that exists, got {file}")
     size = run.export_params(options.run, file, options.checkpoint)
     print(f"{file}: {cost.human(size, 'B')}\n\nnext:\n  jaxwm eval {file}")
@@ -400,7 +427,7 @@ def _sweep(arguments: list[str]) -> int:
     from jaxwm.training import sweep
 
     options = tyro.cli(SweepOptions, args=arguments, prog="jaxwm sweep")
-    plans = sweep.load(options.file).runs()
+    plans = sweep.plans(options.file)
     use_cores(max(plan.members for plan in plans.values()))
     return 0 if sweep.sweep(plans, options.root or Path("runs") / options.file.stem) else 1
 

@@ -38,3 +38,8 @@ def laprop(agc: float = 0.3, beta1: float = 0.9, beta2: float = 0.999, eps: floa
 def warmup(step: jax.Array, updates: int) -> jax.Array:
     """Linear ramp from 0 at `step` 0 to 1 at `updates`; 1 throughout for `updates` 0."""
     return jnp.minimum(1.0, step / updates) if updates else jnp.ones(())
+
+
+def decay(step: jax.Array, updates: int) -> jax.Array:
+    """Linear fall from 1 at `step` 0 to 0 at `updates`; 1 throughout for `updates` 0."""
+    return jnp.maximum(0.0, 1 - step / updates) if updates else jnp.ones(())

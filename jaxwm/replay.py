@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxwm.errors import check_number
 from jaxwm.types import Array, Batch, Index, Key, PyTree, Record
 
 
@@ -80,6 +81,8 @@ def sample(ring: Ring, key: Key, batch: int, length: int, how: str = "uniform") 
     never given out come first, in the order in which they were completed (consecutive, not overlapping), the rest of
     the batch is uniform; `update` marks them as given.
     """
+    check_number("batch", batch, least=1, whole=True)
+    check_number(f"length in a replay of {capacity(ring)} rows", length, least=1, most=capacity(ring), whole=True)
     num_envs = ring.data.reward.shape[1]
     index = _uniform(ring, key, batch, length)
     online = jnp.zeros((), jnp.int32)

@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import jax
+import numpy as np
+
+from jaxwm.errors import check_number
 
 Array = jax.Array
 Key = jax.Array
@@ -35,12 +38,21 @@ class Discrete:
 
     n: int
 
+    def __post_init__(self):
+        check_number("the number of options of Discrete", self.n, least=1, whole=True)
+
 
 @dataclass(frozen=True)
 class MultiDiscrete:
     """Several independent choices, `n[i]` options for the i-th: int32 `[N, len(n)]`."""
 
     n: tuple[int, ...]
+
+    def __post_init__(self):
+        if not isinstance(self.n, tuple) or not self.n:
+            raise ValueError(f"MultiDiscrete wants a tuple with the options of each choice, not {self.n!r}")
+        for n in self.n:
+            check_number("the number of options of MultiDiscrete", n, least=1, whole=True)
 
 
 @dataclass(frozen=True)
@@ -51,6 +63,9 @@ class Box:
     """
 
     size: int
+
+    def __post_init__(self):
+        check_number("the size of Box", self.size, least=1, whole=True)
 
 
 ActionSpace = Discrete | MultiDiscrete | Box
@@ -69,6 +84,45 @@ class Spec:
     obs: PyTree
     action: ActionSpace
     max_steps: int | None = None
+
+    def __post_init__(self):
+        if not isinstance(self.action, ActionSpace):
+            raise ValueError(f"{self.name}: the action space is Discrete, MultiDiscrete or Box, not {self.action!r}")
+        if self.max_steps is not None:
+            check_number(f"{self.name}: max_steps", self.max_steps, least=1, whole=True)
+        named = self.obs if isinstance(self.obs, Mapping) else {"obs": self.obs}
+        for name, leaf in named.items():
+            if name != "sim":
+                _check_sensor(f"{self.name}: the observation {name!r}", leaf)
+        _check_reserved(self.name, named, self.action)
+
+
+def _check_sensor(what: str, leaf: Any) -> None:
+    """ValueError unless `leaf` is one array's shape and type, with something in it."""
+    if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
+        raise ValueError(
+            f"{what} must be a jax.ShapeDtypeStruct, not {type(leaf).__name__}: an observation is one array or a dict "
+            "of arrays, not nested"
+        )
+    if 0 in leaf.shape:
+        raise ValueError(f"{what} of shape {tuple(leaf.shape)} is empty")
+
+
+def _check_reserved(name: str, obs: Mapping[str, Any], action: ActionSpace) -> None:
+    """ValueError where a sensor has a reserved name and is not what that name stands for."""
+    wanted = {
+        "legal": ("the action mask, bool", lambda x: x.dtype == np.bool_),
+        "to_play": ("the player to move, an integer []", lambda x: x.shape == () and x.dtype.kind in "iu"),
+        "action": ("the logged action, float32 for Box and else int32", lambda x: x.dtype == action_dtype(action)),
+    }
+    for key, (meaning, fits) in wanted.items():
+        if key in obs and not fits(obs[key]):
+            raise ValueError(f"{name}: the observation key {key!r} is reserved for {meaning}: rename the sensor")
+
+
+def action_dtype(action: ActionSpace) -> Any:
+    """float32 for a `Box`, int32 for the discrete spaces."""
+    return np.float32 if isinstance(action, Box) else np.int32
 
 
 class Step(NamedTuple):
@@ -195,17 +249,31 @@ class Agent(NamedTuple):
         An agent with a single step takes the batch itself. Feedback for the replay is dropped here; call
         `train_steps[name].update` to have it.
         """
-        if isinstance(batches, Batch):
+        if not isinstance(batches, dict):
             if len(self.train_steps) > 1:
                 raise ValueError(f"this agent has the steps {sorted(self.train_steps)}: pass {{name: Batch}}")
             batches = dict.fromkeys(self.train_steps, batches)
         if batches.keys() != self.train_steps.keys():
             raise ValueError(f"expected batches for {sorted(self.train_steps)}, got {sorted(batches)}")
         metrics = {}
+        for name, step in self.train_steps.items():
+            _check_batch(name, batches[name], step.length)
         for index, (name, step) in enumerate(self.train_steps.items()):
             state, _, new = step.update(state, batches[name], jax.random.fold_in(key, index))
             metrics |= new
         return state, metrics
+
+
+def _check_batch(name: str, batch: Any, length: int) -> None:
+    """ValueError unless `batch` holds sequences `[B, length]` of one member."""
+    if not isinstance(batch, Batch):
+        raise ValueError(f"step {name!r} wants a jaxwm.types.Batch (see replay.sample), not {type(batch).__name__}")
+    shape = batch.record.reward.shape
+    if len(shape) != 2 or shape[1] != length:
+        raise ValueError(
+            f"step {name!r} wants sequences [B, {length}], got {list(shape)}: sample them with length={length}, and "
+            "map populations with jax.vmap(agent.train_step)"
+        )
 
 
 # --- The schedule -------------------------------------------------------------------------------------------------

@@ -682,5 +682,5 @@ def test_bad_settings_are_named():
     for bins in (1, 40):  # an even number would have two bins at zero
         with pytest.raises(ValueError, match=f"odd number of bins, at least 3, got {bins}"):
             make(bins=bins)
-    with pytest.raises(ValueError, match="horizon must be positive"):
+    with pytest.raises(ValueError, match="horizon must be a number above 1"):
         make(horizon=0.0)

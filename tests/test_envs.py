@@ -232,7 +232,7 @@ def test_mnist_is_an_image(monkeypatch: pytest.MonkeyPatch):
         raise OSError("no network")
 
     monkeypatch.setattr(load_mnist, "load_mnist", offline)
-    with pytest.raises(RuntimeError, match="downloads"):
+    with pytest.raises(ConnectionError, match="downloads"):
         envs.make("gymnax/MNISTBandit-bsuite")
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any, NamedTuple
 
 from jaxwm.agents import dreamer_v3
+from jaxwm.errors import suggest
 from jaxwm.types import Agent, Spec
 
 
@@ -33,8 +33,7 @@ AGENTS: dict[str, Entry] = {
 def find(name: str) -> Entry:
     """The system called `name`; ValueError with the nearest names."""
     if name not in AGENTS:
-        near = difflib.get_close_matches(name, AGENTS, 3, 0.3) or sorted(AGENTS)
-        raise ValueError(f"unknown agent {name!r}; did you mean {', '.join(near)}? `jaxwm list` shows all")
+        raise ValueError(f"unknown agent {name!r}; {suggest(name, AGENTS)} (`jaxwm list` shows all)")
     return AGENTS[name]
 
 
@@ -43,13 +42,11 @@ def settings(name: str, preset: str | None = None, **options: Any) -> Any:
     entry = find(name)
     preset = preset or entry.default
     if preset not in entry.presets:
-        raise ValueError(f"unknown preset {preset!r} of {name}; there are {', '.join(entry.presets)}")
+        raise ValueError(f"unknown preset {preset!r} of {name}; {suggest(preset, entry.presets)}")
     fields = entry.config.__dataclass_fields__
-    unknown = [option for option in options if option not in fields]
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], fields, 3, 0.3)
-        hint = f"; did you mean {', '.join(near)}?" if near else f"; there are {', '.join(fields)}"
-        raise ValueError(f"{name} has no setting {unknown[0]!r}{hint}")
+    for option in options:
+        if option not in fields:
+            raise ValueError(f"{name} has no setting {option!r}; {suggest(option, fields)}")
     base = entry.presets[preset]
     return entry.config(**{**{f: getattr(base, f) for f in fields}, **options})
 
@@ -59,4 +56,6 @@ def make(name: str, spec: Spec, preset: str | None = None, **options: Any) -> Ag
 
     Raises ValueError for an unknown name, preset or setting, or an observation that no encoder fits.
     """
+    if not isinstance(spec, Spec):
+        raise ValueError(f"an agent is built for a jaxwm.types.Spec, such as env.spec, not for a {type(spec).__name__}")
     return find(name).make(spec, settings(name, preset, **options))

@@ -16,8 +16,9 @@ Where the paper and the official code differ, this file does the following:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,7 @@ import optax
 from jaxwm import optim
 from jaxwm.control import actor_critic as ac
 from jaxwm.distributions import TwoHot, symexp_bins, twohot
+from jaxwm.errors import check_choice, check_number, check_range, check_types
 from jaxwm.models import rssm as model
 from jaxwm.models.rssm import RSSM, Latent, flatten
 from jaxwm.nets import observation as sensors
@@ -38,6 +40,7 @@ from jaxwm.types import (
     Collect,
     Dream,
     Key,
+    Mode,
     Record,
     Repeat,
     Spec,
@@ -139,26 +142,29 @@ class Config:
     """Learning rate after the warm-up."""
     warmup: int = 1000
     """Updates over which the learning rate rises from 0."""
+    decay: int = 0
+    """Updates over which it falls linearly to 0, counted from the start; 0 for a constant rate, as published."""
     agc: float = 0.3
     """Largest gradient of a tensor relative to its weights."""
 
     def __post_init__(self):
-        positive = (
-            "deter hidden stoch classes units depth blocks envs batch_size batch_length train_ratio imag_length horizon"
-        )
-        for name in positive.split():
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        check_types(self)
+        check_range(self, "deter hidden stoch units depth blocks envs batch_size imag_length capacity", least=1)
+        check_range(self, "classes", least=1, most=256)  # the replay keeps them as bytes
+        check_range(self, "batch_length", least=2)  # the critic's replay loss needs a next record
+        check_range(self, "sensor_layers policy_layers model_layers prefill warmup decay free_nats", least=0)
+        check_range(self, "entropy disagreement", least=0)
+        check_range(self, "ensemble", least=2)
+        check_range(self, "rec_scale rew_scale con_scale dyn_scale rep_scale", least=0)
+        check_range(self, "policy_scale value_scale repval_scale slow_scale", least=0)
+        check_range(self, "unimix actor_unimix lam", least=0, most=1)
+        check_range(self, "slow_rate", above=0, most=1)
+        check_range(self, "train_ratio lr agc temperature", above=0)
+        check_range(self, "horizon", above=1)
         if self.deter % self.blocks:
             raise ValueError(f"deter ({self.deter}) must be a multiple of blocks ({self.blocks})")
         if self.bins < 3 or self.bins % 2 == 0:  # symmetric bins with one at 0
             raise ValueError(f"need an odd number of bins, at least 3, got {self.bins}")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be positive, got {self.temperature}")
-        if self.disagreement and self.ensemble < 2:
-            raise ValueError(f"a disagreement needs an ensemble of at least 2, got {self.ensemble}")
-        if self.classes > 256:
-            raise ValueError(f"need at most 256 classes, got {self.classes}: the replay keeps them as bytes")
 
 
 def _size(deter: int, hidden: int, classes: int, depth: int, units: int) -> Config:
@@ -284,6 +290,9 @@ def make(spec: Spec, config: Config = PRESETS["12m"]) -> Agent:
         return Carry(nets.dyn.initial(num_envs), ac.blank(spec.action, num_envs))
 
     def act(state: State, carry: Carry, step: Step, key: Key, mode: str) -> tuple[Carry, Array, dict[str, Array]]:
+        check_choice("mode", mode, get_args(Mode))
+        if mode == "logged" and not (isinstance(step.obs, Mapping) and "action" in step.obs):
+            raise ValueError("mode 'logged' takes the actions from the observation, which has no 'action'")
         key, choice = jax.random.split(key)
         latent = learner.filter(state.params, carry, step, key)
         if mode == "logged":
@@ -298,13 +307,19 @@ def make(spec: Spec, config: Config = PRESETS["12m"]) -> Agent:
     def update(state: State, batch: Batch, key: Key) -> tuple[State, dict[str, Array], dict[str, Array]]:
         grads, (latents, returns, metrics) = jax.grad(learner.loss, has_aux=True)(state.params, state, batch, key)
         direction, opt = tx.update(grads, state.opt, state.params)
-        rate = state.hyper["lr"] * optim.warmup(state.step, config.warmup)
+        rate = state.hyper["lr"] * optim.warmup(state.step, config.warmup) * optim.decay(state.step, config.decay)
         params = jax.tree.map(lambda p, d: p - rate * d, state.params, direction)
         metrics["grad_norm"] = optax.tree.norm(grads)
         slow = ac.track(params["val"], state.slow, config.slow_rate)
         return State(params, slow, returns, opt, state.hyper, state.step + 1), learner.pack(latents), metrics
 
     def imagine(state: State, context: Record, actions: Array | None, key: Key, horizon: int) -> Dream:
+        check_number("horizon", horizon, least=1, whole=True)
+        check_number("the length of the context", context.reward.shape[-1], least=2)  # the first record gives the start
+        if actions is not None:
+            expected = (len(context.reward), horizon, *ac.blank(spec.action, 1).shape[1:])
+            if actions.shape != expected:
+                raise ValueError(f"actions are [B, H, ...] = {expected} here, got {actions.shape}")
         return learner.dream(state, context, actions, key, horizon)
 
     sampler = "online" if config.online else "uniform"

@@ -15,10 +15,10 @@ from typing import Any
 
 from jaxwm.envs import envpool as _envpool
 from jaxwm.envs import gymnax as _gymnax
-from jaxwm.envs.errors import check_options, nearest
 from jaxwm.envs.host import from_gymnasium
 from jaxwm.envs.probes import PROBES
 from jaxwm.envs.pure import check_num_envs, from_functions
+from jaxwm.errors import check_options, nearest
 from jaxwm.types import Env
 
 __all__ = ["from_functions", "from_gymnasium", "make", "names", "register"]

@@ -17,6 +17,7 @@ import numpy as np
 from jaxwm.envs import spaces
 from jaxwm.envs.host import Outcome, host_env
 from jaxwm.envs.pure import check_num_envs
+from jaxwm.errors import check_choice, check_number
 from jaxwm.types import Env, PyTree, Spec
 
 # Written out so that listing the names does not import envpool; a test compares them with its registry.
@@ -105,8 +106,10 @@ def atari(
     """
     name = f"atari/{game}"
     _check_atari(name, image_size, frame_skip, sticky, noop_max, stack, max_frames)
-    _check_choice(name, "resize", resize, ("area", "bilinear"))
-    _check_choice(name, "life_loss", life_loss, ("ignore", "terminal"))
+    check_choice(f"{name}: resize", resize, ("area", "bilinear"))
+    check_choice(f"{name}: life_loss", life_loss, ("ignore", "terminal"))
+    for option, value in dict(gray=gray, full_action_space=full_action_space, use_fire_reset=use_fire_reset).items():
+        check_choice(f"{name}: {option}", value, (True, False))
     native = dict(
         img_height=image_size,
         img_width=image_size,
@@ -193,8 +196,15 @@ def _env(
     """The `Env` of envpool's `task` with envpool's options `native`."""
     check_num_envs(num_envs)
     _check_at_least(name, "num_threads", native["num_threads"], 0)
-    import envpool
+    try:
+        import envpool
+    except ImportError as error:
+        raise ImportError(f"{name} needs envpool ({error}): pip install envpool, or take a gymnax one") from error
 
+    if task not in envpool.list_all_envs():  # it knows the games whose ROM it finds
+        raise FileNotFoundError(
+            f"{name}: envpool finds no {task}; ROMs come with its assets: pip install --force-reinstall envpool-assets"
+        )
     with _quiet():
         task_spec = envpool.make_spec(task, **native)
         obs, read = spaces.observation_space(task_spec.observation_space, channels_first)
@@ -276,15 +286,8 @@ def _check_atari(
     _check_at_least(name, "noop_max", noop_max, 1)
     _check_at_least(name, "stack", stack, 1)
     _check_at_least(name, "max_frames", max_frames, frame_skip)
-    if not 0.0 <= sticky <= 1.0:
-        raise ValueError(f"{name}: sticky is a probability, not {sticky}")
+    check_number(f"{name}: sticky, a probability,", sticky, least=0, most=1)
 
 
 def _check_at_least(name: str, option: str, value: int, least: int) -> None:
-    if not isinstance(value, int) or value < least:
-        raise ValueError(f"{name}: {option} must be a whole number of at least {least}, not {value!r}")
-
-
-def _check_choice(name: str, option: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}: {option} must be one of {', '.join(map(repr, choices))}, not {value!r}")
+    check_number(f"{name}: {option}", value, least=least, whole=True)

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxwm.envs import spaces
-from jaxwm.envs.errors import check_options
 from jaxwm.envs.pure import check_num_envs, from_functions
+from jaxwm.errors import check_number, check_options
 from jaxwm.types import ActionSpace, Box, Discrete, Env, Spec
 
 # Written out so that listing the names does not import gymnax (1.6 s); a test compares them with its registry.
@@ -73,28 +73,42 @@ def _make(name: str, task: str, num_envs: int, max_steps: int | None, options: d
 
 def _build(name: str, task: str, max_steps: int | None, options: dict[str, Any]) -> tuple[Any, Any]:
     """The native environment and its parameters, with `options` given to whichever of the two knows them."""
+    try:
+        import gymnax as library
+        from gymnax.registration import _registry
+    except ImportError as error:
+        raise ImportError(f"{name} needs gymnax ({error}): pip install 'gymnax>=1.0.1' six") from error
     if tuple(int(part) for part in version("gymnax").split(".")[:2]) < (1, 0):
-        raise RuntimeError(f"gymnax {version('gymnax')} has another step function: install gymnax>=1.0.1")
-    import gymnax as library
-    from gymnax.registration import _registry
+        raise ImportError(f"gymnax {version('gymnax')} has another step function: pip install 'gymnax>=1.0.1'")
 
     built: Callable[..., Any] = _registry[task]
     parameters = inspect.signature(built).parameters.values()
-    arguments = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    arguments = {p.name: p.default for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     # An environment must exist before its parameters can be listed; a wrong option is reported all the same.
     chosen = {key: value for key, value in options.items() if key in arguments}
+    _check_numbers(name, chosen, arguments, sizes=True)
     try:
         native, params = library.make(task, **chosen)
     except OSError as error:
-        raise RuntimeError(f"{name} downloads its data set when it is built, and that failed: {error}") from error
-    fields = set(type(params).__dataclass_fields__) - {"max_steps_in_episode"}
-    check_options(name, options, arguments | fields | {"max_steps"})
+        message = f"{name} downloads its data set when it is built, and that failed: {error}"
+        raise ConnectionError(message) from error
+    fields = {key: getattr(params, key) for key in type(params).__dataclass_fields__ if key != "max_steps_in_episode"}
+    check_options(name, options, {*arguments, *fields, "max_steps"})
     changed = {key: value for key, value in options.items() if key not in arguments}
+    _check_numbers(name, changed, fields)
     if max_steps is not None:
-        if max_steps < 1:
-            raise ValueError(f"{name}: max_steps must be at least 1, not {max_steps}")
+        check_number(f"{name}: max_steps", max_steps, least=1, whole=True)
         changed["max_steps_in_episode"] = max_steps
     return native, params.replace(**changed)
+
+
+def _check_numbers(name: str, options: dict[str, Any], defaults: dict[str, Any], sizes: bool = False) -> None:
+    """Raise ValueError for a value that is no finite number where the default is one; `sizes`: integers above 0."""
+    for key, value in options.items():
+        default = defaults[key]
+        if isinstance(default, int | float) and not isinstance(default, bool):
+            whole = sizes and isinstance(default, int)
+            check_number(f"{name}: {key}", value, least=min(1, default) if whole else -math.inf, whole=whole)
 
 
 def _observation(task: str, space: Any, shape: tuple[int, ...]) -> tuple[jax.ShapeDtypeStruct, Callable]:

@@ -71,9 +71,8 @@ def host_env(spec: Spec, num_envs: int, open_pool: Callable[[list[int]], Pool]) 
     def step(handle: Handle, action: Any) -> tuple[Handle, Step]:
         if handle.pool is None:
             raise RuntimeError(f"{spec.name}: this handle was closed; call reset for a new one")
-        action, expected = np.asarray(action), (handle.members, num_envs, *width)
-        if action.shape != expected:
-            raise ValueError(f"{spec.name}: the action has shape {action.shape}, expected {expected}")
+        action = np.asarray(action)
+        spaces.check_action(spec, action, (handle.members, num_envs))
         out = handle.pool.step(action.reshape(-1, *width))
         is_first, going = handle.is_last, ~handle.is_last
         handle.is_last = np.asarray(out.is_last, bool) & going
@@ -134,6 +133,11 @@ def from_gymnasium(make_one: Callable[[int], Any], num_envs: int = 1, spec: Spec
 
 def _infer(make_one: Callable[[int], Any]) -> tuple[Spec, spaces.Reader, Callable[[np.ndarray], np.ndarray]]:
     env = make_one(0)
+    if not (hasattr(env, "observation_space") and hasattr(env, "action_space")):
+        raise ValueError(
+            f"make_one(seed) must return an environment with observation_space and action_space, not "
+            f"{type(env).__name__}: return one, or give from_gymnasium a spec"
+        )
     obs, read = spaces.observation_space(env.observation_space)
     action, write = spaces.action_space(env.action_space)
     native = getattr(env, "spec", None)
@@ -151,7 +155,7 @@ class _Loop:
         self.is_last = [False] * len(seeds)
 
     def reset(self) -> PyTree:
-        return self._gather([env.reset(seed=seed)[0] for env, seed in zip(self.envs, self.seeds, strict=True)])
+        return self._gather([_begin(env, seed=seed) for env, seed in zip(self.envs, self.seeds, strict=True)])
 
     def step(self, action: np.ndarray) -> Outcome:
         rows = [self._one(i, native) for i, native in enumerate(self.write(action))]
@@ -167,8 +171,24 @@ class _Loop:
 
     def _one(self, i: int, action: Any) -> tuple[Any, float, bool, bool]:
         if self.is_last[i]:
-            return self.envs[i].reset()[0], 0.0, False, False
-        return self.envs[i].step(int(action) if self.discrete else action)[:4]
+            return _begin(self.envs[i]), 0.0, False, False
+        result = self.envs[i].step(int(action) if self.discrete else action)
+        if not isinstance(result, tuple) or len(result) != 5:
+            raise ValueError(
+                f"{type(self.envs[i]).__name__}.step must return (obs, reward, terminated, truncated, info), as in "
+                "gymnasium: wrap an environment of the older gym"
+            )
+        return result[:4]
 
     def _gather(self, observations: Any) -> PyTree:
         return self.read(jax.tree.map(lambda *leaves: np.stack(leaves), *observations))
+
+
+def _begin(env: Any, **seed: int) -> Any:
+    """The first observation of an episode."""
+    result = env.reset(**seed)
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise ValueError(
+            f"{type(env).__name__}.reset must return (obs, info), as in gymnasium: wrap an environment of the older gym"
+        )
+    return result[0]

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxwm.envs.pure import from_functions
+from jaxwm.errors import check_number
 from jaxwm.types import ActionSpace, Array, Box, Discrete, Env, Key, MultiDiscrete, PyTree, Spec
 
 
@@ -97,8 +98,7 @@ def recall(num_envs: int = 1, *, delay: int = 10) -> Env:
     answer, shows the cue again: a model is told what it should have remembered whether or not the answer was right.
     V*(t steps after the cue) = gamma^(delay + 1 - t), the optimal return is 1; without memory it is 1/4.
     """
-    if delay < 0:
-        raise ValueError(f"probe/Recall: delay must be at least 0, not {delay}")
+    check_number("probe/Recall: delay", delay, least=0, whole=True)
 
     def show(cue: Array, t: Array) -> Array:
         return jnp.append((jnp.arange(4) == cue) & ((t == 0) | (t == delay + 2)), t == delay + 1)

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxwm.envs import spaces
+from jaxwm.errors import check_number
 from jaxwm.types import Array, Env, Key, PyTree, Spec, Step
 
 Reset = Callable[[Key], tuple[PyTree, PyTree]]
@@ -63,13 +65,16 @@ def from_functions(spec: Spec, reset: Reset, step: Transition, num_envs: int = 1
         keys = jax.vmap(jax.random.split)(keys)
         return jax.vmap(start)(keys[:, 0], keys[:, 1])
 
-    return Env(spec, reset_all, jax.vmap(advance), num_envs, pure=True)
+    def step_all(now: EnvState, action: Array) -> tuple[EnvState, Step]:
+        spaces.check_action(spec, action, (num_envs,))
+        return jax.vmap(advance)(now, action)
+
+    return Env(spec, reset_all, step_all, num_envs, pure=True)
 
 
 def check_num_envs(num_envs: Any) -> None:
     """Raise ValueError unless `num_envs` is a whole number of at least 1."""
-    if isinstance(num_envs, bool) or not hasattr(num_envs, "__index__") or num_envs < 1:
-        raise ValueError(f"num_envs must be a whole number of at least 1, not {num_envs!r}")
+    check_number("num_envs", num_envs, least=1, whole=True)
 
 
 def _strong(x: Any, dtype: Any = None) -> Array:

@@ -6,6 +6,7 @@ not imported: a space is recognised by the name of its class, so a space of an o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -39,6 +40,13 @@ def action_shape(space: types.ActionSpace) -> tuple[int, ...]:
     if isinstance(space, types.Discrete):
         return ()
     return (space.size,) if isinstance(space, types.Box) else (len(space.n),)
+
+
+def check_action(spec: types.Spec, action: Any, lead: tuple[int, ...]) -> None:
+    """Raise ValueError unless `action` has the leading axes `lead` and then the shape of one action."""
+    expected = (*lead, *action_shape(spec.action))
+    if np.shape(action) != expected:
+        raise ValueError(f"{spec.name}: the action has shape {np.shape(action)}, expected {expected}")
 
 
 def action_space(space: Any) -> tuple[types.ActionSpace, Callable[[np.ndarray], np.ndarray]]:
@@ -103,13 +111,19 @@ def observation_space(space: Any, channels_first: bool = False) -> tuple[Any, Re
 
 def read_as(obs: Any) -> Reader:
     """The reader for a `Spec.obs` given by the user: reshape and cast, nothing else."""
-    return lambda native: jax.tree.map(
-        lambda struct, array: np.array(array, struct.dtype).reshape(-1, *struct.shape), obs, native
-    )
+    return lambda native: jax.tree.map(lambda struct, array: _fit(array, struct.shape, struct.dtype), obs, native)
 
 
 def _array_space(shape: tuple[int, ...], dtype: Any) -> tuple[jax.ShapeDtypeStruct, Reader]:
-    return jax.ShapeDtypeStruct(shape, dtype), lambda obs: np.array(obs, dtype, order="C").reshape(-1, *shape)
+    return jax.ShapeDtypeStruct(shape, dtype), lambda obs: _fit(obs, shape, dtype)
+
+
+def _fit(obs: Any, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """A copy of observations `[K, ...]` as `[K, *shape]`; reshaping alone could mix the K environments up."""
+    array = np.array(obs, dtype, order="C")
+    if array.size != len(array) * math.prod(shape):
+        raise ValueError(f"the environment returned an observation of shape {array.shape[1:]}, expected {shape}")
+    return array.reshape(-1, *shape)
 
 
 def _dict_space(space: Any, channels_first: bool) -> tuple[dict[str, Any], Reader]:
@@ -125,6 +139,8 @@ def _dict_space(space: Any, channels_first: bool) -> tuple[dict[str, Any], Reade
     def read(obs: Any) -> dict[str, np.ndarray]:
         out = {}
         for name, (form, reader) in readers.items():
+            if name not in obs:
+                raise ValueError(f"the environment returned an observation without {name!r}, but with {sorted(obs)}")
             value = reader(obs[name])
             out |= {f"{name}_{key}": leaf for key, leaf in value.items()} if form == "dict" else {name: value}
         return out

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, LatestN
 
 from jaxwm.training.trainer import Cursor, Life
@@ -63,6 +64,8 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int = 2, writing: bool = True):
         self.folder, self.keep, self.writing = Path(folder).absolute(), keep, writing
+        if not writing and not self.folder.is_dir():
+            raise FileNotFoundError(_nothing(self.folder))
         self.failed = 0
         self.scores = {int(path.parent.name): _score(path) for path in self.folder.glob(f"*/{DIGEST}")}
         self._job: threading.Thread | None = None
@@ -189,9 +192,31 @@ class Checkpoints:
             raise ValueError(f"no checkpoint {which!r} in {self.folder}; there are newest, best and {known}")
         return int(which)
 
+    def check(self, like: dict[str, Any]) -> None:
+        """ValueError where the newest checkpoint has other arrays than `like`: {place, as "rest/ring/data": pytree}.
+
+        Costs one small file to read. A checkpoint whose description cannot be read is left for `restore` to judge.
+        """
+        for name, tree in like.items() if self.steps() else ():
+            place, (item, *inner) = self.folder / str(self.steps()[-1]), name.split("/")
+            try:
+                stored: Any = ocp.PyTreeCheckpointHandler().metadata(epath.Path(place / item)).tree
+            except Exception:
+                continue
+            for key in inner:
+                stored = stored[key]
+            found, wanted = _by_path(stored), _by_path(tree)
+            if wrong := [path for path in found.keys() | wanted.keys() if found.get(path) != wanted.get(path)]:
+                path = min(wrong, key=lambda path: (len(path), path))  # parameters rather than the optimiser's copies
+                shapes = f"{found.get(path, 'absent')} in the checkpoint, {wanted.get(path, 'absent')} by config.json"
+                raise ValueError(
+                    f"the checkpoint {place} does not fit its config.json ({name}/{path} is {shapes}): put back the "
+                    "config.json that the run was started with, or train a new run"
+                )
+
     def _need(self) -> None:
         if not self.steps():
-            raise FileNotFoundError(f"no checkpoint in {self.folder}: the run stopped before its first one")
+            raise FileNotFoundError(_nothing(self.folder))
 
     def _newest_good(self, items: dict[str, Any], only: int | None = None) -> tuple[int, Any]:
         self._need()
@@ -225,6 +250,13 @@ class Checkpoints:
         return f"{text}. It was moved to {place}"
 
 
+def _nothing(folder: Path) -> str:
+    return (
+        f"no checkpoint in {folder}: the run stopped before its first one. Start it again with `jaxwm resume "
+        f"{folder.parent}`"
+    )
+
+
 def _misfit(folder: Path, error: Exception) -> str:
     return (
         f"checkpoint {folder} does not fit the run's config.json, or was made by another version of jaxwm: restore "
@@ -236,6 +268,11 @@ def _cause(error: BaseException) -> str:
     """The first line of an error, short."""
     text = (str(error) or type(error).__name__).strip().splitlines()[0]
     return text if len(text) < 200 else text[:200] + " ..."
+
+
+def _by_path(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
 
 
 def _shapes(tree: Any) -> Any:

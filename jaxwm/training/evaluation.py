@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxwm.errors import check_choice, check_number
 from jaxwm.training.trainer import ACT, ENV, EVAL, stream
 from jaxwm.types import Agent, Array, Env, Key, Mode
 
@@ -50,6 +51,8 @@ def evaluate(agent: Agent, env: Env, state: Any, keys: Key, episodes: int = 100,
 
 def evaluator(agent: Agent, env: Env, episodes: int = 100, mode: Mode = "greedy") -> Callable[[Any, Key], Scores]:
     """`evaluate` as a function `(state, keys) -> Scores` that compiles once, for those who evaluate again and again."""
+    check_choice("mode", mode, get_args(Mode))
+    check_number("episodes", episodes, least=1, whole=True)
     if episodes % env.num_envs:
         raise ValueError(f"{episodes} episodes cannot be shared equally by {env.num_envs} environments")
     play = (_pure if env.pure else _host)(agent, env, episodes // env.num_envs, mode)

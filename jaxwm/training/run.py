@@ -12,7 +12,7 @@ import signal
 import time
 import warnings
 from collections import deque
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from rich.table import Table
 
 import jaxwm
 from jaxwm import agents, envs
+from jaxwm.errors import check_range, check_types, suggest
 from jaxwm.training import checkpoint, cost, export, rundir
 from jaxwm.training.evaluation import Scores, evaluate, parallel
 from jaxwm.training.trainer import Cursor, Report, Trainer, member_keys
@@ -67,24 +68,50 @@ class Plan:
     gauge: int = 15
 
     def __post_init__(self):
-        for name in ("steps", "members", "episodes", "keep"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
-        if self.gauge < 0:
-            raise ValueError(f"--gauge is a number of steps, or 0 for none, got {self.gauge}")
+        check_types(self)
+        check_range(self, "steps members episodes keep", least=1, most=2**31 - 1)
+        check_range(self, "seed", least=0, most=2**32 - 1)
+        check_range(self, "checkpoint_minutes gauge", least=0)
+        if not isinstance(self.settings, config := agents.find(self.agent).config):
+            raise ValueError(f"the settings of {self.agent} are a {config.__module__}.Config, not {self.settings!r}")
+        if not isinstance(self.env_options, dict):
+            raise ValueError(f"env_options must be a dict of the environment's options, not {self.env_options!r}")
 
     def to_json(self) -> dict[str, Any]:
         return {"jaxwm": jaxwm.__version__, "jax": jax.__version__, **asdict(self)}
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Plan:
-        """The plan of a run directory. ValueError where this version does not know an entry."""
-        data = {k: v for k, v in data.items() if k not in ("jaxwm", "jax")}
-        config = agents.find(data["agent"]).config
-        try:
-            return Plan(**{**data, "settings": config(**data["settings"])})
-        except TypeError as error:
-            raise ValueError(f"the run was made by another version of jaxwm: {error}") from None
+        """The plan that `to_json` wrote. ValueError where an entry is missing, unknown or out of range."""
+        entries = {k: v for k, v in data.items() if k not in ("jaxwm", "jax")}
+        _check_entries("", entries, Plan)
+        config = agents.find(entries["agent"]).config
+        _check_entries("settings.", entries["settings"], config)
+        return Plan(**{**entries, "settings": config(**entries["settings"])})
+
+
+def _check_entries(prefix: str, entries: Any, config: type) -> None:
+    """ValueError unless `entries` are an object with fields of the dataclass `config`; those without a default all."""
+    if not isinstance(entries, dict):
+        raise ValueError(f"{prefix.rstrip('.')} is no object but {entries!r}")
+    fields = config.__dataclass_fields__
+    for name in entries:
+        if name not in fields:
+            near = suggest(prefix + name, [prefix + field for field in fields])
+            raise ValueError(f"unknown entry {prefix + name!r}; {near}")
+    needed = [name for name, entry in fields.items() if entry.default is entry.default_factory is MISSING]
+    if missing := [prefix + name for name in needed if name not in entries]:
+        raise ValueError(f"the entry {missing[0]!r} is missing")
+
+
+def read_plan(folder: str | Path) -> Plan:
+    """The plan of a run directory. FileNotFoundError where there is none, ValueError where it cannot be used."""
+    data = rundir.read_config(folder)
+    try:
+        return Plan.from_json(data)
+    except ValueError as error:
+        made = f"the run was made by jaxwm {data.get('jaxwm', 'of unknown version')}, this is {jaxwm.__version__}"
+        raise ValueError(f"{Path(folder) / rundir.CONFIG}: {error} ({made})") from error
 
 
 def build(plan: Plan) -> tuple[Env, Agent, Trainer]:
@@ -114,13 +141,12 @@ def load(path: str | Path, which: str = "newest") -> Loaded:
     path = Path(path)
     if path.is_file():
         return _load_export(path)
-    plan = Plan.from_json(rundir.read_config(path))
-    _, agent, trainer = build(plan)
-    folder = path / rundir.CHECKPOINTS
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no checkpoint in {folder}: the run stopped before its first one")
-    with checkpoint.Checkpoints(folder, writing=False) as checkpoints:
-        state, steps = checkpoints.restore_agent(trainer.footprint()["state"], which)
+    plan = read_plan(path)
+    with checkpoint.Checkpoints(path / rundir.CHECKPOINTS, writing=False) as checkpoints:
+        _, agent, trainer = build(plan)
+        like = trainer.footprint()["state"]
+        checkpoints.check({"agent": like})
+        state, steps = checkpoints.restore_agent(like, which)
     return Loaded(plan, agent, state, steps)
 
 
@@ -151,6 +177,8 @@ class Run:
 
     def __init__(self, plan: Plan, folder: Path, console: Console):
         self.plan, self.folder, self.console = plan, folder, console
+        if plan.tensorboard:
+            rundir.import_tensorboard()  # missing? told before anything is computed
         self.env, self.agent, self.trainer = build(plan)
         self.cursor, self.began, self.stopping = Cursor(), time.time(), False
         self.before = 0.0  # seconds of earlier sessions
@@ -161,19 +189,20 @@ class Run:
     # --- Starting -------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Check the memory, allocate, write config.json, open the files, compile."""
+        """Check the memory, allocate, write config.json, open the files, compile. The folder exists."""
         self._card_before()
         self.life = self.trainer.init(self.plan.seed)
-        rundir.create(self.folder)
         rundir.write_config(self.folder, self.plan.to_json())
         self._open()
 
     def resume(self) -> None:
         """Go on from the newest good checkpoint, or from the start if there is none yet. What was written after it is
         written again."""
-        self._card_before()
-        self.life = self.trainer.init(self.plan.seed)
+        sizes = self.trainer.footprint()
         with checkpoint.Checkpoints(self.folder / rundir.CHECKPOINTS, self.plan.keep) as checkpoints:
+            checkpoints.check({"agent": sizes["state"], "rest/ring/data": sizes["replay"]})
+            self._card_before()
+            self.life = self.trainer.init(self.plan.seed)
             saved = checkpoints.restore(self.life) if checkpoints.steps() else None
         self._open()
         if saved is None:
@@ -200,6 +229,7 @@ class Run:
         """The start-up card: sizes and costs, before memory is taken."""
         sizes = self.trainer.footprint()
         replay, state = cost.tree_bytes(sizes["replay"]), cost.tree_bytes(sizes["state"])
+        _check_memory(state + replay)
         say = self.console.print
         say(f"[bold]{self.plan.agent}[/bold] on [bold]{self.plan.env}[/bold], {self.plan.members} members, seed "
             f"{self.plan.seed}, {jax.default_backend()}")  # fmt: skip
@@ -337,6 +367,16 @@ def table(plan: Plan, trained: Scores, chance: Scores, steps: int) -> Table:
     return out
 
 
+def _check_memory(need: int) -> None:
+    """ValueError where not even the state and the replay fit: the machine would end the program without a word."""
+    devices = 1 if jax.default_backend() == "cpu" else jax.local_device_count()  # members are spread over devices
+    if need > (free := cost.available_memory() * devices):
+        raise ValueError(
+            f"the run needs more than {cost.human(need, 'B')} of memory and {cost.human(free, 'B')} are free: lower "
+            "--capacity, --members or --envs, or take a smaller preset"
+        )
+
+
 class _signals:
     """SIGINT and SIGTERM end the loop after the current chunk, so that the run is saved; a second SIGINT interrupts."""
 
@@ -417,16 +457,16 @@ class _Display:
 
 def train(plan: Plan, folder: Path, console: Console | None = None) -> dict[str, Any]:
     """A whole run; the results of the evaluation. Raises what `rundir.create` raises, before anything is computed."""
-    if folder.exists() and any(folder.iterdir()):
-        rundir.create(folder)  # raises, with the way out
-    run = Run(plan, folder, console or Console())
-    run.start()
+    with rundir.created(folder):
+        run = Run(plan, folder, console or Console())
+        run.start()
     return _complete(run)
 
 
 def resume(folder: Path, console: Console | None = None) -> dict[str, Any]:
     """Go on with the run in `folder` to the end of its plan."""
-    run = Run(Plan.from_json(rundir.read_config(folder)), folder, console or Console())
+    plan = read_plan(folder)
+    run = Run(plan, folder, console or Console())
     run.resume()
     return _complete(run)
 

@@ -16,6 +16,7 @@ import math
 import mmap
 import os
 import re
+import shutil
 import tempfile
 import time
 import warnings
@@ -25,6 +26,8 @@ from typing import Any
 
 import jax
 import numpy as np
+
+from jaxwm.errors import nearest
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
@@ -54,7 +57,7 @@ def create(path: str | Path) -> Path:
 
     Raises:
         FileExistsError: there is something at `path` already; the message tells the way out.
-        PermissionError: `path` cannot be written to.
+        OSError: `path` cannot be made: no permission, a file on the way, a name too long.
     """
     path = Path(path)
     try:
@@ -65,11 +68,29 @@ def create(path: str | Path) -> Path:
     except FileExistsError:
         raise FileExistsError(_occupied(path)) from None
     except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise
         message = f"cannot write to {path} ({error.strerror}): choose another directory with --run"
-        raise PermissionError(error.errno, message) from error
+        denied = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+        raise (PermissionError if denied else OSError)(error.errno, message) from error
     return path
+
+
+@contextlib.contextmanager
+def created(path: str | Path) -> Iterator[Path]:
+    """`create`, and take everything away again if the body fails: a run that cannot start leaves nothing behind."""
+    path = Path(path)
+    absent = [folder for folder in (path, *path.parents) if not os.path.exists(folder)]
+    ours = False
+    try:
+        create(path)
+        ours = True
+        yield path
+    except BaseException:
+        for inner in path.iterdir() if ours else ():
+            shutil.rmtree(inner) if inner.is_dir() else inner.unlink()
+        for folder in absent:
+            with contextlib.suppress(OSError):  # never made, or another run has moved in
+                folder.rmdir()
+        raise
 
 
 def _occupied(path: Path) -> str:
@@ -127,12 +148,20 @@ def read_config(path: str | Path) -> dict[str, Any]:
     try:
         config = json.loads(file.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
-        raise FileNotFoundError(f"{path} is no run directory: there is no {CONFIG} in it") from None
+        raise FileNotFoundError(f"{path} is no run directory: there is no {CONFIG} in it{_runs_near(path)}") from None
     except ValueError as error:  # bad JSON, or bad UTF-8
         raise ValueError(f"{file} is damaged: {error}") from None
     if not isinstance(config, dict):
         raise ValueError(f"{file} is damaged: expected an object, found {type(config).__name__}")
     return config
+
+
+def _runs_near(path: str | Path) -> str:
+    """Runs beside `path` with the nearest names, as the end of a message."""
+    parent, name = Path(path).parent, Path(path).name
+    runs = sorted(folder.parent.name for folder in parent.glob(f"*/{CONFIG}"))
+    close = nearest(name, runs) or runs[-3:]
+    return f"; did you mean {', '.join(str(parent / run) for run in close)}?" if close else ""
 
 
 # --- Values as JSON -----------------------------------------------------------------------------------------------
@@ -346,21 +375,26 @@ class _Lines:
             self._file.truncate(end)
 
 
+def import_tensorboard() -> tuple[Any, Any, Any]:
+    """tensorboardX's `EventsWriter`, `event_pb2` and `scalar`; ImportError tells how to install it."""
+    try:
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2
+        from tensorboardX.summary import scalar
+    except ImportError as error:
+        raise ImportError("TensorBoard output needs tensorboardX: pip install 'jaxwm[log]'") from error
+    return EventsWriter, event_pb2, scalar
+
+
 class _Board:
     """A TensorBoard event file, written in this thread: tensorboardX's own SummaryWriter writes in another one, and
     hangs the program for good when the disk is full."""
 
     def __init__(self, path: Path):
-        try:
-            from tensorboardX.event_file_writer import EventsWriter
-            from tensorboardX.proto import event_pb2
-            from tensorboardX.summary import scalar
-        except ImportError as error:
-            raise ImportError("TensorBoard output needs tensorboardX: pip install 'jaxwm[log]'") from error
-        self._events, self._scalar = event_pb2, scalar
+        events_writer, self._events, self._scalar = import_tensorboard()
         path.mkdir(exist_ok=True)
         # files are named by the second: without more in its name a quick restart would overwrite one
-        self._file = EventsWriter(str(path / "events"), filename_suffix=f".{time.time_ns()}")
+        self._file = events_writer(str(path / "events"), filename_suffix=f".{time.time_ns()}")
 
     def add(self, scalars: Mapping[str, float], step: int) -> None:
         for tag, value in scalars.items():

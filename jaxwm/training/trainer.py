@@ -24,6 +24,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxwm import replay
+from jaxwm.errors import check_number
 from jaxwm.replay import Ring
 from jaxwm.training import gauge
 from jaxwm.types import Agent, Array, Collect, Env, Key, PyTree, Record, Repeat, Step, Train, Word
@@ -173,6 +174,9 @@ class Trainer:
         hyper: dict[str, Any] | None = None,
         max_iterations: int = 256,
     ):
+        check_number("members", members, least=1, whole=True)
+        check_number("capacity", capacity, least=1, whole=True)
+        check_number("max_iterations", max_iterations, least=1, whole=True)
         self.agent, self.env, self.members = agent, env, members
         self.capacity, self.max_iterations = capacity, max_iterations
         self.segments = segments(agent.schedule, env.num_envs)
@@ -191,6 +195,9 @@ class Trainer:
         unknown = given.keys() - self.agent.hyper.keys()
         if unknown:
             raise ValueError(f"{sorted(unknown)} cannot differ between members; these can: {sorted(self.agent.hyper)}")
+        for name, value in given.items():
+            if np.shape(value) not in ((), (self.members,)):
+                raise ValueError(f"{name} must be one number or {self.members}, one a member, not {np.shape(value)}")
         values = self.agent.hyper | given
         return {name: jnp.broadcast_to(jnp.asarray(v, jnp.float32), (self.members,)) for name, v in values.items()}
 
@@ -434,6 +441,9 @@ class Trainer:
 
     def run(self, life: Life, cursor: Cursor, iterations: int) -> tuple[Life, Cursor, Report]:
         """Run up to `iterations` of the current segment; `life` is consumed. See `finished` for the end."""
+        if self.finished(cursor):
+            raise ValueError(f"the schedule has ended: it has {len(self.segments)} segments, the cursor is {cursor}")
+        check_number("iterations", iterations, least=1, whole=True)
         segment = self.segments[cursor.segment]
         iterations = min(iterations, self.max_iterations, segment.times - cursor.iteration)
         first = int(life.counters.rows)

@@ -1,0 +1,99 @@
+"""One clear sentence for a wrong name, option or value: what is wrong, and what would be right."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Iterable
+from difflib import SequenceMatcher
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+# --- Names --------------------------------------------------------------------------------------------------------
+
+
+def nearest(word: str, known: Iterable[str], count: int = 3) -> list[str]:
+    """Up to `count` of `known` that look like `word`, best first; case, suite and version may differ."""
+
+    def likeness(name: str) -> float:
+        whole = SequenceMatcher(None, word.lower(), name.lower()).ratio()
+        task = SequenceMatcher(None, _core(word), _core(name)).ratio()
+        # The task says more than the suite, and the suite decides between equals: "Pong" is atari/Pong first.
+        return max(whole, task) + whole / 10
+
+    ranked = sorted(((likeness(name), name) for name in known), key=lambda pair: (-pair[0], pair[1]))
+    return [name for score, name in ranked[:count] if score > 0.6]
+
+
+def suggest(name: Any, known: Iterable[str]) -> str:
+    """`did you mean dreamer-v3?`, or `there are ...` with all of `known` where none is near: the end of a message."""
+    known = list(known)
+    close = nearest(str(name), known)
+    return f"did you mean {', '.join(close)}?" if close else f"there are {', '.join(known)}"
+
+
+def check_options(name: str, options: Iterable[str], valid: Iterable[str]) -> None:
+    """Raise ValueError where `options` has a name that is not in `valid`."""
+    valid = sorted(valid)
+    wrong = [option for option in options if option not in valid]
+    if not wrong:
+        return
+    close = nearest(wrong[0], valid, 1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    raise ValueError(f"{name} has no option {wrong[0]!r}{hint}; its options are {', '.join(valid) or 'none'}")
+
+
+def _core(name: str) -> str:
+    """The task alone, without suite, version and case: "pong" of "gymnax/Pong-misc"."""
+    return name.lower().split("/")[-1].split("-")[0]
+
+
+# --- Values -------------------------------------------------------------------------------------------------------
+
+
+def check_number(
+    what: str,
+    value: Any,
+    least: float = -math.inf,
+    most: float = math.inf,
+    above: float = -math.inf,
+    whole: bool = False,
+) -> None:
+    """Raise ValueError unless `value` is a finite number in [least, most] and greater than `above`; no bool is one."""
+    kind = numbers.Integral if whole else numbers.Real
+    if isinstance(value, kind) and not isinstance(value, bool):
+        if -math.inf < value < math.inf and least <= value <= most and value > above:  # type: ignore[operator]
+            return
+    lower = f" above {above:g}" if above > -math.inf else f" of at least {least}" if least > -math.inf else ""
+    upper = f" and at most {most}" if most < math.inf else ""
+    raise ValueError(f"{what} must be a {'whole ' if whole else ''}number{lower}{upper}, not {value!r}")
+
+
+def check_choice(what: str, value: Any, choices: Iterable[Any]) -> None:
+    """Raise ValueError unless `value` is one of `choices`."""
+    choices = list(choices)
+    if value not in choices:
+        raise ValueError(f"{what} must be one of {', '.join(map(repr, choices))}, not {value!r}")
+
+
+def check_types(settings: Any) -> None:
+    """Raise ValueError where a field of a dataclass does not have its annotated type: int, float, bool, str, Literal.
+
+    Numbers must be finite. Other annotations are not checked.
+    """
+    for name, hint in get_type_hints(type(settings)).items():
+        value = getattr(settings, name)
+        if hint in (int, float):
+            check_number(name, value, whole=hint is int)
+        elif hint is bool:
+            check_choice(name, value, (True, False))
+        elif hint is str and not isinstance(value, str):
+            raise ValueError(f"{name} must be text, not {value!r}")
+        elif get_origin(hint) is Literal:
+            check_choice(name, value, get_args(hint))
+
+
+def check_range(settings: Any, names: str, **bounds: float) -> None:
+    """`check_number` for several numeric fields, named in one string."""
+    for name in names.split():
+        value = getattr(settings, name)
+        check_number(name, value, **bounds, whole=isinstance(value, int))
