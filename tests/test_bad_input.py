@@ -282,8 +282,8 @@ SETTINGS = [
     *[(f"--{name} -1", f"{name.replace('-', '_')} must be a whole number of at least 0, not -1")
       for name in "sensor-layers policy-layers model-layers prefill warmup decay".split()],
     *[(f"--{name} -0.5", f"{name.replace('-', '_')} must be a number of at least 0, not -0.5")
-      for name in "free-nats entropy disagreement rec-scale rew-scale con-scale dyn-scale rep-scale policy-scale value-scale "
-      "repval-scale slow-scale".split()],
+      for name in "free-nats entropy disagreement rec-scale rew-scale con-scale dyn-scale rep-scale policy-scale "
+      "value-scale repval-scale slow-scale".split()],
     *[(f"--{name} {value}", f"{name.replace('-', '_')} must be a number of at least 0 and at most 1, not {value}")
       for name, value in (("unimix", 1.5), ("actor-unimix", -0.1), ("lam", 1.01))],
     *[(f"--{name} {value}", f"{name.replace('-', '_')} must be a number above 0, not {value}")
