@@ -1,4 +1,4 @@
-"""The command line: `jaxwm list | train | resume | eval | sweep`.
+"""The command line: `jaxwm list | train | resume | eval | report | sweep`.
 
 Every setting of an agent is a flag of `jaxwm train AGENT`; `jaxwm train AGENT --help` explains them.
 """
@@ -25,6 +25,7 @@ USAGE = """jaxwm: world-model reinforcement learning in JAX
   jaxwm train AGENT [--help]     train a population, evaluate it, keep everything in a run directory
   jaxwm resume RUN               go on with a run that was stopped
   jaxwm eval RUN [--help]        score a run's newest checkpoint beside a random policy
+  jaxwm report RUN...            a page with figures and tables about runs, side by side
   jaxwm sweep FILE [--help]      run all of an experiment file that is not finished yet
 
 Start with: jaxwm train dreamer-v3
@@ -82,7 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; the exit status (0 fine, 1 stopped by a signal, 2 bad input)."""
     arguments = sys.argv[1:] if arguments is None else arguments
     command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
-    commands = {"list": _list, "train": _train, "resume": _resume, "eval": _eval, "sweep": _sweep}
+    commands = {"list": _list, "train": _train, "resume": _resume, "eval": _eval, "report": _report, "sweep": _sweep}
     if command in ("-h", "--help", "help"):
         print(USAGE)
         return 0
@@ -238,6 +239,24 @@ def _eval(arguments: list[str]) -> int:
     trained = run.score(plan, agent, state, options.episodes, options.mode, options.seed)
     chance = run.score(plan, agent, state, options.episodes, "random", options.seed)
     Console().print(run.table(replace(plan, seed=options.seed), trained, chance, steps))
+    return 0
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Write report.md about runs: learning curves, losses, evaluations, throughput, settings and what differs."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run directories, or directories that contain some, such as the root of a sweep."""
+    out: Path | None = None
+    """Where to write (default: RUN/report for one run, report-TIME for several)."""
+
+
+def _report(arguments: list[str]) -> int:
+    from jaxwm.studio.report import report
+
+    options = tyro.cli(ReportOptions, args=arguments, prog="jaxwm report")
+    print(report(options.runs, options.out))
     return 0
 
 
