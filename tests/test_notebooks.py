@@ -10,6 +10,12 @@ from nbclient.exceptions import CellExecutionError
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "experiments").glob("*.ipynb"))
 
+SHORTER = {
+    "train_step": {"UPDATES = 500": "UPDATES = 20"},
+    "custom_env": {"steps=1000": "steps=240"},
+}
+"""What the test makes shorter; every cell still runs."""
+
 
 def run(notebook: nbformat.NotebookNode, folder: Path) -> None:
     """Run all cells with `folder` as the working directory; CellExecutionError where one raises."""
@@ -19,7 +25,11 @@ def run(notebook: nbformat.NotebookNode, folder: Path) -> None:
 
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
 def test_every_cell_runs(file, tmp_path):
-    notebook = nbformat.read(file, 4)
+    text = file.read_text()
+    for long, short in SHORTER[file.stem].items():
+        assert long in text
+        text = text.replace(long, short)
+    notebook = nbformat.reads(text, 4)
     run(notebook, tmp_path)
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
