@@ -17,7 +17,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed-$(subst $(comma),-,$(EXTRAS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow lint bench sweep atari100k clean
+.PHONY: help setup train notebook test test-slow lint bench sweep atari100k clean
 
 help:  ## Show this list
 	@echo "jaxwm: world-model reinforcement learning in JAX"
@@ -40,6 +40,10 @@ $(STAMP): pyproject.toml constraints.txt
 
 train: setup  ## Train Dreamer V3 (on Catch; ARGS='--env ...' for more)
 	$(BIN)/jaxwm train dreamer-v3 $(ARGS)
+
+notebook: setup  ## Open the notebooks of experiments/ in Jupyter Lab (installs it into .venv the first time)
+	@test -x $(BIN)/jupyter-lab || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[notebook]'
+	$(BIN)/jupyter lab --notebook-dir=experiments $(ARGS)
 
 test: setup  ## Run the tests, a few minutes
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)

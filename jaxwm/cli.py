@@ -1,4 +1,4 @@
-"""The command line: `jaxwm list | train | resume | eval | dream | watch | export | sweep`.
+"""The command line: `jaxwm list | train | resume | eval | dream | watch | report | export | sweep`.
 
 Every setting of an agent is a flag of `jaxwm train AGENT`; `jaxwm train AGENT --help` explains them.
 """
@@ -31,6 +31,7 @@ USAGE = """jaxwm: world-model reinforcement learning in JAX
   jaxwm eval RUN [--help]        score a run's newest checkpoint beside a random policy
   jaxwm dream RUN [--help]       what its world model dreams beside what happens: video, plots, error by horizon
   jaxwm watch RUN [--help]       a video of its policy
+  jaxwm report RUN...            a page with figures and tables about runs, side by side
   jaxwm export RUN [--help]      write a run's weights as one safetensors file
   jaxwm sweep FILE [--help]      run all of an experiment file that is not finished yet
 
@@ -100,6 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
         "eval": _eval,
         "dream": _dream,
         "watch": _watch,
+        "report": _report,
         "export": _export,
         "sweep": _sweep,
     }
@@ -410,6 +412,24 @@ def _watch(arguments: list[str]) -> int:
     settings = watch.Settings(options.episodes, options.max_steps, options.mode)
     console, out = Console(), options.out
     watch.watch(options.run, out, options.member, options.seed, settings, options.format, console, options.checkpoint)
+    return 0
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Write report.md about runs: learning curves, losses, evaluations, throughput, settings and what differs."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run directories, or directories that contain some, such as the root of a sweep."""
+    out: Path | None = None
+    """Where to write (default: RUN/report for one run, report-TIME for several)."""
+
+
+def _report(arguments: list[str]) -> int:
+    from jaxwm.studio.report import report
+
+    options = tyro.cli(ReportOptions, args=arguments, prog="jaxwm report")
+    print(report(options.runs, options.out))
     return 0
 
 

@@ -1,0 +1,183 @@
+"""The figures of a report. Arrays in, matplotlib figures out: no files, no global state of pyplot.
+
+Letters: K points, M members. Colours are Okabe and Ito's, which colour-blind readers tell apart.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import EngFormatter, MaxNLocator
+
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#000000")
+STYLES = ("-", "--", "-.", ":")
+"""More than seven runs: the colours come again with another line style."""
+
+GREY = "#555555"
+MOST_WITH_MEMBERS = 4
+"""More runs than this in one figure are drawn without a line for each member."""
+
+STEPS = "environment steps of each member"
+
+STYLE: Any = {
+    "font.size": 11,
+    "axes.titlesize": 12,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "figure.dpi": 120,
+}
+"""For `matplotlib.rc_context`, around drawing and saving."""
+
+
+class Series(NamedTuple):
+    """A quantity of the members of one run: `steps [K]`, `values [K, M]` with NaN where there is none.
+
+    `index` is the place of the run in the report: it has the same colour in every figure.
+    """
+
+    label: str
+    index: int
+    steps: np.ndarray
+    values: np.ndarray
+
+
+class Final(NamedTuple):
+    """The evaluation of one run: environment steps, and mean returns `[M]`."""
+
+    label: str
+    index: int
+    steps: int
+    values: np.ndarray
+
+
+def returns(title: str, series: list[Series], finals: list[Final], chance: float | None) -> Figure:
+    """Learning curves of the runs of one environment, their evaluations, and the random policy's return."""
+    figure = Figure(figsize=(8, 4.4), layout="constrained")
+    axes = figure.add_subplot(title=title, xlabel=STEPS, ylabel="return of an episode (raw)")
+    thin = len(series) <= MOST_WITH_MEMBERS
+    for curve in series:
+        _draw(axes, curve, members=thin, band=0.15 if thin else 0.06)
+    end = max((final.steps for final in finals), default=0)
+    for place, final in enumerate(finals, start=1):
+        _draw_final(axes, final, final.steps + 0.02 * place * end)
+    if chance is not None:
+        axes.axhline(chance, color=GREY, linestyle=(0, (6, 3)), linewidth=1.5)
+    _ticks(axes, 7)
+    runs = {shown.index: shown.label for shown in [*series, *finals]}
+    handles = _run_handles(runs) if len(runs) > 1 else []
+    handles += _meaning_handles(any(s.values.shape[1] > 1 for s in series), thin, bool(finals), chance is not None)
+    return _with_legend(figure, handles, 2)
+
+
+def multiples(panels: dict[str, list[Series]]) -> Figure:
+    """A small figure for each quantity, with a line for each run."""
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(max(8, 4 * columns), 2.5 * rows + 0.4), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, (name, series) in zip(grid, panels.items(), strict=False):
+        for curve in series:
+            _draw(axes, curve)
+        axes.set_title(name)
+        _ticks(axes, 4)
+        if _spans_decades(np.concatenate([curve.values.ravel() for curve in series])):
+            axes.set_yscale("log")
+    for axes in grid[len(panels) :]:
+        axes.remove()
+    figure.supxlabel(STEPS, fontsize=11)
+    handles = _run_handles({curve.index: curve.label for series in panels.values() for curve in series})
+    if any(s.values.shape[1] > 1 for series in panels.values() for s in series):
+        handles.append(Patch(color=GREY, alpha=0.2, label="minimum to maximum of the members"))
+    return _with_legend(figure, handles, min(3, columns + 1))
+
+
+def gauge(runs: list[list[Series]]) -> Figure:
+    """Dreamed and real return from the same states, and their gap, three series for each run: a row of axes."""
+    figure = Figure(figsize=(9, 3.2 * len(runs) + 0.4), layout="constrained")
+    grid = figure.subplots(len(runs), 2, squeeze=False)
+    for (left, right), (dreamed, real, gap) in zip(grid, runs, strict=True):
+        for curve, color in ((dreamed, COLORS[0]), (real, COLORS[3])):
+            _draw(left, curve, members=True, color=color)
+        _draw(right, gap, members=True, color=COLORS[5])
+        right.axhline(0, color=GREY, linewidth=1.2)
+        left.set(title=dreamed.label, ylabel="return from the same states")
+        right.set(title=gap.label, ylabel="gap (dreamed - real)")
+        for axes in (left, right):
+            _ticks(axes, 5)
+    figure.supxlabel(STEPS, fontsize=11)
+    names = {"dreamed return": COLORS[0], "real return": COLORS[3], "gap": COLORS[5]}
+    handles: list = [Line2D([], [], color=color, lw=2.2, label=name) for name, color in names.items()]
+    handles += _meaning_handles(any(gap.values.shape[1] > 1 for *_, gap in runs), True, False, False)
+    return _with_legend(figure, handles, 3)
+
+
+def _draw(axes: Axes, curve: Series, members: bool = False, color: str | None = None, band: float = 0.15) -> None:
+    """Mean over the members, the band from the least to the greatest, and on request a thin line for each."""
+    look: Any = _look(curve.index) if color is None else {"color": color, "linestyle": "-"}
+    values = np.ma.masked_invalid(curve.values)
+    mean, low, high = (x.filled(np.nan) for x in (values.mean(1), values.min(1), values.max(1)))
+    marker = "." if len(curve.steps) <= 40 else ""  # a point between two gaps has no line
+    axes.plot(curve.steps, mean, marker=marker, linewidth=2.2, zorder=4, **look)
+    if values.shape[1] > 1:
+        axes.fill_between(curve.steps, low, high, color=look["color"], alpha=band, linewidth=0)
+        if members:
+            axes.plot(curve.steps, curve.values, linewidth=0.8, alpha=0.6, zorder=3, **look)
+
+
+def _look(index: int) -> dict[str, Any]:
+    return {"color": COLORS[index % len(COLORS)], "linestyle": STYLES[index // len(COLORS) % len(STYLES)]}
+
+
+def _draw_final(axes: Axes, final: Final, place: float) -> None:
+    """Mean of the members, with a bar from the least to the greatest."""
+    mean = final.values.mean()
+    spread = [[mean - final.values.min()], [final.values.max() - mean]]
+    color = _look(final.index)["color"]
+    axes.errorbar(place, mean, spread, fmt="D", color=color, mec="white", ms=9, capsize=5, zorder=5)
+
+
+def _with_legend(figure: Figure, handles: list, columns: int) -> Figure:
+    """A legend above the axes; the figure grows by its height, so that the axes do not shrink."""
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + 0.23 * -(-len(handles) // columns))
+    figure.legend(handles=handles, loc="outside upper center", ncols=columns, fontsize=10)
+    return figure
+
+
+def _ticks(axes: Axes, most: int) -> None:
+    axes.xaxis.set_major_locator(MaxNLocator(most, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+
+
+def _spans_decades(values: np.ndarray) -> bool:
+    """Whether a logarithmic axis helps: all positive, and more than a factor of 30 between them."""
+    values = values[np.isfinite(values)]
+    return len(values) > 0 and values.min() > 0 and values.max() > 30 * values.min()
+
+
+def _run_handles(runs: dict[int, str]) -> list:
+    return [Line2D([], [], linewidth=2.2, label=label, **_look(index)) for index, label in sorted(runs.items())]
+
+
+def _meaning_handles(several: bool, thin: bool, final: bool, chance: bool) -> list:
+    """Legend entries that say what the marks mean, in grey: they hold for every run."""
+    handles = []
+    if several:
+        handles.append(Line2D([], [], color=GREY, linewidth=2.2, label="mean of the members"))
+        handles += [Line2D([], [], color=GREY, linewidth=0.8, label="single member")] if thin else []
+        handles.append(Patch(color=GREY, alpha=0.2, label="minimum to maximum of the members"))
+    if final:
+        label = "greedy evaluation" + (" (minimum to maximum)" if several else "")
+        handles.append(Line2D([], [], color=GREY, marker="D", linestyle="", ms=8, label=label))
+    if chance:
+        handles.append(Line2D([], [], color=GREY, linestyle=(0, (6, 3)), label="random policy"))
+    return handles

@@ -1,0 +1,509 @@
+"""`jaxwm report`: the plain files of run directories as one page, report.md, with figures.
+
+Nothing is computed again: what is not in config.json, metrics.jsonl, scores.jsonl, evaluation.json and dreams/ is said
+to be missing. M is the number of members of a run, K the number of points of a curve.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import shlex
+import shutil
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+import matplotlib
+import numpy as np
+
+import jaxwm
+from jaxwm import agents
+from jaxwm.studio import charts
+from jaxwm.training import rundir
+from jaxwm.training.run import EVALUATION, Plan
+
+REPORT = "report.md"
+DREAMS = "dreams"
+PICTURES = (".png", ".gif")
+
+CURVE_BINS = 20
+"""Points of a learning curve, each the mean of the episodes that ended in that stretch of environment steps."""
+
+METRIC_BINS = 200
+"""Largest number of points of the other curves."""
+
+AXES = ("env_steps", "updates", "seconds")
+EPISODES = "return"
+"""The metrics' own copy of scores.jsonl."""
+
+GAUGE = ("gauge/dreamed", "gauge/real", "gauge/gap")
+SKIPPED = "skipped"
+VERSIONS = ("jaxwm", "jax")
+
+
+class Story(NamedTuple):
+    """All that a run directory tells. `evaluation` is {} for a run that is not finished."""
+
+    label: str
+    index: int
+    path: Path
+    config: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    scores: list[dict[str, Any]]
+    evaluation: dict[str, Any]
+
+    @property
+    def env(self) -> str:
+        return self.config["env"]
+
+    @property
+    def members(self) -> int:
+        return self.config["members"]
+
+    def progress(self) -> int:
+        """Environment steps so far, of each member."""
+        return max((row["env_steps"] for row in [*self.metrics[-1:], *self.scores[-1:]]), default=0)
+
+
+def report(paths: Iterable[str | Path], out: str | Path | None = None) -> Path:
+    """Write report.md and its figures about run directories, or directories that contain some; its path.
+
+    `out` is the directory to write to, by default RUN/report for one run and report-TIME for several.
+
+    Raises:
+        FileNotFoundError: a path is no run directory and contains none.
+        ValueError: no path, or a damaged file; the message tells which.
+        PermissionError: `out` cannot be written to.
+    """
+    stories = read(paths)
+    out = _prepare(Path(out) if out else _default_out(stories))
+    with matplotlib.rc_context(charts.STYLE):
+        sections = [_overview(stories), *_by_environment(stories, out), _gauge(stories, out), _dreams(stories, out)]
+    sections += [_throughput(stories), _settings(stories), _reproduce(stories)]
+    title = stories[0].label if len(stories) == 1 else f"{len(stories)} runs"
+    head = f"# Report: {title}\n\nWritten {time.strftime('%Y-%m-%d %H:%M')} by jaxwm {jaxwm.__version__}."
+    (out / REPORT).write_text("\n\n".join([head, *filter(None, sections)]) + "\n", encoding="utf-8")
+    return out / REPORT
+
+
+def _default_out(stories: list[Story]) -> Path:
+    return stories[0].path / "report" if len(stories) == 1 else Path(time.strftime("report-%Y%m%d-%H%M%S"))
+
+
+def _prepare(out: Path) -> Path:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / REPORT).touch()
+    except OSError as error:
+        raise PermissionError(
+            f"cannot write to {out} ({error.strerror}): choose another directory with --out"
+        ) from None
+    return out
+
+
+# --- Reading ------------------------------------------------------------------------------------------------------
+
+
+def find(path: Path) -> list[Path]:
+    """The run directories at and below `path`, sorted. Left out: hidden directories, links to others than runs."""
+    if (path / rundir.CONFIG).is_file():
+        return [path]
+    if not path.is_dir():
+        return []
+    children = [child for child in sorted(path.iterdir()) if child.is_dir() and not child.name.startswith(".")]
+    children = [child for child in children if not child.is_symlink() or (child / rundir.CONFIG).is_file()]
+    return [run for child in children for run in find(child)]
+
+
+def read(paths: Iterable[str | Path]) -> list[Story]:
+    """The runs at `paths` and below, each once. Raises as `report` does."""
+    folders: dict[Path, Path] = {}
+    for path in map(Path, paths):
+        found = find(path)
+        if not found:
+            raise FileNotFoundError(f"{path} is no run directory and contains none: there is no {rundir.CONFIG} in it")
+        folders |= {folder.resolve(): folder for folder in found}
+    if not folders:
+        raise ValueError("which runs? jaxwm report RUN..., with RUN a run directory or a directory of runs")
+    root = os.path.commonpath([folder.parent for folder in folders])
+    return [_read(path, str(real.relative_to(root)), i) for i, (real, path) in enumerate(folders.items())]
+
+
+def _read(path: Path, label: str, index: int) -> Story:
+    config = rundir.read_config(path)
+    missing = [name for name in ("agent", "env", "settings", "steps", "members", "seed") if name not in config]
+    if missing:
+        raise ValueError(f"{path / rundir.CONFIG} is not a run's: it has no entry {missing[0]!r}; leave {path} out")
+    try:
+        metrics, scores = _lines(path / rundir.METRICS), _lines(path / rundir.SCORES)
+    except ValueError as error:
+        raise ValueError(f"{error}; delete that line, or leave this run out") from None
+    return Story(label, index, path, config, metrics, scores, _evaluation(path / EVALUATION))
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    return rundir.read_jsonl(file) if file.exists() else []
+
+
+def _evaluation(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged: {error}; delete it, or leave this run out") from None
+
+
+# --- Curves -------------------------------------------------------------------------------------------------------
+
+
+def binned(steps: np.ndarray, values: np.ndarray, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means of `values [K, M]` in the bins of `steps [K]`: centres and means of the bins that hold a row.
+
+    NaN entries do not count; a bin with nothing else stays NaN: a gap.
+    """
+    which = np.clip(np.searchsorted(edges, steps, side="right") - 1, 0, len(edges) - 2)
+    used = np.unique(which)
+    means = [np.ma.masked_invalid(values[which == bin]).mean(0).filled(np.nan) for bin in used]
+    centres = (edges[:-1] + edges[1:]) / 2
+    return centres[used], np.array(means).reshape(len(used), values.shape[1])
+
+
+def learning_curve(story: Story, edges: np.ndarray) -> charts.Series:
+    """Training returns `[K, M]`. A member without an episode in a bin is interpolated between its other bins."""
+    grid = (edges[:-1] + edges[1:]) / 2
+    columns = []
+    for member in range(story.members):
+        rows = [row for row in story.scores if row["member"] == member and row["return"] is not None]
+        steps = np.array([row["env_steps"] for row in rows], float)
+        centres, means = binned(steps, np.array([[row["return"]] for row in rows]).reshape(-1, 1), edges)
+        nothing = np.full(len(grid), np.nan)
+        columns.append(np.interp(grid, centres, means[:, 0], np.nan, np.nan) if rows else nothing)
+    return charts.Series(story.label, story.index, grid, np.stack(columns, 1))
+
+
+def column(story: Story, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """A metric as `steps [K]`, `values [K, M]`, of the rows that have it; null is NaN. A scalar has one column."""
+    rows = [row for row in story.metrics if name in row]
+    values = [row[name] if isinstance(row[name], list) else [row[name]] for row in rows]
+    table = np.array(values, float).reshape(len(rows), -1)  # None becomes NaN
+    return np.array([row["env_steps"] for row in rows], float), table
+
+
+def metric_curve(story: Story, name: str, bins: int = METRIC_BINS) -> charts.Series:
+    """A metric over the environment steps, in at most `bins` points."""
+    steps, values = column(story, name)
+    edges = np.linspace(0, max(story.progress(), 1), bins + 1)
+    return charts.Series(story.label, story.index, *binned(steps, values, edges))
+
+
+def metric_names(stories: list[Story]) -> list[str]:
+    """The metrics to draw, in the order in which they first appear."""
+    names = dict.fromkeys(name for story in stories for row in story.metrics for name in row)
+    return [name for name in names if name not in (*AXES, EPISODES, *GAUGE, SKIPPED)]
+
+
+# --- Sections -----------------------------------------------------------------------------------------------------
+
+
+def _overview(stories: list[Story]) -> str:
+    header = ["run", "agent", "environment", "members", "seed", "environment steps of each", "state"]
+    rows = []
+    for story in stories:
+        config, steps = story.config, f"{story.progress():,} of {story.config['steps']:,}"
+        names = [story.label, config["agent"], story.env]
+        rows.append(
+            [*names, story.members, config["seed"], steps, "finished" if story.evaluation else "**unfinished**"]
+        )
+    notes = [note for story in stories for note in _notes(story)]
+    return "\n\n".join(filter(None, ["## Runs", _table(header, rows), _bullets(notes)]))
+
+
+def _notes(story: Story) -> Iterable[str]:
+    """What is missing or odd in a run."""
+    name = f"**{_cell(story.label)}**"
+    if not story.evaluation:
+        command = _code(f"jaxwm resume {shlex.quote(str(story.path))}")
+        yield f"{name} is unfinished: there is no {EVALUATION}. Go on with {command}."
+    if not story.metrics:
+        yield f"{name} has no metrics yet."
+    if not story.scores:
+        yield f"{name} has no scores yet: no training episode has ended."
+    if not story.evaluation.get("complete", True):
+        yield f"{name}: some evaluation episodes were cut off by the step limit; their returns are lower bounds."
+    for metric in metric_names([story]):
+        steps, values = column(story, metric)
+        for member in np.flatnonzero(~np.isfinite(values).all(0)):
+            bad = ~np.isfinite(values[:, member])
+            yield (
+                f"{name}: {_code(metric)} of member {member} is null (NaN or infinite) in {bad.sum():,} of "
+                f"{len(bad):,} rows, first at {steps[bad][0]:,.0f} environment steps. Curves show the other members."
+            )
+
+
+def _by_environment(stories: list[Story], out: Path) -> Iterable[str]:
+    """A section for each environment: returns, evaluation, losses, the other metrics."""
+    for env in dict.fromkeys(story.env for story in stories):
+        group = [story for story in stories if story.env == env]
+        names = metric_names(group)
+        losses = [name for name in names if "loss" in name.split("/")]
+        parts = [f"## {env}", _returns(env, group, out), "### Evaluation", _scores(group)]
+        parts += _multiples("Losses", env, group, losses, out)
+        parts += _multiples("Other metrics", env, group, [name for name in names if name not in losses], out)
+        yield "\n\n".join(parts)
+
+
+def _returns(env: str, group: list[Story], out: Path) -> str:
+    edges = np.linspace(0, max(max(story.progress() for story in group), 1), CURVE_BINS + 1)
+    series = [learning_curve(story, edges) for story in group if story.scores]
+    scored = [story for story in group if story.evaluation]
+    if not series and not scored:
+        return "No scores yet: no training episode has ended."
+    finals = [
+        charts.Final(s.label, s.index, s.evaluation["env_steps"], np.array(s.evaluation["trained"])) for s in scored
+    ]
+    chance = float(np.mean([np.mean(s.evaluation["random"]) for s in scored])) if scored else None
+    image = _save(charts.returns(env, series, finals, chance), out, f"returns-{env}", f"Learning curves on {env}")
+    return (
+        f"{image}\n\nTraining returns are raw and belong to the exploring policy. A point is the mean of the episodes "
+        f"that ended within {edges[1]:,.0f} environment steps of a member; a member in whose stretch no episode ended "
+        "is interpolated. The evaluation, drawn beyond the end, plays the greedy policy in environments of its own."
+    )
+
+
+def _scores(group: list[Story]) -> str:
+    header = ["run", "environment steps", "episodes of each", "each member", "mean", "minimum", "random"]
+    rows = []
+    for story in (story for story in group if story.evaluation):
+        result, trained = story.evaluation, np.array(story.evaluation["trained"])
+        each = " ".join(f"{value:.2f}" for value in trained)
+        numbers = [trained.mean(), trained.min(), np.mean(result["random"])]
+        steps = f"{result['env_steps']:,}"
+        rows.append([story.label, steps, result["episodes"], each, *(f"{x:.2f}" for x in numbers)])
+    waiting = [f"{_cell(story.label)} is not evaluated yet." for story in group if not story.evaluation]
+    table = [_table(header, rows), "Mean returns. The minimum is that of the worst member."] if rows else []
+    return "\n\n".join([*table, *waiting])
+
+
+def _multiples(title: str, env: str, group: list[Story], names: list[str], out: Path) -> list[str]:
+    panels = {}
+    for name in names:
+        series = [metric_curve(story, name) for story in group]
+        series = [curve for curve in series if np.isfinite(curve.values).any()]
+        if series:
+            panels[name] = series
+    if not panels:
+        return [f"### {title}", "None recorded yet."]
+    kind = title.lower().replace(" ", "-")
+    return [f"### {title}", _save(charts.multiples(panels), out, f"{kind}-{env}", f"{title} on {env}")]
+
+
+def _gauge(stories: list[Story], out: Path) -> str:
+    """Whether the policy earns in dreams what it earns in the environment."""
+    measured = [story for story in stories if any(GAUGE[0] in row for row in story.metrics)]
+    parts = ["## Exploitation gauge"]
+    if without := [story.label for story in stories if story not in measured]:
+        parts.append(f"Not recorded in {', '.join(map(_cell, without))}: no {_code(GAUGE[0])} in {rundir.METRICS}.")
+    curves = [[metric_curve(story, name) for name in GAUGE] for story in measured]
+    if curves:
+        image = _save(charts.gauge(curves), out, "gauge", "Dreamed and real return from the same states")
+        text = (
+            "The policy's return in a dream and in the environment, from the same states. The gap is dreamed minus "
+            "real: near zero, dreams can be trusted; a gap that grows while the real return does not means that the "
+            "policy exploits errors of its model."
+        )
+        parts += [text, image, _gauge_table(measured)]
+    return "\n\n".join(parts)
+
+
+def _gauge_table(stories: list[Story]) -> str:
+    rows = []
+    for story in stories:
+        columns = [column(story, name) for name in GAUGE]
+        steps = columns[0][0][-1]
+        for member, newest in enumerate(zip(*(values[-1] for _, values in columns), strict=True)):
+            rows.append([story.label, f"{steps:,.0f}", member, *map(_number, newest)])
+    return _table(["run", "environment steps", "member", "dreamed", "real", "gap"], rows)
+
+
+def _dreams(stories: list[Story], out: Path) -> str:
+    """The pictures in RUN/dreams, copied beside the report."""
+    parts = []
+    for story in stories:
+        pictures = sorted(file for file in (story.path / DREAMS).glob("**/*") if file.suffix.lower() in PICTURES)
+        if pictures:
+            parts.append(f"### {_cell(story.label)}")
+        for picture in pictures:
+            name = picture.relative_to(story.path / DREAMS)
+            copy = Path(DREAMS) / story.label / name
+            (out / copy).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(picture, out / copy)
+            parts.append(f"{name.as_posix()}\n\n![{name.as_posix()}]({quote(copy.as_posix())})")
+    return "\n\n".join(["## Dreams", *parts]) if parts else ""
+
+
+def _throughput(stories: list[Story]) -> str:
+    header = ["run", "steps/s", "updates/s", "wall time", "compile time", "updates of each member", "skipped updates"]
+    rows = [[story.label, *_pace(story), _skipped(story)] for story in stories]
+    skipped = any(SKIPPED in row for story in stories for row in story.metrics)
+    if not skipped:
+        header, rows = header[:-1], [row[:-1] for row in rows]
+    text = "Rates are sums over the members, while learning: compiling and random play at the start do not count."
+    if skipped:
+        text += " Skipped updates are counts of each member."
+    return f"## Throughput\n\n{_table(header, rows)}\n\n{text}"
+
+
+def _pace(story: Story) -> list[str]:
+    """Steps a second, updates a second, wall time, compile time, updates."""
+    learning = [row for row in story.metrics if row.get("updates")]
+    rates = ["-", "-"]
+    if learning and (seconds := learning[-1]["seconds"] - learning[0]["seconds"]) > 0:
+        counts = [learning[-1][name] - learning[0][name] for name in AXES[:2]]
+        rates = [f"{count * story.members / seconds:,.1f}" for count in counts]
+    wall = story.evaluation.get("seconds", story.metrics[-1]["seconds"] if story.metrics else None)
+    updates = learning[-1]["updates"] if learning else 0
+    return [*rates, _duration(wall), _duration(story.evaluation.get("compile_seconds")), f"{updates:,}"]
+
+
+def _skipped(story: Story) -> str:
+    """Updates that changed nothing, of each member: the metric is their share in a chunk."""
+    rows = [row for row in story.metrics if "updates" in row]
+    chunks = np.diff([row["updates"] for row in rows], prepend=0)
+    have = [i for i, row in enumerate(rows) if SKIPPED in row]
+    if not have:
+        return "-"
+    shares = np.array([rows[i][SKIPPED] for i in have], float).reshape(len(have), -1)
+    return " ".join(f"{count:,.0f}" for count in np.nansum(shares * chunks[have, None], 0))
+
+
+def _settings(stories: list[Story]) -> str:
+    """What differs between the runs, and, folded away, what does not."""
+    flat = [flatten({k: v for k, v in story.config.items() if k not in VERSIONS}) for story in stories]
+    names = list(dict.fromkeys(name for entries in flat for name in entries))
+    absent = object()
+    differing = [name for name in names if any(e.get(name, absent) != flat[0].get(name, absent) for e in flat)]
+    show = lambda entries, name: _code(json.dumps(entries[name])) if name in entries else "-"  # noqa: E731
+    parts = ["## Settings"]
+    if len(stories) > 1:
+        rows = [[_code(name), *(show(entries, name) for entries in flat)] for name in differing]
+        header = ["setting", *(story.label for story in stories)]
+        parts.append(_table(header, rows) if rows else "The runs have the same settings.")
+    common = [[_code(name), show(flat[0], name)] for name in names if name not in differing]
+    title = "All settings" if len(stories) == 1 else "Settings that all runs share"
+    table = _table(["setting", "value"], common)
+    parts.append(f"<details>\n<summary>{title} ({len(common)})</summary>\n\n{table}\n\n</details>")
+    return "\n\n".join(parts)
+
+
+def flatten(entries: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested entries by dotted names; an empty dict stays an entry."""
+    flat: dict[str, Any] = {}
+    for name, value in entries.items():
+        nested = isinstance(value, dict) and value
+        flat |= flatten(value, f"{prefix}{name}.") if nested else {prefix + name: value}
+    return flat
+
+
+def _reproduce(stories: list[Story]) -> str:
+    header = ["run", *VERSIONS]
+    rows = [[story.label, *(story.config.get(name, "-") for name in VERSIONS)] for story in stories]
+    parts = ["## How to run it again", _table(header, rows)]
+    for story in stories:
+        try:
+            parts.append(f"{_cell(story.label)}:\n\n```\n{command(story.config)}\n```")
+        except ValueError as error:
+            parts.append(f"{_cell(story.label)}: no command, because {error}.")
+    return "\n\n".join(parts)
+
+
+def command(config: dict[str, Any]) -> str:
+    """The `jaxwm train` command of a config.json, from the preset that leaves the fewest flags.
+
+    Raises:
+        ValueError: this version does not know the agent or one of its settings.
+    """
+    plan = Plan.from_json(config)
+    entry = agents.find(plan.agent)
+    changes = {name: _changes(plan.settings, preset) for name, preset in entry.presets.items()}
+    preset = min(changes, key=lambda name: (len(changes[name]), name != entry.default))
+    words = ["jaxwm", "train", plan.agent, "--env", plan.env]
+    words += [] if preset == entry.default else ["--preset", preset]
+    for name in ("members", "steps", "seed", "episodes"):
+        words += [f"--{name}", str(getattr(plan, name))]
+    for name, value in changes[preset].items():
+        words += _flag(name, value)
+    if plan.env_options:
+        words += ["--env-option", *(f"{name}={_literal(value)}" for name, value in plan.env_options.items())]
+    for field in dataclasses.fields(Plan):
+        if field.name in ("checkpoint_minutes", "keep", "tensorboard") and getattr(plan, field.name) != field.default:
+            words += _flag(field.name, getattr(plan, field.name))
+    return shlex.join(words)
+
+
+def _changes(settings: Any, preset: Any) -> dict[str, Any]:
+    """Settings that are not those of the preset. JSON has no tuples, so lists and tuples are the same here."""
+    plain = lambda value: tuple(value) if isinstance(value, list) else value  # noqa: E731
+    pairs = {f.name: (getattr(settings, f.name), getattr(preset, f.name)) for f in dataclasses.fields(preset)}
+    return {name: ours for name, (ours, theirs) in pairs.items() if plain(ours) != plain(theirs)}
+
+
+def _flag(name: str, value: Any) -> list[str]:
+    name = name.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{name}" if value else f"--no-{name}"]
+    return [f"--{name}", *map(str, value if isinstance(value, list | tuple) else [value])]
+
+
+def _literal(value: Any) -> str:
+    """What `--env-option` reads as `value`: a Python literal, or any other text as it is."""
+    plain = isinstance(value, str) and value.isidentifier() and value not in ("True", "False", "None")
+    return value if plain else repr(value)
+
+
+# --- Markdown -----------------------------------------------------------------------------------------------------
+
+
+def _table(header: list[str], rows: list[list[Any]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(_cell(entry) for entry in line) + " |" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    return str(value).replace("|", "\\|")
+
+
+def _code(text: str) -> str:
+    return f"`{text}`"
+
+
+def _bullets(lines: list[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _number(value: float) -> str:
+    return f"{value:.2f}" if np.isfinite(value) else "-"
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    return (
+        f"{seconds:.1f} s"
+        if seconds < 60
+        else f"{seconds / 60:.1f} min"
+        if seconds < 3600
+        else f"{seconds / 3600:.1f} h"
+    )
+
+
+def _save(figure: Any, out: Path, name: str, text: str) -> str:
+    """Save a figure, and the markdown that shows it."""
+    file = re.sub(r"[^\w.-]+", "-", name) + ".png"
+    figure.savefig(out / file)
+    return f"![{text}]({file})"

@@ -1,0 +1,293 @@
+"""Reports of hand-written run directories: every number in the page can be checked by hand."""
+
+import dataclasses
+import json
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxwm import agents, cli
+from jaxwm.studio.report import binned, column, command, flatten, learning_curve, read, report
+from jaxwm.training import run, rundir
+
+EVALUATION = dict(
+    env_steps=400, updates=80, seconds=90.0, compile_seconds=30.0, episodes=10, mode="greedy",
+    trained=[0.5, 1.0, -0.3], random=[-0.5, -0.6, -0.7], complete=True,
+)  # fmt: skip
+
+
+def write(
+    folder: Path, metrics=None, scores=None, evaluation=EVALUATION, env="gymnax/Catch-bsuite", **settings
+) -> Path:
+    """A run directory of three members over 400 steps; learning starts at 200, with two updates in ten steps."""
+    plan = run.Plan("dreamer-v3", env, agents.settings("dreamer-v3", "nano", **settings), 400, 3, episodes=10)
+    rundir.create(folder)
+    rundir.write_config(folder, plan.to_json())
+    with rundir.Writer(folder) as writer:
+        for row in default_metrics() if metrics is None else metrics:
+            writer.metrics(row)
+        writer.scores(default_scores() if scores is None else scores)
+    if evaluation:
+        (folder / run.EVALUATION).write_text(json.dumps(evaluation))
+    return folder
+
+
+def default_metrics() -> list[dict]:
+    rows = [{"env_steps": 100, "updates": 0, "seconds": 31.0, "return": [None] * 3}]
+    for steps in (200, 300, 400):
+        row = {"env_steps": steps, "updates": steps // 5, "seconds": 31.0 + steps / 20, "return": [0.0, None, 1.0]}
+        rows.append(row | {"loss": [100.0 / steps, 2.0, 4.0], "loss/rec": [1.0, 2.0, 3.0], "grad_norm": [5.0] * 3})
+    return rows
+
+
+def default_scores() -> list[dict]:
+    return [
+        {"member": m, "env_steps": steps, "return": m + steps / 100, "length": 9}
+        for steps in range(20, 401, 20)
+        for m in range(3)
+    ]
+
+
+def text_of(paths, out) -> str:
+    """The page, after checking that every picture it shows is there and whole."""
+    page = report(paths, out)
+    text = page.read_text()
+    for name in [part.split(")")[0] for part in text.split("](")[1:]]:
+        if name.endswith(".png"):
+            data = (page.parent / name.replace("%20", " ")).read_bytes()
+            assert data[:8] == b"\x89PNG\r\n\x1a\n" and min(struct.unpack(">II", data[16:24])) > 200
+            Image.open(page.parent / name.replace("%20", " ")).load()
+    return text
+
+
+def row_of(text: str, start: str) -> list[str]:
+    """The cells of the first table row that starts like this."""
+    line = next(line for line in text.splitlines() if line.startswith(f"| {start} |"))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def rows_after(text: str, heading: str) -> str:
+    return text.split(heading, 1)[1]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory) -> tuple[str, Path]:
+    """A report of two runs that differ in their learning rate and random start."""
+    root = tmp_path_factory.mktemp("pair")
+    write(root / "a")
+    write(root / "b", lr=3e-3, prefill=128, evaluation=EVALUATION | {"trained": [0.0, 0.25, 0.5], "random": [-0.6] * 3})
+    return text_of([root], root / "out"), root / "out"
+
+
+def test_evaluation_is_a_table_with_means_and_minima(pair):
+    part = rows_after(pair[0], "### Evaluation")
+    assert row_of(part, "a") == ["a", "400", "10", "0.50 1.00 -0.30", "0.40", "-0.30", "-0.60"]
+    assert row_of(part, "b") == ["b", "400", "10", "0.00 0.25 0.50", "0.25", "0.00", "-0.60"]
+
+
+def test_only_differing_settings_stand_side_by_side(pair):
+    table, common = rows_after(pair[0], "## Settings").split("<details>")
+    assert row_of(table, "`settings.lr`") == ["`settings.lr`", "`0.01`", "`0.003`"]
+    assert row_of(table, "`settings.prefill`") == ["`settings.prefill`", "`256`", "`128`"]
+    assert table.count("`settings.") == 2
+    assert row_of(common, "`settings.deter`") == ["`settings.deter`", "`32`"]
+    assert "settings.lr" not in common
+
+
+def test_throughput_counts_learning_only(pair):
+    """From 200 to 400 steps in 10 seconds, 40 updates, three members."""
+    row = row_of(rows_after(pair[0], "## Throughput"), "a")
+    assert row == ["a", "60.0", "12.0", "1.5 min", "30.0 s", "80"]
+
+
+def test_the_figures_are_there(pair):
+    names = {file.name for file in pair[1].iterdir()}
+    assert names == {"report.md"} | {
+        f"{kind}-gymnax-Catch-bsuite.png" for kind in ("returns", "losses", "other-metrics")
+    }  # fmt: skip
+    assert "Not recorded in a, b: no `gauge/dreamed`" in pair[0]
+
+
+def test_commands_make_the_same_run(pair):
+    prefix = "jaxwm train dreamer-v3 --env gymnax/Catch-bsuite --members 3 --steps 400 --seed 0 --episodes 10"
+    lines = pair[0].splitlines()
+    assert prefix in lines and f"{prefix} --prefill 128 --lr 0.003" in lines
+
+
+def test_commands_start_from_the_nearest_preset_and_parse_back(tmp_path, monkeypatch):
+    settings = agents.settings("dreamer-v3", "12m", online=False, lr=1e-3, dtype="bfloat16")
+    plan = run.Plan(
+        "dreamer-v3", "atari/Pong", settings, 40, 2, 7, 5, {"sticky": 0.25, "life_loss": "terminal"}, keep=3
+    )
+    words = command(json.loads(json.dumps(plan.to_json()))).split()
+    assert words[3:7] == ["--env", "atari/Pong", "--preset", "12m"] and "--no-online" in words
+    assert words[words.index("--env-option") :] == ["--env-option", "sticky=0.25", "life_loss=terminal", "--keep", "3"]
+    taken = []
+    monkeypatch.setattr(run, "train", lambda plan, folder: taken.append(plan) or {"done": 1})
+    monkeypatch.setattr(cli, "use_cores", lambda members: None)
+    assert cli.main(words[1:]) == 0
+    assert taken == [plan]
+
+
+def test_other_versions_settings_have_no_command(tmp_path):
+    folder = write(tmp_path / "old")
+    config = rundir.read_config(folder)
+    config["settings"]["gone"] = 1
+    rundir.write_config(folder, config)
+    assert "old: no command, because the run was made by another version of jaxwm" in text_of([folder], None)
+
+
+def test_one_run_is_reported_inside_itself(tmp_path):
+    folder = write(tmp_path / "single")
+    text = text_of([folder], None)
+    assert (folder / "report" / "report.md").exists() and text.startswith("# Report: single")
+    assert "<summary>All settings (" in text and "| **unfinished** |" not in text
+    assert text_of([folder], None).splitlines()[3:] == text.splitlines()[3:]  # again, over the old one
+
+
+def test_an_unfinished_run_says_so_and_how_to_go_on(tmp_path):
+    folder = write(tmp_path / "stopped", metrics=default_metrics()[:3], evaluation=None)
+    text = text_of([folder], None)
+    assert row_of(text, "stopped")[-2:] == ["400 of 400", "**unfinished**"]  # its scores reach to 400
+    assert f"Go on with `jaxwm resume {folder}`" in text and "stopped is not evaluated yet." in text
+    assert row_of(rows_after(text, "## Throughput"), "stopped")[3:] == ["46.0 s", "-", "60"]
+
+
+def test_a_run_that_has_only_started(tmp_path):
+    text = text_of([write(tmp_path / "new", metrics=[], scores=[], evaluation=None)], None)
+    assert row_of(text, "new")[-2:] == ["0 of 400", "**unfinished**"]
+    assert "has no metrics yet" in text and "has no scores yet" in text and "None recorded yet." in text
+    (tmp_path / "new" / "metrics.jsonl").unlink()
+    assert "has no metrics yet" in text_of([tmp_path / "new"], None)
+
+
+def test_null_entries_are_gaps_and_are_named(tmp_path):
+    rows = default_metrics()
+    rows[2]["loss/rec"], rows[3]["loss/rec"] = [1.0, None, 3.0], [None, None, None]
+    folder = write(tmp_path / "nan", metrics=rows)
+    text = text_of([folder], None)
+    assert "`loss/rec` of member 1 is null (NaN or infinite) in 2 of 3 rows, first at 300 environment steps" in text
+    steps, values = column(read([folder])[0], "loss/rec")
+    assert steps.tolist() == [200, 300, 400]
+    np.testing.assert_array_equal(np.isnan(values), [[0, 0, 0], [0, 1, 0], [1, 1, 1]])
+
+
+def test_episodes_cut_off_in_the_evaluation_are_told(tmp_path):
+    text = text_of([write(tmp_path / "cut", evaluation=EVALUATION | {"complete": False})], None)
+    assert "cut off by the step limit" in text
+
+
+def test_binned_means():
+    steps, values = np.array([0.0, 5, 10, 40]), np.array([[1.0, 0], [3, np.nan], [5, np.nan], [7, 8]])
+    centres, means = binned(steps, values, np.array([0.0, 10, 20, 30, 40]))
+    assert centres.tolist() == [5, 15, 35]  # nothing between 20 and 30; 40 belongs to the last bin
+    np.testing.assert_array_equal(means, [[2, 0], [5, np.nan], [7, 8]])
+
+
+def test_a_learning_curve_interpolates_inside_a_members_episodes_only(tmp_path):
+    scores = [(0, 5, 1.0), (0, 8, 3.0), (0, 35, 6.0), (1, 15, 2.0), (1, 25, None)]
+    fields = ("member", "env_steps", "return", "length")
+    folder = write(tmp_path / "r", scores=[dict(zip(fields, (*score, 9), strict=True)) for score in scores])
+    curve = learning_curve(read([folder])[0], np.array([0.0, 10, 20, 30, 40]))
+    nan = np.nan
+    np.testing.assert_allclose(curve.values.T, [[2, 2 + 4 / 3, 2 + 8 / 3, 6], [nan, 2, nan, nan], [nan] * 4], atol=1e-6)
+
+
+def test_gauge_and_skipped_updates(tmp_path):
+    rows = default_metrics()
+    for i, row in enumerate(rows[1:]):
+        row |= {"gauge/dreamed": [1.0, 2.0 + i, 3.0], "gauge/real": [0.5, 1.0, None], "gauge/gap": [0.5, 1.0 + i, None]}
+        row["skipped"] = [0.0, 0.5, 0.1]  # of 40, 20 and 20 updates
+    text = text_of([write(tmp_path / "g", metrics=rows), write(tmp_path / "old")], tmp_path / "out")
+    assert "Not recorded in old" in text and "![Dreamed and real return from the same states](gauge.png)" in text
+    table = rows_after(text, "gauge.png").splitlines()
+    assert "| g | 400 | 1 | 4.00 | 1.00 | 3.00 |" in table and "| g | 400 | 2 | 3.00 | - | - |" in table
+    assert row_of(rows_after(text, "## Throughput"), "g")[-1] == "0 40 8"
+    assert row_of(rows_after(text, "## Throughput"), "old")[-1] == "-"
+
+
+def test_dreams_are_copied_and_shown(tmp_path):
+    folder = write(tmp_path / "d")
+    (folder / "dreams").mkdir()
+    Image.new("RGB", (300, 300)).save(folder / "dreams" / "open loop.png")
+    Image.new("RGB", (4, 4)).save(folder / "dreams" / "film.gif")
+    (folder / "dreams" / "errors.csv").touch()
+    text = text_of([folder], tmp_path / "out")
+    assert "![film.gif](dreams/d/film.gif)" in text and "(dreams/d/open%20loop.png)" in text and "csv" not in text
+    assert (tmp_path / "out" / "dreams" / "d" / "film.gif").exists()
+
+
+def test_a_directory_of_runs_is_expanded_and_every_environment_has_its_section(tmp_path):
+    write(tmp_path / "sweep" / "catch" / "s0")
+    write(tmp_path / "sweep" / "catch" / "s1")
+    write(tmp_path / "sweep" / "recall", env="probe/Recall")
+    text = text_of([tmp_path / "sweep", tmp_path / "sweep" / "recall"], tmp_path / "out")
+    assert text.startswith("# Report: 3 runs")
+    assert [row_of(text, name)[2] for name in ("catch/s0", "catch/s1", "recall")] == [
+        "gymnax/Catch-bsuite", "gymnax/Catch-bsuite", "probe/Recall",
+    ]  # fmt: skip
+    assert "## gymnax/Catch-bsuite" in text and "## probe/Recall" in text
+    assert "(returns-probe-Recall.png)" in text
+
+
+def test_many_runs_have_a_look_of_their_own(tmp_path):
+    for i in range(9):
+        write(tmp_path / "many" / f"run|{i}")
+    text = text_of([tmp_path / "many"], tmp_path / "out")
+    assert "\n| run\\|0 | dreamer-v3 | gymnax/Catch-bsuite | 3 |" in text  # the bar is escaped
+    assert "The runs have the same settings." in text
+
+
+def test_several_runs_go_to_a_directory_of_their_own(tmp_path, monkeypatch, capsys):
+    write(tmp_path / "runs" / "a"), write(tmp_path / "runs" / "b")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["report", "runs"]) == 0
+    (folder,) = tmp_path.glob("report-*")
+    assert capsys.readouterr().out.strip() == f"{folder.name}/report.md" and (folder / "report.md").exists()
+
+
+def test_flatten():
+    nested = {"a": 1, "b": {"c": [1], "d": {"e": None}}, "f": {}}
+    assert flatten(nested) == {"a": 1, "b.c": [1], "b.d.e": None, "f": {}}
+
+
+def test_scalar_metrics_have_one_column(tmp_path):
+    rows = [row | {"temperature": 0.5} for row in default_metrics()]
+    story = read([write(tmp_path / "r", metrics=rows)])[0]
+    assert column(story, "temperature")[1].tolist() == [[0.5]] * 4
+    assert dataclasses.asdict(run.Plan.from_json(story.config))["members"] == 3
+
+
+def damage(folder: Path, what: str) -> None:
+    file = folder / what
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([lines[0], "{broken", *lines[1:]]) + "\n")
+
+
+def test_errors_are_one_line_that_names_the_way_out(tmp_path, capsys):
+    def message(*arguments):
+        assert cli.main(["report", *map(str, arguments)]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and len(error.strip().splitlines()) == 1
+        return error
+
+    assert "which runs? jaxwm report RUN..." in message()
+    assert "no run directory and contains none" in message(tmp_path / "nothing")
+    assert "no run directory and contains none" in message(tmp_path)
+    write(tmp_path / "a"), write(tmp_path / "b"), write(tmp_path / "c"), write(tmp_path / "d")
+    (tmp_path / "file").touch()
+    assert "choose another directory with --out" in message(tmp_path / "a", "--out", tmp_path / "file")
+    assert "choose another directory with --out" in message(tmp_path / "a", "--out", tmp_path / "file" / "below")
+    damage(tmp_path / "a", "scores.jsonl")
+    error = message(tmp_path / "a")
+    assert "scores.jsonl, line 2 is damaged" in error and "delete that line, or leave this run out" in error
+    (tmp_path / "b" / run.EVALUATION).write_text("{")
+    assert "evaluation.json is damaged" in message(tmp_path / "b")
+    (tmp_path / "c" / rundir.CONFIG).write_text('{"agent": "x"}')
+    assert "has no entry 'env'" in message(tmp_path / "c")
+    with open(tmp_path / "d" / "metrics.jsonl", "a") as file:
+        file.write('{"env_steps": 5')  # as a running program leaves it
+    assert cli.main(["report", str(tmp_path / "d")]) == 0
