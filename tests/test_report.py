@@ -200,12 +200,12 @@ def test_gauge_and_skipped_updates(tmp_path):
     rows = default_metrics()
     for i, row in enumerate(rows[1:]):
         row |= {"gauge/dreamed": [1.0, 2.0 + i, 3.0], "gauge/real": [0.5, 1.0, None], "gauge/gap": [0.5, 1.0 + i, None]}
-        row["skipped"] = [0.0, 0.5, 0.1]  # of 40, 20 and 20 updates
+        row["skipped"] = [0, 20 * (i + 1), 4]  # so far
     text = text_of([write(tmp_path / "g", metrics=rows), write(tmp_path / "old")], tmp_path / "out")
     assert "Not recorded in old" in text and "![Dreamed and real return from the same states](gauge.png)" in text
     table = rows_after(text, "gauge.png").splitlines()
     assert "| g | 400 | 1 | 4.00 | 1.00 | 3.00 |" in table and "| g | 400 | 2 | 3.00 | - | - |" in table
-    assert row_of(rows_after(text, "## Throughput"), "g")[-1] == "0 40 8"
+    assert row_of(rows_after(text, "## Throughput"), "g")[-1] == "0 40 4"
     assert row_of(rows_after(text, "## Throughput"), "old")[-1] == "-"
 
 

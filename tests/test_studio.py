@@ -14,7 +14,8 @@ from toys import counting_env, on_host, toy_agent
 from jaxwm import agents, cli, envs
 from jaxwm.envs import from_functions
 from jaxwm.studio import dream, episodes, figures, pictures, watch
-from jaxwm.training import checkpoint, run, rundir
+from jaxwm.training import run, rundir
+from jaxwm.training.checkpoint import Checkpoints
 from jaxwm.training.trainer import Cursor
 from jaxwm.types import Agent, Discrete, Dream, Spec
 
@@ -232,8 +233,8 @@ def tell(agent, monkeypatch, env=walk) -> None:
     """Let `load` find this agent in this environment."""
     monkeypatch.setitem(envs._registered, "toy/Walk", env)
     settings = agents.settings("dreamer-v3", "nano")
-    player = episodes.Player(run.Plan("walker", "toy/Walk", settings, 100), agent, {}, KEY, 0, 100)
-    monkeypatch.setattr(episodes, "load", lambda folder, member, seed: player)
+    player = episodes.Player(run.Plan("dreamer-v3", "toy/Walk", settings, 100), agent, {}, KEY, 0, 100)
+    monkeypatch.setattr(episodes, "load", lambda folder, member, seed, checkpoint: player)
 
 
 @pytest.mark.parametrize("kind", ["pure", "host"])
@@ -264,7 +265,7 @@ def test_a_model_without_decoder_shows_rewards(tmp_path, monkeypatch):
 
 def test_an_agent_without_model_cannot_dream(tmp_path, monkeypatch):
     tell(toy_agent(), monkeypatch)
-    with pytest.raises(ValueError, match="walker has no model that dreams"):
+    with pytest.raises(ValueError, match="dreamer-v3 has no model that dreams"):
         dream.dream(tmp_path, tmp_path, 0, 1, dream.Settings(), "gif", Console(quiet=True))
 
 
@@ -297,9 +298,8 @@ def fresh(tmp_path_factory):
     folder = rundir.create(tmp_path_factory.mktemp("runs") / "catch")
     rundir.write_config(folder, plan.to_json())
     life = run.build(plan)[2].init(0)
-    checkpoints = checkpoint.manager(folder / rundir.CHECKPOINTS)
-    checkpoint.save(checkpoints, 0, life, Cursor(), {"offsets": {}, "seconds": 0.0})
-    checkpoints.close()
+    with Checkpoints(folder / rundir.CHECKPOINTS) as checkpoints:
+        checkpoints.save(0, life, Cursor(), {"offsets": {}, "seconds": 0.0})
     return folder
 
 

@@ -372,14 +372,9 @@ def _pace(story: Story) -> list[str]:
 
 
 def _skipped(story: Story) -> str:
-    """Updates that changed nothing, of each member: the metric is their share in a chunk."""
-    rows = [row for row in story.metrics if "updates" in row]
-    chunks = np.diff([row["updates"] for row in rows], prepend=0)
-    have = [i for i, row in enumerate(rows) if SKIPPED in row]
-    if not have:
-        return "-"
-    shares = np.array([rows[i][SKIPPED] for i in have], float).reshape(len(have), -1)
-    return " ".join(f"{count:,.0f}" for count in np.nansum(shares * chunks[have, None], 0))
+    """Updates that were undone, of each member, until the newest row."""
+    counts = [row[SKIPPED] for row in story.metrics if SKIPPED in row]
+    return " ".join(f"{count:,}" for count in counts[-1]) if counts else "-"
 
 
 def _settings(stories: list[Story]) -> str:
