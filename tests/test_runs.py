@@ -1,9 +1,10 @@
-"""A run that can be trusted: killed at any moment it goes on with the same bits, and nothing is ever unpickled."""
+"""Real runs by the command line, as a user meets them: plain files, kills at any moment, nothing unpickled."""
 
 import ast
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -12,7 +13,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from test_cli import TINY, jaxwm
 from test_trainer import assert_same
 
 import jaxwm as package
@@ -20,12 +20,73 @@ from jaxwm.training import run, rundir
 from jaxwm.training.checkpoint import Checkpoints
 from jaxwm.training.rundir import read_jsonl
 
+TINY = (
+    "--deter 16 --hidden 8 --units 8 --stoch 4 --classes 4 --bins 11 --batch-size 4 --batch-length 6 --imag-length 3 "
+    "--prefill 64 --train-ratio 6"
+).split()
+
+
+def jaxwm(*arguments, check=True, **options):
+    command = [sys.executable, "-m", "jaxwm.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=check, timeout=400, **options)
+
+
 STEPS = 400
 
 
 def start(steps: int) -> list[str]:
-    return ["train", "dreamer-v3", "--members", "2", "--steps", str(steps), "--episodes", "4", *TINY]
+    return ["train", "dreamer-v3", "--members", "2", "--steps", str(steps), "--episodes", "10", *TINY]
 
+
+def stream_of(folder: Path, name: str = "scores.jsonl") -> list[dict]:
+    return read_jsonl(folder / name)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A run of two tiny agents on Catch, made by the command line."""
+    folder = tmp_path_factory.mktemp("runs") / "catch"
+    out = jaxwm(*start(STEPS), "--run", folder)
+    assert "parameters" in out.stdout and "replay" in out.stdout and "FLOP" in out.stdout
+    assert "compile time" in out.stdout and "trained (greedy)" in out.stdout and "random" in out.stdout
+    assert f"jaxwm eval {folder}" in out.stdout
+    return folder
+
+
+def test_a_run_is_plain_files(finished):
+    config = rundir.read_config(finished)
+    assert config["agent"] == "dreamer-v3" and config["settings"]["deter"] == 16 and config["jax"]
+    rows, scores = stream_of(finished, "metrics.jsonl"), stream_of(finished)
+    assert rows[-1]["env_steps"] == 400 and len(rows[-1]["loss"]) == 2
+    assert {"member", "env_steps", "return", "length"} == scores[0].keys()
+    assert {s["member"] for s in scores} == {0, 1} and all(s["length"] == 9 for s in scores)
+    assert all(abs(s["return"]) == 1 for s in scores)
+    result = json.loads((finished / "evaluation.json").read_text())
+    assert result["env_steps"] == 400 and len(result["trained"]) == len(result["random"]) == 2
+    assert (finished / "checkpoints" / "400").is_dir()
+
+
+def test_eval_scores_a_finished_run(finished):
+    out = jaxwm("eval", finished, "--episodes", 20)
+    assert "20 episodes after 400 steps" in " ".join(out.stdout.split())
+
+
+def test_a_run_directory_is_never_overwritten(finished):
+    before = sorted((p, p.stat().st_mtime_ns) for p in finished.rglob("*"))
+    out = jaxwm("train", "dreamer-v3", "--steps", 400, "--run", finished, *TINY, check=False)
+    assert out.returncode == 2 and "holds a run already" in out.stderr and "jaxwm resume" in out.stderr
+    assert sorted((p, p.stat().st_mtime_ns) for p in finished.rglob("*")) == before
+
+
+def test_load_gives_the_agent_back(finished):
+    plan, agent, state, steps = run.load(finished)
+    assert (plan.env, steps) == ("gymnax/Catch-bsuite", 400)
+    assert int(state.step[0]) == int(state.step[1]) > 0
+    scores = run.score(plan, agent, state, 10)
+    assert scores.total.shape == (2, 10) and scores.complete.all()
+
+
+# --- Stopped and killed -------------------------------------------------------------------------------------------
 
 OFTEN = ["--checkpoint-minutes", "0"]  # a checkpoint after every chunk: most kills hit one that is being written
 
@@ -38,24 +99,25 @@ def whole(folder: Path):
         return checkpoints.restore(trainer.init(0))
 
 
-def kill_until_done(folder: Path, steps: int, kills: int, chunk_seconds: float, seed: int) -> int:
-    """Start the run, kill it at random moments, resume it, `kills` times, then let it end. Kills that hit."""
-    dice, hits, command = random.Random(seed), 0, [*start(steps), *OFTEN, "--run", str(folder)]
+def stop_until_done(folder: Path, steps: int, signals: list[int], chunk_seconds: float, seed: int) -> list[int]:
+    """Start the run, send it a signal at a random moment, resume it, and so on, then let it end; the exit statuses."""
+    dice, statuses, command = random.Random(seed), [], [*start(steps), *OFTEN, "--run", str(folder)]
     environment = os.environ | {"JAXWM_CHUNK_SECONDS": str(chunk_seconds)}
-    base, each = [sys.executable, "-m", "jaxwm.cli"], steps // (kills + 1)
-    for attempt in range(kills):
-        process = subprocess.Popen([*base, *command], env=environment, stdout=subprocess.DEVNULL)
+    base, each = [sys.executable, "-m", "jaxwm.cli"], steps // (len(signals) + 1)
+    for number, which in enumerate(signals):
+        process = subprocess.Popen([*base, *command], env=environment, stdout=subprocess.PIPE, text=True)
         deadline = time.time() + 300
-        while time.time() < deadline and process.poll() is None and progress(folder) < each * (attempt + 1):
+        while time.time() < deadline and process.poll() is None and progress(folder) < each * (number + 1):
             time.sleep(0.01)
-        time.sleep(dice.random() * 0.3)
-        if process.poll() is None:
-            hits += 1
-        process.kill()
-        process.wait()
+        time.sleep(dice.random() * 0.3 if which == signal.SIGKILL else 0)
+        process.send_signal(which)
+        out, _ = process.communicate(timeout=300)
+        statuses.append(process.returncode)
+        if process.returncode == 1:
+            assert "stopped and saved; go on with: jaxwm resume" in out.replace("\n", " ")
         command = ["resume", str(folder)]
     subprocess.run([*base, *command], env=environment, check=True, stdout=subprocess.DEVNULL, timeout=400)
-    return hits
+    return statuses
 
 
 def progress(folder: Path) -> int:
@@ -64,13 +126,6 @@ def progress(folder: Path) -> int:
         return read_jsonl(folder / rundir.METRICS)[-1]["env_steps"]
     except (FileNotFoundError, IndexError, ValueError):  # not there yet, empty, or cut at a line's middle
         return 0
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("trust") / "undisturbed"
-    jaxwm(*start(STEPS), "--run", folder)
-    return folder
 
 
 def check_same_run(folder, undisturbed):
@@ -82,17 +137,19 @@ def check_same_run(folder, undisturbed):
     assert a == b
 
 
-def test_killed_twice_it_is_the_same_run(undisturbed, tmp_path):
-    """SIGKILL, and other chunk lengths: parameters, replay and scores bit for bit."""
-    assert kill_until_done(tmp_path / "run", STEPS, 2, 0.1, seed=0) == 2
-    check_same_run(tmp_path / "run", undisturbed)
+def test_stopped_and_killed_it_is_the_same_run(finished, tmp_path):
+    """SIGTERM, then SIGKILL, and other chunk lengths: parameters, replay and scores bit for bit."""
+    statuses = stop_until_done(tmp_path / "run", STEPS, [signal.SIGTERM, signal.SIGKILL], 0.1, seed=0)
+    assert statuses == [1, -signal.SIGKILL]
+    check_same_run(tmp_path / "run", finished)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("chunk_seconds", [0.02, 0.3])
 def test_killed_twenty_times_it_is_the_same_run(tmp_path, chunk_seconds):
     jaxwm(*start(4000), "--run", tmp_path / "undisturbed")
-    assert kill_until_done(tmp_path / "run", 4000, 22, chunk_seconds, seed=1) >= 20
+    statuses = stop_until_done(tmp_path / "run", 4000, [signal.SIGKILL] * 22, chunk_seconds, seed=1)
+    assert statuses.count(-signal.SIGKILL) >= 20
     check_same_run(tmp_path / "run", tmp_path / "undisturbed")
 
 
@@ -148,14 +205,14 @@ def guarded(work: str):
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=400)
 
 
-def test_loading_evaluating_exporting_and_resuming_unpickle_nothing(undisturbed, tmp_path):
+def test_loading_evaluating_exporting_and_resuming_unpickle_nothing(finished, tmp_path):
     weights = tmp_path / "weights.safetensors"
     work = f"""
-assert run.load({str(undisturbed)!r}).steps == {STEPS}
-assert cli.main(["export", {str(undisturbed)!r}, "--out", {str(weights)!r}]) == 0
+assert run.load({str(finished)!r}).steps == {STEPS}
+assert cli.main(["export", {str(finished)!r}, "--out", {str(weights)!r}]) == 0
 assert run.load({str(weights)!r}).steps == {STEPS}
-assert cli.main(["eval", {str(undisturbed)!r}, "--episodes", "4"]) == 0
-assert cli.main(["resume", {str(undisturbed)!r}]) == 0
+assert cli.main(["eval", {str(finished)!r}, "--episodes", "10"]) == 0
+assert cli.main(["resume", {str(finished)!r}]) == 0
 """
     out = guarded(work)
     assert out.returncode == 0 and out.stdout.strip().endswith("loaded"), out.stderr[-3000:]
@@ -178,21 +235,21 @@ def test_the_guard_itself_catches_unpickling(work):
 # --- Weights alone ------------------------------------------------------------------------------------------------
 
 
-def test_exported_weights_act_like_the_run(undisturbed, tmp_path):
+def test_exported_weights_act_like_the_run(finished, tmp_path):
     file = tmp_path / "w.safetensors"
-    out = jaxwm("export", undisturbed, "--out", file)
+    out = jaxwm("export", finished, "--out", file)
     assert f"jaxwm eval {file}" in out.stdout.replace("\n", " ")
-    a, b = package.load(undisturbed), package.load(file)
+    a, b = package.load(finished), package.load(file)
     assert_same(a.state.params, b.state.params)
     assert (a.plan, a.steps) == (b.plan, b.steps)
-    scores = [run.score(x.plan, x.agent, x.state, 4).total for x in (a, b)]
+    scores = [run.score(x.plan, x.agent, x.state, 10).total for x in (a, b)]
     np.testing.assert_array_equal(*scores)
     assert file.stat().st_size < 1.2 * sum(x.nbytes for x in jax.tree.leaves(a.state.params)) + 50_000
 
 
-def test_damaged_and_foreign_weights_are_refused(undisturbed, tmp_path):
+def test_damaged_and_foreign_weights_are_refused(finished, tmp_path):
     file = tmp_path / "w.safetensors"
-    run.export_params(undisturbed, file)
+    run.export_params(finished, file)
     content = file.read_bytes()
     for spoilt in (b"", content[:100], b"\x00" * 200, b"not weights at all" * 10):
         file.write_bytes(spoilt)
