@@ -12,6 +12,10 @@ from test_trainer import assert_same, run
 from toys import counting_env, on_host, toy_agent
 
 from jaxwm import agents, envs, replay
+from jaxwm.agents import dreamer_v3 as v3
+from jaxwm.distributions import one_hot
+from jaxwm.models import rssm
+from jaxwm.models.rssm import Latent
 from jaxwm.training import run as runs
 from jaxwm.training.gauge import CONTEXT, gauge
 from jaxwm.training.trainer import EnvironmentDied, Trainer
@@ -229,3 +233,89 @@ def test_the_trainer_measures_every_member():
     np.testing.assert_allclose(out["dreamed"], 4.0)
     assert (np.abs(out["real"] - 4.0) < 1.0).all()  # rewards 0, 1, 2 at random
     assert trainer.gauge(trainer.init(0), HORIZON) == {}  # nothing collected yet
+
+
+# --- Dreams that are harder to exploit ----------------------------------------------------------------------------
+
+TINY = dict(deter=16, hidden=8, units=8, stoch=4, classes=4, bins=11, batch_size=4, batch_length=6, imag_length=3)
+
+
+def learner_with(**options):
+    """A tiny Dreamer V3 on Catch: its agent, its learner and a fresh state."""
+    spec, config = envs.make("gymnax/Catch-bsuite").spec, agents.settings("dreamer-v3", "nano", **TINY, **options)
+    agent = v3.make(spec, config)
+    return agent, v3.Learner(v3.build(spec, config), spec, config), agent.init(jax.random.key(0), agent.hyper)
+
+
+def latents_of(learner, batch: tuple[int, ...]):
+    """Random latents `[*batch, ...]`."""
+    deter = jax.random.normal(jax.random.key(1), (*batch, 16))
+    stoch = jax.nn.one_hot(jax.random.randint(jax.random.key(2), (*batch, 4), 0, 4), 4)
+    return Latent(deter, stoch)
+
+
+def test_tempered_probabilities():
+    dist = one_hot(jnp.log(jnp.array([0.1, 0.2, 0.7])))
+    assert dist.tempered(1.0) is dist
+    for temperature in (0.5, 2.0):
+        powers = np.array([0.1, 0.2, 0.7]) ** (1 / temperature)
+        np.testing.assert_allclose(dist.tempered(temperature).probs, powers / powers.sum(), rtol=1e-5)
+
+
+def test_cold_dreams_do_not_depend_on_the_key():
+    """At temperature 0.001 latents are the likeliest ones; at 1 they are samples."""
+    for temperature, same in ((1e-3, True), (1.0, False)):
+        _, learner, state = learner_with(temperature=temperature)
+        start, plan = latents_of(learner, (5,)), jnp.ones((5, 3), jnp.int32)
+
+        @jax.jit
+        def roll(key, learner=learner, state=state, start=start, plan=plan):
+            steps = jnp.concatenate([plan, plan[:, -1:]], 1).swapaxes(0, 1)
+            policy = lambda latent, action: (action, learner.encode(action))  # noqa: E731
+            heat = learner.config.temperature
+            return rssm.imagine(learner.nets.dyn, state.params["dyn"], start, policy, key, 3, steps, heat)[0]
+
+        one, two = roll(jax.random.key(3)), roll(jax.random.key(4))
+        assert np.array_equal(one.stoch, two.stoch) == same
+
+
+def test_the_ensemble_exists_only_on_request():
+    _, _, plain = learner_with()
+    agent, _, state = learner_with(disagreement=0.5, ensemble=3)
+    assert "dis" not in plain.params
+    assert {x.shape[0] for x in jax.tree.leaves(state.params["dis"])} == {3}
+    first, second = (jax.tree.leaves(jax.tree.map(lambda x, i=i: x[i], state.params["dis"])) for i in (0, 1))
+    assert any(not np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+    jax.tree.map(np.testing.assert_array_equal, plain.params, {k: v for k, v in state.params.items() if k != "dis"})
+    trainer = Trainer(agent, envs.make("gymnax/Catch-bsuite", num_envs=4), 1, 400)
+    update, (_, batch, key) = trainer.footprint()["updates"]["all"]
+    _, _, metrics = jax.eval_shape(update, jax.eval_shape(lambda: state), batch, key)
+    assert {"loss/dis", "dream/disagreement"} <= metrics.keys()
+
+
+def test_ensemble_loss_is_the_squared_error_of_the_next_latent():
+    _, learner, state = learner_with(disagreement=0.5, ensemble=3)
+    latents, action = latents_of(learner, (2, 4)), jax.random.randint(jax.random.key(5), (2, 4), 0, 3)
+    flags = jnp.zeros((2, 4), bool)
+    record = Record(None, None, flags.at[0, 2].set(True), flags, flags, action, {})
+    loss = learner.ensemble_loss(state.params, latents, record)
+    guess = learner.guesses(state.params, latents.feat()[:, :-1], action[:, :-1])
+    assert guess.shape == (3, 2, 3, 16) and loss.shape == (2, 3)
+    expected = ((np.asarray(guess) - np.asarray(latents.stoch).reshape(2, 4, 16)[:, 1:]) ** 2).sum((0, 3))
+    expected[0, 1] = 0.0  # the latent after it belongs to another episode
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+def test_disagreement_is_taken_off_the_reward():
+    """The same parameters with and without the penalty: every dreamed return falls by the discounted spread."""
+    _, learner, state = learner_with(disagreement=0.5, ensemble=3)
+    _, plain, _ = learner_with()
+    feat = latents_of(learner, (4, 5)).feat()
+    action = jax.random.randint(jax.random.key(6), (4, 5), 0, 3)
+    losses, returns, _, metrics = learner.behaviour(state.params, state, feat, action)
+    _, without, _, _ = plain.behaviour(state.params, state, feat, action)
+    spread = np.asarray(learner.guesses(state.params, feat[:-1], action[:-1])).std(0).mean(-1)
+    assert (spread > 0).all() and metrics["dream/disagreement"] == pytest.approx(spread.mean(), rel=1e-5)
+    np.testing.assert_allclose(returns[-1] - without[-1], -0.5 * spread[-1], rtol=1e-4, atol=1e-6)
+    assert (np.asarray(returns) < np.asarray(without)).all()
+    assert np.isfinite(losses["policy"]).all()
