@@ -251,6 +251,7 @@ def _next_commands(folder: Path) -> str:
         f"jaxwm eval {folder}": "score the checkpoint again",
         f"jaxwm dream {folder}": "see what the world model dreams",
         f"jaxwm watch {folder}": "see the policy play",
+        f"jaxwm report {folder}": "curves, losses and the exploitation gauge as a page",
         "jaxwm train dreamer-v3 --env minatar/Breakout --help": "another environment, every setting",
         "jaxwm list": "all agents and environments",
     }
