@@ -121,7 +121,7 @@ def test_if_all_are_damaged_that_is_the_error(folder, life):
 
 def test_a_checkpoint_of_another_config_is_no_damage(folder):
     other = Trainer(toy_agent(), counting_env(4), members=3, capacity=40).init(0)
-    with Checkpoints(folder) as checkpoints, pytest.raises(ValueError, match=r"does not fit the run's config\.json"):
+    with Checkpoints(folder) as checkpoints, pytest.raises(ValueError, match=r"does not fit its config\.json"):
         checkpoints.restore(other)
     assert (folder / "24").is_dir()
 

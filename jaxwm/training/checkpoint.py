@@ -169,7 +169,7 @@ class Checkpoints:
             "rest": ocp.args.StandardRestore(_shapes(like._replace(agent=None)._asdict())),
             "about": ocp.args.JsonRestore(),
         }
-        step, item = self._newest_good(items)
+        step, item = self._newest_good(items, {"agent": like.agent, "rest/ring/data": like.ring.data})
         about = dict(item["about"])
         life = Life(**{**item["rest"], "agent": item["agent"]})
         return Restored(life, Cursor(*about.pop("cursor")), about, step)
@@ -180,7 +180,7 @@ class Checkpoints:
         `which` is "newest", "best" (highest training return) or a step.
         """
         items = {"agent": ocp.args.StandardRestore(_shapes(like))}
-        step, item = self._newest_good(items, None if which == "newest" else self._find(which))
+        step, item = self._newest_good(items, {"agent": like}, None if which == "newest" else self._find(which))
         return item["agent"], step
 
     def _find(self, which: str) -> int:
@@ -195,10 +195,15 @@ class Checkpoints:
     def check(self, like: dict[str, Any]) -> None:
         """ValueError where the newest checkpoint has other arrays than `like`: {place, as "rest/ring/data": pytree}.
 
-        Costs one small file to read. A checkpoint whose description cannot be read is left for `restore` to judge.
+        Costs one small file to read; for those who want to know before they compile.
         """
-        for name, tree in like.items() if self.steps() else ():
-            place, (item, *inner) = self.folder / str(self.steps()[-1]), name.split("/")
+        if self.steps():
+            self._check(self.folder / str(self.steps()[-1]), like)
+
+    def _check(self, place: Path, like: dict[str, Any]) -> None:
+        """A checkpoint whose description cannot be read is left for `restore` to judge."""
+        for name, tree in like.items():
+            item, *inner = name.split("/")
             try:
                 stored: Any = ocp.PyTreeCheckpointHandler().metadata(epath.Path(place / item)).tree
             except Exception:
@@ -218,13 +223,14 @@ class Checkpoints:
         if not self.steps():
             raise FileNotFoundError(_nothing(self.folder))
 
-    def _newest_good(self, items: dict[str, Any], only: int | None = None) -> tuple[int, Any]:
+    def _newest_good(self, items: dict[str, Any], like: dict[str, Any], only: int | None = None) -> tuple[int, Any]:
         self._need()
         damaged = []
         for step in [only] if only is not None else reversed(self.steps()):
             folder = self.folder / str(step)
             problem = check_digest(folder)
             if problem is None:
+                self._check(folder, like)
                 try:
                     return step, self._manager.restore(step, args=ocp.args.Composite(**items))
                 except Exception as error:
