@@ -118,9 +118,9 @@ def test_a_diverged_run_stops_and_names_step_term_and_checkpoint(toy_system, tmp
 # --- Environments that die ----------------------------------------------------------------------------------------
 
 
-def mortal(num_envs: int, deaths: set[int]):
+def mortal(num_envs: int, deaths: set[int], length: int = 5):
     """A counting environment on the host whose n-th step, for n in `deaths`, fails; counts what was closed."""
-    env, seen = on_host(counting_env(num_envs)), SimpleNamespace(steps=0, closed=0, seeds=[])
+    env, seen = on_host(counting_env(num_envs, length)), SimpleNamespace(steps=0, closed=0, seeds=[])
 
     def reset(keys):
         seen.seeds.append(np.asarray(jax.random.key_data(keys)).tolist())
@@ -165,11 +165,13 @@ def test_a_pool_that_dies_again_and_again_is_an_error():
 
 
 def test_a_restored_host_run_marks_the_end_of_what_was_going_on():
-    trainer = Trainer(toy_agent(), on_host(counting_env(4, length=50)), members=2, capacity=400)
+    env, seen = mortal(4, set(), length=50)
+    trainer = Trainer(toy_agent(), env, members=2, capacity=400)
     life, _, _, _ = run(trainer, 40)
     last = int(life.counters.rows) - 1
     assert not np.asarray(life.ring.data.is_last[:, last]).any()
     assert np.asarray(trainer.restored(life).ring.data.is_last[:, last]).all()
+    assert len(seen.seeds) == 2 and seen.seeds[0] != seen.seeds[1] and seen.closed == 1
 
 
 # --- The exploitation gauge ---------------------------------------------------------------------------------------

@@ -271,8 +271,16 @@ class Trainer:
         return self._pool.restarts if self._pool else 0
 
     def restored(self, life: Life) -> Life:
-        """A life that comes from a checkpoint, ready to go on: a host environment starts new episodes."""
-        return life if self.env.pure else life._replace(ring=_cut(life.ring))
+        """A life that comes from a checkpoint, ready to go on: a host environment starts episodes with new seeds."""
+        if self.env.pure:
+            return life
+        assert self._pool is not None, "call init first"
+        self._pool.reset(self._later_keys(life))
+        return life._replace(ring=_cut(life.ring))
+
+    def _later_keys(self, life: Life) -> Key:
+        """Environment keys `[M]` of this point of a run."""
+        return jax.vmap(lambda key: stream(key, ENV, life.counters.rows + 1))(life.key)
 
     # --- One row, one update --------------------------------------------------------------------------------------
 
@@ -570,7 +578,7 @@ class Trainer:
         pool, turn = self._pool, self._host_turn(word.mode, life)
         assert pool is not None, "call init before run"
         if word.fresh:
-            pool.reset(jax.vmap(lambda k: stream(k, ENV, life.counters.rows + 1))(life.key))
+            pool.reset(self._later_keys(life))
             fresh = jax.vmap(lambda state: self.agent.reset(state, self.env.num_envs))
             life = life._replace(carry=fresh(life.agent))
         agent, rest = self._acting(life), life._replace(agent=None, step=None)
