@@ -88,7 +88,7 @@ def test_load_gives_the_agent_back(finished):
 
 # --- Stopped and killed -------------------------------------------------------------------------------------------
 
-OFTEN = ["--checkpoint-minutes", "0"]  # a checkpoint after every chunk: most kills hit one that is being written
+OFTEN = ["--checkpoint-minutes", "0.005"]  # every third of a second: many kills hit one that is being written
 
 
 def whole(folder: Path):
@@ -99,12 +99,15 @@ def whole(folder: Path):
         return checkpoints.restore(trainer.init(0))
 
 
-def stop_until_done(folder: Path, steps: int, signals: list[int], chunk_seconds: float, seed: int) -> list[int]:
-    """Start the run, send it a signal at a random moment, resume it, and so on, then let it end; the exit statuses."""
+def stop_until_done(folder: Path, steps: int, signals: list[int], seed: int) -> list[int]:
+    """Start the run, send it a signal at a random moment, resume it, and so on, then let it end; the exit statuses.
+
+    Every process cuts the run into chunks of another length.
+    """
     dice, statuses, command = random.Random(seed), [], [*start(steps), *OFTEN, "--run", str(folder)]
-    environment = os.environ | {"JAXWM_CHUNK_SECONDS": str(chunk_seconds)}
     base, each = [sys.executable, "-m", "jaxwm.cli"], steps // (len(signals) + 1)
     for number, which in enumerate(signals):
+        environment = os.environ | {"JAXWM_CHUNK_SECONDS": str(dice.choice([0.03, 0.1, 0.4]))}
         process = subprocess.Popen([*base, *command], env=environment, stdout=subprocess.PIPE, text=True)
         deadline = time.time() + 300
         while time.time() < deadline and process.poll() is None and progress(folder) < each * (number + 1):
@@ -116,7 +119,7 @@ def stop_until_done(folder: Path, steps: int, signals: list[int], chunk_seconds:
         if process.returncode == 1:
             assert "stopped and saved; go on with: jaxwm resume" in out.replace("\n", " ")
         command = ["resume", str(folder)]
-    subprocess.run([*base, *command], env=environment, check=True, stdout=subprocess.DEVNULL, timeout=400)
+    subprocess.run([*base, *command], check=True, stdout=subprocess.DEVNULL, timeout=400)
     return statuses
 
 
@@ -139,16 +142,15 @@ def check_same_run(folder, undisturbed):
 
 def test_stopped_and_killed_it_is_the_same_run(finished, tmp_path):
     """SIGTERM, then SIGKILL, and other chunk lengths: parameters, replay and scores bit for bit."""
-    statuses = stop_until_done(tmp_path / "run", STEPS, [signal.SIGTERM, signal.SIGKILL], 0.1, seed=0)
+    statuses = stop_until_done(tmp_path / "run", STEPS, [signal.SIGTERM, signal.SIGKILL], seed=0)
     assert statuses == [1, -signal.SIGKILL]
     check_same_run(tmp_path / "run", finished)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("chunk_seconds", [0.02, 0.3])
-def test_killed_twenty_times_it_is_the_same_run(tmp_path, chunk_seconds):
-    jaxwm(*start(4000), "--run", tmp_path / "undisturbed")
-    statuses = stop_until_done(tmp_path / "run", 4000, [signal.SIGKILL] * 22, chunk_seconds, seed=1)
+def test_killed_twenty_times_it_is_the_same_run(tmp_path):
+    jaxwm(*start(3000), "--run", tmp_path / "undisturbed")
+    statuses = stop_until_done(tmp_path / "run", 3000, [signal.SIGKILL] * 22, seed=1)
     assert statuses.count(-signal.SIGKILL) >= 20
     check_same_run(tmp_path / "run", tmp_path / "undisturbed")
 

@@ -174,12 +174,12 @@ def _size(deter: int, hidden: int, classes: int, depth: int, units: int) -> Conf
 NANO = Config(
     deter=32, hidden=32, stoch=4, classes=8, units=32, depth=2, bins=41, sensor_layers=1, policy_layers=1,
     envs=4, batch_size=16, batch_length=10, imag_length=8, train_ratio=80.0, prefill=256, capacity=100_000,
-    lr=1e-2, entropy=3e-2, warmup=100,
+    lr=1e-2, entropy=3e-2, warmup=100, free_nats=0.1,
 )  # fmt: skip
 
 MICRO = replace(
     NANO, deter=64, hidden=64, stoch=8, units=64, batch_length=16, imag_length=15, train_ratio=64.0,
-    lr=3e-3, entropy=1e-2,
+    lr=3e-3, entropy=1e-2, free_nats=1.0,
 )  # fmt: skip
 
 PRESETS: dict[str, Config] = {

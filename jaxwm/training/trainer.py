@@ -182,6 +182,8 @@ class Trainer:
         self.segments = segments(agent.schedule, env.num_envs)
         self.hyper = self._hyper(hyper or {})
         self.samplers = {n: replay.sampler(s.sampler, s.batch_size, s.length) for n, s in agent.train_steps.items()}
+        # traced once, although both the metrics' shapes and the loop ask for it
+        self._learn = {name: jax.jit(step.update, inline=True) for name, step in agent.train_steps.items()}
         self._check()
         devices = jax.local_devices()
         count = max(n for n in range(1, len(devices) + 1) if members % n == 0)
@@ -306,7 +308,7 @@ class Trainer:
         """Sample, learn, write back; an update with a metric that is not finite leaves agent and replay as they are."""
         k_sample, k_update = jax.random.split(stream(life.key, LEARN, life.counters.updates))
         batch = self.samplers[name](life.agent, life.ring, k_sample)
-        state, feedback, metrics = self.agent.train_steps[name].update(life.agent, batch, k_update)
+        state, feedback, metrics = self._learn[name](life.agent, batch, k_update)
         good = _all_finite(metrics)
         state = jax.tree.map(partial(jnp.where, good), state, life.agent)
         ring = replay.update(life.ring, batch, feedback, good)
