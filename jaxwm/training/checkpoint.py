@@ -195,10 +195,10 @@ class Checkpoints:
     def check(self, like: dict[str, Any]) -> None:
         """ValueError where the newest checkpoint has other arrays than `like`: {place, as "rest/ring/data": pytree}.
 
-        Costs one small file to read; for those who want to know before they compile.
+        For those who want to know before they compile. A damaged checkpoint is left for `restore` to pass over.
         """
-        if self.steps():
-            self._check(self.folder / str(self.steps()[-1]), like)
+        if self.steps() and check_digest(place := self.folder / str(self.steps()[-1])) is None:
+            self._check(place, like)
 
     def _check(self, place: Path, like: dict[str, Any]) -> None:
         """A checkpoint whose description cannot be read is left for `restore` to judge."""
@@ -206,10 +206,10 @@ class Checkpoints:
             item, *inner = name.split("/")
             try:
                 stored: Any = ocp.PyTreeCheckpointHandler().metadata(epath.Path(place / item)).tree
+                for key in inner:
+                    stored = stored[key]
             except Exception:
                 continue
-            for key in inner:
-                stored = stored[key]
             found, wanted = _by_path(stored), _by_path(tree)
             if wrong := [path for path in found.keys() | wanted.keys() if found.get(path) != wanted.get(path)]:
                 path = min(wrong, key=lambda path: (len(path), path))  # parameters rather than the optimiser's copies
