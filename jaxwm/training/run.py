@@ -144,9 +144,7 @@ def load(path: str | Path, which: str = "newest") -> Loaded:
     plan = read_plan(path)
     with checkpoint.Checkpoints(path / rundir.CHECKPOINTS, writing=False) as checkpoints:
         _, agent, trainer = build(plan)
-        like = trainer.footprint()["state"]
-        checkpoints.check({"agent": like})
-        state, steps = checkpoints.restore_agent(like, which)
+        state, steps = checkpoints.restore_agent(trainer.footprint()["state"], which)
     return Loaded(plan, agent, state, steps)
 
 
@@ -190,7 +188,7 @@ class Run:
 
     def start(self) -> None:
         """Check the memory, allocate, write config.json, open the files, compile. The folder exists."""
-        self._card_before()
+        self._card_before(self.trainer.footprint())
         self.life = self.trainer.init(self.plan.seed)
         rundir.write_config(self.folder, self.plan.to_json())
         self._open()
@@ -201,7 +199,7 @@ class Run:
         sizes = self.trainer.footprint()
         with checkpoint.Checkpoints(self.folder / rundir.CHECKPOINTS, self.plan.keep) as checkpoints:
             checkpoints.check({"agent": sizes["state"], "rest/ring/data": sizes["replay"]})
-            self._card_before()
+            self._card_before(sizes)
             self.life = self.trainer.init(self.plan.seed)
             saved = checkpoints.restore(self.life) if checkpoints.steps() else None
         self._open()
@@ -225,9 +223,8 @@ class Run:
         self.compile_seconds = time.time() - began
         self.console.print(f"  compile time   {self.compile_seconds:.1f} s")
 
-    def _card_before(self) -> None:
-        """The start-up card: sizes and costs, before memory is taken."""
-        sizes = self.trainer.footprint()
+    def _card_before(self, sizes: dict[str, Any]) -> None:
+        """The start-up card: sizes (a `Trainer.footprint`) and costs, before memory is taken."""
         replay, state = cost.tree_bytes(sizes["replay"]), cost.tree_bytes(sizes["state"])
         _check_memory(state + replay)
         say = self.console.print

@@ -467,9 +467,8 @@ class Trainer:
 
     def gauge(self, life: Life, horizon: int) -> dict[str, np.ndarray]:
         """The exploitation gauge `[M]` of every member (see `training.gauge`); empty without dreams or replay."""
-        if self.agent.imagine is None or int(life.counters.rows) < gauge.rows_needed(horizon):
-            return {}
-        if self.capacity // self.env.num_envs < gauge.rows_needed(horizon):
+        held = min(int(life.counters.rows), self.capacity // self.env.num_envs)
+        if self.agent.imagine is None or held < gauge.rows_needed(horizon):
             return {}
 
         def one(state: Any, ring: Ring, key: Key, counters: Counters) -> dict[str, Array]:
