@@ -31,7 +31,9 @@ from jaxwm.errors import check_choice, check_number, check_range, check_types
 from jaxwm.models import rssm as model
 from jaxwm.models.rssm import RSSM, Latent, flatten
 from jaxwm.nets import observation as sensors
+from jaxwm.nets.chunks import PLAIN, Routes, cut, join, over, routes, terminal
 from jaxwm.nets.layers import Head, apply
+from jaxwm.share import ALONE, Share
 from jaxwm.types import (
     FOREVER,
     Agent,
@@ -227,17 +229,20 @@ class Networks(NamedTuple):
     dis: Head | None = None  # one-step models of the next latent, with a leading ensemble axis in their parameters
 
 
-def build(spec: Spec, config: Config) -> Networks:
+def build(spec: Spec, config: Config, routes: Routes = PLAIN) -> Networks:
     """The networks of an agent for this environment; ValueError for observations that no encoder fits."""
     dtype = jnp.dtype(config.dtype)
-    enc = sensors.Encoder(spec.obs, config.depth, config.units, config.sensor_layers, dtype)
+    enc = sensors.Encoder(spec.obs, config.depth, config.units, config.sensor_layers, dtype, routes)
     lead = jax.tree.map(lambda s: jax.ShapeDtypeStruct((1, *s.shape), s.dtype), spec.obs)
     tokens, _ = jax.eval_shape(enc.init_with_output, jax.random.key(0), lead)
     dyn = RSSM(
         ac.action_size(spec.action), tokens.shape[-1], config.deter, config.hidden, config.stoch, config.classes,
         config.blocks, unimix=config.unimix, dtype=dtype,
     )  # fmt: skip
-    dec = sensors.Decoder(spec.obs, config.depth, config.units, config.sensor_layers, config.blocks, dtype)
+    dec = sensors.Decoder(
+        spec.obs, config.depth, config.units, config.deter, config.stoch * config.classes, config.sensor_layers,
+        config.blocks, dtype, routes,
+    )  # fmt: skip
     model_layers, policy_layers = config.model_layers, config.policy_layers
     return Networks(
         enc,
@@ -276,8 +281,8 @@ def make(spec: Spec, config: Config = PRESETS["12m"]) -> Agent:
     The replay extras are the posterior latents: `deter [N, D]` in the compute type and `stoch` uint8 `[N, S]` class
     indices. They are refreshed by every update that reads them.
     """
-    nets = build(spec, config)
-    learner = Learner(nets, spec, config)
+    nets = build(spec, config, routes())
+    learner = Learner(nets, spec, config, routes())
     tx = optim.laprop(config.agc)
 
     def init(key: Key, hyper: Any) -> State:
@@ -304,14 +309,22 @@ def make(spec: Spec, config: Config = PRESETS["12m"]) -> Agent:
             action = policy.mode() if mode == "greedy" else policy.sample(choice)
         return Carry(latent, action), action, learner.pack(latent)
 
-    def update(state: State, batch: Batch, key: Key) -> tuple[State, dict[str, Array], dict[str, Array]]:
-        grads, (latents, returns, metrics) = jax.grad(learner.loss, has_aux=True)(state.params, state, batch, key)
+    def update(
+        state: State, batch: Batch, key: Key, axis: str | None = None
+    ) -> tuple[State, dict[str, Array], dict[str, Array]]:
+        noise = learner.noise(key, *batch.record.reward.shape)
+        share = Share(axis)
+        part = share.part((batch.record, noise))
+        grads, aux = jax.grad(learner.loss, has_aux=True)(state.params, state, *part, share)
+        latents, returns, metrics = aux
+        grads, metrics = share.mean(grads), share.mean(metrics)
         direction, opt = tx.update(grads, state.opt, state.params)
         rate = state.hyper["lr"] * optim.warmup(state.step, config.warmup) * optim.decay(state.step, config.decay)
         params = jax.tree.map(lambda p, d: p - rate * d, state.params, direction)
         metrics["grad_norm"] = optax.tree.norm(grads)
         slow = ac.track(params["val"], state.slow, config.slow_rate)
-        return State(params, slow, returns, opt, state.hyper, state.step + 1), learner.pack(latents), metrics
+        feedback = share.gather(learner.pack(latents))
+        return State(params, slow, returns, opt, state.hyper, state.step + 1), feedback, metrics
 
     def imagine(state: State, context: Record, actions: Array | None, key: Key, horizon: int) -> Dream:
         check_number("horizon", horizon, least=1, whole=True)
@@ -323,7 +336,7 @@ def make(spec: Spec, config: Config = PRESETS["12m"]) -> Agent:
         return learner.dream(state, context, actions, key, horizon)
 
     sampler = "online" if config.online else "uniform"
-    step = TrainStep(update, config.batch_size, config.batch_length + 1, sampler)
+    step = TrainStep(update, config.batch_size, config.batch_length + 1, sampler, shared=True)
     hyper = dict(lr=config.lr, entropy=config.entropy, horizon=config.horizon, lam=config.lam)
     return Agent(init, reset, act, {"all": step}, imagine, schedule(config), hyper)
 
@@ -338,6 +351,25 @@ def schedule(config: Config) -> tuple[Collect | Repeat, ...]:
     return Collect(prefill, "random"), Repeat(FOREVER, body)
 
 
+class Noise(NamedTuple):
+    """The random numbers of an update, as drawn for the whole batch."""
+
+    observe: Array  # [B, T, S], uniform
+    plan: Array  # [B, T, H + 1, ...], see `actor_critic.noise`
+    imagine: Array  # [B, T, H, S], uniform
+
+
+class Judged(NamedTuple):
+    """What heads say of a dream, time first."""
+
+    reward: Array  # [H + 1, R]
+    cont: Array  # [H + 1, R], discounted
+    value: Array  # [H + 1, R]
+    returns: Array  # [H, R]
+    weight: Array  # [H, R], probability that the dream goes on until there
+    spread: Array | None  # [H, R], disagreement of the ensemble
+
+
 @dataclass(frozen=True)
 class Learner:
     """The mathematics of one update, over explicit parameters."""
@@ -345,6 +377,7 @@ class Learner:
     nets: Networks
     spec: Spec
     config: Config
+    routes: Routes = PLAIN
 
     # Small views on the networks.
 
@@ -373,7 +406,8 @@ class Learner:
         """One step of `observe`, for acting: `[N, ...]`."""
         tokens = apply(self.nets.enc, params["enc"], step.obs)
         inputs = tokens[:, None], self.encode(carry.action)[:, None], step.is_first[:, None]
-        latents, _ = model.observe(self.nets.dyn, params["dyn"], carry.latent, *inputs, key)
+        uniform = jax.random.uniform(key, (len(tokens), 1, self.config.stoch))
+        latents, _ = model.observe(self.nets.dyn, params["dyn"], carry.latent, *inputs, uniform)
         return jax.tree.map(lambda x: x[:, 0], latents)
 
     def guesses(self, params: Any, feat: Array, action: Array) -> Array:
@@ -385,52 +419,85 @@ class Learner:
 
     # The loss.
 
-    def loss(self, params: Any, state: State, batch: Batch, key: Key):
-        """The total loss of a batch, and `(latents [B, T], return range, metrics)`."""
-        config, (k_observe, k_imagine) = self.config, jax.random.split(key)
-        record = jax.tree.map(lambda x: x[:, 1:], batch.record)  # the first record is context only
+    def noise(self, key: Key, batch: int, length: int) -> Noise:
+        """All random numbers of an update of `length` records, the context included."""
+        config, (k_observe, k_plan, k_imagine) = self.config, jax.random.split(key, 3)
+        lead = batch, length - 1
+        return Noise(
+            jax.random.uniform(k_observe, (*lead, config.stoch)),
+            ac.noise(self.spec.action, k_plan, (*lead, config.imag_length + 1)),
+            jax.random.uniform(k_imagine, (*lead, config.imag_length, config.stoch)),
+        )
+
+    def loss(self, params: Any, state: State, record: Record, noise: Noise, share: Share = ALONE):
+        """The total loss of sequences `[B, T + 1]`, and `(latents [B, T], return range, metrics)`."""
+        config = self.config
         with jax.named_scope("world_model"):
-            latents, losses = self.world_model(params, batch.record, k_observe, state.hyper["horizon"])
-        with jax.named_scope("imagination"):
-            starts = jax.tree.map(lambda x: sg(x).reshape(-1, *x.shape[2:]), latents)
-            dream, actions = self.rollout(sg(params), starts, k_imagine, config.imag_length)
+            latents, losses, metrics = self.world_model(params, record, noise.observe, state.hyper["horizon"])
+        record = jax.tree.map(lambda x: x[:, 1:], record)  # the first one was context
         with jax.named_scope("behaviour"):
-            los, returns, ranges, metrics = self.behaviour(params, state, dream.feat(), actions)
-            losses |= los
+            behaviour, returns, ranges, more = self.behaviour(params, state, latents, noise, share)
+            losses, metrics = losses | behaviour, metrics | more
         with jax.named_scope("replay_value"):
-            start_returns = returns[0].reshape(record.reward.shape)
-            losses["repval"] = self.replay_value(params, state, record, latents.feat(), start_returns)
+            losses["repval"] = self.replay_value(params, state, record, latents.feat(), returns).mean()
         if config.disagreement:
-            losses["dis"] = self.ensemble_loss(params, jax.tree.map(sg, latents), record)
-        scales = {name: getattr(config, f"{name}_scale", config.rec_scale) for name in losses}
-        means = {name: loss.mean() for name, loss in losses.items()}
-        metrics |= {f"loss/{name}": mean for name, mean in means.items()}
-        total = sum(scales[name] * mean for name, mean in means.items())
+            losses["dis"] = self.ensemble_loss(params, jax.tree.map(sg, latents), record).mean()
+        metrics |= {f"loss/{name}": loss for name, loss in losses.items()}
+        total = sum(getattr(config, f"{name}_scale", 1.0) * loss for name, loss in losses.items())
         return total, (jax.tree.map(sg, latents), ranges, metrics | {"loss": total})
 
-    def world_model(
-        self, params: Any, record: Record, key: Key, horizon: float | Array | None = None
-    ) -> tuple[Latent, dict[str, Array]]:
-        """Posterior latents `[B, T]` and the losses `[B, T]` of everything that is predicted from them."""
-        horizon = self.config.horizon if horizon is None else horizon
+    def world_model(self, params: Any, record: Record, uniform: Array, horizon: float | Array):
+        """Posterior latents `[B, T]`, the mean losses of everything that is predicted from them, and metrics."""
         nets, config = self.nets, self.config
         context = jax.tree.map(lambda x: x[:, 0], self.unpack(record.extras))
         previous = self.encode(record.action)[:, :-1]
         record = jax.tree.map(lambda x: x[:, 1:], record)
-        tokens = apply(nets.enc, params["enc"], record.obs)
-        latents, post = model.observe(nets.dyn, params["dyn"], context, tokens, previous, record.is_first, key)
+        tokens = self.tokens(params, record.obs)
+        latents, post = model.observe(nets.dyn, params["dyn"], context, tokens, previous, record.is_first, uniform)
         prior = apply(nets.dyn, params["dyn"], latents.deter, method="prior")
         losses = dict(zip(("dyn", "rep"), kl_losses(post, prior, config.free_nats), strict=True))
         feat = latents.feat()
-        decoded = apply(nets.dec, params["dec"], latents.deter, flatten(latents.stoch))
-        rec = sensors.reconstruction_loss(record.obs, decoded, self.spec.obs)
-        losses |= {f"rec/{name}" if len(rec) > 1 else "rec": loss for name, loss in rec.items()}
         reward = self.scalar("rew", params["rew"], feat)
         losses["rew"] = reward.loss(twohot(record.reward, reward.bins))
         target = (1.0 - record.is_terminal) * (1 - 1 / horizon)
         logit = self.continues(params, feat)
         losses["con"] = jax.nn.softplus(logit) - logit * target
-        return latents, losses
+        losses = {name: loss.mean() for name, loss in losses.items()}
+        losses["rec"], metrics = self.reconstruction(params["dec"], latents, record.obs)
+        return latents, losses, metrics
+
+    def tokens(self, params: Any, obs: Any) -> Array:
+        """Encoded observations `[B, T, E]`; images a few at a time."""
+        lead, flat = sensors.rows(obs, self.spec.obs)
+        pieces = cut(flat, self.routes.images if self.images else 0)
+        tokens = over(lambda params, piece: apply(self.nets.enc, params, piece), params["enc"], pieces)
+        return join(tokens).reshape(*lead, -1)
+
+    @property
+    def images(self) -> bool:
+        return "image" in sensors.kinds(self.spec.obs).values()
+
+    def reconstruction(self, params: Any, latents: Latent, obs: Any) -> tuple[Array, dict[str, Array]]:
+        """Mean loss over all sensors, and that of each where there are several; images a few at a time."""
+        inputs = latents.deter, flatten(latents.stoch)
+        numbers = apply(self.nets.dec, params, *inputs, method="numbers")
+        losses = {k: v.mean() for k, v in sensors.reconstruction_loss(obs, numbers, self.spec.obs).items()}
+        total = sum(losses.values(), jnp.zeros(()))
+        if self.images:
+            canvas = apply(self.nets.dec, params, *inputs, method="canvas")
+            rows = canvas.reshape(-1, *canvas.shape[2:])
+
+            def paint(params, canvas, obs, _):
+                painted = apply(self.nets.dec, params, canvas, method="paint")
+                parts = sensors.reconstruction_loss(obs, painted, self.spec.obs)
+                sums = {name: part.sum() for name, part in parts.items()}
+                return sum(sums.values()), sums
+
+            size, (_, targets) = self.routes.images, sensors.rows(obs, self.spec.obs)
+            loss, sums = terminal(paint, params, cut(rows, size), cut(targets, size))
+            losses |= {name: part.sum() / len(rows) for name, part in sums.items()}
+            total += loss / len(rows)
+        return total, {f"loss/rec/{name}": loss for name, loss in losses.items()} if len(losses) > 1 else {}
 
     def ensemble_loss(self, params: Any, latents: Latent, record: Record) -> Array:
         """Squared errors `[B, T - 1]` of all one-step models, summed; 0 across the start of an episode."""
@@ -438,54 +505,87 @@ class Learner:
         error = jnp.square(guess - flatten(latents.stoch)[:, 1:].astype(jnp.float32)).sum((0, -1))
         return error * (1.0 - record.is_first[:, 1:])
 
-    def rollout(self, params: Any, starts: Latent, key: Key, horizon: int) -> tuple[Latent, Array]:
-        """Dreams `[H + 1, R, ...]` under the policy, without gradients."""
+    def rollout(self, params: Any, starts: Latent, plan: Array, uniform: Array) -> tuple[Latent, Array]:
+        """Dreams `[H + 1, R, ...]` under the policy, without gradients; the noise is time first."""
 
-        def policy(latent: Latent, key: Key) -> tuple[Array, Array]:
-            action = self.actor(params, latent.feat()).sample(key)
+        def policy(latent: Latent, noise: Array) -> tuple[Array, Array]:
+            action = self.actor(params, latent.feat()).pick(noise)
             return action, self.encode(action)
 
         temperature = self.config.temperature
-        return model.imagine(self.nets.dyn, params["dyn"], starts, policy, key, horizon, temperature=temperature)
+        return model.imagine(self.nets.dyn, params["dyn"], starts, policy, plan, uniform, temperature)
 
-    def behaviour(self, params: Any, state: State, feat: Array, actions: Array):
-        """Actor and critic losses `[H, R]` on dreams `feat [H + 1, R, F]`.
+    def behaviour(self, params: Any, state: State, latents: Latent, noise: Noise, share: Share = ALONE):
+        """Actor and critic learn in dreams that start at every latent `[B, T]`.
 
-        Returns the losses, the lambda-returns `[H, R]`, the new return range, and metrics.
+        Returns the mean losses, the lambda-returns of the starts `[B, T]`, the new return range, and metrics. Dreams
+        are rolled out and judged a few at a time; advantages then wait for the range of all returns.
         """
+        lead, flat = latents.deter.shape[:2], lambda x: sg(x).reshape(-1, *x.shape[2:])
+        starts, plan, uniform = jax.tree.map(flat, (latents, noise.plan, noise.imagine))
+        pieces = cut((starts, plan, uniform), self.routes.dreams)
+        count = len(starts.deter) * self.config.imag_length
+
+        def judge(val, _, piece, shared):
+            (starts, plan, uniform), (params, state) = piece, shared
+            dream, actions = self.rollout(params, starts, plan.swapaxes(0, 1), uniform.swapaxes(0, 1))
+            feat = dream.feat()
+            loss, judged = self.judge(val, params, state, feat, actions)
+            return loss.sum(), (feat, actions, judged)
+
+        value_loss, (feat, actions, judged) = terminal(judge, params["val"], (), pieces, (params, state._replace(opt=None)))
+        returns = join(judged.returns.swapaxes(1, 2))  # [R, H]
+        ranges = state.returns.update(share.gather(returns))
+        advantage = (judged.returns - judged.value[:, :-1]) / ranges.scale()
+
+        def act(pol, _, piece, hyper):
+            feat, actions, *rest = piece
+            loss, entropy = self.policy_loss(pol, hyper, feat[:-1], actions[:-1], *rest)
+            return loss.sum(), entropy.mean()
+
+        data = feat, actions, advantage, judged.weight
+        policy_loss, entropy = terminal(act, params["pol"], (), data, state.hyper)
+        center = share.mean(advantage.mean())
+        metrics = {
+            "dream/reward": judged.reward.mean(),
+            "dream/return": returns[:, 0].mean(),
+            "dream/continue": judged.cont.mean(),
+            "dream/value": judged.value.mean(),
+            "policy/entropy": entropy.mean(),
+            "policy/advantage_std": jnp.sqrt(share.mean(jnp.square(advantage - center).mean())),
+            "policy/return_scale": ranges.scale(),
+        }
+        if self.config.disagreement:
+            metrics["dream/disagreement"] = judged.spread.mean()
+        losses = {"policy": policy_loss / count, "value": value_loss / count}
+        return losses, returns[:, 0].reshape(lead), ranges, metrics
+
+    def judge(self, val: Any, params: Any, state: State, feat: Array, actions: Array) -> tuple[Array, Judged]:
+        """Critic losses `[H, R]` of dreams `feat [H + 1, R, F]`, and what the rest of the world says of them."""
         config = self.config
-        reward = self.scalar("rew", sg(params["rew"]), feat).mean()
-        metrics = {"dream/reward": reward.mean()}
+        reward = self.scalar("rew", params["rew"], feat).mean()
+        raw, spread = reward, None
         if config.disagreement:
-            spread = self.guesses(sg(params), feat[:-1], actions[:-1]).std(0).mean(-1)
+            spread = self.guesses(params, feat[:-1], actions[:-1]).std(0).mean(-1)
             reward = reward.at[1:].add(-config.disagreement * spread)
-            metrics["dream/disagreement"] = spread.mean()
-        cont = jax.nn.sigmoid(self.continues(sg(params), feat))
-        value = self.scalar("val", params["val"], feat)
+        cont = jax.nn.sigmoid(self.continues(params, feat))
+        value = self.scalar("val", val, feat)
         guess = sg(value.mean())
         slow = self.scalar("val", state.slow, feat).mean()
         # The predicted continue holds the discount; the root's own flag counts as well.
         weight = jnp.cumprod(cont, 0)[:-1]
         returns = ac.lambda_return(reward, guess, cont, jnp.zeros_like(cont), state.hyper["lam"])
-        ranges = state.returns.update(returns)
-        advantage = (returns - guess[:-1]) / ranges.scale()
-        policy = self.actor(params, feat[:-1])
-        entropy = policy.entropy()
-        score = policy.log_prob(sg(actions[:-1])) * advantage + state.hyper["entropy"] * entropy
         target = twohot(returns, value.bins) + config.slow_scale * twohot(slow[:-1], value.bins)
-        losses = {
-            "policy": -weight * score,
-            "value": weight * TwoHot(value.logits[:-1], value.bins).loss(target),
-        }
-        metrics |= {
-            "dream/return": returns[0].mean(),
-            "dream/continue": cont.mean(),
-            "dream/value": guess.mean(),
-            "policy/entropy": entropy.mean(),
-            "policy/advantage_std": advantage.std(),
-            "policy/return_scale": ranges.scale(),
-        }
-        return losses, returns, ranges, metrics
+        loss = weight * TwoHot(value.logits[:-1], value.bins).loss(target)
+        return loss, Judged(raw, cont, guess, returns, weight, spread)
+
+    def policy_loss(
+        self, pol: Any, hyper: Any, feat: Array, actions: Array, advantage: Array, weight: Array
+    ) -> tuple[Array, Array]:
+        """REINFORCE losses and entropies `[H, R]` at `feat [H, R, F]`."""
+        policy = self.actor({"pol": pol}, feat)
+        entropy = policy.entropy()
+        return -weight * (policy.log_prob(actions) * advantage + hyper["entropy"] * entropy), entropy
 
     def replay_value(self, params: Any, state: State, record: Record, feat: Array, boot: Array) -> Array:
         """Critic loss `[T - 1, B]` on the replayed sequence, bootstrapped with the dreamed returns `boot [B, T]`."""
@@ -503,17 +603,21 @@ class Learner:
     def dream(self, state: State, context: Record, actions: Array | None, key: Key, horizon: int) -> Dream:
         """Filter `context [B, L]` from its stored first latent, then roll on; see `Agent.imagine`."""
         params, discount = state.params, 1 - 1 / state.hyper["horizon"]
-        k_observe, k_imagine = jax.random.split(key)
+        k_observe, k_plan, k_imagine = jax.random.split(key, 3)
         start = jax.tree.map(lambda x: x[:, 0], self.unpack(context.extras))
         rest = jax.tree.map(lambda x: x[:, 1:], context)
         tokens = apply(self.nets.enc, params["enc"], rest.obs)
         previous = self.encode(context.action)[:, :-1]
-        latents, _ = model.observe(self.nets.dyn, params["dyn"], start, tokens, previous, rest.is_first, k_observe)
+        uniform = jax.random.uniform(k_observe, (*rest.is_first.shape, self.config.stoch))
+        latents, _ = model.observe(self.nets.dyn, params["dyn"], start, tokens, previous, rest.is_first, uniform)
         start = jax.tree.map(lambda x: x[:, -1], latents)
+        batch = len(context.reward)
+        uniform = jax.random.uniform(k_imagine, (horizon, batch, self.config.stoch))
         if actions is None:
-            latent, taken = self.rollout(params, start, k_imagine, horizon)
+            plan = ac.noise(self.spec.action, k_plan, (horizon + 1, batch))
+            latent, taken = self.rollout(params, start, plan, uniform)
         else:
-            latent, taken = self.replay_actions(params, start, actions, k_imagine)
+            latent, taken = self.replay_actions(params, start, actions, uniform)
         latent = jax.tree.map(lambda x: x[1:], latent)
         feat = latent.feat()
         decoded = apply(self.nets.dec, params["dec"], latent.deter, flatten(latent.stoch))
@@ -526,14 +630,14 @@ class Learner:
         )
         return jax.tree.map(lambda x: x.swapaxes(0, 1), dream)
 
-    def replay_actions(self, params: Any, start: Latent, actions: Array, key: Key) -> tuple[Latent, Array]:
+    def replay_actions(self, params: Any, start: Latent, actions: Array, uniform: Array) -> tuple[Latent, Array]:
         """Roll the prior under given `actions [B, H, ...]`, open loop."""
         plan = jnp.concatenate([actions, actions[:, -1:]], 1).swapaxes(0, 1)  # the last one is never applied
 
         def policy(latent: Latent, action: Array) -> tuple[Array, Array]:
             return action, self.encode(action)
 
-        return model.imagine(self.nets.dyn, params["dyn"], start, policy, key, len(plan) - 1, plan)
+        return model.imagine(self.nets.dyn, params["dyn"], start, policy, plan, uniform)
 
 
 def kl_losses(post: Any, prior: Any, free_nats: float) -> tuple[Array, Array]:

@@ -57,9 +57,15 @@ class Actor(NamedTuple):
         return indices[0] if isinstance(self.space, Discrete) else jnp.stack(indices, -1)
 
     def sample(self, key: Key) -> Array:
+        lead = self.parts.mean.shape[:-1] if isinstance(self.parts, Normal) else self.parts[0].logp.shape[:-1]
+        return self.pick(noise(self.space, key, lead))
+
+    def pick(self, noise: Array) -> Array:
+        """The action that `noise(space, ...)` draws."""
         if isinstance(self.parts, Normal):
-            return self.parts.sample(key)
-        return self._join([part.sample(jax.random.fold_in(key, i)) for i, part in enumerate(self.parts)])
+            return self.parts.mean + self.parts.std * noise
+        split = noise[..., None] if isinstance(self.space, Discrete) else noise
+        return self._join([part.invert(split[..., i]) for i, part in enumerate(self.parts)])
 
     def mode(self) -> Array:
         return self.parts.mode() if isinstance(self.parts, Normal) else self._join([p.mode() for p in self.parts])
@@ -83,6 +89,13 @@ def actor(space: ActionSpace, outputs: dict[str, Array], unimix: float = 0.0) ->
     if isinstance(space, Box):
         return Actor(bounded_normal(outputs["mean"], outputs["std"]), space)
     return Actor(tuple(one_hot(outputs[name], unimix) for name in head_sizes(space)), space)
+
+
+def noise(space: ActionSpace, key: Key, lead: tuple[int, ...]) -> Array:
+    """What decides a random choice, `[*lead, ...]`: a uniform number a choice, a normal one an entry of a vector."""
+    if isinstance(space, Box):
+        return jax.random.normal(key, (*lead, space.size))
+    return jax.random.uniform(key, lead if isinstance(space, Discrete) else (*lead, len(choices(space))))
 
 
 def random_action(space: ActionSpace, key: Key, num: int) -> Array:

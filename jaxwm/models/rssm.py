@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxwm.distributions import OneHot, one_hot
-from jaxwm.nets.layers import MLP, BlockLinear, Linear, NormSilu, apply
+from jaxwm.nets.layers import MLP, BlockLinear, Linear, NormSilu, apply, from_blocks, to_blocks
 from jaxwm.types import Array, Key
 
 sg = jax.lax.stop_gradient
@@ -58,7 +58,7 @@ class RSSM(nn.Module):
         self.in_action = Linear(self.actions, self.hidden, dtype=self.dtype)
         self.act_deter, self.act_stoch, self.act_action = NormSilu(), NormSilu(), NormSilu()
         self.mix = BlockLinear(self.deter, self.deter, self.blocks, 3 * self.hidden, dtype=self.dtype)
-        self.act_mix = NormSilu()
+        self.act_mix = NormSilu(blocked=True)
         self.gates = BlockLinear(self.deter, 3 * self.deter, self.blocks, dtype=self.dtype)
         self.obs = Linear(self.deter + self.tokens, self.hidden, dtype=self.dtype)
         self.act_obs = NormSilu()
@@ -69,7 +69,7 @@ class RSSM(nn.Module):
     def __call__(self, tokens: Array, action: Array) -> Array:
         """Touches every parameter; for `init`. `tokens [B, E]`, `action [B, A]`."""
         zero = self.initial(len(tokens))
-        deter = self.recur(zero.deter, zero.stoch, self.embed_action(action))
+        deter = from_blocks(self.recur(to_blocks(zero.deter, self.blocks), zero, self.embed_action(action)))
         return self.posterior(deter, self.embed_tokens(tokens)).logp + self.prior(deter).logp
 
     def initial(self, batch: int) -> Latent:
@@ -87,15 +87,18 @@ class RSSM(nn.Module):
         """`[..., E] -> [..., hidden]`, the tokens' share of the posterior's first layer."""
         return self.obs.rows(tokens, self.deter) + self.obs.bias.astype(self.dtype)
 
-    def recur(self, deter: Array, stoch: Array, action: Array) -> Array:
-        """The block GRU: next deter `[B, D]` from the latent and the embedded action `[B, hidden]`."""
-        shared = [self.act_deter(self.in_deter(deter)), self.act_stoch(self.in_stoch(flatten(stoch))), action]
-        x = self.act_mix(self.mix(deter, jnp.concatenate(shared, -1)))
-        x = self.gates(x).reshape(*deter.shape[:-1], self.blocks, 3, self.deter // self.blocks)
-        reset, cand, update = (x[..., i, :].reshape(deter.shape) for i in range(3))
+    def recur(self, blocks: Array, latent: Latent, action: Array) -> Array:
+        """The block GRU: the next deter from the latent and the embedded action `[B, hidden]`.
+
+        Takes and returns deter also as `[blocks, B, D / blocks]`, which the loops carry along: were it made from
+        `latent.deter` at every step, CPUs would run the gates inside the transposition, many times slower.
+        """
+        inputs = self.act_deter(self.in_deter(latent.deter)), self.act_stoch(self.in_stoch(flatten(latent.stoch))), action
+        x = self.act_mix(self.mix(blocks, jnp.concatenate(inputs, -1)))
+        reset, cand, update = jnp.split(self.gates(x), 3, -1)
         cand = jnp.tanh(jax.nn.sigmoid(reset) * cand)
         update = jax.nn.sigmoid(update - 1)
-        return update * cand + (1 - update) * deter
+        return update * cand + (1 - update) * blocks
 
     def posterior(self, deter: Array, tokens: Array) -> OneHot:
         """Latent given the observation; `tokens [..., hidden]` come from `embed_tokens`. `[..., S, C]`."""
@@ -110,36 +113,35 @@ class RSSM(nn.Module):
         return one_hot(logits.reshape(*logits.shape[:-1], self.stoch, self.classes), self.unimix)
 
 
-def keep(flag: Array, x: Array) -> Array:
-    """`x` where `flag [B]` holds, 0 elsewhere."""
-    return jnp.where(flag.reshape(flag.shape + (1,) * (x.ndim - flag.ndim)), x, jnp.zeros_like(x))
+def keep(flag: Array, x: Array, axis: int = 0) -> Array:
+    """`x` where `flag` holds, 0 elsewhere; the flags' axes begin at `axis` of `x`."""
+    return jnp.where(flag.reshape(flag.shape + (1,) * (x.ndim - axis - flag.ndim)), x, jnp.zeros_like(x))
 
 
 def observe(
-    rssm: RSSM, params: Any, start: Latent, tokens: Array, action: Array, is_first: Array, key: Key
+    rssm: RSSM, params: Any, start: Latent, tokens: Array, action: Array, is_first: Array, uniform: Array
 ) -> tuple[Latent, OneHot]:
     """Filter a sequence: posterior latents `[B, T, ...]` and their distributions.
 
     `action [B, T, A]` is the encoded action taken *before* each observation. Where `is_first [B, T]`, the latent and
-    that action are zeroed: both belong to another episode.
+    that action are zeroed: both belong to another episode. `uniform [B, T, S]` in [0, 1) decides the latents.
     """
-    batch, time = is_first.shape
     alive = ~is_first
     actions = apply(rssm, params, keep(alive, action), method="embed_action")
     tokens = apply(rssm, params, tokens, method="embed_tokens")
-    uniform = jax.random.uniform(key, (time, batch, rssm.stoch))
 
-    def step(latent, inputs):
+    def step(carry, inputs):
         action, tokens, alive, uniform = inputs
-        deter, stoch = keep(alive, latent.deter), keep(alive, latent.stoch)
-        deter = apply(rssm, params, deter, stoch, action, method="recur")
+        blocks, latent = keep(alive, carry[0], 1), jax.tree.map(lambda x: keep(alive, x), carry[1])
+        blocks = apply(rssm, params, blocks, latent, action, method="recur")
+        deter = from_blocks(blocks)
         dist = apply(rssm, params, deter, tokens, method="posterior")
         latent = Latent(deter, dist.straight_through(dist.invert(uniform)).astype(rssm.dtype))
-        return latent, (latent, dist)
+        return (blocks, latent), (latent, dist)
 
     start = Latent(start.deter.astype(rssm.dtype), start.stoch.astype(rssm.dtype))
-    inputs = (actions.swapaxes(0, 1), tokens.swapaxes(0, 1), alive.T, uniform)
-    _, out = jax.lax.scan(step, start, inputs)
+    inputs = (actions.swapaxes(0, 1), tokens.swapaxes(0, 1), alive.T, uniform.swapaxes(0, 1))
+    _, out = jax.lax.scan(step, (to_blocks(start.deter, rssm.blocks), start), inputs)
     return jax.tree.map(lambda x: x.swapaxes(0, 1), out)
 
 
@@ -148,30 +150,30 @@ def imagine(
     params: Any,
     start: Latent,
     policy: Callable[[Latent, Any], tuple[Array, Array]],
-    key: Key,
-    horizon: int,
-    plan: Array | None = None,
+    plan: Array,
+    uniform: Array,
     temperature: float = 1.0,
 ) -> tuple[Latent, Array]:
-    """Roll the prior forward for `horizon` steps, time first.
+    """Roll the prior forward for H steps, time first.
 
-    `policy(latent, key) -> (action, encoded action [B, A])`; with a `plan [H + 1, B, ...]` it gets `plan[t]` in place
-    of the key. Latents are drawn at `temperature`. Returns latents `[H + 1, B, ...]` (the start first) and the actions
-    `[H + 1, B, ...]` taken in them.
+    `policy(latent, plan[t]) -> (action, encoded action [B, A])`, where `plan [H + 1, B, ...]` holds the noise that
+    decides, or the actions themselves. `uniform [H, B, S]` in [0, 1) decides the latents, which are drawn at
+    `temperature`. Returns latents `[H + 1, B, ...]` (the start first) and the actions `[H + 1, B, ...]` taken in them.
     """
     start = Latent(start.deter.astype(rssm.dtype), start.stoch.astype(rssm.dtype))
-    noises, choices = (jax.random.split(k, horizon + 1) for k in jax.random.split(key))
-    choices = choices if plan is None else plan
 
-    def step(latent, inputs):
-        noise, choice = inputs
-        action, encoded = policy(latent, choice)
-        deter = apply(rssm, params, *latent, apply(rssm, params, encoded, method="embed_action"), method="recur")
+    def step(carry, inputs):
+        (blocks, latent), (plan, uniform) = carry, inputs
+        action, encoded = policy(latent, plan)
+        embedded = apply(rssm, params, encoded, method="embed_action")
+        blocks = apply(rssm, params, blocks, latent, embedded, method="recur")
+        deter = from_blocks(blocks)
         dist = apply(rssm, params, deter, method="prior").tempered(temperature)
-        stoch = jax.nn.one_hot(dist.sample(noise), rssm.classes, dtype=rssm.dtype)
-        return Latent(deter, stoch), (latent, action)
+        stoch = jax.nn.one_hot(dist.invert(uniform), rssm.classes, dtype=rssm.dtype)
+        return (blocks, Latent(deter, stoch)), (latent, action)
 
-    last, (latents, actions) = jax.lax.scan(step, start, (noises[:-1], choices[:-1]))
-    final, _ = policy(last, choices[-1])
+    first = to_blocks(start.deter, rssm.blocks), start
+    (_, last), (latents, actions) = jax.lax.scan(step, first, (plan[:-1], uniform))
+    final, _ = policy(last, plan[-1])
     join = lambda xs, x: jnp.concatenate([xs, x[None]])  # noqa: E731
     return jax.tree.map(join, latents, last), join(actions, final)

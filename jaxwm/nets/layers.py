@@ -13,6 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxwm.nets import convolution
+from jaxwm.nets.chunks import PLAIN, Routes
 from jaxwm.types import Array
 
 Dtype = Any
@@ -54,10 +56,21 @@ class Linear(nn.Module):
         return x.astype(self.dtype) @ kernel.astype(self.dtype)
 
 
-class BlockLinear(nn.Module):
-    """Block-diagonal linear layer: `blocks` independent maps.
+def to_blocks(x: Array, blocks: int) -> Array:
+    """`[..., D] -> [blocks, ..., D / blocks]`: the layout in which nothing has to be moved between block layers."""
+    return jnp.moveaxis(x.reshape(*x.shape[:-1], blocks, -1), -2, 0)
 
-    `shared` inputs are seen by every block beside the block's own slice. The fan-in of the initialiser is the full
+
+def from_blocks(x: Array) -> Array:
+    """The inverse of `to_blocks`."""
+    x = jnp.moveaxis(x, 0, -2)
+    return x.reshape(*x.shape[:-2], -1)
+
+
+class BlockLinear(nn.Module):
+    """Block-diagonal linear layer: `blocks` independent maps, `[blocks, ..., inputs / blocks]` to `units / blocks`.
+
+    `shared [..., S]` inputs are seen by every block beside the block's own. The fan-in of the initialiser is the full
     input width over all blocks, as in the official Dreamer V3, not that of one block.
     """
 
@@ -69,60 +82,66 @@ class BlockLinear(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, shared: Array | None = None) -> Array:
-        own = self.inputs // self.blocks
+        own, out = self.inputs // self.blocks, self.units // self.blocks
         width = own + self.shared
-        kernel = self.param(
-            "kernel", truncated_normal(self.blocks * width), (self.blocks, width, self.units // self.blocks)
-        ).astype(self.dtype)
-        bias = self.param("bias", nn.initializers.zeros, (self.units,))
-        x = x.reshape(*x.shape[:-1], self.blocks, own).astype(self.dtype)
-        out = jnp.einsum("...gi,gio->...go", x, kernel[:, :own])
+        init = truncated_normal(self.blocks * width)
+        kernel = self.param("kernel", init, (self.blocks, width, out)).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.units,)).astype(self.dtype)
+        lead = x.shape[1:-1]
+        x = x.reshape(self.blocks, -1, own).astype(self.dtype)
+        y = jnp.einsum("gbi,gio->gbo", x, kernel[:, :own])
         if shared is not None:  # applied apart, so that the shared part is never repeated in memory
-            out += jnp.einsum("...i,gio->...go", shared.astype(self.dtype), kernel[:, own:])
-        return out.reshape(*out.shape[:-2], self.units) + bias.astype(self.dtype)
+            flat = kernel[:, own:].swapaxes(0, 1).reshape(self.shared, self.units)
+            y += to_blocks(shared.reshape(-1, self.shared).astype(self.dtype) @ flat, self.blocks)
+        return (y + bias.reshape(self.blocks, 1, out)).reshape(self.blocks, *lead, out)
 
 
 class Conv(nn.Module):
-    """Convolution `[B, H, W, C] -> [B, H, W, depth]`, stride 1, same padding."""
+    """Convolution `[B, H, W, C] -> [B, H, W, depth]`, stride 1, same padding; of the image doubled, if so asked."""
 
     depth: int
     kernel: int = 5
+    doubled: bool = False
+    routes: Routes = PLAIN
     dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (self.kernel, self.kernel, x.shape[-1], self.depth)
-        kernel = self.param("kernel", truncated_normal(math.prod(shape[:-1])), shape)
-        bias = self.param("bias", nn.initializers.zeros, (self.depth,))
-        x = jax.lax.conv_general_dilated(
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
-            (1, 1),
-            "SAME",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-        return x + bias.astype(self.dtype)
+        kernel = self.param("kernel", truncated_normal(math.prod(shape[:-1])), shape).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.depth,)).astype(self.dtype)
+        convolve = convolution.convolve_own if self.routes.own_gradients else convolution.convolve
+        x = x.astype(self.dtype)
+        if self.doubled and self.routes.subpixel:
+            return convolution.convolve_doubled(x, kernel, convolve) + bias
+        return convolve(convolution.double(x) if self.doubled else x, kernel) + bias
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * scale over the last axis, in float32 (Zhang & Sennrich 2019)."""
+    """x / rms(x) * scale over the last axis, in float32 (Zhang & Sennrich 2019); `blocked` ones over all blocks."""
 
     eps: float = 1e-4
+    blocked: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        width = x.shape[-1] * (x.shape[0] if self.blocked else 1)
+        scale = self.param("scale", nn.initializers.ones, (width,))
+        if self.blocked:
+            scale = scale.reshape(x.shape[0], *(1,) * (x.ndim - 2), -1)
         wide = x.astype(jnp.float32)
-        mean2 = jnp.square(wide).mean(-1, keepdims=True)
+        mean2 = jnp.square(wide).mean((0, -1) if self.blocked else -1, keepdims=True)
         return (wide * (jax.lax.rsqrt(mean2 + self.eps) * scale)).astype(x.dtype)
 
 
 class NormSilu(nn.Module):
     """RMS norm followed by SiLU: what stands behind every hidden layer."""
 
+    blocked: bool = False
+
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        return nn.silu(RMSNorm(name="norm")(x))
+        return nn.silu(RMSNorm(blocked=self.blocked, name="norm")(x))
 
 
 class MLP(nn.Module):

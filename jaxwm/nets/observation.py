@@ -16,9 +16,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxwm.distributions import symexp, symlog
-from jaxwm.nets.layers import MLP, BlockLinear, Conv, Linear, NormSilu
+from jaxwm.nets.chunks import PLAIN, Routes
+from jaxwm.nets.layers import MLP, BlockLinear, Conv, Linear, NormSilu, to_blocks
 from jaxwm.types import RESERVED, Array
 
 MULTIPLIERS = (2, 3, 4, 4)
@@ -68,6 +70,14 @@ def flat(x: Array, spec: jax.ShapeDtypeStruct) -> Array:
     return x.reshape(*x.shape[: x.ndim - len(spec.shape)], math.prod(spec.shape))
 
 
+def rows(obs: Any, spec: Any) -> tuple[tuple[int, ...], dict[str, Array]]:
+    """The leading axes of an observation, and its sensors with these joined: `[R, *shape]`."""
+    obs, spec = sensors(obs), sensors(spec)
+    first = next(iter(obs))
+    lead = obs[first].shape[: obs[first].ndim - len(spec[first].shape)]
+    return lead, {name: x.reshape(-1, *spec[name].shape) for name, x in obs.items()}
+
+
 class Encoder(nn.Module):
     """`obs [..., *shapes] -> tokens [..., E]`; any number of leading axes."""
 
@@ -76,6 +86,7 @@ class Encoder(nn.Module):
     units: int
     layers: int = 3
     dtype: Any = jnp.float32
+    routes: Routes = PLAIN
 
     @nn.compact
     def __call__(self, obs: Any) -> Array:
@@ -97,7 +108,7 @@ class Encoder(nn.Module):
         lead, shape = image.shape[:-3], image.shape[-3:]
         x = image.reshape(-1, *shape).astype(self.dtype) / 255 - 0.5
         for i, multiplier in enumerate(MULTIPLIERS):
-            x = Conv(self.depth * multiplier, dtype=self.dtype, name=f"conv{i}")(x)
+            x = Conv(self.depth * multiplier, routes=self.routes, dtype=self.dtype, name=f"conv{i}")(x)
             x = max_pool(x)
             x = NormSilu(name=f"act{i}")(x)
         return x.reshape(*lead, -1)
@@ -110,63 +121,81 @@ def max_pool(x: Array) -> Array:
 
 
 class Decoder(nn.Module):
-    """`deter [..., D], stoch [..., Z] -> {sensor: raw prediction}`; see `loss` and `observation` for their meaning."""
+    """`deter [..., D], stoch [..., Z] -> {sensor: raw prediction}`; see `reconstruction_loss` and `observation`.
+
+    It has two independent parts: `numbers` for all sensors but images, and `paint(canvas(...))` for images.
+    """
 
     spec: Any
     depth: int
     units: int
+    deter: int
+    stoch: int
     layers: int = 3
     blocks: int = 8
     dtype: Any = jnp.float32
+    routes: Routes = PLAIN
 
-    @nn.compact
+    def setup(self):
+        spec, dtype = sensors(self.spec), self.dtype
+        self.vectors = {name: spec[name].shape for name, what in kinds(self.spec).items() if what != "image"}
+        self.images = {name: spec[name].shape for name, what in kinds(self.spec).items() if what == "image"}
+        if self.vectors:
+            self.mlp = MLP(self.layers, self.units, dtype)
+            for name, shape in self.vectors.items():
+                setattr(self, f"out_{name}", Linear(self.units, math.prod(shape), dtype=dtype))
+        if self.images:
+            height, width, _ = next(iter(self.images.values()))
+            self.size = height // 16, width // 16, self.depth * MULTIPLIERS[-1]
+            area = math.prod(self.size)
+            self.from_deter = BlockLinear(self.deter, area, self.blocks, dtype=dtype)
+            self.from_stoch = Linear(self.stoch, 2 * self.units, dtype=dtype)
+            self.stoch_act = NormSilu()
+            self.spread = Linear(2 * self.units, area, dtype=dtype)
+            self.space_act = NormSilu()
+            for i, multiplier in enumerate(MULTIPLIERS[:-1]):
+                setattr(self, f"conv{i}", Conv(self.depth * multiplier, doubled=True, routes=self.routes, dtype=dtype))
+                setattr(self, f"act{i}", NormSilu())
+            channels = sum(shape[-1] for shape in self.images.values())
+            self.image = Conv(channels, doubled=True, routes=self.routes, dtype=dtype)
+
     def __call__(self, deter: Array, stoch: Array) -> dict[str, Array]:
-        spec, which = sensors(self.spec), kinds(self.spec)
-        out = {}
-        numbers = {name: spec[name] for name, what in which.items() if what != "image"}
-        if numbers:
-            x = MLP(self.layers, self.units, self.dtype, name="mlp")(jnp.concatenate([stoch, deter], -1))
-            for name, s in numbers.items():
-                y = Linear(x.shape[-1], math.prod(s.shape), dtype=self.dtype, name=f"out_{name}")(x)
-                out[name] = y.reshape(*y.shape[:-1], *s.shape).astype(jnp.float32)
-        images = {name: spec[name].shape for name, what in which.items() if what == "image"}
-        if images:
-            x = self.deconvolve(deter, stoch, next(iter(images.values()))[:2], sum(s[-1] for s in images.values()))
-            start = 0
-            for name, shape in images.items():
-                out[name] = x[..., start : start + shape[-1]]
-                start += shape[-1]
-        return out
+        return self.numbers(deter, stoch) | (self.paint(self.canvas(deter, stoch)) if self.images else {})
 
-    def deconvolve(self, deter: Array, stoch: Array, size: tuple[int, int], channels: int) -> Array:
-        lead = deter.shape[:-1]
-        deter, stoch = deter.reshape(-1, deter.shape[-1]), stoch.reshape(-1, stoch.shape[-1])
-        height, width, depth = size[0] // 16, size[1] // 16, self.depth * MULTIPLIERS[-1]
-        area, g = height * width * depth, self.blocks
+    def numbers(self, deter: Array, stoch: Array) -> dict[str, Array]:
+        """Predictions `[..., *shape]` of the sensors that are not images."""
+        if not self.vectors:
+            return {}
+        x = self.mlp(jnp.concatenate([stoch, deter], -1))
+        out = {name: getattr(self, f"out_{name}")(x).astype(jnp.float32) for name in self.vectors}
+        return {name: y.reshape(*y.shape[:-1], *self.vectors[name]) for name, y in out.items()}
+
+    def canvas(self, deter: Array, stoch: Array) -> Array:
+        """What images are painted from: `[..., H / 16, W / 16, C]`."""
+        lead, (height, width, depth), g = deter.shape[:-1], self.size, self.blocks
         # Each block of the recurrent state paints its own group of channels.
-        x = BlockLinear(deter.shape[-1], area, g, dtype=self.dtype, name="from_deter")(deter)
-        x = x.reshape(-1, g, height, width, depth // g).transpose(0, 2, 3, 1, 4).reshape(-1, height, width, depth)
-        y = Linear(stoch.shape[-1], 2 * self.units, dtype=self.dtype, name="from_stoch")(stoch)
-        y = Linear(2 * self.units, area, dtype=self.dtype, name="spread")(NormSilu(name="stoch_act")(y))
-        x = NormSilu(name="space_act")(x + y.reshape(x.shape))
-        for i, multiplier in reversed(list(enumerate(MULTIPLIERS[:-1]))):
-            x = Conv(self.depth * multiplier, dtype=self.dtype, name=f"conv{i}")(double(x))
-            x = NormSilu(name=f"act{i}")(x)
-        x = Conv(channels, dtype=self.dtype, name="image")(double(x))
-        return jax.nn.sigmoid(x.astype(jnp.float32)).reshape(*lead, *x.shape[1:])
+        x = self.from_deter(to_blocks(deter, g)).reshape(g, -1, height, width, depth // g)
+        x = x.transpose(1, 2, 3, 0, 4).reshape(*lead, height, width, depth)
+        y = self.spread(self.stoch_act(self.from_stoch(stoch)))
+        return self.space_act(x + y.reshape(x.shape))
 
-
-def double(x: Array) -> Array:
-    """Nearest-neighbour upsampling by two: `[B, H, W, C] -> [B, 2H, 2W, C]`."""
-    return x.repeat(2, -2).repeat(2, -3)
+    def paint(self, canvas: Array) -> dict[str, Array]:
+        """Images `[..., H, W, C]` with values in 0..1."""
+        x = canvas.reshape(-1, *canvas.shape[-3:])
+        for i in reversed(range(len(MULTIPLIERS) - 1)):
+            x = getattr(self, f"act{i}")(getattr(self, f"conv{i}")(x))
+        x = jax.nn.sigmoid(self.image(x).astype(jnp.float32))
+        x = x.reshape(*canvas.shape[:-3], *x.shape[1:])
+        ends = np.cumsum([shape[-1] for shape in self.images.values()])[:-1]
+        return dict(zip(self.images, jnp.split(x, ends, -1), strict=True))
 
 
 def reconstruction_loss(obs: Any, prediction: dict[str, Array], spec: Any) -> dict[str, Array]:
-    """`{sensor: [...]}`: negative log-likelihood up to constants, summed over the entries of a sensor."""
-    obs, spec = sensors(obs), sensors(spec)
+    """`{sensor: [...]}`: negative log-likelihood up to constants, summed over the entries of each predicted sensor."""
+    obs, spec, which = sensors(obs), sensors(spec), kinds(spec)
     losses = {}
-    for name, what in kinds(spec).items():
-        target, guess = obs[name], prediction[name]
+    for name, guess in prediction.items():
+        target, what = obs[name], which[name]
         if what == "binary":
             error = jax.nn.softplus(guess) - guess * target
         else:
