@@ -171,11 +171,14 @@ def use_compilation_cache() -> None:
 
 
 def use_cores(members: int) -> None:
-    """On a CPU, give members devices of their own, so that a population uses all cores. Call before JAX starts."""
+    """On a CPU, give members devices of their own, several where there are cores enough. Call before JAX starts."""
     import jax
 
     cores = os.cpu_count() or 1
-    count = members if members <= 2 * cores else max(n for n in range(1, cores + 1) if members % n == 0)
+    if members <= 2 * cores:
+        count = members * max(1, cores // members)
+    else:
+        count = max(n for n in range(1, cores + 1) if members % n == 0)
     with contextlib.suppress(RuntimeError):  # JAX runs already, in a test or a notebook: leave it as it is
         jax.config.update("jax_num_cpu_devices", count)
 

@@ -533,7 +533,9 @@ class Learner:
             loss, judged = self.judge(val, params, state, feat, actions)
             return loss.sum(), (feat, actions, judged)
 
-        value_loss, (feat, actions, judged) = terminal(judge, params["val"], (), pieces, (params, state._replace(opt=None)))
+        value_loss, (feat, actions, judged) = terminal(
+            judge, params["val"], (), pieces, (params, state._replace(opt=None))
+        )
         returns = join(judged.returns.swapaxes(1, 2))  # [R, H]
         ranges = state.returns.update(share.gather(returns))
         advantage = (judged.returns - judged.value[:, :-1]) / ranges.scale()

@@ -225,7 +225,8 @@ class Run:
 
     def _card_before(self, sizes: dict[str, Any]) -> None:
         """The start-up card: sizes (a `Trainer.footprint`) and costs, before memory is taken."""
-        replay, state = cost.tree_bytes(sizes["replay"]), cost.tree_bytes(sizes["state"])
+        copies = self.trainer.shares  # devices that share updates hold all of the member
+        replay, state = copies * cost.tree_bytes(sizes["replay"]), copies * cost.tree_bytes(sizes["state"])
         _check_memory(state + replay)
         say = self.console.print
         say(f"[bold]{self.plan.agent}[/bold] on [bold]{self.plan.env}[/bold], {self.plan.members} members, seed "

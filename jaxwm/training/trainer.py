@@ -27,10 +27,16 @@ from jaxwm import replay
 from jaxwm.errors import check_number
 from jaxwm.replay import Ring
 from jaxwm.training import gauge
-from jaxwm.types import Agent, Array, Collect, Env, Key, PyTree, Record, Repeat, Step, Train, Word
+from jaxwm.types import Agent, Array, Collect, Env, Key, PyTree, Record, Repeat, Step, Train, TrainStep, Word
 
 MEMBER = "member"
 """Name of the population's `vmap` axis, used only to stop `until` loops together."""
+
+SHARE = "share"
+"""Name of the axis of devices that hold the same members and share their updates."""
+
+SHARED_WORK = 1e8
+"""Parameters times records of a batch from which sharing an update pays: below, waiting for each other costs more."""
 
 INIT, ENV, ACT, LEARN, EVAL = range(5)
 """Random streams of a member."""
@@ -161,7 +167,8 @@ class Trainer:
 
     `capacity` is the replay size of a member in environment steps; `hyper` gives scalars `[M]` that differ between
     members; `max_iterations` bounds the iterations of one chunk. Members are spread over as many local devices as
-    divide their number. Raises ValueError where the schedule reads sequences longer than the replay or than what was
+    divide their number; CPU devices that are left over share the updates of a member (see `jaxwm.share`), and each of
+    them holds all of the member's state. Raises ValueError where the schedule reads sequences longer than the replay or than what was
     collected before.
     """
 
@@ -182,15 +189,32 @@ class Trainer:
         self.segments = segments(agent.schedule, env.num_envs)
         self.hyper = self._hyper(hyper or {})
         self.samplers = {n: replay.sampler(s.sampler, s.batch_size, s.length) for n, s in agent.train_steps.items()}
-        # traced once, although both the metrics' shapes and the loop ask for it
-        self._learn = {name: jax.jit(step.update, inline=True) for name, step in agent.train_steps.items()}
         self._check()
         devices = jax.local_devices()
         count = max(n for n in range(1, len(devices) + 1) if members % n == 0)
-        self._mesh = Mesh(np.array(devices[:count]), ("device",), axis_types=(AxisType.Auto,))
+        self.shares = self._shares(len(devices) // count) if devices[0].platform == "cpu" else 1
+        grid = np.array(devices[: count * self.shares]).reshape(count, self.shares)
+        self._mesh = Mesh(grid, ("device", SHARE), axis_types=(AxisType.Auto,) * 2)
+        # traced once, although both the metrics' shapes and the loop ask for it
+        self._learn = {name: jax.jit(self._together(step), inline=True) for name, step in agent.train_steps.items()}
         self._metrics: dict[str, Any] = {}
         self._programs: dict[Any, Any] = {}
         self._pool: _Pool | None = None
+
+    def _shares(self, most: int) -> int:
+        """How many devices, at most so many, work out one update: more than one where that is a lot of work."""
+        steps = [step for step in self.agent.train_steps.values() if step.shared]
+        if most == 1 or not steps:
+            return 1
+        parameters = jax.eval_shape(lambda: self.agent.init(jax.random.key(0), self.agent.hyper)).params
+        weights = sum(x.size for x in jax.tree.leaves(parameters))
+        if weights * max(step.batch_size * step.length for step in steps) < SHARED_WORK:
+            return 1
+        return max(n for n in range(1, most + 1) if all(step.batch_size % n == 0 for step in steps))
+
+    def _together(self, step: TrainStep) -> Callable:
+        """The update, worked out by the devices of a member together where it can be."""
+        return partial(step.update, axis=SHARE) if step.shared and self.shares > 1 else step.update
 
     def _hyper(self, given: dict[str, Any]) -> dict[str, Array]:
         """Every hyper-parameter as `[M]`."""
@@ -406,7 +430,7 @@ class Trainer:
 
     def _population(self, fn: Callable, in_axes: Any, out_axes: Any) -> Callable:
         """`fn` of one member for all of them: mapped inside a device, and over devices."""
-        size = self.members // self._mesh.size
+        size = self.members // self._mesh.shape["device"]
         mapped = jax.vmap(fn, in_axes, out_axes, axis_name=MEMBER, axis_size=size)
         if self._mesh.size == 1:
             return mapped
