@@ -455,7 +455,7 @@ class Learner:
         tokens = self.tokens(params, record.obs)
         latents, post = model.observe(nets.dyn, params["dyn"], context, tokens, previous, record.is_first, uniform)
         prior = apply(nets.dyn, params["dyn"], latents.deter, method="prior")
-        losses = dict(zip(("dyn", "rep"), kl_losses(post, prior, config.free_nats), strict=True))
+        losses: dict[str, Array] = dict(zip(("dyn", "rep"), kl_losses(post, prior, config.free_nats), strict=True))
         feat = latents.feat()
         reward = self.scalar("rew", params["rew"], feat)
         losses["rew"] = reward.loss(twohot(record.reward, reward.bins))
@@ -491,7 +491,7 @@ class Learner:
                 painted = apply(self.nets.dec, params, canvas, method="paint")
                 parts = sensors.reconstruction_loss(obs, painted, self.spec.obs)
                 sums = {name: part.sum() for name, part in parts.items()}
-                return sum(sums.values()), sums
+                return sum(sums.values(), jnp.zeros(())), sums
 
             size, (_, targets) = self.routes.images, sensors.rows(obs, self.spec.obs)
             loss, sums = terminal(paint, params, cut(rows, size), cut(targets, size))

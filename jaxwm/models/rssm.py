@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from jaxwm.distributions import OneHot, one_hot
 from jaxwm.nets.layers import MLP, BlockLinear, Linear, NormSilu, apply, from_blocks, to_blocks
-from jaxwm.types import Array, Key
+from jaxwm.types import Array
 
 sg = jax.lax.stop_gradient
 

@@ -27,7 +27,7 @@ class Routes(NamedTuple):
     dreams: int = 0
     """Dreams that are rolled out and judged together."""
     own_gradients: bool = False
-    """Use the convolutions' hand-written weight gradient: XLA's own is many times slower on CPUs, above all in loops."""
+    """Use hand-written gradients of convolutions: XLA's own are many times slower on CPUs, above all in loops."""
     subpixel: bool = True
     """Double images and convolve them in one convolution at the lower resolution (9 instead of 25 products)."""
 

@@ -167,9 +167,9 @@ class Trainer:
 
     `capacity` is the replay size of a member in environment steps; `hyper` gives scalars `[M]` that differ between
     members; `max_iterations` bounds the iterations of one chunk. Members are spread over as many local devices as
-    divide their number; CPU devices that are left over share the updates of a member (see `jaxwm.share`), and each of
-    them holds all of the member's state. Raises ValueError where the schedule reads sequences longer than the replay or than what was
-    collected before.
+    divide their number; CPU devices that are left over share the large updates of a member (see `jaxwm.share`), and
+    each of them holds all of the member's state. Raises ValueError where the schedule reads sequences longer than the
+    replay or than what was collected before.
     """
 
     def __init__(
