@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from dreams import judged
 from rich.console import Console
 from test_trainer import assert_same, run
 from toys import counting_env, on_host, toy_agent
@@ -274,8 +275,8 @@ def test_cold_dreams_do_not_depend_on_the_key():
         def roll(key, learner=learner, state=state, start=start, plan=plan):
             steps = jnp.concatenate([plan, plan[:, -1:]], 1).swapaxes(0, 1)
             policy = lambda latent, action: (action, learner.encode(action))  # noqa: E731
-            heat = learner.config.temperature
-            return rssm.imagine(learner.nets.dyn, state.params["dyn"], start, policy, key, 3, steps, heat)[0]
+            uniform, heat = jax.random.uniform(key, (3, 5, 4)), learner.config.temperature
+            return rssm.imagine(learner.nets.dyn, state.params["dyn"], start, policy, steps, uniform, heat)[0]
 
         one, two = roll(jax.random.key(3)), roll(jax.random.key(4))
         assert np.array_equal(one.stoch, two.stoch) == same
@@ -314,8 +315,8 @@ def test_disagreement_is_taken_off_the_reward():
     _, plain, _ = learner_with()
     feat = latents_of(learner, (4, 5)).feat()
     action = jax.random.randint(jax.random.key(6), (4, 5), 0, 3)
-    losses, returns, _, metrics = learner.behaviour(state.params, state, feat, action)
-    _, without, _, _ = plain.behaviour(state.params, state, feat, action)
+    losses, returns, _, metrics = judged(learner, state.params, state, feat, action)
+    _, without, _, _ = judged(plain, state.params, state, feat, action)
     spread = np.asarray(learner.guesses(state.params, feat[:-1], action[:-1])).std(0).mean(-1)
     assert (spread > 0).all() and metrics["dream/disagreement"] == pytest.approx(spread.mean(), rel=1e-5)
     np.testing.assert_allclose(returns[-1] - without[-1], -0.5 * spread[-1], rtol=1e-4, atol=1e-6)

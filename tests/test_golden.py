@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from dreams import judged
 
 from jaxwm import distributions as d
 from jaxwm import optim
@@ -20,7 +21,7 @@ from jaxwm.agents import dreamer_v3 as v3
 from jaxwm.control import actor_critic as ac
 from jaxwm.models.rssm import Latent
 from jaxwm.nets import layers
-from jaxwm.types import Batch, Box, Discrete, Index, MultiDiscrete, Record, Spec
+from jaxwm.types import Box, Discrete, MultiDiscrete, Record, Spec
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "dreamer_v3.json").read_text())
 WHOLE = GOLDEN["whole"]
@@ -204,7 +205,8 @@ def drawn(name: str, shape: list[int]) -> np.ndarray:
         blocks, width, _ = shape
         own = width // 2
         module = layers.BlockLinear(blocks * own, blocks * many // 8, blocks, shared=width - own)
-        return np.asarray(module.init(key, jnp.zeros(blocks * own), jnp.zeros(width - own))["params"]["kernel"])
+        inputs = jnp.zeros((blocks, 1, own)), jnp.zeros((1, width - own))
+        return np.asarray(module.init(key, *inputs)["params"]["kernel"])
     return np.asarray(module.init(key, x)["params"]["kernel"])
 
 
@@ -360,7 +362,10 @@ def test_rssm():
     stoch = jax.nn.one_hot(jnp.asarray(case["stoch_index"]), 4)
 
     def step(deter, stoch, action):
-        deter = rssm.apply(params, deter, stoch, rssm.apply(params, action, method="embed_action"), method="recur")
+        embedded = rssm.apply(params, action, method="embed_action")
+        blocks = layers.to_blocks(deter, rssm.blocks)
+        blocks = rssm.apply(params, blocks, Latent(deter, stoch), embedded, method="recur")
+        deter = layers.from_blocks(blocks)
         embedded = rssm.apply(params, tokens, method="embed_tokens")
         return deter, rssm.apply(params, deter, embedded, method="posterior").logp
 
@@ -436,7 +441,7 @@ def test_actor_and_critic_losses(name):
     def losses(policy, values):
         params = rest | {"pol": policy, "val": {"bins": values}}
         state = state_of(params, {"bins": slow}, golden["retnorm_before"], golden["hyper"]["lam"])
-        return learner.behaviour(params, state, jnp.zeros((5, 2, 1)), actions)[:3]
+        return judged(learner, params, state, jnp.zeros((5, 2, 1)), actions)[:3]
 
     los, returns, ranges = losses(policy, values)
     close(returns.T, case["ret"])
@@ -469,7 +474,7 @@ def test_replay_value_loss():
     close((grad * noise(grad.shape, 78)).sum(), case["repval_mean_grad_logits"]["dot_noise78"])
 
 
-def batch_of(name: str) -> Batch:
+def record_of(name: str) -> Record:
     """The sequence with its context record in front: the stored latent is the carry, its action the first one."""
     case = WHOLE[name]
     ahead = lambda x: jnp.concatenate([x[:, :1], x], 1)  # noqa: E731
@@ -479,16 +484,19 @@ def batch_of(name: str) -> Batch:
     extras = {"deter": jnp.stack([deter] + 4 * [deter + 9], 1), "stoch": jnp.stack([stoch] + 4 * [3 - stoch], 1)}
     flags = [ahead(jnp.asarray(case["flags"][k])) for k in ("is_first", "is_last", "is_terminal")]
     action = jnp.concatenate([previous, previous[:, :1]], 1)
-    record = Record(jax.tree.map(ahead, observations(name)), ahead(f32(case["reward"])), *flags, action, extras)
-    zero = jnp.zeros(2, jnp.int32)
-    return Batch(record, Index(zero, zero), jnp.ones(2), zero[0])
+    return Record(jax.tree.map(ahead, observations(name)), ahead(f32(case["reward"])), *flags, action, extras)
 
 
 @pytest.fixture
 def no_chance(monkeypatch):
-    """Samples without chance, as in the golden run (`whole.sampling`); straight-through gradients stay."""
+    """Discrete samples without chance, as in the golden run (`whole.sampling`); straight-through gradients stay."""
     monkeypatch.setattr(d.OneHot, "invert", lambda self, uniform: self.mode())
-    monkeypatch.setattr(d.Normal, "sample", lambda self, key: self.mean + 0.5 * self.std)
+
+
+def golden_noise(learner: v3.Learner) -> v3.Noise:
+    """Every continuous action lies half a standard deviation above the mean; the rest is up to `no_chance`."""
+    noise = learner.noise(jax.random.key(0), 2, 5)
+    return noise._replace(plan=jnp.full_like(noise.plan, 0.5))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -498,7 +506,7 @@ def test_whole_loss_and_gradient(name, no_chance):
     params = parameters(case)
     state = state_of(params, params.pop("slowval"), WHOLE["retnorm_before"])
     step = jax.jit(jax.value_and_grad(learner.loss, has_aux=True))
-    (total, (latents, ranges, metrics)), grads = step(params, state, batch_of(name), jax.random.key(0))
+    (total, (latents, ranges, metrics)), grads = step(params, state, record_of(name), golden_noise(learner))
     close(latents.deter, case["deter"])
     assert jnp.argmax(latents.stoch, -1).tolist() == case["stoch_index"]
     for term, value in case["terms"].items():
