@@ -17,7 +17,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed-$(subst $(comma),-,$(EXTRAS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train notebook test test-slow lint bench sweep atari100k clean
+.PHONY: help setup train notebook test test-slow lint bench bench-gpu sweep atari100k clean
 
 help:  ## Show this list
 	@echo "jaxwm: world-model reinforcement learning in JAX"
@@ -56,8 +56,11 @@ lint: setup  ## Check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-bench: setup  ## Measure throughput and memory
+bench: setup  ## Measure speed, memory and compile times, under ten minutes (ARGS='--help' for more)
 	$(BIN)/python -m benchmarks.run $(ARGS)
+
+bench-gpu: setup  ## The same in bfloat16 on an NVIDIA GPU
+	$(BIN)/python -m benchmarks.run --device gpu --dtype bfloat16 $(ARGS)
 
 sweep: setup  ## Run seeds and settings of EXPERIMENT=experiments/NAME.py on every device
 	$(BIN)/jaxwm sweep $(EXPERIMENT) $(ARGS)

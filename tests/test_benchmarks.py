@@ -125,7 +125,7 @@ def test_a_machine_without_a_gpu_is_told_so_in_one_line(monkeypatch, capsys):
         raise RuntimeError("no backend")
 
     monkeypatch.setattr(sys, "argv", ["run.py", "--device", "gpu"])
-    monkeypatch.setattr(run, "start", lambda device: None)
+    monkeypatch.setattr(run, "start", lambda device, cache: None)
     monkeypatch.setattr(run.jax, "devices", none)
     assert run.main() == 2
     error = capsys.readouterr().err
@@ -152,13 +152,13 @@ def test_tables_have_a_column_for_each_setting():
     assert dict(zip(columns[0], columns[2], strict=True))["whole loop, t, nano"] == "5.0 steps/s, 1.00 updates/s"
 
 
-def test_growth_compares_each_size_with_the_one_before():
+def test_growth_is_told_for_a_doubling():
     results = [
         dict(name=name, value=value, seconds=[seconds], flops=flops)
-        for name, value, seconds, flops in (("batch", 8, 1.0, 1e9), ("batch", 16, 1.5, 2e9), ("length", 16, 1.0, 1e9))
+        for name, value, seconds, flops in (("batch", 8, 1.0, 1e9), ("batch", 32, 2.25, 4e9), ("length", 16, 1.0, 1e9))
     ]
     factors = [list(column.cells) for column in scaling.growth_table("nano", results).columns][3:]
-    assert factors == [["", "1.50", ""], ["", "2.00", ""]]
+    assert factors == [["", "x 1.50", ""], ["", "x 2.00", ""]]
 
 
 def test_random_data_has_the_shapes_asked_for():
