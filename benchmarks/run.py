@@ -79,9 +79,8 @@ def main() -> int:
         peers = parse_peers(options.peer, options.peer_python)
         if any(number < 1 for number in (*options.members, 1 if options.repeats is None else options.repeats)):
             raise ValueError("--repeats and --members are at least 1")
-        start(
-            options.device, os.environ.get("JAX_COMPILATION_CACHE_DIR", "")
-        )  # --members and --growth time no compiler
+        # Only workers time the compiler; what runs in this process may find its programs again.
+        start(options.device, os.environ.get("JAX_COMPILATION_CACHE_DIR", ""))
         _check_device(options.device)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

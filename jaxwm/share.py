@@ -1,4 +1,7 @@
-"""Sharing one update among several devices: each takes a part of the batch, all end with the same result."""
+"""Sharing one update among several devices: each takes a part of the batch, all end with the same result.
+
+Gradients are averaged by hand, so the surrounding `jax.shard_map` needs `check_vma=False`.
+"""
 
 from __future__ import annotations
 

@@ -45,9 +45,14 @@ def routes() -> Routes:
 
 
 def cut(rows: Rows, size: int) -> Rows:
-    """`[R, ...] -> [n, R / n, ...]` with the largest pieces of at most `size` rows that divide R; n = 1 for size 0."""
+    """`[R, ...] -> [n, R / n, ...]` with the largest pieces of at most `size` rows that divide R.
+
+    n = 1 for size 0, and where only pieces of less than an eighth of `size` would divide R: those do not pay.
+    """
     count = jax.tree.leaves(rows)[0].shape[0]
     piece = max(k for k in range(1, min(size or count, count) + 1) if count % k == 0)
+    if 8 * piece < size:
+        piece = count
     return jax.tree.map(lambda x: x.reshape(count // piece, piece, *x.shape[1:]), rows)
 
 
