@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxwm.types import Array, Key
+from jaxwm.types import Array
 
 sg = jax.lax.stop_gradient
 
@@ -84,10 +84,6 @@ class OneHot(NamedTuple):
         cumulative = jnp.cumsum(sg(self.probs), -1)[..., :-1]
         return (uniform[..., None] >= cumulative).sum(-1, dtype=jnp.int32)
 
-    def sample(self, key: Key) -> Array:
-        """Sampled class, int32 `[...]`."""
-        return self.invert(jax.random.uniform(key, self.logp.shape[:-1]))
-
     def straight_through(self, index: Array) -> Array:
         """The one-hot `[..., K]` of `index [...]` whose gradient is that of the probabilities (Bengio et al. 2013)."""
         probs = self.probs
@@ -130,9 +126,6 @@ class Normal(NamedTuple):
 
     mean: Array
     std: Array
-
-    def sample(self, key: Key) -> Array:
-        return self.mean + self.std * jax.random.normal(key, self.mean.shape)
 
     def mode(self) -> Array:
         return self.mean

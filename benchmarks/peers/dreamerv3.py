@@ -4,23 +4,14 @@ Started by `python -m benchmarks.run --peer dreamerv3=CHECKOUT`; see serve.py fo
 """
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false, reportArgumentType=false
 
-import argparse
 import functools
 import sys
 import tempfile
 from importlib.metadata import version
-from pathlib import Path
 
-from serve import answers, serve, timed
+from serve import answers, arguments, serve, timed
 
-parser = argparse.ArgumentParser()
-parser.add_argument("--path", type=Path, required=True)
-parser.add_argument("--setting", choices=("a", "b"), required=True)
-parser.add_argument("--batch", type=int, required=True)
-parser.add_argument("--length", type=int, required=True)
-parser.add_argument("--dtype", choices=("float32", "bfloat16"), required=True)
-parser.add_argument("--device", choices=("cpu", "gpu"), required=True)
-args = parser.parse_args()
+args = arguments()
 say = answers()
 
 import jax  # noqa: E402

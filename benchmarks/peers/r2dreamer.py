@@ -5,22 +5,13 @@ peer's float16 autocast and its gradient scaler are off; with bfloat16 on a GPU 
 """
 # pyright: reportMissingImports=false, reportPrivateImportUsage=false, reportAttributeAccessIssue=false, reportArgumentType=false
 
-import argparse
 import contextlib
 import sys
 from importlib.metadata import version
-from pathlib import Path
 
-from serve import answers, serve, timed
+from serve import answers, arguments, serve, timed
 
-parser = argparse.ArgumentParser()
-parser.add_argument("--path", type=Path, required=True)
-parser.add_argument("--setting", choices=("a", "b"), required=True)
-parser.add_argument("--batch", type=int, required=True)
-parser.add_argument("--length", type=int, required=True)
-parser.add_argument("--dtype", choices=("float32", "bfloat16"), required=True)
-parser.add_argument("--device", choices=("cpu", "gpu"), required=True)
-args = parser.parse_args()
+args = arguments()
 say = answers()
 sys.path.insert(0, str(args.path))
 

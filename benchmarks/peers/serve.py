@@ -6,14 +6,28 @@ it reads: "update" with `{"seconds": ...}`, the wall time of one update. It ends
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 Say = Callable[[dict[str, Any]], None]
+
+
+def arguments() -> argparse.Namespace:
+    """What every peer's driver is told: its checkout and the sizes of an update."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--path", type=Path, required=True)
+    parser.add_argument("--setting", choices=("a", "b"), required=True)
+    parser.add_argument("--batch", type=int, required=True)
+    parser.add_argument("--length", type=int, required=True)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), required=True)
+    parser.add_argument("--device", choices=("cpu", "gpu"), required=True)
+    return parser.parse_args()
 
 
 def answers() -> Say:

@@ -44,12 +44,17 @@ def routes() -> Routes:
     return ROUTES.get(jax.default_backend(), Routes())
 
 
+def _length(rows: Rows) -> int:
+    """Of the first axis: rows, or pieces where they are cut."""
+    return jax.tree.leaves(rows)[0].shape[0]
+
+
 def cut(rows: Rows, size: int) -> Rows:
     """`[R, ...] -> [n, R / n, ...]` with the largest pieces of at most `size` rows that divide R.
 
     n = 1 for size 0, and where only pieces of less than an eighth of `size` would divide R: those do not pay.
     """
-    count = jax.tree.leaves(rows)[0].shape[0]
+    count = _length(rows)
     piece = max(k for k in range(1, min(size or count, count) + 1) if count % k == 0)
     if 8 * piece < size:
         piece = count
@@ -61,17 +66,13 @@ def join(rows: Rows) -> Rows:
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
 
 
-def _pieces(rows: Rows) -> int:
-    return jax.tree.leaves(rows)[0].shape[0]
-
-
 def _only(rows: Rows) -> Rows:
     return jax.tree.map(lambda x: x[0], rows)
 
 
 def over(fn: Callable[[Any, Rows], Rows], params: Any, rows: Rows) -> Rows:
     """`fn(params, piece) -> piece` over cut rows, one piece after the other; the gradient computes each piece again."""
-    if _pieces(rows) == 1:
+    if _length(rows) == 1:
         return jax.tree.map(lambda x: x[None], fn(params, _only(rows)))
     fn = jax.checkpoint(fn, prevent_cse=False)
     return jax.lax.scan(lambda _, piece: (None, fn(params, piece)), None, rows)[1]
@@ -86,7 +87,7 @@ def terminal(
     has gradients for `params` and `rows`; `data`, `shared` and `aux` are constants. As nothing follows a loss but a
     factor, its gradient is taken while the piece is still in cache, instead of in a second pass.
     """
-    if _pieces((rows, data)) == 1:
+    if _length((rows, data)) == 1:
         stop = jax.lax.stop_gradient
         loss, aux = fn(params, _only(rows), stop(_only(data)), stop(shared))
         return loss, stop(jax.tree.map(lambda x: x[None], aux))
