@@ -331,8 +331,10 @@ def test_two_devices_make_one_update_of_their_halves():
     found = json.loads(done.stdout)
     assert found["devices"] == 2 and found["moved"] > 1e-4
     assert found["flips"] == 0, "rounding flipped a latent: what follows cannot be compared, choose other noise"
-    far = {path: value for path, value in found["apart"].items() if not value <= 1e-5}
-    assert not far, far
+    # Every entry of the first moment is divided by its own size, which magnifies the rounding of small gradients.
+    limit = lambda path: 1e-4 if path.endswith(".first") else 1e-5  # noqa: E731
+    far = {path: value for path, value in found["apart"].items() if not value <= limit(path)}
+    assert len(found["apart"]) > 50 and not far, far
     assert_same_metrics(*found["metrics"])
     assert found["between"] == 0, "the devices ended with different states"
 

@@ -22,7 +22,6 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from jaxwm import optim
 from jaxwm.control import actor_critic as ac
@@ -321,7 +320,7 @@ def make(spec: Spec, config: Config = PRESETS["12m"]) -> Agent:
         direction, opt = tx.update(grads, state.opt, state.params)
         rate = state.hyper["lr"] * optim.warmup(state.step, config.warmup) * optim.decay(state.step, config.decay)
         params = jax.tree.map(lambda p, d: p - rate * d, state.params, direction)
-        metrics["grad_norm"] = optax.tree.norm(grads)
+        metrics["grad_norm"] = optim.norm(grads)
         slow = ac.track(params["val"], state.slow, config.slow_rate)
         feedback = share.gather(learner.pack(latents))
         return State(params, slow, returns, opt, state.hyper, state.step + 1), feedback, metrics
@@ -420,14 +419,16 @@ class Learner:
     # The loss.
 
     def noise(self, key: Key, batch: int, length: int) -> Noise:
-        """All random numbers of an update of `length` records, the context included."""
-        config, (k_observe, k_plan, k_imagine) = self.config, jax.random.split(key, 3)
-        lead = batch, length - 1
-        return Noise(
-            jax.random.uniform(k_observe, (*lead, config.stoch)),
-            ac.noise(self.spec.action, k_plan, (*lead, config.imag_length + 1)),
-            jax.random.uniform(k_imagine, (*lead, config.imag_length, config.stoch)),
-        )
+        """All random numbers of an update of `length` records, the context included.
+
+        They come from one draw, as a generator takes longer to compile than to run.
+        """
+        horizon, stoch, width = self.config.imag_length, self.config.stoch, ac.noise_size(self.spec.action)
+        sizes = stoch, (horizon + 1) * width, horizon * stoch
+        draw = jax.random.uniform(key, (batch * (length - 1) * sum(sizes),)).reshape(batch, length - 1, sum(sizes))
+        observe, plan, imagine = jnp.split(draw, (sizes[0], sizes[0] + sizes[1]), -1)
+        plan = ac.noise(self.spec.action, plan.reshape(*plan.shape[:2], horizon + 1, width))
+        return Noise(observe, plan, imagine.reshape(*imagine.shape[:2], horizon, stoch))
 
     def loss(self, params: Any, state: State, record: Record, noise: Noise, share: Share = ALONE):
         """The total loss of sequences `[B, T + 1]`, and `(latents [B, T], return range, metrics)`."""
@@ -616,7 +617,8 @@ class Learner:
         batch = len(context.reward)
         uniform = jax.random.uniform(k_imagine, (horizon, batch, self.config.stoch))
         if actions is None:
-            plan = ac.noise(self.spec.action, k_plan, (horizon + 1, batch))
+            width = ac.noise_size(self.spec.action)
+            plan = ac.noise(self.spec.action, jax.random.uniform(k_plan, (horizon + 1, batch, width)))
             latent, taken = self.rollout(params, start, plan, uniform)
         else:
             latent, taken = self.replay_actions(params, start, actions, uniform)

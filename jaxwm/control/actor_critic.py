@@ -58,10 +58,10 @@ class Actor(NamedTuple):
 
     def sample(self, key: Key) -> Array:
         lead = self.parts.mean.shape[:-1] if isinstance(self.parts, Normal) else self.parts[0].logp.shape[:-1]
-        return self.pick(noise(self.space, key, lead))
+        return self.pick(noise(self.space, jax.random.uniform(key, (*lead, noise_size(self.space)))))
 
     def pick(self, noise: Array) -> Array:
-        """The action that `noise(space, ...)` draws."""
+        """The action that `noise(space, ...)` decides."""
         if isinstance(self.parts, Normal):
             return self.parts.mean + self.parts.std * noise
         split = noise[..., None] if isinstance(self.space, Discrete) else noise
@@ -91,11 +91,20 @@ def actor(space: ActionSpace, outputs: dict[str, Array], unimix: float = 0.0) ->
     return Actor(tuple(one_hot(outputs[name], unimix) for name in head_sizes(space)), space)
 
 
-def noise(space: ActionSpace, key: Key, lead: tuple[int, ...]) -> Array:
-    """What decides a random choice, `[*lead, ...]`: a uniform number a choice, a normal one an entry of a vector."""
+def noise_size(space: ActionSpace) -> int:
+    """Uniform numbers behind one random choice: one for each of its parts."""
+    return space.size if isinstance(space, Box) else len(choices(space))
+
+
+def noise(space: ActionSpace, uniform: Array) -> Array:
+    """What decides random choices, from `uniform [..., noise_size(space)]` in [0, 1): normal for vectors.
+
+    The last axis is gone where there is one choice.
+    """
     if isinstance(space, Box):
-        return jax.random.normal(key, (*lead, space.size))
-    return jax.random.uniform(key, lead if isinstance(space, Discrete) else (*lead, len(choices(space))))
+        centred = 2 * uniform - (1 - 2**-23)  # symmetric: uniform numbers are multiples of 2^-23
+        return jnp.sqrt(2.0) * jax.lax.erf_inv(centred)
+    return uniform[..., 0] if isinstance(space, Discrete) else uniform
 
 
 def random_action(space: ActionSpace, key: Key, num: int) -> Array:
