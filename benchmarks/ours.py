@@ -81,16 +81,15 @@ def make(setting: str, preset: str, **changes: Any) -> tuple[Spec, Agent]:
     return spec, agents.make("dreamer-v3", spec, preset, **changes)
 
 
-def shared(agent: Agent, members: int = 1) -> tuple[Callable[..., Any], NamedSharding]:
+def shared(agent: Agent, shares: int, members: int = 1) -> tuple[Callable[..., Any], NamedSharding]:
     """The update of `members` as CPU devices work it out together, and how its arguments lie on them.
 
-    One member's batch is split among as many devices as divide it, which all hold everything; several members are
-    spread over as many devices as divide their number. Other than on CPUs one device does all.
+    One member's batch is split among `shares` devices, which all hold everything; several members are spread over as
+    many devices as divide their number. Other than on CPUs one device does all.
     """
     step, spec = agent.train_steps["all"], PartitionSpec()
     devices = jax.local_devices() if jax.default_backend() == "cpu" else jax.local_devices()[:1]
-    divisible = step.batch_size if members == 1 else members
-    count = max(n for n in range(1, len(devices) + 1) if divisible % n == 0)
+    count = shares if members == 1 else max(n for n in range(1, len(devices) + 1) if members % n == 0)
     mesh = Mesh(np.array(devices[:count]), ("share",))
     if members > 1:
         update, spec = jax.vmap(step.update), PartitionSpec("share")
@@ -116,7 +115,7 @@ class Program:
         arguments = state, random_like(jax.tree.map(stack, batch), jax.random.key(1)), keys
         if members == 1:
             arguments = jax.tree.map(lambda x: x[0], arguments)
-        update, place = shared(agent, members)
+        update, place = shared(agent, trainer.shares, members)
         self.state, self.batch, self.key = jax.device_put(arguments, place)
         began = time.perf_counter()
         lowered = jax.jit(update, donate_argnums=0).lower(self.state, self.batch, self.key)

@@ -181,3 +181,77 @@ def _meaning_handles(several: bool, thin: bool, final: bool, chance: bool) -> li
     if chance:
         handles.append(Line2D([], [], color=GREY, linestyle=(0, (6, 3)), label="random policy"))
     return handles
+
+
+# --- Several tasks ------------------------------------------------------------------------------------------------
+
+COMPARED = ("dreamerv3", "storm_repo_2025", "diamond")
+"""Published results that are drawn beside ours where all would be too many: one a family."""
+
+
+def aggregates(numbers: dict[str, dict[str, Any]], ours: list[str]) -> Figure:
+    """A panel for each aggregate, a row for each system: the estimate, and the interval where there is one.
+
+    `numbers` are `{system: {aggregate: (value, low, high)}}`, `ours` the systems to set off by colour.
+    """
+    names, panels = list(numbers)[::-1], list(next(iter(numbers.values())))
+    figure = Figure(figsize=(11, 0.28 * len(names) + 1.2), layout="constrained")
+    grid = figure.subplots(1, len(panels), sharey=True, squeeze=False).ravel()
+    for axes, panel in zip(grid, panels, strict=True):
+        for place, name in enumerate(names):
+            value, low, high = numbers[name][panel]
+            color = COLORS[1] if name in ours else COLORS[0]
+            axes.plot([value], [place], marker="D" if name in ours else "o", color=color, ms=6, zorder=4)
+            axes.plot([low, high], [place, place], color=color, linewidth=5, alpha=0.3, solid_capstyle="butt")
+        axes.set_title(panel)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+    grid[0].set_yticks(range(len(names)), names)
+    figure.supxlabel("human-normalised score; bars are 95 % intervals", fontsize=11)
+    return figure
+
+
+def profiles(thresholds: np.ndarray, shares: dict[str, tuple[np.ndarray, Any]]) -> Figure:
+    """The share of runs above each threshold `[K]`, with a band `(low, high)` where it is not None."""
+    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    axes = figure.add_subplot(
+        xlabel="human-normalised score", ylabel="share of runs above it", title="Performance profiles", ylim=(0, 1)
+    )
+    for index, (_, (share, band)) in enumerate(shares.items()):
+        axes.plot(thresholds, share, linewidth=2.2, **_look(index))
+        if band is not None:
+            axes.fill_between(thresholds, *band, color=_look(index)["color"], alpha=0.2, linewidth=0)
+    axes.axvline(1, color=GREY, linestyle=(0, (6, 3)), linewidth=1.2)
+    axes.text(1.03, 0.97, "human", color=GREY, va="top")
+    axes.set_xscale("symlog", linthresh=2)
+    ticks = (0, 0.5, 1, 1.5, 2, 4, 8)
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    return _with_legend(figure, _run_handles(dict(enumerate(shares))), 3)
+
+
+def bars(scores: dict[str, dict[str, np.ndarray]], label: str, logarithmic: bool = False) -> Figure:
+    """The mean of every task of every system as a mark on a row of its own, with a line over its runs."""
+    tasks = list(dict.fromkeys(task for each in scores.values() for task in each))
+    first = next(iter(scores.values()))
+    tasks.sort(key=lambda task: float(np.mean(first[task])) if task in first else -np.inf)
+    figure = Figure(figsize=(8, 0.16 * len(tasks) * (1 + len(scores)) / 2 + 1.6), layout="constrained")
+    axes = figure.add_subplot(xlabel=label, yticks=range(len(tasks)), yticklabels=tasks, ylim=(-0.6, len(tasks) - 0.4))
+    height = 0.7 / len(scores)
+    for index, (_, each) in enumerate(scores.items()):
+        places = [i + 0.35 - height * (index + 0.5) for i, task in enumerate(tasks) if task in each]
+        runs = [each[task] for task in tasks if task in each]
+        color = _look(index)["color"]
+        axes.barh(places, [np.mean(r) for r in runs], height, color=color, alpha=0.85, zorder=2)
+        for place, r in zip(places, runs, strict=True):
+            axes.plot([min(r), max(r)], [place, place], color="black", linewidth=1.0, zorder=3)
+    if logarithmic:
+        axes.set_xscale("symlog", linthresh=1)
+        ticks = (-1, -0.5, 0, 0.5, 1, 2, 5, 10, 20, 50)
+        low, high = axes.get_xlim()
+        shown = [tick for tick in ticks if low <= tick <= high]
+        axes.set_xticks(shown, [f"{tick:g}" for tick in shown])
+    axes.axvline(1, color=GREY, linestyle=(0, (6, 3)), linewidth=1.2)
+    axes.axvline(0, color=GREY, linewidth=1.0)
+    handles = [Patch(color=_look(index)["color"], label=name) for index, name in enumerate(scores)]
+    several = any(len(r) > 1 for each in scores.values() for r in each.values())
+    handles += [Line2D([], [], color="black", linewidth=1.0, label="minimum to maximum of the seeds")] * several
+    return _with_legend(figure, handles, 3)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import re
 import shlex
 import shutil
 import time
@@ -23,7 +22,8 @@ import numpy as np
 
 import jaxwm
 from jaxwm import agents
-from jaxwm.studio import charts
+from jaxwm.studio import charts, tasks
+from jaxwm.studio import markdown as md
 from jaxwm.training import rundir
 from jaxwm.training.run import EVALUATION, Plan
 
@@ -83,7 +83,8 @@ def report(paths: Iterable[str | Path], out: str | Path | None = None) -> Path:
     stories = read(paths)
     out = _prepare(Path(out) if out else _default_out(stories))
     with matplotlib.rc_context(charts.STYLE):
-        sections = [_overview(stories), *_by_environment(stories, out), _gauge(stories, out), _dreams(stories, out)]
+        sections = [_overview(stories), tasks.section(_results(stories), out), *_by_environment(stories, out)]
+        sections += [_gauge(stories, out), _dreams(stories, out)]
     sections += [_throughput(stories), _settings(stories), _reproduce(stories)]
     title = stories[0].label if len(stories) == 1 else f"{len(stories)} runs"
     head = f"# Report: {title}\n\nWritten {time.strftime('%Y-%m-%d %H:%M')} by jaxwm {jaxwm.__version__}."
@@ -221,14 +222,14 @@ def _overview(stories: list[Story]) -> str:
             [*names, story.members, config["seed"], steps, "finished" if story.evaluation else "**unfinished**"]
         )
     notes = [note for story in stories for note in _notes(story)]
-    return "\n\n".join(filter(None, ["## Runs", _table(header, rows), _bullets(notes)]))
+    return "\n\n".join(filter(None, ["## Runs", md.table(header, rows), md.bullets(notes)]))
 
 
 def _notes(story: Story) -> Iterable[str]:
     """What is missing or odd in a run."""
-    name = f"**{_cell(story.label)}**"
+    name = f"**{md.cell(story.label)}**"
     if not story.evaluation:
-        command = _code(f"jaxwm resume {shlex.quote(str(story.path))}")
+        command = md.code(f"jaxwm resume {shlex.quote(str(story.path))}")
         yield f"{name} is unfinished: there is no {EVALUATION}. Go on with {command}."
     if not story.metrics:
         yield f"{name} has no metrics yet."
@@ -241,9 +242,28 @@ def _notes(story: Story) -> Iterable[str]:
         for member in np.flatnonzero(~np.isfinite(values).all(0)):
             bad = ~np.isfinite(values[:, member])
             yield (
-                f"{name}: {_code(metric)} of member {member} is null (NaN or infinite) in {bad.sum():,} of "
+                f"{name}: {md.code(metric)} of member {member} is null (NaN or infinite) in {bad.sum():,} of "
                 f"{len(bad):,} rows, first at {steps[bad][0]:,.0f} environment steps. Curves show the other members."
             )
+
+
+def _results(stories: list[Story]) -> list[tasks.Result]:
+    """Evaluations, by system: the agent, and those of its settings that differ between runs of one environment."""
+    flat = [flatten({k: v for k, v in story.config["settings"].items()}) for story in stories]
+    differing: dict[str, None] = {}
+    for i, story in enumerate(stories):
+        for j in range(i):
+            if stories[j].env == story.env and stories[j].config["agent"] == story.config["agent"]:
+                differing |= {name: None for name in flat[i] if flat[j].get(name) != flat[i][name]}
+    found = []
+    for story, settings in zip(stories, flat, strict=True):
+        if result := story.evaluation:
+            own = [f"{name} {settings[name]}" for name in differing if name in settings]
+            system = ", ".join([story.config["agent"], *own])
+            scores = (np.array(result[name], float) for name in ("trained", "random"))
+            counts = result["env_steps"], result["episodes"], story.config.get("env_options", {})
+            found.append(tasks.Result(system, story.env, story.label, *scores, *counts))
+    return found
 
 
 def _by_environment(stories: list[Story], out: Path) -> Iterable[str]:
@@ -268,7 +288,7 @@ def _returns(env: str, group: list[Story], out: Path) -> str:
         charts.Final(s.label, s.index, s.evaluation["env_steps"], np.array(s.evaluation["trained"])) for s in scored
     ]
     chance = float(np.mean([np.mean(s.evaluation["random"]) for s in scored])) if scored else None
-    image = _save(charts.returns(env, series, finals, chance), out, f"returns-{env}", f"Learning curves on {env}")
+    image = md.save(charts.returns(env, series, finals, chance), out, f"returns-{env}", f"Learning curves on {env}")
     return (
         f"{image}\n\nTraining returns are raw and belong to the exploring policy. A point is the mean of the episodes "
         f"that ended within {edges[1]:,.0f} environment steps of a member; a member in whose stretch no episode ended "
@@ -285,8 +305,8 @@ def _scores(group: list[Story]) -> str:
         numbers = [trained.mean(), trained.min(), np.mean(result["random"])]
         steps = f"{result['env_steps']:,}"
         rows.append([story.label, steps, result["episodes"], each, *(f"{x:.2f}" for x in numbers)])
-    waiting = [f"{_cell(story.label)} is not evaluated yet." for story in group if not story.evaluation]
-    table = [_table(header, rows), "Mean returns. The minimum is that of the worst member."] if rows else []
+    waiting = [f"{md.cell(story.label)} is not evaluated yet." for story in group if not story.evaluation]
+    table = [md.table(header, rows), "Mean returns. The minimum is that of the worst member."] if rows else []
     return "\n\n".join([*table, *waiting])
 
 
@@ -300,7 +320,7 @@ def _multiples(title: str, env: str, group: list[Story], names: list[str], out: 
     if not panels:
         return [f"### {title}", "None recorded yet."]
     kind = title.lower().replace(" ", "-")
-    return [f"### {title}", _save(charts.multiples(panels), out, f"{kind}-{env}", f"{title} on {env}")]
+    return [f"### {title}", md.save(charts.multiples(panels), out, f"{kind}-{env}", f"{title} on {env}")]
 
 
 def _gauge(stories: list[Story], out: Path) -> str:
@@ -308,10 +328,10 @@ def _gauge(stories: list[Story], out: Path) -> str:
     measured = [story for story in stories if any(GAUGE[0] in row for row in story.metrics)]
     parts = ["## Exploitation gauge"]
     if without := [story.label for story in stories if story not in measured]:
-        parts.append(f"Not recorded in {', '.join(map(_cell, without))}: no {_code(GAUGE[0])} in {rundir.METRICS}.")
+        parts.append(f"Not recorded in {', '.join(map(md.cell, without))}: no {md.code(GAUGE[0])} in {rundir.METRICS}.")
     curves = [[metric_curve(story, name) for name in GAUGE] for story in measured]
     if curves:
-        image = _save(charts.gauge(curves), out, "gauge", "Dreamed and real return from the same states")
+        image = md.save(charts.gauge(curves), out, "gauge", "Dreamed and real return from the same states")
         text = (
             "The policy's return in a dream and in the environment, from the same states. The gap is dreamed minus "
             "real: near zero, dreams can be trusted; a gap that grows while the real return does not means that the "
@@ -327,8 +347,8 @@ def _gauge_table(stories: list[Story]) -> str:
         columns = [column(story, name) for name in GAUGE]
         steps = columns[0][0][-1]
         for member, newest in enumerate(zip(*(values[-1] for _, values in columns), strict=True)):
-            rows.append([story.label, f"{steps:,.0f}", member, *map(_number, newest)])
-    return _table(["run", "environment steps", "member", "dreamed", "real", "gap"], rows)
+            rows.append([story.label, f"{steps:,.0f}", member, *map(md.number, newest)])
+    return md.table(["run", "environment steps", "member", "dreamed", "real", "gap"], rows)
 
 
 def _dreams(stories: list[Story], out: Path) -> str:
@@ -337,7 +357,7 @@ def _dreams(stories: list[Story], out: Path) -> str:
     for story in stories:
         pictures = sorted(file for file in (story.path / DREAMS).glob("**/*") if file.suffix.lower() in PICTURES)
         if pictures:
-            parts.append(f"### {_cell(story.label)}")
+            parts.append(f"### {md.cell(story.label)}")
         for picture in pictures:
             name = picture.relative_to(story.path / DREAMS)
             copy = Path(DREAMS) / story.label / name
@@ -356,7 +376,7 @@ def _throughput(stories: list[Story]) -> str:
     text = "Rates are sums over the members, while learning: compiling and random play at the start do not count."
     if skipped:
         text += " Skipped updates are counts of each member."
-    return f"## Throughput\n\n{_table(header, rows)}\n\n{text}"
+    return f"## Throughput\n\n{md.table(header, rows)}\n\n{text}"
 
 
 def _pace(story: Story) -> list[str]:
@@ -383,15 +403,15 @@ def _settings(stories: list[Story]) -> str:
     names = list(dict.fromkeys(name for entries in flat for name in entries))
     absent = object()
     differing = [name for name in names if any(e.get(name, absent) != flat[0].get(name, absent) for e in flat)]
-    show = lambda entries, name: _code(json.dumps(entries[name])) if name in entries else "-"  # noqa: E731
+    show = lambda entries, name: md.code(json.dumps(entries[name])) if name in entries else "-"  # noqa: E731
     parts = ["## Settings"]
     if len(stories) > 1:
-        rows = [[_code(name), *(show(entries, name) for entries in flat)] for name in differing]
+        rows = [[md.code(name), *(show(entries, name) for entries in flat)] for name in differing]
         header = ["setting", *(story.label for story in stories)]
-        parts.append(_table(header, rows) if rows else "The runs have the same settings.")
-    common = [[_code(name), show(flat[0], name)] for name in names if name not in differing]
+        parts.append(md.table(header, rows) if rows else "The runs have the same settings.")
+    common = [[md.code(name), show(flat[0], name)] for name in names if name not in differing]
     title = "All settings" if len(stories) == 1 else "Settings that all runs share"
-    table = _table(["setting", "value"], common)
+    table = md.table(["setting", "value"], common)
     parts.append(f"<details>\n<summary>{title} ({len(common)})</summary>\n\n{table}\n\n</details>")
     return "\n\n".join(parts)
 
@@ -408,12 +428,12 @@ def flatten(entries: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _reproduce(stories: list[Story]) -> str:
     header = ["run", *VERSIONS]
     rows = [[story.label, *(story.config.get(name, "-") for name in VERSIONS)] for story in stories]
-    parts = ["## How to run it again", _table(header, rows)]
+    parts = ["## How to run it again", md.table(header, rows)]
     for story in stories:
         try:
-            parts.append(f"{_cell(story.label)}:\n\n```\n{command(story.config)}\n```")
+            parts.append(f"{md.cell(story.label)}:\n\n```\n{command(story.config)}\n```")
         except ValueError as error:
-            parts.append(f"{_cell(story.label)}: no command, because {error}.")
+            parts.append(f"{md.cell(story.label)}: no command, because {error}.")
     return "\n\n".join(parts)
 
 
@@ -464,27 +484,6 @@ def _literal(value: Any) -> str:
 # --- Markdown -----------------------------------------------------------------------------------------------------
 
 
-def _table(header: list[str], rows: list[list[Any]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(_cell(entry) for entry in line) + " |" for line in lines)
-
-
-def _cell(value: Any) -> str:
-    return str(value).replace("|", "\\|")
-
-
-def _code(text: str) -> str:
-    return f"`{text}`"
-
-
-def _bullets(lines: list[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
-
-
-def _number(value: float) -> str:
-    return f"{value:.2f}" if np.isfinite(value) else "-"
-
-
 def _duration(seconds: float | None) -> str:
     if seconds is None:
         return "-"
@@ -495,10 +494,3 @@ def _duration(seconds: float | None) -> str:
         if seconds < 3600
         else f"{seconds / 3600:.1f} h"
     )
-
-
-def _save(figure: Any, out: Path, name: str, text: str) -> str:
-    """Save a figure, and the markdown that shows it."""
-    file = re.sub(r"[^\w.-]+", "-", name) + ".png"
-    figure.savefig(out / file)
-    return f"![{text}]({file})"

@@ -1,0 +1,145 @@
+"""Statistics over tasks and seeds, as Agarwal et al. (2021, "Deep RL at the edge of the statistical precipice") advise.
+
+Scores are `{task: [R] scores of runs}`, normalised where they are aggregated; tasks may have different numbers of runs.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+from typing import NamedTuple
+
+import numpy as np
+
+Scores = Mapping[str, Sequence[float] | np.ndarray]
+"""Scores of the runs of each task."""
+
+RESAMPLES = 2000
+"""Resampled sets of runs behind an interval."""
+
+
+class Interval(NamedTuple):
+    """An estimate with the 95 % interval of a stratified bootstrap; its ends are NaN where no task has two runs."""
+
+    value: float
+    low: float
+    high: float
+
+
+# --- Aggregates of normalised scores ------------------------------------------------------------------------------
+
+
+def _means(scores: Scores) -> np.ndarray:
+    return np.array([np.mean(runs) for runs in scores.values()])
+
+
+def _all(scores: Scores) -> np.ndarray:
+    return np.concatenate([np.asarray(runs, float) for runs in scores.values()])
+
+
+def mean(scores: Scores) -> float:
+    """Mean over tasks of the mean over runs."""
+    return float(_means(scores).mean())
+
+
+def median(scores: Scores) -> float:
+    """Median over tasks of the mean over runs."""
+    return float(np.median(_means(scores)))
+
+
+def iqm(scores: Scores) -> float:
+    """Interquartile mean: of all runs of all tasks, the mean of the middle half.
+
+    A quarter, rounded down, is cut off at either end.
+    """
+    runs = np.sort(_all(scores))
+    cut = len(runs) // 4
+    return float(runs[cut : len(runs) - cut].mean())
+
+
+def optimality_gap(scores: Scores, goal: float = 1.0) -> float:
+    """How far runs stay below `goal` on average; what is above it does not make up for what is below."""
+    return float(goal - np.minimum(_all(scores), goal).mean())
+
+
+AGGREGATES: dict[str, Callable[[Scores], float]] = {
+    "mean": mean,
+    "median": median,
+    "IQM": iqm,
+    "optimality gap": optimality_gap,
+}
+
+
+def resample(scores: Scores, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """As many runs of every task, drawn from those of the same task with replacement."""
+    return {task: rng.choice(np.asarray(runs, float), len(runs)) for task, runs in scores.items()}
+
+
+def interval(fn: Callable[..., float], *scores: Scores, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+    """`fn(*scores)` with its 95 % interval; each of several sets of scores is resampled by itself."""
+    value = fn(*scores)
+    if all(len(runs) < 2 for each in scores for runs in each.values()):
+        return Interval(value, float("nan"), float("nan"))
+    rng = np.random.default_rng(seed)
+    drawn = [fn(*(resample(each, rng) for each in scores)) for _ in range(resamples)]
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return Interval(value, float(low), float(high))
+
+
+# --- Comparisons --------------------------------------------------------------------------------------------------
+
+
+def profile(scores: Scores, thresholds: np.ndarray) -> np.ndarray:
+    """Performance profile `[K]`: the share of runs above each threshold, mean over tasks (Dolan & Moré 2002)."""
+    shares = [(np.asarray(runs)[:, None] > thresholds).mean(0) for runs in scores.values()]
+    return np.mean(shares, 0)
+
+
+def profile_band(
+    scores: Scores, thresholds: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper end `[K]` of the 95 % intervals of `profile`."""
+    rng = np.random.default_rng(seed)
+    drawn = [profile(resample(scores, rng), thresholds) for _ in range(resamples)]
+    low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
+    return low, high
+
+
+def improvement(ours: Scores, theirs: Scores) -> float:
+    """Probability that a run of ours beats one of theirs on a task that is drawn at random; ties count half."""
+
+    def task(x: np.ndarray, y: np.ndarray) -> float:
+        return float((x[:, None] > y).mean() + 0.5 * (x[:, None] == y).mean())
+
+    if not (common := [name for name in ours if name in theirs]):
+        raise ValueError("no task has runs of both")
+    return float(np.mean([task(np.asarray(ours[name], float), np.asarray(theirs[name], float)) for name in common]))
+
+
+# --- Atari-100k ---------------------------------------------------------------------------------------------------
+
+
+@cache
+def published() -> dict[str, dict[str, float]]:
+    """Published scores by column and game (data/atari100k.csv; its sources in data/atari100k.md)."""
+    text = files("jaxwm").joinpath("data/atari100k.csv").read_text(encoding="utf-8")
+    rows = list(csv.DictReader(text.splitlines()))
+    columns = [name for name in rows[0] if name != "game"]
+    return {name: {row["game"]: float(row[name]) for row in rows if row[name]} for name in columns}
+
+
+@cache
+def published_runs() -> dict[str, dict[str, list[float]]]:
+    """Published scores of single seeds by column and game; fewer columns than `published` has."""
+    return json.loads(files("jaxwm").joinpath("data/atari100k_seeds.json").read_text(encoding="utf-8"))
+
+
+def human_normalised(scores: Scores) -> dict[str, np.ndarray]:
+    """(score - random) / (human - random) for each run. ValueError for a game that is not among the 26."""
+    chance, human = published()["random"], published()["human"]
+    if unknown := [game for game in scores if game not in human]:
+        raise ValueError(f"no human score is known for {', '.join(unknown)}; the games are {', '.join(human)}")
+    return {g: (np.asarray(runs, float) - chance[g]) / (human[g] - chance[g]) for g, runs in scores.items()}

@@ -1,0 +1,190 @@
+"""The part of a report about several tasks together: scores by task, and statistics over all of them.
+
+For games of Atari-100k the scores are human-normalised, aggregated with intervals and set beside published ones.
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxwm.studio import charts
+from jaxwm.studio import markdown as md
+from jaxwm.studio import statistics as st
+
+SCORES = "scores.csv"
+ATARI = "atari/"
+THRESHOLDS = np.concatenate([np.linspace(0, 2, 41), np.linspace(2.25, 8, 24)])
+"""Human-normalised scores at which performance profiles are drawn."""
+
+ATARI_OPTIONS: dict[str, Any] = dict(frame_skip=4, sticky=0.0, noop_max=30, life_loss="ignore")
+
+
+class Result(NamedTuple):
+    """The evaluation of one run. `system` names the agent, and its settings where systems differ by them."""
+
+    system: str
+    task: str
+    run: str
+    scores: np.ndarray  # [M], mean raw returns of the members
+    random: np.ndarray  # [M], of the random policy
+    env_steps: int
+    episodes: int
+    options: dict[str, Any]  # of the environment
+
+
+def section(results: list[Result], out: Path) -> str:
+    """Markdown; its figures and scores.csv are written to `out`. Empty for fewer than two tasks."""
+    names = list(dict.fromkeys(result.task for result in results))
+    if len(names) < 2:
+        return ""
+    games = all(name.removeprefix(ATARI) in st.published()["human"] and name.startswith(ATARI) for name in names)
+    _write_csv(results, out / SCORES, games)
+    systems = {name: _scores(results, name, games) for name in dict.fromkeys(result.system for result in results)}
+    parts = ["## All tasks", _table(results), _how(results, games)]
+    if games:
+        parts += _atari(systems, out)
+    else:
+        parts.append(md.save(charts.bars(_shares(results), "return, random = 0, best run = 1"), out, "tasks", "Tasks"))
+    return "\n\n".join(parts)
+
+
+def _scores(results: list[Result], system: str, games: bool) -> dict[str, np.ndarray]:
+    """All members' scores of a system by task; games without their suite."""
+    found: dict[str, list[np.ndarray]] = {}
+    for result in (result for result in results if result.system == system):
+        found.setdefault(result.task.removeprefix(ATARI) if games else result.task, []).append(result.scores)
+    return {task: np.concatenate(scores) for task, scores in found.items()}
+
+
+def _shares(results: list[Result]) -> dict[str, dict[str, np.ndarray]]:
+    """Scores by system and task as shares of the way from random play to the best run of the task."""
+    shares: dict[str, dict[str, np.ndarray]] = {}
+    for task in dict.fromkeys(result.task for result in results):
+        group = [result for result in results if result.task == task]
+        chance = np.mean([result.random.mean() for result in group])
+        best = max(result.scores.max() for result in group)
+        for result in group:
+            share = (result.scores - chance) / (best - chance) if best > chance else np.zeros(len(result.scores))
+            earlier = shares.setdefault(result.system, {}).get(task, np.zeros(0))
+            shares[result.system][task] = np.concatenate([earlier, share])
+    return shares
+
+
+def _table(results: list[Result]) -> str:
+    rows = []
+    for r in results:
+        spread = f"{r.scores.min():,.1f} to {r.scores.max():,.1f}" if len(r.scores) > 1 else "-"
+        numbers = f"{r.scores.mean():,.1f}", spread, f"{r.random.mean():,.1f}"
+        rows.append([r.task, r.system, len(r.scores), f"{r.env_steps:,}", *numbers])
+    return md.table(["task", "system", "seeds", "environment steps", "mean", "minimum to maximum", "random"], rows)
+
+
+def _how(results: list[Result], games: bool) -> str:
+    """How the scores came about."""
+    episodes = " or ".join(f"{n:,}" for n in sorted({result.episodes for result in results}))
+    text = (
+        f"A score is the mean raw return of {episodes} episodes that the greedy policy of a seed plays in environments "
+        f"of its own after training, not of training episodes. All scores: [{SCORES}]({SCORES})."
+    )
+    if not games:
+        return text
+    options = [ATARI_OPTIONS | {k: v for k, v in r.options.items() if k in ATARI_OPTIONS} for r in results]
+    if any(other != options[0] for other in options):
+        return text + " **The runs differ in their environments' options, so their scores do not compare.**"
+    o = options[0]
+    lives = "lives are ignored" if o["life_loss"] == "ignore" else "a lost life ends the returns that are learnt from"
+    return (
+        f"{text} An environment step is {o['frame_skip']} frames; episodes start after up to {o['noop_max']} idle "
+        f"frames and end at the true game over; {lives}; the previous action is repeated with probability "
+        f"{o['sticky']:g} (sticky actions)."
+    )
+
+
+def _write_csv(results: list[Result], file: Path, games: bool) -> None:
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        header = ["system", "task", "run", "member", "env_steps", "score", "random"]
+        writer.writerow(header + (["human_normalised"] if games else []))
+        for r in results:
+            normal = st.human_normalised({r.task.removeprefix(ATARI): r.scores}) if games else {}
+            for m, score in enumerate(r.scores):
+                row = [r.system, r.task, r.run, m, r.env_steps, score, r.random[m]]
+                writer.writerow(row + [values[m] for values in normal.values()])
+
+
+# --- Atari-100k ---------------------------------------------------------------------------------------------------
+
+
+def _atari(systems: dict[str, dict[str, np.ndarray]], out: Path) -> list[str]:
+    """Human-normalised statistics of complete systems, beside the published ones on the same games."""
+    games = list(dict.fromkeys(game for scores in systems.values() for game in scores))
+    complete = {name: st.human_normalised(scores) for name, scores in systems.items() if len(scores) == len(games)}
+    parts = ["### Human-normalised scores"]
+    if partial := [name for name in systems if name not in complete]:
+        parts.append(f"Not all games are finished, so they are left out here: {', '.join(map(md.cell, partial))}.")
+    published = _published(games)
+    numbers = {name: _aggregates(scores) for name, scores in (complete | published).items()}
+    share = f"{len(games)} of the 26 games" if len(games) < 26 else "all 26 games"
+    parts += [
+        f"(score - random) / (human - random), over {share}, published scores over the same ones. Mean and median are "
+        "over games, IQM (of the middle half) and optimality gap (how far below human, 0 is best) over all games and "
+        "seeds. In brackets: 95 % intervals of a bootstrap that draws seeds within each game; none where single seeds "
+        "were not published.",
+        md.table(["", *st.AGGREGATES], [[name, *map(_interval, row.values())] for name, row in numbers.items()]),
+        "Published scores are computed in their own ways, often from training episodes; the sources are in "
+        "jaxwm/data/atari100k.md.",
+    ]
+    ours = list(complete)
+    if not ours:
+        return parts
+    parts.append(md.save(charts.aggregates(numbers, ours), out, "aggregates", "Aggregates with intervals"))
+    runs = {name: st.human_normalised(_only(scores, games)) for name, scores in st.published_runs().items()}
+    profiles = {
+        name: (st.profile(scores, THRESHOLDS), st.profile_band(scores, THRESHOLDS) if name in ours else None)
+        for name, scores in (complete | {k: v for k, v in runs.items() if k in charts.COMPARED}).items()
+    }
+    parts.append(md.save(charts.profiles(THRESHOLDS, profiles), out, "profiles", "Performance profiles"))
+    beside = {name: published[name] for name in charts.COMPARED if name in published}
+    figure = charts.bars(complete | beside, "human-normalised score (human = 1)", logarithmic=True)
+    parts.append(md.save(figure, out, "games", "Human-normalised score of every game"))
+    parts += ["### Probability of improvement", _improvement(complete, runs)]
+    return parts
+
+
+def _only(scores: st.Scores, games: list[str]) -> dict[str, Any]:
+    return {game: scores[game] for game in games}
+
+
+def _published(games: list[str]) -> dict[str, dict[str, np.ndarray]]:
+    """Normalised published scores of the columns that have all of these games: of single seeds where there are."""
+    runs, means = st.published_runs(), st.published()
+    found = {}
+    for name, scores in means.items():
+        if name in ("random", "human") or any(game not in scores for game in games):
+            continue
+        found[name] = st.human_normalised(
+            {game: runs[name][game] if name in runs else [scores[game]] for game in games}
+        )
+    return found
+
+
+def _aggregates(scores: st.Scores) -> dict[str, st.Interval]:
+    return {name: st.interval(fn, scores) for name, fn in st.AGGREGATES.items()}
+
+
+def _interval(found: st.Interval) -> str:
+    return f"{found.value:.3f}" + (f" ({found.low:.3f}, {found.high:.3f})" if np.isfinite(found.low) else "")
+
+
+def _improvement(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
+    """Ours against each other and against the published."""
+    rows = []
+    for name, scores in ours.items():
+        others = {k: v for k, v in (ours | theirs).items() if k != name}
+        rows += [[name, other, _interval(st.interval(st.improvement, scores, them))] for other, them in others.items()]
+    text = "How likely a seed of the first scores higher than one of the second on a game drawn at random."
+    return f"{text}\n\n{md.table(['first', 'second', 'probability'], rows)}"
