@@ -154,9 +154,13 @@ def test_reward_for_an_action(seen):
 
 
 def test_returns_of_the_trained_policy(trained):
-    """-1 comes from the wrong action alone: no member ever takes it."""
+    """-1 comes from the wrong action alone, taken in an eighth of all episodes by chance.
+
+    Trained members hardly take it (not never: see `check`).
+    """
     total = returns(trained)
-    assert set(np.unique(total)) == {-0.5, 0.5, 1.0}
+    assert set(np.unique(total)) - {-1.0} == {-0.5, 0.5, 1.0}
+    assert ((total == -1).mean(-1) <= 2 / 64).all(), (total == -1).sum(-1)
 
 
 # --- One by one ---------------------------------------------------------------------------------------------------

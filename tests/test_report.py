@@ -1,5 +1,6 @@
 """Reports of hand-written run directories: every number in the page can be checked by hand."""
 
+import csv
 import dataclasses
 import json
 import struct
@@ -11,6 +12,7 @@ from PIL import Image
 
 from jaxwm import agents, cli
 from jaxwm.studio.report import binned, column, command, flatten, learning_curve, read, report
+from jaxwm.studio.statistics import published_runs
 from jaxwm.training import run, rundir
 
 EVALUATION = dict(
@@ -291,3 +293,54 @@ def test_errors_are_one_line_that_names_the_way_out(tmp_path, capsys):
     with open(tmp_path / "d" / "metrics.jsonl", "a") as file:
         file.write('{"env_steps": 5')  # as a running program leaves it
     assert cli.main(["report", str(tmp_path / "d")]) == 0
+
+
+# --- All tasks ----------------------------------------------------------------------------------------------------
+
+
+def evaluated(scores, chance=0.0) -> dict:
+    return EVALUATION | dict(trained=list(scores), random=[chance] * len(scores), episodes=100, env_steps=100_000)
+
+
+def test_atari_runs_are_normalised_and_stand_beside_the_published(tmp_path):
+    """Runs with DIAMOND's scores of three games get the statistics of DIAMOND's column, and half of it is better."""
+    games = ("Pong", "Boxing", "Qbert")
+    for game in games:
+        write(tmp_path / "runs" / game, env=f"atari/{game}", evaluation=evaluated(published_runs()["diamond"][game]))
+    text = text_of([tmp_path / "runs"], tmp_path / "out")
+    assert "over 3 of the 26 games" in text and "repeated with probability 0 (sticky actions)" in text
+    ours, theirs = row_of(text, "dreamer-v3"), row_of(text, "diamond (published)")
+    assert ours[1:] == theirs[1:] and row_of(text, "simulus (published)")[1:] != theirs[1:]
+    expected = np.mean([(20.4 + 20.7) / 35.3, (86.9 - 0.1) / 12.0, (4499.3 - 163.9) / (13455.0 - 163.9)])
+    assert float(ours[1].split()[0]) == pytest.approx(expected, abs=0.005)
+    assert "| dreamer-v3 | diamond (published) | 0.500" in text
+    for name in ("aggregates", "profiles", "games"):
+        assert f"({name}.png)" in text
+    rows = list(csv.DictReader((tmp_path / "out" / "scores.csv").read_text().splitlines()))
+    assert len(rows) == 15 and {row["task"] for row in rows} == {f"atari/{game}" for game in games}
+    assert float(rows[0]["human_normalised"]) == pytest.approx((float(rows[0]["score"]) - 0.1) / 12.0)
+
+
+def test_systems_are_told_apart_by_the_settings_that_differ(tmp_path):
+    for lr in (1e-3, 1e-2):
+        for env in ("gymnax/Catch-bsuite", "probe/Recall"):
+            write(tmp_path / "runs" / f"{env[-3:]}{lr}", env=env, lr=lr, evaluation=evaluated([lr, 1.0], -1.0))
+    text = text_of([tmp_path / "runs"], tmp_path / "out")
+    assert "| probe/Recall | dreamer-v3, lr 0.01 | 2 | 100,000 | 0.5 | 0.0 to 1.0 | -1.0 |" in text
+    assert "(tasks.png)" in text and "uman-normalised" not in text
+
+
+def test_games_that_are_not_finished_are_left_out_of_the_statistics(tmp_path):
+    write(tmp_path / "runs" / "a", env="atari/Pong", evaluation=evaluated([1.0, 2.0]))
+    write(tmp_path / "runs" / "b", env="atari/Boxing", evaluation=evaluated([1.0, 2.0]))
+    write(tmp_path / "runs" / "c", env="atari/Boxing", units=64, evaluation=evaluated([1.0, 2.0]))
+    text = text_of([tmp_path / "runs"], tmp_path / "out")
+    assert "Not all games are finished" in text
+
+
+def test_different_environment_options_are_told(tmp_path):
+    for game, options in (("Pong", {}), ("Boxing", {"sticky": 0.25})):
+        folder = write(tmp_path / "runs" / game, env=f"atari/{game}", evaluation=evaluated([1.0, 2.0]))
+        config = json.loads((folder / rundir.CONFIG).read_text())
+        (folder / rundir.CONFIG).write_text(json.dumps(config | {"env_options": options}))
+    assert "do not compare" in text_of([tmp_path / "runs"], tmp_path / "out")

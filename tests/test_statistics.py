@@ -26,8 +26,11 @@ def test_profile_and_improvement_by_hand():
 
 def test_bootstrap_is_stratified():
     """Tasks whose runs agree leave no uncertainty, however far the tasks are apart."""
-    found = st.interval(st.mean, {"a": [1.0, 1.0], "b": [100.0, 100.0]}, resamples=50)
-    assert found == (50.5, 50.5, 50.5)
+    scores = {"a": [1.0, 1.0], "b": [100.0, 100.0]}
+    assert st.interval(st.mean, scores, times=50) == (50.5, 50.5, 50.5)
+    assert st.interval(st.improvement, scores, {"a": [0.0], "b": [200.0]}, times=50) == (0.5, 0.5, 0.5)
+    low, high = st.profile_band(scores, np.array([0.0, 50.0, 200.0]), times=50)
+    assert low.tolist() == high.tolist() == [1, 0.5, 0]
     assert np.isnan(st.interval(st.mean, {"a": [1.0], "b": [3.0]}).low)
 
 
@@ -37,7 +40,7 @@ def test_bootstrap_covers_the_truth():
     hits = 0
     for i in range(200):
         scores = {"a": rng.normal(1.0, 1.0, 20), "b": rng.normal(3.0, 2.0, 20)}
-        found = st.interval(st.mean, scores, resamples=300, seed=i)
+        found = st.interval(st.mean, scores, times=300, seed=i)
         hits += found.low <= 2.0 <= found.high
     assert 0.88 <= hits / 200 <= 0.99
 
@@ -64,7 +67,7 @@ def test_published_aggregates(column):
     *over_games, over_runs = PUBLISHED[column]
     scores = st.human_normalised({game: [score] for game, score in st.published()[column].items()})
     assert len(scores) == 26
-    assert [st.mean(scores), st.median(scores), st.iqm(scores)] == pytest.approx(over_games, abs=0.0006)
+    assert [float(fn(scores)) for fn in (st.mean, st.median, st.iqm)] == pytest.approx(over_games, abs=0.0006)
     if over_runs:
         runs = st.human_normalised(st.published_runs()[column])
         assert st.iqm(runs) == pytest.approx(over_runs, abs=0.0006)

@@ -249,7 +249,7 @@ def _notes(story: Story) -> Iterable[str]:
 
 def _results(stories: list[Story]) -> list[tasks.Result]:
     """Evaluations, by system: the agent, and those of its settings that differ between runs of one environment."""
-    flat = [flatten({k: v for k, v in story.config["settings"].items()}) for story in stories]
+    flat = [flatten(story.config["settings"]) for story in stories]
     differing: dict[str, None] = {}
     for i, story in enumerate(stories):
         for j in range(i):
@@ -260,9 +260,9 @@ def _results(stories: list[Story]) -> list[tasks.Result]:
         if result := story.evaluation:
             own = [f"{name} {settings[name]}" for name in differing if name in settings]
             system = ", ".join([story.config["agent"], *own])
-            scores = (np.array(result[name], float) for name in ("trained", "random"))
-            counts = result["env_steps"], result["episodes"], story.config.get("env_options", {})
-            found.append(tasks.Result(system, story.env, story.label, *scores, *counts))
+            trained, chance = (np.array(result[name], float) for name in ("trained", "random"))
+            how = result["env_steps"], result["episodes"], story.config.get("env_options", {})
+            found.append(tasks.Result(system, story.env, story.label, trained, chance, *how))
     return found
 
 

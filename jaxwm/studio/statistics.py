@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 Scores = Mapping[str, Sequence[float] | np.ndarray]
-"""Scores of the runs of each task."""
+"""Scores `[..., R]` of the R runs of each task; functions below keep the leading axes, of resampled scores."""
 
 RESAMPLES = 2000
 """Resampled sets of runs behind an interval."""
@@ -33,39 +33,41 @@ class Interval(NamedTuple):
 
 
 def _means(scores: Scores) -> np.ndarray:
-    return np.array([np.mean(runs) for runs in scores.values()])
+    """`[..., tasks]`"""
+    return np.stack([np.mean(runs, -1) for runs in scores.values()], -1)
 
 
 def _all(scores: Scores) -> np.ndarray:
-    return np.concatenate([np.asarray(runs, float) for runs in scores.values()])
+    """`[..., runs of all tasks]`"""
+    return np.concatenate([np.asarray(runs, float) for runs in scores.values()], -1)
 
 
-def mean(scores: Scores) -> float:
+def mean(scores: Scores) -> np.ndarray:
     """Mean over tasks of the mean over runs."""
-    return float(_means(scores).mean())
+    return _means(scores).mean(-1)
 
 
-def median(scores: Scores) -> float:
+def median(scores: Scores) -> np.ndarray:
     """Median over tasks of the mean over runs."""
-    return float(np.median(_means(scores)))
+    return np.median(_means(scores), -1)
 
 
-def iqm(scores: Scores) -> float:
+def iqm(scores: Scores) -> np.ndarray:
     """Interquartile mean: of all runs of all tasks, the mean of the middle half.
 
     A quarter, rounded down, is cut off at either end.
     """
-    runs = np.sort(_all(scores))
-    cut = len(runs) // 4
-    return float(runs[cut : len(runs) - cut].mean())
+    runs = np.sort(_all(scores), -1)
+    cut = runs.shape[-1] // 4
+    return runs[..., cut : runs.shape[-1] - cut].mean(-1)
 
 
-def optimality_gap(scores: Scores, goal: float = 1.0) -> float:
+def optimality_gap(scores: Scores, goal: float = 1.0) -> np.ndarray:
     """How far runs stay below `goal` on average; what is above it does not make up for what is below."""
-    return float(goal - np.minimum(_all(scores), goal).mean())
+    return goal - np.minimum(_all(scores), goal).mean(-1)
 
 
-AGGREGATES: dict[str, Callable[[Scores], float]] = {
+AGGREGATES: dict[str, Callable[[Scores], np.ndarray]] = {
     "mean": mean,
     "median": median,
     "IQM": iqm,
@@ -73,19 +75,18 @@ AGGREGATES: dict[str, Callable[[Scores], float]] = {
 }
 
 
-def resample(scores: Scores, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """As many runs of every task, drawn from those of the same task with replacement."""
-    return {task: rng.choice(np.asarray(runs, float), len(runs)) for task, runs in scores.items()}
+def resample(scores: Scores, times: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """As many runs of every task, drawn from those of the same task with replacement: `[times, R]`."""
+    return {task: rng.choice(np.asarray(runs, float), (times, len(runs))) for task, runs in scores.items()}
 
 
-def interval(fn: Callable[..., float], *scores: Scores, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+def interval(fn: Callable[..., np.ndarray], *scores: Scores, times: int = RESAMPLES, seed: int = 0) -> Interval:
     """`fn(*scores)` with its 95 % interval; each of several sets of scores is resampled by itself."""
-    value = fn(*scores)
+    value = float(fn(*scores))
     if all(len(runs) < 2 for each in scores for runs in each.values()):
         return Interval(value, float("nan"), float("nan"))
     rng = np.random.default_rng(seed)
-    drawn = [fn(*(resample(each, rng) for each in scores)) for _ in range(resamples)]
-    low, high = np.percentile(drawn, [2.5, 97.5])
+    low, high = np.percentile(fn(*(resample(each, times, rng) for each in scores)), [2.5, 97.5])
     return Interval(value, float(low), float(high))
 
 
@@ -93,30 +94,29 @@ def interval(fn: Callable[..., float], *scores: Scores, resamples: int = RESAMPL
 
 
 def profile(scores: Scores, thresholds: np.ndarray) -> np.ndarray:
-    """Performance profile `[K]`: the share of runs above each threshold, mean over tasks (Dolan & Moré 2002)."""
-    shares = [(np.asarray(runs)[:, None] > thresholds).mean(0) for runs in scores.values()]
+    """Performance profile `[..., K]`: the share of runs above each threshold, mean over tasks (Dolan & Moré 2002)."""
+    shares = [(np.asarray(runs)[..., None] > thresholds).mean(-2) for runs in scores.values()]
     return np.mean(shares, 0)
 
 
 def profile_band(
-    scores: Scores, thresholds: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
+    scores: Scores, thresholds: np.ndarray, times: int = RESAMPLES, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Lower and upper end `[K]` of the 95 % intervals of `profile`."""
-    rng = np.random.default_rng(seed)
-    drawn = [profile(resample(scores, rng), thresholds) for _ in range(resamples)]
+    drawn = profile(resample(scores, times, np.random.default_rng(seed)), thresholds)
     low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
     return low, high
 
 
-def improvement(ours: Scores, theirs: Scores) -> float:
+def improvement(ours: Scores, theirs: Scores) -> np.ndarray:
     """Probability that a run of ours beats one of theirs on a task that is drawn at random; ties count half."""
-
-    def task(x: np.ndarray, y: np.ndarray) -> float:
-        return float((x[:, None] > y).mean() + 0.5 * (x[:, None] == y).mean())
-
     if not (common := [name for name in ours if name in theirs]):
         raise ValueError("no task has runs of both")
-    return float(np.mean([task(np.asarray(ours[name], float), np.asarray(theirs[name], float)) for name in common]))
+    wins = []
+    for name in common:
+        x, y = np.asarray(ours[name], float)[..., :, None], np.asarray(theirs[name], float)[..., None, :]
+        wins.append(((x > y) + 0.5 * (x == y)).mean((-2, -1)))
+    return np.mean(wins, 0)
 
 
 # --- Atari-100k ---------------------------------------------------------------------------------------------------

@@ -142,31 +142,32 @@ def _atari(systems: dict[str, dict[str, np.ndarray]], out: Path) -> list[str]:
     if not ours:
         return parts
     parts.append(md.save(charts.aggregates(numbers, ours), out, "aggregates", "Aggregates with intervals"))
-    runs = {name: st.human_normalised(_only(scores, games)) for name, scores in st.published_runs().items()}
+    compared = {name: published[name] for name in map(_label, charts.COMPARED) if name in published}
     profiles = {
         name: (st.profile(scores, THRESHOLDS), st.profile_band(scores, THRESHOLDS) if name in ours else None)
-        for name, scores in (complete | {k: v for k, v in runs.items() if k in charts.COMPARED}).items()
+        for name, scores in (complete | compared).items()
     }
     parts.append(md.save(charts.profiles(THRESHOLDS, profiles), out, "profiles", "Performance profiles"))
-    beside = {name: published[name] for name in charts.COMPARED if name in published}
-    figure = charts.bars(complete | beside, "human-normalised score (human = 1)", logarithmic=True)
+    figure = charts.bars(complete | compared, "human-normalised score (human = 1)", logarithmic=True)
     parts.append(md.save(figure, out, "games", "Human-normalised score of every game"))
+    runs = {name: published[name] for name in map(_label, st.published_runs()) if name in published}
     parts += ["### Probability of improvement", _improvement(complete, runs)]
     return parts
 
 
-def _only(scores: st.Scores, games: list[str]) -> dict[str, Any]:
-    return {game: scores[game] for game in games}
+def _label(column: str) -> str:
+    """A published result's name in the report, where a system of ours may be called the same."""
+    return f"{column} (published)"
 
 
 def _published(games: list[str]) -> dict[str, dict[str, np.ndarray]]:
-    """Normalised published scores of the columns that have all of these games: of single seeds where there are."""
+    """Normalised published scores, by label, of the columns that have all these games: single seeds where there are."""
     runs, means = st.published_runs(), st.published()
     found = {}
     for name, scores in means.items():
         if name in ("random", "human") or any(game not in scores for game in games):
             continue
-        found[name] = st.human_normalised(
+        found[_label(name)] = st.human_normalised(
             {game: runs[name][game] if name in runs else [scores[game]] for game in games}
         )
     return found

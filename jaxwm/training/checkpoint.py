@@ -212,7 +212,7 @@ class Checkpoints:
                 continue
             found, wanted = _by_path(stored), _by_path(tree)
             if wrong := [path for path in found.keys() | wanted.keys() if found.get(path) != wanted.get(path)]:
-                path = min(wrong, key=lambda path: (len(path), path))  # parameters rather than the optimiser's copies
+                path = min(wrong, key=lambda path: ("opt" in path.split("/"), len(path), path))  # parameters say more
                 shapes = f"{found.get(path, 'absent')} in the checkpoint, {wanted.get(path, 'absent')} by config.json"
                 raise ValueError(
                     f"the checkpoint {place} does not fit its config.json ({name}/{path} is {shapes}): put back the "
