@@ -31,9 +31,9 @@ USAGE = """jaxwm: world-model reinforcement learning in JAX
   jaxwm eval RUN [--help]        score a run's newest checkpoint beside a random policy
   jaxwm dream RUN [--help]       what its world model dreams beside what happens: video, plots, error by horizon
   jaxwm watch RUN [--help]       a video of its policy
-  jaxwm report RUN...            a page with figures and tables about runs, side by side
+  jaxwm report RUN...            a page with figures and tables about runs, side by side, or about an experiment
   jaxwm export RUN [--help]      write a run's weights as one safetensors file
-  jaxwm sweep FILE [--help]      run all of an experiment file that is not finished yet
+  jaxwm sweep FILE [--help]      run all of an experiment file that is not finished yet, on every device
 
 Start with: jaxwm train dreamer-v3
 """
@@ -170,11 +170,12 @@ def use_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def use_cores(members: int) -> None:
-    """On a CPU, give members devices of their own, several where there are cores enough. Call before JAX starts."""
+def use_cores(members: int, cores: int | None = None) -> None:
+    """On a CPU, give members devices of their own, several where there are cores enough (default: all of the machine).
+    Call before JAX starts."""
     import jax
 
-    cores = os.cpu_count() or 1
+    cores = cores or os.cpu_count() or 1
     if members <= 2 * cores:
         count = members * max(1, cores // members)
     else:
@@ -424,36 +425,82 @@ class ReportOptions:
     """Write report.md about runs: learning curves, losses, evaluations, throughput, settings and what differs."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Run directories, or directories that contain some, such as the root of a sweep."""
+    """Run directories, directories that contain some, or an experiment file, for its runs below runs/."""
     out: Path | None = None
     """Where to write (default: RUN/report for one run, report-TIME for several)."""
 
 
 def _report(arguments: list[str]) -> int:
     from jaxwm.studio.report import report
+    from jaxwm.training.sweep import default_root
 
     options = tyro.cli(ReportOptions, args=arguments, prog="jaxwm report")
-    print(report(options.runs, options.out))
+    paths, out = [default_root(path) if path.suffix == ".py" else path for path in options.runs], options.out
+    if not out and len(paths) == 1 and paths != list(options.runs):
+        out = paths[0] / "report"
+    print(report(paths, out))
     return 0
 
 
 @dataclass(frozen=True)
 class SweepOptions:
-    """Run every run of an experiment file, one after another. Finished ones are skipped, stopped ones resumed."""
+    """Run every run of an experiment file, side by side on all devices, and write a report. Finished ones are skipped,
+    stopped ones resumed: after any interruption the same command goes on.
+
+    Keyword arguments of the file's runs() are flags too, shown below.
+    """
 
     file: tyro.conf.Positional[Path]
     """Python file that defines runs() -> {name: Plan}; see experiments/."""
     root: Path | None = None
-    """Where the runs go (default: runs/ and the file's name)."""
+    """Where the runs go (default: runs/ and the file's name); on a cluster, a directory that all machines share."""
+    retries: int = 2
+    """How often a task that failed is tried again; it goes on from its checkpoint."""
+    address: str | None = None
+    """Ray cluster to use, as HOST:PORT, ray://HOST:PORT or auto (default: this machine alone)."""
+    cores: int = 1
+    """CPU cores of each task. Part of the result: more cores may round differently."""
+    gpus: int | None = None
+    """GPUs of each task (default: one where there are any)."""
+    ray: bool = True
+    """Run tasks side by side with Ray; --no-ray runs one after another in this process."""
+    report: bool = True
+    """Write ROOT/report/report.md at the end."""
 
 
 def _sweep(arguments: list[str]) -> int:
-    from jaxwm.training import sweep
+    from functools import partial
 
-    options = tyro.cli(SweepOptions, args=arguments, prog="jaxwm sweep")
-    plans = sweep.plans(options.file)
-    use_cores(max(plan.members for plan in plans.values()))
-    return 0 if sweep.sweep(plans, options.root or Path("runs") / options.file.stem) else 1
+    from jaxwm.studio.report import report
+    from jaxwm.training import cluster, sweep
+
+    wants_help = bool({"-h", "--help"} & set(arguments))
+    files = [argument for argument in arguments if argument.endswith(".py")]
+    if wants_help and not files:
+        tyro.cli(SweepOptions, args=["--help"], prog="jaxwm sweep")
+    if wants_help:
+        with contextlib.suppress(SystemExit):
+            tyro.cli(SweepOptions, args=["--help"], prog="jaxwm sweep FILE")
+        tyro.cli(sweep.load(Path(files[0])).runs, args=["--help"], prog=f"jaxwm sweep {files[0]}")
+    options, rest = tyro.cli(SweepOptions, args=arguments, prog="jaxwm sweep", return_unknown_args=True)
+    check_number("--retries", options.retries, least=0, whole=True)
+    check_number("--cores", options.cores, least=1, whole=True)
+    if options.gpus is not None:
+        check_number("--gpus", options.gpus, least=0, whole=True)
+    plans = sweep.plans(options.file, lambda runs: tyro.cli(runs, args=rest, prog=f"jaxwm sweep {options.file}"))
+    root = options.root or sweep.default_root(options.file)
+    if options.ray and not cluster.available():
+        print("Ray is not installed: tasks run one after another in this process (pip install 'jaxwm[sweep]')")
+    if options.ray and cluster.available():
+        resources = cluster.Resources(options.address, options.cores, options.gpus)
+        runner: Any = partial(cluster.on_ray, resources=resources, file=options.file)
+    else:
+        use_cores(max(plan.members for plan in plans.values()))
+        runner = sweep.one_by_one
+    out = sweep.sweep(plans, root, options.retries, runner=runner)
+    if options.report and out.results and not out.stopped:
+        print(f"report: {report([root / name for name in out.results], root / 'report')}")
+    return 1 if out.stopped or out.failures else 0
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ A run directory is plain files: config.json, metrics.jsonl, scores.jsonl, evalua
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import signal
@@ -14,7 +13,7 @@ import warnings
 from collections import deque
 from dataclasses import MISSING, asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -38,6 +37,9 @@ EVALUATION = "evaluation.json"
 
 QUIET_SECONDS = 10.0
 """Time between progress lines where the output is no terminal."""
+
+LOCK_SECONDS = 10.0
+"""How long a resumed run waits for the process that had it before: one that was killed takes a moment to be gone."""
 
 SKIP_LIMIT = 100
 """Skipped updates in a row, of any member, after which a run stops."""
@@ -173,8 +175,8 @@ def score(plan: Plan, agent: Agent, state: Any, episodes: int, mode: Any = "gree
 class Run:
     """A run that is going on. `start` or `resume`, then `loop`, then `finish`."""
 
-    def __init__(self, plan: Plan, folder: Path, console: Console):
-        self.plan, self.folder, self.console = plan, folder, console
+    def __init__(self, plan: Plan, folder: Path, lock: IO[str], console: Console):
+        self.plan, self.folder, self.lock, self.console = plan, folder, lock, console
         if plan.tensorboard:
             rundir.import_tensorboard()  # missing? told before anything is computed
         self.env, self.agent, self.trainer = build(plan)
@@ -326,7 +328,7 @@ class Run:
     # --- The end --------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Close files, checkpoints and environments."""
+        """Close files, checkpoints and environments. The directory stays locked until the evaluation is written."""
         self.writer.close()
         self.checkpoints.close()
         self.trainer.close()
@@ -348,7 +350,7 @@ class Run:
             random=chance.means().tolist(),
             complete=bool(trained.complete.all()),
         )
-        (self.folder / EVALUATION).write_text(json.dumps(result, indent=2) + "\n")
+        rundir.write_json(self.folder / EVALUATION, result)
         self.console.print(table(self.plan, trained, chance, steps))
         return result
 
@@ -455,26 +457,28 @@ class _Display:
 
 def train(plan: Plan, folder: Path, console: Console | None = None) -> dict[str, Any]:
     """A whole run; the results of the evaluation. Raises what `rundir.create` raises, before anything is computed."""
-    with rundir.created(folder):
-        run = Run(plan, folder, console or Console())
+    with rundir.created(folder, LOCK_SECONDS) as lock:
+        run = Run(plan, folder, lock, console or Console())
         run.start()
     return _complete(run)
 
 
 def resume(folder: Path, console: Console | None = None) -> dict[str, Any]:
-    """Go on with the run in `folder` to the end of its plan."""
+    """Go on with the run in `folder` to the end of its plan. BlockingIOError where another process does so already."""
     plan = read_plan(folder)
-    run = Run(plan, folder, console or Console())
+    lock = rundir.lock(folder, wait=LOCK_SECONDS)
+    run = Run(plan, folder, lock, console or Console())
     run.resume()
     return _complete(run)
 
 
 def _complete(run: Run) -> dict[str, Any]:
-    try:
-        run.loop()
-    finally:
-        run.close()
-    if run.stopping:
-        run.console.print(f"stopped and saved; go on with: jaxwm resume {run.folder}")
-        return {}
-    return run.finish()
+    with run.lock:
+        try:
+            run.loop()
+        finally:
+            run.close()
+        if run.stopping:
+            run.console.print(f"stopped and saved; go on with: jaxwm resume {run.folder}")
+            return {}
+        return run.finish()

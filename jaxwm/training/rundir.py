@@ -4,6 +4,7 @@ config.json      what was asked for
 metrics.jsonl    one line for each row of metrics
 scores.jsonl     one line for each finished episode: member, env_steps, return, length
 checkpoints/     what a resumed run starts from
+.lock            held by the process that writes
 tensorboard/     the same metrics for TensorBoard, on request
 """
 
@@ -11,18 +12,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import math
 import mmap
 import os
 import re
 import shutil
+import socket
 import tempfile
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax
 import numpy as np
@@ -33,6 +36,7 @@ CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 SCORES = "scores.jsonl"
 CHECKPOINTS = "checkpoints"
+LOCK = ".lock"
 TENSORBOARD = "tensorboard"
 
 SCORE_FIELDS = ("member", "env_steps", "return", "length")
@@ -53,7 +57,9 @@ def default_path(agent: str, env: str, root: str | Path = "runs") -> Path:
 
 
 def create(path: str | Path) -> Path:
-    """Make a run directory with its `checkpoints/`, and return it. An existing empty directory will do.
+    """Make a run directory with its `checkpoints/`, and return it.
+
+    An existing empty directory will do, and so will one that was left before its configuration was written.
 
     Raises:
         FileExistsError: there is something at `path` already; the message tells the way out.
@@ -61,10 +67,9 @@ def create(path: str | Path) -> Path:
     """
     path = Path(path)
     try:
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and (not path.is_dir() or not _unused(path)):
             raise FileExistsError
-        path.mkdir(parents=True, exist_ok=True)
-        (path / CHECKPOINTS).mkdir()  # of two runs that start at once, only one makes it
+        (path / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     except FileExistsError:
         raise FileExistsError(_occupied(path)) from None
     except OSError as error:
@@ -74,22 +79,61 @@ def create(path: str | Path) -> Path:
     return path
 
 
+def _unused(path: Path) -> bool:
+    """Whether a folder holds nothing, or no more than a run that was killed before it wrote its configuration."""
+    inside = {inner.name for inner in path.iterdir() if not inner.name.startswith(f".{CONFIG}.")}
+    return inside <= {CHECKPOINTS, LOCK} and not (CHECKPOINTS in inside and any((path / CHECKPOINTS).iterdir()))
+
+
+def lock(path: str | Path, what: str = "run", wait: float = 0.0) -> IO[str]:
+    """Hold the directory `path` until the file that is returned is closed, or this process ends in whatever way.
+
+    Waits up to `wait` seconds for another process to let go. BlockingIOError names that process.
+    """
+    file = open(Path(path) / LOCK, "a+")
+    until = time.monotonic() + wait
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):  # a file system without locks
+                return file
+            if time.monotonic() > until:
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                file.close()
+                message = f"{holder} is working on the {what} in {path}: wait for it, stop it, or choose another place"
+                raise BlockingIOError(errno.EAGAIN, message) from None
+            time.sleep(0.2)
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    return file
+
+
 @contextlib.contextmanager
-def created(path: str | Path) -> Iterator[Path]:
-    """`create`, and take everything away again if the body fails: a run that cannot start leaves nothing behind."""
+def created(path: str | Path, wait: float = 0.0) -> Iterator[IO[str]]:
+    """`create` and `lock`, and take everything away again if the body fails: a run that cannot start leaves nothing
+    behind. The lock outlives the body."""
     path = Path(path)
     absent = [folder for folder in (path, *path.parents) if not os.path.exists(folder)]
-    ours = False
+    ours = None
     try:
         create(path)
-        ours = True
-        yield path
+        held = lock(path, wait=wait)
+        if not _unused(path):  # of two runs that start at once, only one gets the lock, or gets it first
+            raise FileExistsError(_occupied(path))
+        ours = held
+        yield ours
     except BaseException:
         for inner in path.iterdir() if ours else ():
             shutil.rmtree(inner) if inner.is_dir() else inner.unlink()
         for folder in absent:
             with contextlib.suppress(OSError):  # never made, or another run has moved in
                 folder.rmdir()
+        if ours:
+            ours.close()
         raise
 
 
@@ -111,16 +155,20 @@ def write_config(path: str | Path, config: Mapping[str, Any]) -> None:
         ValueError: a value is NaN or infinite: a configuration must come back as it went in.
         OSError: the file cannot be written.
     """
-    path = Path(path)
-    text = json.dumps({str(name): _config_entry(name, value) for name, value in config.items()}, indent=2) + "\n"
-    handle, temporary = tempfile.mkstemp(dir=path, prefix=f".{CONFIG}.")
+    write_json(Path(path) / CONFIG, {str(name): _config_entry(name, value) for name, value in config.items()})
+
+
+def write_json(file: Path, data: Any) -> None:
+    """Write a whole file at once: a reader, or a machine that comes back, finds the old one or the new one."""
+    text = json.dumps(data, indent=2) + "\n"
+    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
     try:
-        with open(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        with open(handle, "w", encoding="utf-8") as out:
+            out.write(text)
+            out.flush()
+            os.fsync(out.fileno())
         os.chmod(temporary, 0o644)  # mkstemp lets nobody else read it
-        os.replace(temporary, path / CONFIG)
+        os.replace(temporary, file)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary)

@@ -1,7 +1,9 @@
-"""Sweeps: many runs from one Python file, one after another in this process.
+"""Sweeps: the runs of an experiment file, on every device that there is.
 
-An experiment file defines `runs(**options) -> dict[str, Plan]`. A run that is finished is skipped, one that was stopped
-is resumed, so the same command goes on after any interruption.
+An experiment file defines `runs(...) -> dict[str, Plan]`; its keyword arguments, with defaults, become flags of
+`jaxwm sweep FILE`. A task is one run: one compiled population. One that is finished is skipped and one that was stopped
+is resumed, so the same command goes on after any interruption. With Ray, tasks run side by side, one a device, on this
+machine or on a cluster (see `jaxwm.training.cluster`); without it one after another in this process.
 """
 
 from __future__ import annotations
@@ -9,40 +11,31 @@ from __future__ import annotations
 import importlib.util
 import json
 import traceback
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from jaxwm.training import run, rundir
 
-
-def plans(file: Path) -> dict[str, run.Plan]:
-    """What an experiment file wants to run. FileNotFoundError or ValueError where it is none."""
-    module = load(file)
-    try:
-        found = module.runs()
-    except Exception as error:
-        raise ValueError(f"runs() of {_place(file, error)}") from error
-    if not isinstance(found, dict) or not all(isinstance(plan, run.Plan) for plan in found.values()):
-        raise ValueError(f"runs() of {file} must return a dict {{name: jaxwm.training.run.Plan}}, not {found!r:.80}")
-    if not found:
-        raise ValueError(f"runs() of {file} returned no run: there is nothing to do")
-    for name in found:
-        if not isinstance(name, str) or Path(name).name != name:
-            raise ValueError(f"runs() of {file}: {name!r} cannot be the name of a run directory")
-    return found
+LOGS = "logs"
+"""Below the sweep's directory: what each task printed, when it did so in a process of its own."""
 
 
-def _place(file: Path, error: Exception) -> str:
-    """`file, line 3: NameError: ...`: the last line of the file that took part in an error."""
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if Path(frame.filename) == file.absolute()]
-    line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
-    text = error.msg if isinstance(error, SyntaxError) else error
-    return f"{file}{f', line {line}' if line else ''}: {type(error).__name__}: {text}"
+@dataclass
+class Outcome:
+    """What became of a sweep: evaluations and messages of failed tasks by name. `stopped` before all were done."""
+
+    results: dict[str, dict[str, Any]] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    stopped: bool = False
+
+
+# --- Experiment files ---------------------------------------------------------------------------------------------
 
 
 def load(file: Path) -> Any:
@@ -62,33 +55,55 @@ def load(file: Path) -> Any:
     return module
 
 
-def sweep(plans: dict[str, run.Plan], root: Path, console: Console | None = None) -> dict[str, dict[str, Any]]:
-    """Run what is not finished yet; the evaluations by name. Stops early, resumably, when a run is interrupted."""
-    console, results = console or Console(), {}
+def plans(file: Path, call: Callable[[Callable[..., Any]], Any] = lambda runs: runs()) -> dict[str, run.Plan]:
+    """What an experiment file wants to run; `call` calls its `runs`, with arguments perhaps.
+
+    FileNotFoundError or ValueError where it is no experiment.
+    """
+    module = load(file)
+    try:
+        found = call(module.runs)
+    except Exception as error:
+        raise ValueError(f"runs() of {_place(file, error)}") from error
+    if not isinstance(found, dict) or not all(isinstance(plan, run.Plan) for plan in found.values()):
+        raise ValueError(f"runs() of {file} must return a dict {{name: jaxwm.training.run.Plan}}, not {found!r:.80}")
+    if not found:
+        raise ValueError(f"runs() of {file} returned no run: there is nothing to do")
+    for name in found:
+        if not isinstance(name, str) or Path(name).name != name or name.startswith(".") or name == LOGS:
+            raise ValueError(f"runs() of {file}: {name!r} cannot be the name of a run directory")
+    return found
+
+
+def default_root(file: Path) -> Path:
+    """Where the runs of an experiment file go unless `--root` says otherwise."""
+    return Path("runs") / file.stem
+
+
+def _place(file: Path, error: Exception) -> str:
+    """`file, line 3: NameError: ...`: the last line of the file that took part in an error."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename) == file.absolute()]
+    line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+    text = error.msg if isinstance(error, SyntaxError) else error
+    return f"{file}{f', line {line}' if line else ''}: {type(error).__name__}: {text}"
+
+
+# --- Tasks --------------------------------------------------------------------------------------------------------
+
+
+def check(plans: dict[str, run.Plan], root: Path) -> None:
+    """ValueError where `root` holds a run of another plan, whose score would pass for that of one of these."""
     for name, plan in plans.items():
-        _check_same(plan, root / name)
-    for i, (name, plan) in enumerate(plans.items()):
-        folder = root / name
-        console.rule(f"{name} ({i + 1} of {len(plans)})")
-        results[name] = outcome(folder) or _run(plan, folder, console)
-        if not results[name]:
-            console.print("stopped; the same command goes on from here")
-            return {}
-        console.print(f"{name}: {_summary(results[name])}")
-    console.print(table(plans, results))
-    return results
-
-
-def _check_same(plan: run.Plan, folder: Path) -> None:
-    """ValueError where `folder` holds a run of another plan, whose score would pass for that of this one."""
-    if not (folder / rundir.CONFIG).exists():
-        return
-    there, here = asdict(run.read_plan(folder)), json.loads(json.dumps(asdict(plan)))  # tuples become lists
-    there, here = there | there.pop("settings"), here | here.pop("settings")
-    if changed := [f"{name}: {there[name]} there, {here[name]} now" for name in here if there[name] != here[name]]:
-        raise ValueError(
-            f"{folder} was made by another plan ({'; '.join(changed[:3])}): choose another --root, or delete it"
-        )
+        if not (root / name / rundir.CONFIG).exists():
+            continue
+        there, here = asdict(run.read_plan(root / name)), json.loads(json.dumps(asdict(plan)))  # tuples become lists
+        there, here = there | there.pop("settings"), here | here.pop("settings")
+        if changed := [f"{key}: {there[key]} there, {here[key]} now" for key in here if there[key] != here[key]]:
+            raise ValueError(
+                f"{root / name} was made by another plan ({'; '.join(changed[:3])}): choose another --root, or delete "
+                "it"
+            )
 
 
 def outcome(folder: Path) -> dict[str, Any]:
@@ -97,22 +112,96 @@ def outcome(folder: Path) -> dict[str, Any]:
     return json.loads(file.read_text()) if file.exists() else {}
 
 
-def _run(plan: run.Plan, folder: Path, console: Console) -> dict[str, Any]:
+def perform(plan: run.Plan, folder: Path, console: Console) -> dict[str, Any]:
+    """Do a task from wherever it stands; its evaluation, {} where a signal stopped it."""
+    if found := outcome(folder):
+        return found
     if (folder / rundir.CONFIG).exists():
         return run.resume(folder, console)
     return run.train(plan, folder, console)
 
 
-def _summary(result: dict[str, Any]) -> str:
+def message(error: BaseException) -> str:
+    """An error in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+
+
+def one_by_one(plans: dict[str, run.Plan], root: Path, retries: int, console: Console) -> Outcome:
+    """The tasks in this process, one after another. A task that fails is tried again at once, up to `retries` times;
+    bad input (ValueError, OSError, ...) is not, as it would fail again."""
+    out = Outcome()
+    for i, (name, plan) in enumerate(plans.items()):
+        console.rule(f"{escape(name)} ({i + 1} of {len(plans)})")
+        for attempt in range(retries + 1):
+            try:
+                found = perform(plan, root / name, console)
+            except Exception as error:
+                out.failures[name] = message(error)
+                console.print(f"{escape(name)} failed: {escape(out.failures[name])}", style="red")
+                if not worth_retrying(error) or attempt == retries:
+                    break
+                continue
+            out.failures.pop(name, None)
+            if not found:
+                out.stopped = True
+                return out
+            out.results[name] = found
+            console.print(f"{escape(name)}: {summary(found)}")
+            break
+    return out
+
+
+def worth_retrying(error: BaseException) -> bool:
+    """Whether a task may succeed when it is tried again. What the user has to mend first fails the same way again."""
+    return not isinstance(error, ValueError | ImportError | FileNotFoundError | PermissionError | TypeError)
+
+
+def sweep(
+    plans: dict[str, run.Plan],
+    root: Path,
+    retries: int = 2,
+    console: Console | None = None,
+    runner: Callable[[dict[str, run.Plan], Path, int, Console], Outcome] = one_by_one,
+) -> Outcome:
+    """Run what is not finished yet and print the table.
+
+    `runner` is `one_by_one` or a part of `jaxwm.training.cluster.on_ray`.
+
+    Raises:
+        ValueError: a directory holds a run of another plan, or a task wants more than there is.
+        BlockingIOError: another sweep is working in `root`.
+        ConnectionError: no cluster answers.
+    """
+    console = console or Console()
+    check(plans, root)
+    root.mkdir(parents=True, exist_ok=True)
+    with rundir.lock(root, "sweep", wait=run.LOCK_SECONDS):
+        out = runner(plans, root, retries, console)
+    console.print(table(plans, out))
+    for name, why in out.failures.items():
+        console.print(f"{escape(name)} failed: {escape(why)}", style="red")
+    if out.stopped or out.failures:
+        console.print("the same command goes on from here")
+    return out
+
+
+# --- The table ----------------------------------------------------------------------------------------------------
+
+
+def summary(result: dict[str, Any]) -> str:
+    """Returns of the members, in one line."""
     returns = " ".join(f"{value:.2f}" for value in result["trained"])
     return f"{returns} after {result['env_steps']:,} steps"
 
 
-def table(plans: dict[str, run.Plan], results: dict[str, dict[str, Any]]) -> Table:
-    """A row for each run: mean over members, their minimum, and the random policy."""
-    out = Table("run", "environment", "members", "mean", "minimum", "random", "minutes")
-    for name, result in results.items():
-        scores = result["trained"]
-        numbers = (sum(scores) / len(scores), min(scores), sum(result["random"]) / len(scores), result["seconds"] / 60)
-        out.add_row(name, plans[name].env, str(len(scores)), *(f"{x:.2f}" for x in numbers))
-    return out
+def table(plans: dict[str, run.Plan], out: Outcome) -> Table:
+    """A row for each task: mean over members, their minimum, and the random policy; or why it failed."""
+    rows = Table("run", "environment", "members", "mean", "minimum", "random", "minutes")
+    for name, plan in plans.items():
+        if result := out.results.get(name):
+            scores, chance = result["trained"], result["random"]
+            numbers = (sum(scores) / len(scores), min(scores), sum(chance) / len(chance), result["seconds"] / 60)
+            rows.add_row(escape(name), plan.env, str(len(scores)), *(f"{x:.2f}" for x in numbers))
+        elif name in out.failures:
+            rows.add_row(escape(name), plan.env, str(plan.members), "failed", "", "", "", style="red")
+    return rows

@@ -1,0 +1,321 @@
+"""Sweeps on Ray: one task is one compiled population on one device, of this machine or of a cluster.
+
+Ray only finds a free device and starts a process there. All state is in the run directories, which every machine must
+see under the same path: the driver reads progress from them, and whoever does a task holds the lock of its directory.
+So the driver, a worker or a machine may die at any time; a task that is done again goes on from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+from jaxwm.training import rundir, sweep
+from jaxwm.training.run import Plan
+
+POLL_SECONDS = 0.5
+STOP_SECONDS = 120.0
+"""How long Ctrl-C waits for running tasks to save."""
+
+PACE_SECONDS = 60.0
+"""Stretch over which speed is measured."""
+
+QUIET_SECONDS = 60.0
+"""Time between progress lines where the output is no terminal and nothing else happens."""
+
+LIVE_ROWS = 20
+"""Most tasks of the live table; the others are counted."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What tasks get. `gpus=None`: one where the cluster has any."""
+
+    address: str | None = None
+    cores: int = 1
+    gpus: int | None = None
+
+
+def available() -> bool:
+    """Whether Ray is installed."""
+    return importlib.util.find_spec("ray") is not None
+
+
+# --- In a worker --------------------------------------------------------------------------------------------------
+
+
+def work(plan: dict[str, Any], file: str, folder: str, log: str, cores: int) -> dict[str, Any]:
+    """Do a task in this process, printing to `log`. `{"result": evaluation}`, {} when stopped, or what went wrong:
+    `{"error": message, "retry": bool}`; errors travel as text, because not all of them can be pickled."""
+    from jaxwm import cli
+
+    if file:
+        sweep.load(Path(file))  # it may register environments
+    cli.use_compilation_cache()
+    cli.use_cores(plan["members"], cores)
+    with open(log, "a", buffering=1, encoding="utf-8") as out, contextlib.redirect_stderr(out):
+        print(f"\n{time.strftime('%Y-%m-%d %H:%M:%S')} on {socket.gethostname()}, process {os.getpid()}", file=out)
+        try:
+            found = sweep.perform(Plan.from_json(plan), Path(folder), Console(file=out, width=120))
+        except Exception as error:
+            print(f"failed: {sweep.message(error)}", file=out)
+            return {"error": sweep.message(error), "retry": sweep.worth_retrying(error)}
+    return {"result": found} if found else {}
+
+
+# --- In the driver ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Task:
+    """A task as the driver sees it."""
+
+    name: str
+    plan: Plan
+    folder: Path
+    log: Path
+    state: str = "queued"  # running, done, failed, stopped
+    attempts: int = 0
+    log_size: int = 0
+    note: str = ""
+    steps: int = 0
+
+    @property
+    def open(self) -> bool:
+        return self.state in ("queued", "running")
+
+    def look(self) -> None:
+        """Read from its files how far it is."""
+        if self.state == "queued" and self.log.exists() and self.log.stat().st_size > self.log_size:
+            self.state = "running"
+        if self.open:
+            self.steps = max(self.steps, _steps(self.folder / rundir.METRICS))
+
+
+def on_ray(
+    plans: dict[str, Plan],
+    root: Path,
+    retries: int,
+    console: Console,
+    resources: Resources = Resources(),
+    file: Path | None = None,
+) -> sweep.Outcome:
+    """All tasks, side by side as the devices allow; workers load `file` first. For `sweep.sweep`.
+
+    ConnectionError where no cluster answers at the address, ValueError where no task would ever fit.
+    """
+    out = sweep.Outcome({name: found for name in plans if (found := sweep.outcome(root / name))})
+    logs = root / sweep.LOGS
+    logs.mkdir(exist_ok=True)
+    todo = [Task(n, p, (root / n).absolute(), (logs / f"{n}.txt").absolute()) for n, p in plans.items()]
+    todo = [task for task in todo if task.name not in out.results]
+    if not todo:
+        return out
+    with _ray(resources) as ray:
+        total = ray.cluster_resources()
+        gpus = resources.gpus if resources.gpus is not None else int(total.get("GPU", 0) > 0)
+        side = _side(resources.cores, gpus, total)
+        each = f"{gpus} GPU" if gpus else f"{resources.cores} core{'s' * (resources.cores > 1)}"
+        console.print(f"{len(todo)} tasks, up to {side} at once with {each} each; what they print is in {logs}")
+        # one process a task: JAX sees only its device, and the memory is free again afterwards
+        remote = ray.remote(num_cpus=resources.cores, num_gpus=gpus, max_calls=1, max_retries=0)(work)
+        source = str(file.absolute()) if file else ""
+        start = lambda task: remote.remote(  # noqa: E731
+            task.plan.to_json(), source, str(task.folder), str(task.log), resources.cores
+        )
+        _Driver(ray, start, retries, console, len(plans), out).loop(todo)
+    return out
+
+
+def _side(cores: int, gpus: int, total: dict[str, float]) -> int:
+    """How many tasks fit at once. ValueError where not even one does."""
+    have_cores, have_gpus = int(total.get("CPU", 0)), int(total.get("GPU", 0))
+    if cores > have_cores or gpus > have_gpus:
+        raise ValueError(
+            f"a task wants {cores} cores and {gpus} GPUs, and there are {have_cores} and {have_gpus}: lower --cores or "
+            "--gpus"
+        )
+    return min(have_cores // cores, have_gpus // gpus if gpus else have_cores)
+
+
+@contextlib.contextmanager
+def _ray(resources: Resources) -> Iterator[Any]:
+    """Ray, connected to the cluster at the address, or started here on the loopback interface alone."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    quiet: Any = dict(log_to_driver=False, configure_logging=False)
+    try:
+        if resources.address:
+            ray.init(resources.address, **quiet)
+        else:
+            here = dict(_node_ip_address="127.0.0.1", include_dashboard=False, object_store_memory=100 * 2**20)
+            ray.init("local", **here, **quiet)
+    except Exception as error:
+        where = f"no Ray cluster answers at {resources.address}" if resources.address else "Ray does not start"
+        raise ConnectionError(
+            f"{where} ({sweep.message(error)}): "
+            + ("start one with `ray start --head`, or leave --address out to use this machine" if resources.address
+               else "run the tasks in this process with --no-ray")
+        ) from error  # fmt: skip
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+class _Driver:
+    """Hands tasks out, watches them, and tries those again that failed.
+
+    `start(task)` begins one and returns Ray's reference of its result.
+    """
+
+    def __init__(self, ray: Any, start: Any, retries: int, console: Console, count: int, out: sweep.Outcome):
+        self.ray, self.start, self.retries, self.console = ray, start, retries, console
+        self.out, self.count = out, count
+        self.stopping = False
+        self.marks: list[tuple[float, int]] = []
+        self.told, self.said = 0.0, ""
+
+    def loop(self, tasks: list[Task]) -> None:
+        running = {self._submit(task): task for task in tasks}
+        live = Live(console=self.console, refresh_per_second=2) if self.console.is_terminal else None
+        with live or contextlib.nullcontext(), _signals(self):
+            while running and not self.stopping:
+                ready, _ = self.ray.wait(list(running), timeout=POLL_SECONDS)
+                for reference in ready:
+                    task = running.pop(reference)
+                    if self._again(task, *self._result(reference)):
+                        running[self._submit(task)] = task
+                self._show(tasks, live)
+            if self.stopping:
+                self._stop(running)
+        self._show(tasks, None, last=True)
+
+    def _submit(self, task: Task) -> Any:
+        task.state, task.attempts = "queued", task.attempts + 1
+        task.log_size = task.log.stat().st_size if task.log.exists() else 0
+        return self.start(task)
+
+    def _result(self, reference: Any) -> tuple[dict[str, Any], str, bool]:
+        """The result of a task that is over, or what went wrong and whether trying again may help."""
+        try:
+            found = self.ray.get(reference)
+        except Exception as error:  # the process or its machine died, or was killed for lack of memory
+            return {}, sweep.message(error), True
+        return found.get("result", {}), found.get("error", ""), found.get("retry", True)
+
+    def _again(self, task: Task, result: dict[str, Any], error: str, retry: bool) -> bool:
+        """Take note of the end of an attempt; whether another one follows."""
+        if result:
+            task.state, task.steps = "done", task.plan.steps
+            self.out.results[task.name] = result
+            self.console.print(f"{escape(task.name)}: {sweep.summary(result)}")
+            return False
+        task.note = error or "stopped by a signal"
+        if again := retry and task.attempts <= self.retries:
+            how = f"attempt {task.attempts + 1} of {self.retries + 1} goes on from its checkpoint"
+            self.console.print(f"[yellow]{escape(task.name)}: {escape(task.note)}; {how}[/yellow]")
+        else:
+            task.state = "failed"
+            self.out.failures[task.name] = f"{task.note} (see {task.log})"
+            self.console.print(f"[red]{escape(task.name)} failed: {escape(self.out.failures[task.name])}[/red]")
+        return again
+
+    def _stop(self, running: dict[Any, Task]) -> None:
+        """Ask running tasks to save and end; those that are queued never start."""
+        self.out.stopped = True
+        self.console.print("stopping: running tasks save their state (Ctrl-C again to leave at once)")
+        for reference in running:
+            self.ray.cancel(reference, force=False)
+        with contextlib.suppress(KeyboardInterrupt):
+            self.ray.wait(list(running), num_returns=len(running), timeout=STOP_SECONDS)
+        for task in running.values():
+            task.state = "stopped"
+
+    # --- What is seen ---------------------------------------------------------------------------------------------
+
+    def _show(self, tasks: list[Task], live: Live | None, last: bool = False) -> None:
+        for task in tasks:
+            task.look()
+        line = self._line(tasks)
+        if live:
+            live.update(Group(_rows(tasks), line))
+        elif last or time.monotonic() - self.told > QUIET_SECONDS or line.split("  ")[0] != self.said:
+            self.told, self.said = time.monotonic(), line.split("  ")[0]
+            self.console.print(line, highlight=False, soft_wrap=True)
+
+    def _line(self, tasks: list[Task]) -> str:
+        """Counts, speed and the time that is left."""
+        states = [task.state for task in tasks]
+        counts = {state: states.count(state) for state in ("queued", "running", "stopped")}
+        counts |= {"done": len(self.out.results), "failed": states.count("failed")}
+        parts = [f"{number} {state}" for state, number in counts.items() if number or state in ("running", "done")]
+        text = f"of {self.count} tasks: {', '.join(parts)}"
+        now, done = time.monotonic(), sum(task.steps * task.plan.members for task in tasks)
+        self.marks = [mark for mark in self.marks if now - mark[0] < PACE_SECONDS] + [(now, done)]
+        (t0, s0), (t1, s1) = self.marks[0], self.marks[-1]
+        if s1 > s0:
+            rate = (s1 - s0) / (t1 - t0)
+            left = sum(max(0, task.plan.steps - task.steps) * task.plan.members for task in tasks if task.open)
+            minutes = int(left / rate / 60)
+            return f"{text}  {rate:,.0f} steps/s  ETA {minutes // 60}:{minutes % 60:02d} h"
+        return text
+
+
+def _rows(tasks: list[Task]) -> Table:
+    """Tasks that run, then failed ones, queued ones and those that are done, as many as there is room for."""
+    order = ("running", "failed", "queued", "stopped", "done")
+    rows = Table("task", "environment", "state", "steps", "attempt", "note")
+    for task in sorted(tasks, key=lambda task: order.index(task.state))[:LIVE_ROWS]:
+        steps, note = f"{task.steps:,} of {task.plan.steps:,}", task.note[:60] if task.attempts > 1 else ""
+        rows.add_row(escape(task.name), task.plan.env, task.state, steps, str(task.attempts), escape(note))
+    return rows
+
+
+def _steps(metrics: Path) -> int:
+    """Environment steps in the last whole line of metrics.jsonl; 0 if there is none."""
+    try:
+        with open(metrics, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 65536))
+            lines = file.read().split(b"\n")[:-1]
+        return int(json.loads(lines[-1])["env_steps"]) if lines else 0
+    except (OSError, ValueError, KeyError):
+        return 0
+
+
+class _signals:
+    """SIGINT and SIGTERM end the sweep; a second one interrupts."""
+
+    def __init__(self, driver: _Driver):
+        self.driver = driver
+
+    def __enter__(self) -> None:
+        try:
+            self.old = {s: signal.signal(s, self._stop) for s in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not the main thread
+            self.old = {}
+
+    def _stop(self, *_: Any) -> None:
+        if self.driver.stopping:
+            raise KeyboardInterrupt
+        self.driver.stopping = True
+
+    def __exit__(self, *_: object) -> None:
+        for which, handler in self.old.items():
+            signal.signal(which, handler)
