@@ -23,6 +23,4 @@ def runs(
         episodes: Evaluation episodes of each member.
     """
     settings = agents.settings("dreamer-v3", preset, imag_length=10, entropy=3e-2)
-    return {
-        game: Plan("dreamer-v3", f"minatar/{game}", settings, steps, seeds, episodes=episodes) for game in games
-    }
+    return {game: Plan("dreamer-v3", f"minatar/{game}", settings, steps, seeds, episodes=episodes) for game in games}
