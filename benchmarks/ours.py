@@ -23,6 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from benchmarks.peers.serve import answers, serve, timed
 from jaxwm import agents, envs
+from jaxwm.share import Share
 from jaxwm.training.cost import flops
 from jaxwm.training.trainer import Cursor, Trainer
 from jaxwm.types import Agent, Discrete, Env, Spec, Step
@@ -94,7 +95,7 @@ def shared(agent: Agent, shares: int, members: int = 1) -> tuple[Callable[..., A
     if members > 1:
         update, spec = jax.vmap(step.update), PartitionSpec("share")
     else:
-        update = partial(step.update, axis="share") if count > 1 else step.update
+        update = partial(step.update, share=Share("share")) if count > 1 else step.update
     if count > 1:
         update = jax.shard_map(update, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
     return update, NamedSharding(mesh, spec)

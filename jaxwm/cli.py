@@ -72,6 +72,8 @@ class TrainOptions(Generic[C]):
     """Steps over which dreamed returns are compared with real ones while training; 0 for not at all."""
     tensorboard: bool = False
     """Write the metrics for TensorBoard as well."""
+    shards: int = 1
+    """Devices over which each member is spread: its batch, and the replay of its environments. For one large model."""
 
 
 @dataclass(frozen=True)
@@ -170,9 +172,11 @@ def use_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def use_cores(members: int, cores: int | None = None) -> None:
-    """On a CPU, give members devices of their own, several where there are cores enough (default: all of the machine).
-    Call before JAX starts."""
+def use_cores(members: int, cores: int | None = None, shards: int = 1) -> None:
+    """On a CPU, give members (and their shards) devices of their own, several where there are cores enough.
+
+    `cores` are all of the machine unless given. Call before JAX starts.
+    """
     import jax
 
     cores = cores or os.cpu_count() or 1
@@ -180,6 +184,7 @@ def use_cores(members: int, cores: int | None = None) -> None:
         count = members * max(1, cores // members)
     else:
         count = max(n for n in range(1, cores + 1) if members % n == 0)
+    count = members * shards if shards > 1 else count
     with contextlib.suppress(RuntimeError):  # JAX runs already, in a test or a notebook: leave it as it is
         jax.config.update("jax_num_cpu_devices", count)
 
@@ -229,7 +234,7 @@ def _train(arguments: list[str]) -> int:
         default=default,
         prog=f"jaxwm train {name}",
     )
-    use_cores(max(1, options.members))
+    use_cores(max(1, options.members), shards=options.shards)
     plan = run.Plan(
         name,
         options.env,
@@ -243,6 +248,7 @@ def _train(arguments: list[str]) -> int:
         options.keep,
         options.tensorboard,
         options.gauge,
+        options.shards,
     )
     folder = options.run or rundir.default_path(name, options.env)
     result = run.train(plan, folder)
@@ -284,7 +290,8 @@ def _resume(arguments: list[str]) -> int:
         got = " ".join(arguments) or "nothing"
         raise ValueError(f"usage: jaxwm resume RUN, with one run directory and nothing else; got {got}")
     folder = Path(arguments[0])
-    use_cores(run.read_plan(folder).members)  # as when it started: the same bits
+    plan = run.read_plan(folder)
+    use_cores(plan.members, shards=plan.shards)  # as when it started: the same bits
     return 0 if run.resume(folder) else 1
 
 

@@ -13,21 +13,41 @@ from jaxwm.types import PyTree
 
 
 class Share(NamedTuple):
-    """This device's part of a batch that every device of a mapped axis holds; without an axis, all of it."""
+    """The devices of a mapped axis that work out one update together; without an axis, this one alone.
+
+    `split` says whose sequences a batch holds: those of this device (the replay is split too), or those of all.
+    """
 
     axis: str | None = None
+    split: bool = False
+
+    def batch(self, rows: PyTree) -> PyTree:
+        """This device's sequences of a batch."""
+        return rows if self.split else self.part(rows)
+
+    def whole(self, size: int) -> int:
+        """Sequences in the batches of all devices, where this one was given `size`."""
+        return size * jax.lax.axis_size(self.axis) if self.axis and self.split else size
+
+    def back(self, rows: PyTree) -> PyTree:
+        """The inverse of `batch`."""
+        return rows if self.split else self.gather(rows)
 
     def part(self, rows: PyTree) -> PyTree:
-        """`[B, ...] -> [B / devices, ...]`; B must be a multiple of the number of devices."""
+        """This device's part of what every device holds: `[B, ...] -> [B / devices, ...]`, which must be whole."""
+        return self.cut(rows, 0)
+
+    def cut(self, tree: PyTree, axis: int) -> PyTree:
+        """`part` along another axis of the arrays."""
         if self.axis is None:
-            return rows
+            return tree
         count, place = jax.lax.axis_size(self.axis), jax.lax.axis_index(self.axis)
 
         def one(x: Any) -> Any:
-            size = x.shape[0] // count
-            return jax.lax.dynamic_slice_in_dim(x, place * size, size)
+            size = x.shape[axis] // count
+            return jax.lax.dynamic_slice_in_dim(x, place * size, size, axis)
 
-        return jax.tree.map(one, rows)
+        return jax.tree.map(one, tree)
 
     def gather(self, rows: PyTree) -> PyTree:
         """The inverse of `part`."""
@@ -36,6 +56,10 @@ class Share(NamedTuple):
     def mean(self, tree: PyTree) -> PyTree:
         """The mean over the devices."""
         return tree if self.axis is None else jax.lax.pmean(tree, self.axis)
+
+    def key(self, key: Any) -> Any:
+        """A random key of this device's own where each has its own sequences."""
+        return jax.random.fold_in(key, jax.lax.axis_index(self.axis)) if self.axis and self.split else key
 
 
 ALONE = Share()

@@ -199,8 +199,7 @@ class TrainStep(NamedTuple):
     `length` is the number of records read (a context record included). `sampler` is "uniform", "latest", "online" or
     a pure function `(state, ring, key) -> Batch`. `feedback` maps names of extras to arrays `[B, L', ...]` with
     `L' <= length`, aligned with the last L' records; it is written back to the ring. `metrics` are float32 scalars.
-    Where `shared` is set, `update` also takes `axis`, the name of a mapped axis of devices that all hold the same
-    arguments and work out the one update together (see `jaxwm.share`).
+    Where `shared` is set, `update` also takes `share`, a `jaxwm.share.Share`: several devices work it out together.
     """
 
     update: Callable[..., tuple[PyTree, dict[str, Array], dict[str, Array]]]

@@ -3,10 +3,6 @@
 Here numbers are compared with each other; those of the official implementation are in `test_golden.py`.
 """
 
-import json
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -315,28 +311,6 @@ def test_own_convolutions_are_the_plain_one_with_its_gradients(name, batch, kern
 
     ours, theirs = (jax.jit(lambda fn=fn: pulled(fn))() for fn in CONVOLUTIONS[name])
     assert_near(ours, theirs, 2e-5)
-
-
-# --- Devices that share an update ---------------------------------------------------------------------------------
-
-
-def test_two_devices_make_one_update_of_their_halves():
-    """The state after it, the feedback and the metrics are those of one device with all of the batch.
-
-    In a process of its own: JAX counts its devices when it starts.
-    """
-    script = Path(__file__).parent / "sharing.py"
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout)
-    assert found["devices"] == 2 and found["moved"] > 1e-4
-    assert found["flips"] == 0, "rounding flipped a latent: what follows cannot be compared, choose other noise"
-    # Every entry of the first moment is divided by its own size, which magnifies the rounding of small gradients.
-    limit = lambda path: 1e-4 if path.endswith(".first") else 1e-5  # noqa: E731
-    far = {path: value for path, value in found["apart"].items() if not value <= limit(path)}
-    assert len(found["apart"]) > 50 and not far, far
-    assert_same_metrics(*found["metrics"])
-    assert found["between"] == 0, "the devices ended with different states"
 
 
 # --- Memory and waiting -------------------------------------------------------------------------------------------

@@ -309,12 +309,11 @@ def make(spec: Spec, config: Config = PRESETS["12m"]) -> Agent:
         return Carry(latent, action), action, learner.pack(latent)
 
     def update(
-        state: State, batch: Batch, key: Key, axis: str | None = None
+        state: State, batch: Batch, key: Key, share: Share = ALONE
     ) -> tuple[State, dict[str, Array], dict[str, Array]]:
-        noise = learner.noise(key, *batch.record.reward.shape)
-        share = Share(axis)
-        part = share.part((batch.record, noise))
-        grads, aux = jax.grad(learner.loss, has_aux=True)(state.params, state, *part, share)
+        size, length = batch.record.reward.shape
+        noise = share.part(learner.noise(key, share.whole(size), length))
+        grads, aux = jax.grad(learner.loss, has_aux=True)(state.params, state, share.batch(batch.record), noise, share)
         latents, returns, metrics = aux
         grads, metrics = share.mean(grads), share.mean(metrics)
         direction, opt = tx.update(grads, state.opt, state.params)
@@ -322,7 +321,7 @@ def make(spec: Spec, config: Config = PRESETS["12m"]) -> Agent:
         params = jax.tree.map(lambda p, d: p - rate * d, state.params, direction)
         metrics["grad_norm"] = optim.norm(grads)
         slow = ac.track(params["val"], state.slow, config.slow_rate)
-        feedback = share.gather(learner.pack(latents))
+        feedback = share.back(learner.pack(latents))
         return State(params, slow, returns, opt, state.hyper, state.step + 1), feedback, metrics
 
     def imagine(state: State, context: Record, actions: Array | None, key: Key, horizon: int) -> Dream:

@@ -66,7 +66,7 @@ def work(plan: dict[str, Any], file: str, folder: str, log: str, cores: int) -> 
     if file:
         sweep.load(Path(file))  # it may register environments
     cli.use_compilation_cache()
-    cli.use_cores(plan["members"], cores)
+    cli.use_cores(plan["members"], cores, plan["shards"])
     with open(log, "a", buffering=1, encoding="utf-8") as out, contextlib.redirect_stderr(out):
         print(f"\n{time.strftime('%Y-%m-%d %H:%M:%S')} on {socket.gethostname()}, process {os.getpid()}", file=out)
         try:

@@ -11,7 +11,7 @@ import signal
 import time
 import warnings
 from collections import deque
-from dataclasses import MISSING, asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -68,10 +68,11 @@ class Plan:
     keep: int = 2
     tensorboard: bool = False
     gauge: int = 15
+    shards: int = 1
 
     def __post_init__(self):
         check_types(self)
-        check_range(self, "steps members episodes keep", least=1, most=2**31 - 1)
+        check_range(self, "steps members episodes keep shards", least=1, most=2**31 - 1)
         check_range(self, "seed", least=0, most=2**32 - 1)
         check_range(self, "checkpoint_minutes gauge", least=0)
         if not isinstance(self.settings, config := agents.find(self.agent).config):
@@ -121,7 +122,7 @@ def build(plan: Plan) -> tuple[Env, Agent, Trainer]:
     env = envs.make(plan.env, num_envs=plan.settings.envs, **plan.env_options)
     agent = agents.find(plan.agent).make(env.spec, plan.settings)
     capacity = min(plan.settings.capacity, plan.steps + env.num_envs)  # never more than the run writes
-    return env, agent, Trainer(agent, env, plan.members, capacity)
+    return env, agent, Trainer(agent, env, plan.members, capacity, shards=plan.shards)
 
 
 class Loaded(NamedTuple):
@@ -145,7 +146,7 @@ def load(path: str | Path, which: str = "newest") -> Loaded:
         return _load_export(path)
     plan = read_plan(path)
     with checkpoint.Checkpoints(path / rundir.CHECKPOINTS, writing=False) as checkpoints:
-        _, agent, trainer = build(plan)
+        _, agent, trainer = build(replace(plan, shards=1))
         state, steps = checkpoints.restore_agent(trainer.footprint()["state"], which)
     return Loaded(plan, agent, state, steps)
 
@@ -153,7 +154,7 @@ def load(path: str | Path, which: str = "newest") -> Loaded:
 def _load_export(file: Path) -> Loaded:
     about = export.read_about(file)
     plan = Plan.from_json(about["plan"])
-    _, agent, trainer = build(plan)
+    _, agent, trainer = build(replace(plan, shards=1))
     state = trainer.init_agents(member_keys(plan.seed, plan.members))
     params = export.read(file, jax.eval_shape(lambda: state.params))
     return Loaded(plan, agent, state._replace(params=params), about["steps"])
@@ -227,8 +228,9 @@ class Run:
 
     def _card_before(self, sizes: dict[str, Any]) -> None:
         """The start-up card: sizes (a `Trainer.footprint`) and costs, before memory is taken."""
-        copies = self.trainer.shares  # devices that share updates hold all of the member
-        replay, state = copies * cost.tree_bytes(sizes["replay"]), copies * cost.tree_bytes(sizes["state"])
+        copies = self.trainer.shares  # devices that share updates hold all of the member; shards split the replay
+        replay, state = copies * cost.tree_bytes(sizes["replay"]), cost.tree_bytes(sizes["state"])
+        state *= copies * self.plan.shards
         _check_memory(state + replay)
         say = self.console.print
         say(f"[bold]{self.plan.agent}[/bold] on [bold]{self.plan.env}[/bold], {self.plan.members} members, seed "

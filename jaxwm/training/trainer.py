@@ -1,7 +1,7 @@
 """The trainer: turns a schedule into compiled chunks, for pure and for host environments.
 
 Everything below is written for one member; `vmap` adds the member axis once, here, and `shard_map` spreads it over the
-local devices, which never talk to each other. A pure environment lives inside the
+devices, which never talk to each other unless they share a member. A pure environment lives inside the
 compiled chunk (collect, sample, learn in one program); a host environment is stepped by a Python loop around two jitted
 functions. What is carried is one pytree, `Life`; with the cursor `(segment, iteration)` it is the whole state of a run.
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxwm import replay
 from jaxwm.errors import check_number
 from jaxwm.replay import Ring
+from jaxwm.share import ALONE, Share
 from jaxwm.training import gauge
 from jaxwm.types import Agent, Array, Collect, Env, Key, PyTree, Record, Repeat, Step, Train, TrainStep, Word
 
@@ -166,10 +167,15 @@ class Trainer:
     """Runs an agent in an environment, as a population of `members`.
 
     `capacity` is the replay size of a member in environment steps; `hyper` gives scalars `[M]` that differ between
-    members; `max_iterations` bounds the iterations of one chunk. Members are spread over as many local devices as
-    divide their number; CPU devices that are left over share the large updates of a member (see `jaxwm.share`), and
-    each of them holds all of the member's state. Raises ValueError where the schedule reads sequences longer than the
-    replay or than what was collected before.
+    members; `max_iterations` bounds the iterations of one chunk. Members are spread over as many of the `devices`
+    (default: the local ones) as divide their number; CPU devices that are left over share the large updates of a member
+    (see `jaxwm.share`), and each of them holds all of the member's state.
+
+    With `shards` above 1, every member is spread over so many devices: each holds the weights, and the replay of its
+    part of the environments, of which it samples its part of every batch. Acting is repeated on each.
+
+    Raises ValueError where the schedule reads sequences longer than the replay or than what was collected before, and
+    where `shards` does not divide the devices, the environments or a batch.
     """
 
     def __init__(
@@ -180,26 +186,56 @@ class Trainer:
         capacity: int = 100_000,
         hyper: dict[str, Any] | None = None,
         max_iterations: int = 256,
+        shards: int = 1,
+        devices: Sequence[Any] | None = None,
     ):
         check_number("members", members, least=1, whole=True)
         check_number("capacity", capacity, least=1, whole=True)
         check_number("max_iterations", max_iterations, least=1, whole=True)
+        check_number("shards", shards, least=1, whole=True)
         self.agent, self.env, self.members = agent, env, members
         self.capacity, self.max_iterations = capacity, max_iterations
         self.segments = segments(agent.schedule, env.num_envs)
         self.hyper = self._hyper(hyper or {})
-        self.samplers = {n: replay.sampler(s.sampler, s.batch_size, s.length) for n, s in agent.train_steps.items()}
+        self.shards = shards
+        self.samplers = {
+            n: replay.sampler(s.sampler, s.batch_size // shards, s.length) for n, s in agent.train_steps.items()
+        }
         self._check()
-        devices = jax.local_devices()
-        count = max(n for n in range(1, len(devices) + 1) if members % n == 0)
-        self.shares = self._shares(len(devices) // count) if devices[0].platform == "cpu" else 1
-        grid = np.array(devices[: count * self.shares]).reshape(count, self.shares)
-        self._mesh = Mesh(grid, ("device", SHARE), axis_types=(AxisType.Auto,) * 2)
+        self._mesh = self._spread(list(devices or jax.local_devices()))
+        self.shares = 1 if shards > 1 else self._mesh.shape[SHARE]
+        self._share = Share(SHARE, shards > 1) if self._mesh.shape[SHARE] > 1 else ALONE
         # traced once, although both the metrics' shapes and the loop ask for it
         self._learn = {name: jax.jit(self._together(step), inline=True) for name, step in agent.train_steps.items()}
         self._metrics: dict[str, Any] = {}
         self._programs: dict[Any, Any] = {}
         self._pool: _Pool | None = None
+
+    def _spread(self, devices: list[Any]) -> Mesh:
+        """Devices as a grid: a row for members, a column for those that hold the same ones."""
+        if self.shards > 1:
+            self._check_shards(len(devices))
+        each = len(devices) // self.shards
+        count = max(n for n in range(1, each + 1) if self.members % n == 0)
+        shares = self.shards
+        if shares == 1 and devices[0].platform == "cpu":
+            shares = self._shares(len(devices) // count)
+        grid = np.array(devices[: count * shares]).reshape(count, shares)
+        return Mesh(grid, ("device", SHARE), axis_types=(AxisType.Auto,) * 2)
+
+    def _check_shards(self, devices: int) -> None:
+        """ValueError where members cannot be spread over `shards` devices each."""
+        counts = {"devices": devices, "environments": self.env.num_envs}
+        for name, step in self.agent.train_steps.items():
+            counts[f"sequences in a batch of {name!r}"] = step.batch_size
+            if not step.shared or callable(step.sampler):
+                raise ValueError(f"train step {name!r} cannot be spread over devices: leave --shards at 1")
+        for what, count in counts.items():
+            if count % self.shards:
+                raise ValueError(
+                    f"{self.shards} shards do not divide {count} {what}: take a number that does, or change "
+                    "--envs or --batch-size"
+                )
 
     def _shares(self, most: int) -> int:
         """How many devices, at most so many, work out one update: more than one where that is a lot of work."""
@@ -214,7 +250,7 @@ class Trainer:
 
     def _together(self, step: TrainStep) -> Callable:
         """The update, worked out by the devices of a member together where it can be."""
-        return partial(step.update, axis=SHARE) if step.shared and self.shares > 1 else step.update
+        return partial(step.update, share=self._share) if step.shared and self._share.axis else step.update
 
     def _hyper(self, given: dict[str, Any]) -> dict[str, Array]:
         """Every hyper-parameter as `[M]`."""
@@ -261,7 +297,7 @@ class Trainer:
         state = self.init_agents(keys)
         start = jax.vmap(self._start, out_axes=AXES)
         life = jax.jit(start)(state, handle, step, keys)
-        place = jax.tree.map(lambda spec: NamedSharding(self._mesh, spec), _specs(AXES), is_leaf=_is_spec)
+        place = jax.tree.map(lambda spec: NamedSharding(self._mesh, spec), self._specs(AXES), is_leaf=_is_spec)
         return jax.device_put(jax.tree.map(jnp.copy, life), place)
 
     def init_agents(self, keys: Key) -> Any:
@@ -323,15 +359,16 @@ class Trainer:
         key = stream(life.key, ACT, counters.rows)
         carry, record = self._record(life.agent, life.carry, step, key, mode)
         counters = counters._replace(steps=counters.steps + self.env.num_envs, rows=counters.rows + 1)
+        mine = self._share.part(record) if self.shards > 1 else record
         life = life._replace(
-            carry=carry, ring=replay.add(life.ring, record), score=Score(total, length), counters=counters
+            carry=carry, ring=replay.add(life.ring, mine), score=Score(total, length), counters=counters
         )
         return life, record.action, Finished(step.is_last, total, length)
 
     def _update(self, life: Life, name: str) -> tuple[Life, dict[str, Array]]:
         """Sample, learn, write back; an update with a metric that is not finite leaves agent and replay as they are."""
         k_sample, k_update = jax.random.split(stream(life.key, LEARN, life.counters.updates))
-        batch = self.samplers[name](life.agent, life.ring, k_sample)
+        batch = self.samplers[name](life.agent, life.ring, self._share.key(k_sample))
         state, feedback, metrics = self._learn[name](life.agent, batch, k_update)
         good = _all_finite(metrics)
         state = jax.tree.map(partial(jnp.where, good), state, life.agent)
@@ -434,8 +471,20 @@ class Trainer:
         mapped = jax.vmap(fn, in_axes, out_axes, axis_name=MEMBER, axis_size=size)
         if self._mesh.size == 1:
             return mapped
-        specs = dict(in_specs=_specs(in_axes), out_specs=_specs(out_axes))
+        specs = dict(in_specs=self._specs(in_axes), out_specs=self._specs(out_axes))
         return jax.shard_map(mapped, mesh=self._mesh, check_vma=False, **specs)
+
+    def _specs(self, axes: Any) -> Any:
+        """The partition that belongs to `vmap` axes: the member axis is split over devices, and so are the environments
+        of the replay where there are shards; the rest is on every device."""
+        data = PartitionSpec("device", None, SHARE) if self.shards > 1 else PartitionSpec("device")
+
+        def one(axis: Any) -> Any:
+            if isinstance(axis, Ring):
+                return Ring(data, PartitionSpec(), PartitionSpec())  # type: ignore[arg-type]
+            return PartitionSpec() if axis is None else PartitionSpec("device")
+
+        return jax.tree.map(one, axes, is_leaf=lambda x: x is None or isinstance(x, Ring))
 
     def compile(self, life: Life) -> None:
         """Compile all programs of the schedule now, so that running never waits for the compiler."""
@@ -467,9 +516,10 @@ class Trainer:
         state = jax.eval_shape(lambda: self.agent.init(jax.random.key(0), self.agent.hyper))
         life = jax.eval_shape(lambda s, x: self._start(s, (), x, jax.random.key(0)), state, step)
         updates = {}
-        for name, sampler in self.samplers.items():
+        for name, step in self.agent.train_steps.items():
+            sampler = replay.sampler(step.sampler, step.batch_size, step.length)  # of all shards
             batch = jax.eval_shape(lambda life, f=sampler: f(life.agent, life.ring, life.key), life)
-            updates[name] = (self.agent.train_steps[name].update, (state, batch, life.key))
+            updates[name] = (step.update, (state, batch, life.key))
         population = lambda tree: jax.tree.map(lambda x: shape((self.members, *x.shape), x.dtype), tree)  # noqa: E731
         count = sum(math.prod(x.shape) for x in jax.tree.leaves(state.params))
         return dict(parameters=count, state=population(state), replay=population(life.ring.data), updates=updates)
@@ -496,7 +546,9 @@ class Trainer:
             return {}
 
         def one(state: Any, ring: Ring, key: Key, counters: Counters) -> dict[str, Array]:
-            return gauge.gauge(self.agent, state, ring, stream(key, EVAL, counters.updates), horizon)
+            key = self._share.key(stream(key, EVAL, counters.updates))
+            found = gauge.gauge(self.agent, state, ring, key, horizon)
+            return self._share.mean(found) if self.shards > 1 else found
 
         arguments = life.agent._replace(opt=None), life.ring, life.key, life.counters
         if ("gauge", horizon) not in self._programs:
@@ -629,12 +681,6 @@ class Trainer:
 
 
 _LOG_AXES: Any = Log(0, 0, 0, 0, None)  # type: ignore[arg-type]
-
-
-def _specs(axes: Any) -> Any:
-    """The partition over devices that belongs to `vmap` axes: the member axis is split, the rest is on every device."""
-    spec = lambda axis: PartitionSpec() if axis is None else PartitionSpec("device")  # noqa: E731
-    return jax.tree.map(spec, axes, is_leaf=lambda x: x is None)
 
 
 def _is_spec(x: Any) -> bool:

@@ -1,0 +1,164 @@
+"""Four devices on one machine: the same update and the same runs as on one, however they are spread. Prints JSON.
+
+A script, because the number of devices is fixed when JAX starts.
+"""
+
+import json
+import re
+from functools import partial
+from typing import Any
+
+import jax
+
+jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_disable_most_optimizations", True)  # compiling is all the work here
+
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec  # noqa: E402
+from test_fast_step import TIME, random_record, random_state, tiny, tree_apart  # noqa: E402
+from toys import toy_agent  # noqa: E402
+
+from jaxwm import agents, envs  # noqa: E402
+from jaxwm.agents import dreamer_v3 as v3  # noqa: E402
+from jaxwm.share import ALONE, Share  # noqa: E402
+from jaxwm.training.trainer import Cursor, Trainer, member_keys  # noqa: E402
+from jaxwm.types import Batch, Discrete, Index, Spec  # noqa: E402
+
+SIZE = 4
+SPEC = Spec("test", jax.ShapeDtypeStruct((5,), jnp.float32), Discrete(3))
+MESH = Mesh(np.array(jax.devices()), ("share",), axis_types=(AxisType.Auto,))
+EACH, WHOLE = PartitionSpec("share"), PartitionSpec()
+ROWS = 211
+"""Capacity of a replay in rows: a number that no other array has."""
+
+
+def batch_of(seed: int) -> Batch:
+    zero = jnp.zeros(SIZE, jnp.int32)
+    return Batch(
+        random_record(SPEC, jax.random.key(seed), (SIZE, TIME + 1)), Index(zero, zero), jnp.ones(SIZE), zero[0]
+    )
+
+
+def farthest(a, b) -> float:
+    """Largest difference of any two leaves."""
+    gaps = jax.tree.map(lambda x, y: np.abs(x.astype(np.float64) - y.astype(np.float64)).max(), a, b)
+    return float(max(jax.tree.leaves(gaps)))
+
+
+def over(fn, in_specs: Any, out_specs: Any):
+    return jax.jit(jax.shard_map(fn, mesh=MESH, in_specs=in_specs, out_specs=out_specs, check_vma=False))
+
+
+def state_of(out):
+    return out[0].params, out[0].slow, out[0].returns, out[0].opt, out[1]["deter"]
+
+
+def updates() -> dict[str, Any]:
+    """One update: on one device; by four that hold the batch, hold a quarter each, or are left to the compiler."""
+    config = tiny(batch_size=SIZE, warmup=0, lr=1e-3)
+    agent, learner = v3.make(SPEC, config), v3.Learner(v3.build(SPEC, config), SPEC, config)
+    update: Any = agent.train_steps["all"].update
+    alone = jax.jit(update)
+
+    def start(key):
+        return random_state(learner.nets, SPEC, config)._replace(opt=agent.init(key, agent.hyper).opt)
+
+    state, _, _ = alone(jax.jit(start)(jax.random.key(0)), batch_of(1), jax.random.key(1))  # now there are moments
+    batch, key = batch_of(2), jax.random.key(2)
+    rows = jax.tree.map(lambda x: EACH if x.ndim else WHOLE, batch)
+
+    def of_each(*arguments):
+        """Every device's results, in front of each other."""
+        return jax.tree.map(lambda x: x[None], update(*arguments, share=Share("share")))
+
+    split = over(partial(update, share=Share("share", split=True)), (WHOLE, rows, WHOLE), (WHOLE, EACH, WHOLE))
+    placed = jax.tree.map(lambda x, spec: jax.device_put(x, NamedSharding(MESH, spec)), batch, rows)
+    before, expected, held, quarters, compiled = jax.device_get(
+        (state, alone(state, batch, key), over(of_each, WHOLE, EACH)(state, batch, key), split(state, batch, key),
+         alone(state, placed, key))
+    )  # fmt: skip
+    first, *others = (jax.tree.map(lambda x, i=i: x[i], held) for i in range(len(jax.devices())))
+
+    def gradient(state, record, noise, share):
+        return share.mean(jax.grad(lambda p: learner.loss(p, state, record, noise, share)[0])(state.params))
+
+    noise = learner.noise(key, *batch.record.reward.shape)
+    together = over(partial(gradient, share=Share("share", split=True)), (WHOLE, EACH, EACH), WHOLE)
+    one = jax.jit(partial(gradient, share=ALONE))
+    gradients = jax.device_get((together(state, batch.record, noise), one(state, batch.record, noise)))
+    # `pmap(train_step)`: a member on each device, beside one after another
+    count = len(jax.devices())
+    stack = lambda trees: jax.tree.map(lambda *x: jnp.stack(x), *trees)  # noqa: E731
+    batches, keys = [batch_of(i) for i in range(count)], member_keys(0, count)
+    mapped = jax.pmap(agent.train_step)(stack([state] * count), stack(batches), keys)[0]
+    looped = stack([alone(state, batches[i], jax.random.fold_in(keys[i], 0))[0] for i in range(count)])
+
+    numbers = lambda out: {name: float(value) for name, value in out[2].items()}  # noqa: E731
+    return {
+        "devices": len(jax.devices()),
+        "moved": farthest(expected[0].params, before.params),
+        "flips": [int((out[1]["stoch"] != expected[1]["stoch"]).sum()) for out in (first, quarters, compiled)],
+        "apart": {
+            name: tree_apart(state_of(out), state_of(expected))
+            for name, out in (("held", first), ("quarters", quarters), ("compiler", compiled))
+        },
+        "gradients": tree_apart(*gradients),
+        "pmap": tree_apart(*jax.device_get(((mapped.params, mapped.opt), (looped.params, looped.opt)))),
+        "metrics": [numbers(first), numbers(expected)],
+        "between": max(farthest(first, other) for other in others),
+    }
+
+
+def life(trainer: Trainer, steps: int) -> Any:
+    now, cursor = trainer.init(0), Cursor()
+    while int(now.counters.steps) < steps:
+        now, cursor, _ = trainer.run(now, cursor, 8)
+    return now
+
+
+def talk(trainer: Trainer) -> list[str]:
+    """Lines of the compiled programs in which devices talk to each other."""
+    word = re.compile(r"= .*(all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(-start)?\(")
+    texts = [program.as_text() for program in trainer._programs.values()]
+    return [line.strip() for text in texts for line in text.splitlines() if word.search(line)]
+
+
+def populations() -> dict[str, Any]:
+    """Runs of four members on one device and on four."""
+
+    def trainer(devices: int) -> Trainer:
+        env = envs.make("gymnax/Catch-bsuite", num_envs=2)
+        return Trainer(toy_agent(), env, 4, 100, devices=jax.devices()[:devices])
+
+    one, four = trainer(1), trainer(4)
+    a, b = life(one, 200), life(four, 200)
+    pick = lambda life: (life.agent.params, life.ring.data, life.score)  # noqa: E731
+    return {
+        "updates": int(a.counters.updates),
+        "population": farthest(*jax.device_get((pick(b), pick(a)))),
+        "members of a device": [x.data.shape[0] for x in b.ring.data.reward.addressable_shards],
+        "talk": talk(four),
+    }
+
+
+def shards() -> dict[str, Any]:
+    """One member on four devices: each holds a quarter of the replay, and none of it is gathered."""
+    env = envs.make("gymnax/Catch-bsuite", num_envs=4)
+    options = dict(batch_size=4, batch_length=8, imag_length=3, envs=4, prefill=64, train_ratio=8.0, free_nats=0.0)
+    agent = v3.make(env.spec, agents.settings("dreamer-v3", "nano", **options))
+    trainer = Trainer(agent, env, 1, 4 * ROWS, shards=4)
+    now = life(trainer, 400)
+    lines = talk(trainer)
+    return {
+        "held": [x.data.shape for x in now.ring.data.reward.addressable_shards],
+        "shared updates": len(lines),
+        "replay gathered": [line for line in lines if re.search(rf"\b{ROWS}\b", line.split("(")[0])],
+        "finite": all(bool(np.isfinite(x).all()) for x in jax.device_get(jax.tree.leaves(now.agent.params))),
+        "sharded updates": int(now.counters.updates),
+        "skipped": int(jax.device_get(now.skipped.total).sum()),
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(updates() | populations() | shards()))

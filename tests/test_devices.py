@@ -1,0 +1,80 @@
+"""Several devices: the same results as one, members that never talk, a replay that is never gathered."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_fast_step import assert_same_metrics
+
+from jaxwm import agents, envs
+from jaxwm.training.trainer import Trainer
+
+
+@pytest.fixture(scope="module")
+def found():
+    """What `devices.py` measured, in a process of its own: JAX counts its devices when it starts."""
+    script = Path(__file__).parent / "devices.py"
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+def far(apart: dict[str, float], limit: float) -> dict[str, float]:
+    return {path: value for path, value in apart.items() if not value <= limit}
+
+
+@pytest.mark.parametrize("how", ["held", "quarters", "compiler"])
+def test_four_devices_make_one_update_of_their_parts(found, how):
+    """Whether each holds all of the batch or its quarter, or the compiler places it: the update of one device."""
+    assert found["devices"] == 4 and found["moved"] > 1e-4
+    assert found["flips"] == [0, 0, 0], "rounding flipped a latent: what follows cannot be compared, choose other noise"
+    apart = found["apart"][how]
+    moments = {path: value for path, value in apart.items() if path.endswith(".first")}
+    # Every entry of the first moment is divided by its own size, which magnifies the rounding of small gradients.
+    assert len(apart) > 50 and not far(moments, 1e-4)
+    assert not far({path: value for path, value in apart.items() if path not in moments}, 1e-6)
+
+
+def test_devices_end_with_the_same_state_and_metrics(found):
+    assert found["between"] == 0, "the devices ended with different states"
+    assert_same_metrics(*found["metrics"])
+
+
+def test_gradients_are_those_of_one_device(found):
+    """Each tensor to 1e-5 of its largest entry (those that nearly cancel), the bulk of them to 1e-6."""
+    gradients = found["gradients"]
+    assert len(gradients) > 50 and not far(gradients, 1e-5)
+    assert len(far(gradients, 1e-6)) < 0.2 * len(gradients), far(gradients, 1e-6)
+
+
+def test_pmap_is_a_loop_over_members(found):
+    pmap = {path: value for path, value in found["pmap"].items() if not path.endswith(".first")}  # see above
+    assert len(pmap) > 50 and not far(pmap, 1e-6)
+
+
+def test_members_on_four_devices_are_those_on_one_and_never_talk(found):
+    assert found["updates"] > 0 and found["members of a device"] == [1, 1, 1, 1]
+    assert found["population"] < 1e-6
+    assert found["talk"] == []
+
+
+def test_shards_hold_their_part_of_the_replay_and_never_gather_it(found):
+    assert found["held"] == [[1, 211, 1]] * 4
+    assert found["shared updates"] > 0 and found["replay gathered"] == []
+    assert found["sharded updates"] > 5 and found["finite"] and found["skipped"] == 0
+
+
+@pytest.mark.parametrize(
+    ("shards", "envs_", "batch", "text"),
+    [(2, 4, 4, "2 shards do not divide 1 devices"), (3, 4, 3, "3 shards do not divide 4 environments")],
+)
+def test_shards_that_do_not_divide_are_refused(shards, envs_, batch, text):
+    import jax
+
+    env = envs.make("gymnax/Catch-bsuite", num_envs=envs_)
+    agent = agents.make("dreamer-v3", env.spec, preset="nano", batch_size=batch, envs=envs_)
+    devices = jax.devices() * (1 if shards == 2 else 3)
+    with pytest.raises(ValueError, match=text):
+        Trainer(agent, env, 1, 1000, shards=shards, devices=devices)
