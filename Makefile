@@ -8,6 +8,7 @@ EXTRAS ?= dev,log
 WORKERS ?= 2
 EXPERIMENT ?=
 ARGS ?=
+SMOKE := --games Boxing Pong --preset nano --train-ratio 16 --seeds 2 --steps 400 --episodes 2
 
 # Programs compiled once are found again by the next run.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
@@ -17,7 +18,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed-$(subst $(comma),-,$(EXTRAS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train notebook test test-slow lint bench bench-gpu sweep atari100k clean
+.PHONY: help setup train notebook test test-slow lint bench bench-gpu sweep atari100k atari100k-smoke clean
 
 help:  ## Show this list
 	@echo "jaxwm: world-model reinforcement learning in JAX"
@@ -62,11 +63,14 @@ bench: setup  ## Measure speed, memory and compile times, under ten minutes (ARG
 bench-gpu: setup  ## The same in bfloat16 on an NVIDIA GPU
 	$(BIN)/python -m benchmarks.run --device gpu --dtype bfloat16 $(ARGS)
 
-sweep: setup  ## Run seeds and settings of EXPERIMENT=experiments/NAME.py on every device
+sweep: setup  ## Run EXPERIMENT=experiments/NAME.py on every device, with a report (the same command goes on)
 	$(BIN)/jaxwm sweep $(EXPERIMENT) $(ARGS)
 
-atari100k: setup  ## Reproduce the Atari-100k table
-	$(BIN)/python -m experiments.atari100k $(ARGS)
+atari100k: setup  ## Reproduce the Atari-100k table: 26 games, 5 seeds (ARGS='--games Pong Boxing --seeds 3' cuts it)
+	$(BIN)/jaxwm sweep experiments/atari100k.py $(ARGS)
+
+atari100k-smoke: setup  ## The same on two games with a tiny model: minutes on a CPU, scores of no worth
+	$(BIN)/jaxwm sweep experiments/atari100k.py --root runs/atari100k-smoke $(SMOKE) $(ARGS)
 
 clean:  ## Remove caches and builds (keeps runs/ and .venv)
 	rm -rf .cache .pytest_cache .ruff_cache build dist *.egg-info

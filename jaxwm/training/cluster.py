@@ -31,6 +31,9 @@ POLL_SECONDS = 0.5
 STOP_SECONDS = 120.0
 """How long Ctrl-C waits for running tasks to save."""
 
+KNOCK_SECONDS = 10.0
+"""How long a cluster may take to answer."""
+
 PACE_SECONDS = 60.0
 """Stretch over which speed is measured."""
 
@@ -162,6 +165,7 @@ def _ray(resources: Resources) -> Iterator[Any]:
     quiet: Any = dict(log_to_driver=False, configure_logging=False)
     try:
         if resources.address:
+            _knock(resources.address)
             ray.init(resources.address, **quiet)
         else:
             here = dict(_node_ip_address="127.0.0.1", include_dashboard=False, object_store_memory=100 * 2**20)
@@ -177,6 +181,13 @@ def _ray(resources: Resources) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """OSError where nothing listens at HOST:PORT: Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=KNOCK_SECONDS).close()
 
 
 class _Driver:

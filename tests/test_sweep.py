@@ -1,0 +1,184 @@
+"""Sweeps on Ray with real processes: killed drivers and workers, tasks that fail, two sweeps in one directory."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from jaxwm.cli import main
+from jaxwm.training import rundir, sweep
+from jaxwm.training.run import EVALUATION
+
+pytest.importorskip("ray")
+
+EXPERIMENT = '''
+from jaxwm import agents
+from jaxwm.training.run import Plan
+
+SETTINGS = dict(deter=16, hidden=16, units=16, stoch=2, classes=4, blocks=2, envs=2, batch_size=4, batch_length=8,
+                imag_length=3, train_ratio=4.0, prefill=64)
+
+def runs(count: int = 3, steps: int = 2000, bad: tuple[str, ...] = ()):
+    """Catch with several seeds.
+
+    Args:
+        count: Seeds, each a run of its own.
+    """
+    settings = agents.settings("dreamer-v3", "nano", **SETTINGS)
+    plan = lambda seed, env: Plan("dreamer-v3", env, settings, steps, 1, seed, 5, gauge=0, checkpoint_minutes=0.005)
+    return {f"seed{i}": plan(i, "gymnax/Catch-bsuite") for i in range(count)} | {b: plan(0, f"gymnax/{b}") for b in bad}
+'''
+
+
+@pytest.fixture
+def experiment(tmp_path) -> Path:
+    file = tmp_path / "catch.py"
+    file.write_text(EXPERIMENT)
+    return file
+
+
+def start(file: Path, root: Path, *flags: str) -> subprocess.Popen:
+    call = [sys.executable, "-m", "jaxwm.cli", "sweep", str(file), "--root", str(root), "--no-report", *flags]
+    environment = os.environ | {"JAXWM_CHUNK_SECONDS": "0.2"}
+    return subprocess.Popen(call, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process: subprocess.Popen) -> str:
+    out, _ = process.communicate(timeout=600)
+    return out
+
+
+def workers(root: Path) -> list[int]:
+    """Processes of tasks that are not finished, by what they wrote into their logs."""
+    found = []
+    for log in root.glob(f"{sweep.LOGS}/*.txt"):
+        started = re.findall(r"process (\d+)$", log.read_text(), re.MULTILINE)
+        if started and not (root / log.stem / EVALUATION).exists():
+            found.append(int(started[-1]))
+    return [pid for pid in found if Path(f"/proc/{pid}").exists()]
+
+
+def checkpoints(root: Path) -> int:
+    return len(list(root.glob(f"*/{rundir.CHECKPOINTS}/*/checksums.json")))
+
+
+def wait_for(condition, seconds: float = 300.0) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it never happened"
+        time.sleep(0.1)
+
+
+def results(root: Path) -> dict[str, tuple[list, list]]:
+    """Scores of all episodes and of the evaluation, by task."""
+    found = {}
+    for file in root.glob(f"*/{EVALUATION}"):
+        evaluation = json.loads(file.read_text())
+        found[file.parent.name] = (rundir.read_jsonl(file.parent / rundir.SCORES), evaluation["trained"])
+    return found
+
+
+def killed_again_and_again(file: Path, root: Path, flags: list[str], drivers: int) -> str:
+    """A sweep whose workers and, as often as `drivers` says, driver are killed; what its last call said."""
+    for _ in range(drivers):
+        driver, before = start(file, root, *flags), checkpoints(root)
+        try:
+            wait_for(lambda before=before: workers(root) and checkpoints(root) > before)
+            os.kill(workers(root)[0], signal.SIGKILL)
+            before = checkpoints(root)
+            wait_for(lambda before=before: checkpoints(root) > before or not workers(root))
+        finally:
+            driver.kill()
+            driver.communicate()
+    last = start(file, root, *flags)
+    out = finish(last)
+    assert last.returncode == 0, out
+    return out
+
+
+def check_kills(experiment: Path, tmp_path: Path, flags: list[str], drivers: int) -> None:
+    out = killed_again_and_again(experiment, tmp_path / "killed", flags, drivers)
+    calm = start(experiment, tmp_path / "calm", *flags, "--no-ray")
+    assert "one after another" not in (text := finish(calm)) and calm.returncode == 0, text
+    expected, found = results(tmp_path / "calm"), results(tmp_path / "killed")
+    assert len(expected) == int(flags[1]) and found == expected, out
+    # A call after the last one finds nothing to do.
+    stamps = {file: file.stat().st_mtime_ns for file in (tmp_path / "killed").glob(f"*/{EVALUATION}")}
+    again = start(experiment, tmp_path / "killed", *flags)
+    finish(again)
+    assert again.returncode == 0 and stamps == {file: file.stat().st_mtime_ns for file in stamps}
+
+
+def test_a_killed_sweep_ends_as_if_nothing_had_happened(experiment, tmp_path):
+    check_kills(experiment, tmp_path, ["--count", "3", "--steps", "1500"], drivers=1)
+
+
+@pytest.mark.slow
+def test_six_tasks_killed_several_times(experiment, tmp_path):
+    check_kills(experiment, tmp_path, ["--count", "6", "--steps", "4000"], drivers=4)
+
+
+def test_failing_tasks_leave_the_others_alone_and_ctrl_c_saves(experiment, tmp_path):
+    root, flags = tmp_path / "runs", ["--count", "1", "--steps", "4000", "--bad", "Nothing"]
+    first = start(experiment, root, *flags)
+    wait_for(lambda: checkpoints(root))
+    first.send_signal(signal.SIGINT)
+    out = finish(first)
+    assert first.returncode == 1 and "the same command goes on from here" in out, out
+    assert "stopped and saved" in (root / sweep.LOGS / "seed0.txt").read_text()
+    assert not results(root)
+
+    second = start(experiment, root, *flags)
+    wait_for(lambda: workers(root))
+    third = start(experiment, root, *flags)
+    assert "is working on the sweep in" in finish(third) and third.returncode == 2
+    out = finish(second)
+    assert second.returncode == 1, "one task failed"
+    assert "Nothing failed: ValueError: unknown environment 'gymnax/Nothing'" in " ".join(out.split()), out
+    assert "attempt 2" not in out, "bad input fails the same way again"
+    assert "resumed at" in (root / sweep.LOGS / "seed0.txt").read_text() and list(results(root)) == ["seed0"]
+
+
+def test_bad_addresses_and_wishes_are_one_line(experiment, tmp_path, capsys):
+    arguments = ["sweep", str(experiment), "--root", str(tmp_path / "runs")]
+    assert main([*arguments, "--address", "127.0.0.1:1"]) == 2
+    assert "no Ray cluster answers at 127.0.0.1:1" in capsys.readouterr().err
+    for flags, text in [
+        (["--retries", "-1"], "--retries must be"),
+        (["--cores", "0"], "--cores must be"),
+        (["--gpus", "-2"], "--gpus must be"),
+    ]:
+        assert main([*arguments, *flags]) == 2
+        assert text in capsys.readouterr().err
+
+
+def test_help_shows_the_flags_of_the_experiment(experiment, capsys):
+    with pytest.raises(SystemExit):
+        main(["sweep", str(experiment), "--help"])
+    out = capsys.readouterr().out
+    assert "--address" in out and "--count" in out and "Seeds, each a run of its own." in out
+
+
+def test_tasks_in_one_process(experiment, tmp_path, monkeypatch, capsys):
+    """A task that fails for no reason of its own is tried again; one that fails for good does not stop the others."""
+    calls: list[str] = []
+
+    def perform(plan, folder, console):
+        calls.append(folder.name)
+        if folder.name == "seed0" and calls.count("seed0") < 2:
+            raise RuntimeError("a device was lost")
+        if folder.name == "seed1":
+            raise ValueError("no such thing")
+        return dict(trained=[1.0], random=[0.0], env_steps=5, seconds=60.0)
+
+    monkeypatch.setattr(sweep, "perform", perform)
+    out = sweep.sweep(sweep.plans(experiment), tmp_path / "runs", retries=1)
+    assert calls == ["seed0", "seed0", "seed1", "seed2"]
+    assert list(out.results) == ["seed0", "seed2"] and out.failures == {"seed1": "ValueError: no such thing"}
+    assert "seed1 failed: ValueError: no such thing" in capsys.readouterr().out
