@@ -42,6 +42,26 @@ C = TypeVar("C")
 
 
 @dataclass(frozen=True)
+class Hosts:
+    """Several processes in one run, each with some of the members; all must see the run directory."""
+
+    coordinator: str | None = None
+    """Where they meet: HOST:PORT of the first process (default: JAX_COORDINATOR_ADDRESS)."""
+    processes: int | None = None
+    """How many there are (default: JAX_NUM_PROCESSES)."""
+    process: int | None = None
+    """Which one this is, from 0 (default: JAX_PROCESS_ID)."""
+    distributed: bool = False
+    """Find all of this out from Slurm, Open MPI, Kubernetes or a TPU pod."""
+
+    def join(self) -> int:
+        """Meet the others, before JAX starts; how many processes there are."""
+        from jaxwm.training import hosts
+
+        return hosts.join(self.coordinator, self.processes, self.process, self.distributed)
+
+
+@dataclass(frozen=True)
 class TrainOptions(Generic[C]):
     """Train an agent. Results go to a run directory of plain files: config.json, metrics.jsonl, scores.jsonl,
     evaluation.json and checkpoints/."""
@@ -74,6 +94,16 @@ class TrainOptions(Generic[C]):
     """Write the metrics for TensorBoard as well."""
     shards: int = 1
     """Devices over which each member is spread: its batch, and the replay of its environments. For one large model."""
+    hosts: Annotated[Hosts, tyro.conf.OmitArgPrefixes] = Hosts()
+
+
+@dataclass(frozen=True)
+class ResumeOptions:
+    """Go on with a run that was stopped, from its newest checkpoint."""
+
+    run: tyro.conf.Positional[Path]
+    """Run directory."""
+    hosts: Annotated[Hosts, tyro.conf.OmitArgPrefixes] = Hosts()
 
 
 @dataclass(frozen=True)
@@ -234,7 +264,7 @@ def _train(arguments: list[str]) -> int:
         default=default,
         prog=f"jaxwm train {name}",
     )
-    use_cores(max(1, options.members), shards=options.shards)
+    _start_jax(options.hosts, options.members, options.shards)
     plan = run.Plan(
         name,
         options.env,
@@ -251,9 +281,19 @@ def _train(arguments: list[str]) -> int:
         options.shards,
     )
     folder = options.run or rundir.default_path(name, options.env)
+    if not options.run and options.hosts != Hosts():
+        raise ValueError("several processes need --run DIR, the same for all of them")
     result = run.train(plan, folder)
-    print(f"\nrun directory: {folder}\n\nnext:\n" + _next_commands(folder) if result else "")
+    if result and (options.hosts.process or 0) == 0:
+        print(f"\nrun directory: {folder}\n\nnext:\n" + _next_commands(folder))
     return 0 if result else 1
+
+
+def _start_jax(hosts: Hosts, members: int, shards: int) -> None:
+    """Decide on devices and meet the other processes."""
+    count = max(1, hosts.processes or 1)
+    use_cores(max(1, members // count), shards=shards if count == 1 else 1)
+    hosts.join()
 
 
 def _next_commands(folder: Path) -> str:
@@ -283,16 +323,12 @@ def _option(text: str) -> tuple[str, Any]:
 def _resume(arguments: list[str]) -> int:
     from jaxwm.training import run
 
-    if arguments[:1] in (["-h"], ["--help"]):
-        print("usage: jaxwm resume RUN\n\nGo on with a run that was stopped, from its newest checkpoint.")
-        return 0
-    if len(arguments) != 1 or arguments[0].startswith("-"):
-        got = " ".join(arguments) or "nothing"
-        raise ValueError(f"usage: jaxwm resume RUN, with one run directory and nothing else; got {got}")
-    folder = Path(arguments[0])
-    plan = run.read_plan(folder)
-    use_cores(plan.members, shards=plan.shards)  # as when it started: the same bits
-    return 0 if run.resume(folder) else 1
+    if not arguments or (arguments[0].startswith("-") and not {"-h", "--help"} & set(arguments)):
+        raise ValueError(f"usage: jaxwm resume RUN, with a run directory; got {' '.join(arguments) or 'nothing'}")
+    options = tyro.cli(ResumeOptions, args=arguments, prog="jaxwm resume")
+    plan = run.read_plan(options.run)
+    _start_jax(options.hosts, plan.members, plan.shards)  # as when it started: the same bits
+    return 0 if run.resume(options.run) else 1
 
 
 def _eval(arguments: list[str]) -> int:

@@ -24,6 +24,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, LatestN
 
+from jaxwm.training import hosts
 from jaxwm.training.trainer import Cursor, Life
 
 ITEMS = ("agent", "rest", "about")
@@ -72,6 +73,7 @@ class Checkpoints:
         self._error: Exception | None = None
         if writing:
             self._clean()
+        hosts.together("checkpoints")
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
@@ -81,7 +83,7 @@ class Checkpoints:
 
     def _clean(self) -> None:
         """Remove what an interrupted save left, as it may be what fills the disk."""
-        for path in self.folder.glob("*.orbax-checkpoint-tmp*"):
+        for path in self.folder.glob("*.orbax-checkpoint-tmp*") if hosts.first() else ():
             shutil.rmtree(path, ignore_errors=True)
 
     # --- Saving ---------------------------------------------------------------------------------------------------
@@ -111,7 +113,7 @@ class Checkpoints:
         """In the background: wait for the files, then add their checksums."""
         try:
             self._manager.wait_until_finished()
-            if self._error is None:
+            if self._error is None and hosts.first():
                 _write_digest(self.folder / str(step), self.scores[step])
         except Exception as error:
             self._error = error
@@ -245,7 +247,7 @@ class Checkpoints:
         """Move a damaged checkpoint out of the way of the one that will be written in its place."""
         older = [other for other in self.steps() if other < step]
         text = f"; going back to the one at step {older[-1]:,}" if older else ""
-        if not self.writing:
+        if not self.writing or not hosts.first():
             return text
         target = self.folder.parent / DAMAGED
         target.mkdir(exist_ok=True)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxwm.errors import check_choice, check_number
+from jaxwm.training import hosts
 from jaxwm.training.trainer import ACT, ENV, EVAL, stream
 from jaxwm.types import Agent, Array, Env, Key, Mode
 
@@ -58,8 +59,8 @@ def evaluator(agent: Agent, env: Env, episodes: int = 100, mode: Mode = "greedy"
     play = (_pure if env.pure else _host)(agent, env, episodes // env.num_envs, mode)
 
     def run(state: Any, keys: Key) -> Scores:
-        # the training population may be spread over devices
-        return play(jax.device_get(state), jax.vmap(partial(stream, which=EVAL))(keys))
+        # the training population may be spread over devices; each of several processes plays for all members
+        return play(hosts.fetch(state), jax.vmap(partial(stream, which=EVAL))(keys))
 
     return run
 

@@ -5,6 +5,7 @@ A run directory is plain files: config.json, metrics.jsonl, scores.jsonl, evalua
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import signal
@@ -24,7 +25,7 @@ from rich.table import Table
 import jaxwm
 from jaxwm import agents, envs
 from jaxwm.errors import check_range, check_types, suggest
-from jaxwm.training import checkpoint, cost, export, rundir
+from jaxwm.training import checkpoint, cost, export, hosts, rundir
 from jaxwm.training.evaluation import Scores, evaluate, parallel
 from jaxwm.training.trainer import Cursor, Report, Trainer, member_keys
 from jaxwm.types import Agent, Env
@@ -176,7 +177,7 @@ def score(plan: Plan, agent: Agent, state: Any, episodes: int, mode: Any = "gree
 class Run:
     """A run that is going on. `start` or `resume`, then `loop`, then `finish`."""
 
-    def __init__(self, plan: Plan, folder: Path, lock: IO[str], console: Console):
+    def __init__(self, plan: Plan, folder: Path, lock: IO[str] | None, console: Console):
         self.plan, self.folder, self.lock, self.console = plan, folder, lock, console
         if plan.tensorboard:
             rundir.import_tensorboard()  # missing? told before anything is computed
@@ -193,7 +194,8 @@ class Run:
         """Check the memory, allocate, write config.json, open the files, compile. The folder exists."""
         self._card_before(self.trainer.footprint())
         self.life = self.trainer.init(self.plan.seed)
-        rundir.write_config(self.folder, self.plan.to_json())
+        if hosts.first():
+            rundir.write_config(self.folder, self.plan.to_json())
         self._open()
 
     def resume(self) -> None:
@@ -219,7 +221,7 @@ class Run:
 
     def _open(self) -> None:
         self.checkpoints = checkpoint.Checkpoints(self.folder / rundir.CHECKPOINTS, self.plan.keep)
-        self.writer = rundir.Writer(self.folder, self.plan.tensorboard)
+        self.writer = rundir.Writer(self.folder, self.plan.tensorboard) if hosts.first() else rundir.Silent()
         began = time.time()
         with self.console.status("compiling (once; the result is cached)"):
             self.trainer.compile(self.life)
@@ -252,7 +254,14 @@ class Run:
         iterations, saved = 1, time.time()
         display = _Display(self.console, self.plan, int(self.life.counters.steps))
         with display, _signals(self):
-            while not self.stopping and (left := self._left()) > 0:
+            while (left := self._left()) > 0:
+                due = time.time() - saved > 60 * self.plan.checkpoint_minutes
+                self.stopping, (iterations, due) = hosts.agree(self.stopping, iterations, due)
+                if self.stopping:
+                    break
+                if due:
+                    self.save()
+                    saved = time.time()
                 began, segment = time.time(), self.cursor.segment
                 self._advance(min(left, iterations), display)
                 if segment != self.cursor.segment:  # another body has another pace
@@ -260,9 +269,7 @@ class Run:
                     continue
                 pace = CHUNK_SECONDS / max(time.time() - began, 1e-3)
                 iterations = int(np.clip(iterations * np.clip(pace, 0.25, 4), 1, self.trainer.max_iterations))
-                if time.time() - saved > 60 * self.plan.checkpoint_minutes:
-                    self.save()
-                    saved = time.time()
+        self.stopping, _ = hosts.agree(self.stopping)
         self.save()
         self.checkpoints.wait()
 
@@ -283,7 +290,7 @@ class Run:
         if report.metrics:
             gauge = self.trainer.gauge(self.life, self.plan.gauge) if self.plan.gauge else {}
             row |= {f"gauge/{name}": value for name, value in gauge.items()}
-            row["skipped"] = jax.device_get(self.life.skipped.total)
+            row["skipped"] = hosts.fetch(self.life.skipped.total)
         if self.trainer.restarts:
             row["env_restarts"] = self.trainer.restarts
         self.writer.metrics(row | report.metrics)
@@ -294,7 +301,7 @@ class Run:
         """Say when updates are skipped; Diverged when a member had nothing else for `SKIP_LIMIT` updates."""
         if not report.faults:
             return
-        runs, total = jax.device_get((self.life.skipped.run, self.life.skipped.total))
+        runs, total = hosts.fetch((self.life.skipped.run, self.life.skipped.total))
         member, steps = int(runs.argmax()), int(self.life.counters.steps)
         terms = ", ".join(name for name, count in report.faults.items() if count[member]) or ", ".join(report.faults)
         if runs[member] < SKIP_LIMIT:
@@ -352,7 +359,8 @@ class Run:
             random=chance.means().tolist(),
             complete=bool(trained.complete.all()),
         )
-        rundir.write_json(self.folder / EVALUATION, result)
+        if hosts.first():
+            rundir.write_json(self.folder / EVALUATION, result)
         self.console.print(table(self.plan, trained, chance, steps))
         return result
 
@@ -459,8 +467,10 @@ class _Display:
 
 def train(plan: Plan, folder: Path, console: Console | None = None) -> dict[str, Any]:
     """A whole run; the results of the evaluation. Raises what `rundir.create` raises, before anything is computed."""
-    with rundir.created(folder, LOCK_SECONDS) as lock:
-        run = Run(plan, folder, lock, console or Console())
+    console = console or Console(quiet=not hosts.first())
+    with rundir.created(folder, LOCK_SECONDS) if hosts.first() else contextlib.nullcontext() as lock:
+        hosts.together("created")
+        run = Run(plan, folder, lock, console)
         run.start()
     return _complete(run)
 
@@ -468,14 +478,14 @@ def train(plan: Plan, folder: Path, console: Console | None = None) -> dict[str,
 def resume(folder: Path, console: Console | None = None) -> dict[str, Any]:
     """Go on with the run in `folder` to the end of its plan. BlockingIOError where another process does so already."""
     plan = read_plan(folder)
-    lock = rundir.lock(folder, wait=LOCK_SECONDS)
-    run = Run(plan, folder, lock, console or Console())
+    lock = rundir.lock(folder, wait=LOCK_SECONDS) if hosts.first() else None
+    run = Run(plan, folder, lock, console or Console(quiet=not hosts.first()))
     run.resume()
     return _complete(run)
 
 
 def _complete(run: Run) -> dict[str, Any]:
-    with run.lock:
+    with run.lock or contextlib.nullcontext():
         try:
             run.loop()
         finally:

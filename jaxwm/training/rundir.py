@@ -366,6 +366,21 @@ class Writer:
                 warnings.warn(text, stacklevel=4)  # told as from the caller of `metrics` or `scores`
 
 
+class Silent:
+    """A `Writer` that writes nothing: for all processes of a run but the first."""
+
+    def metrics(self, row: Mapping[str, Any]) -> None: ...
+
+    def scores(self, rows: Iterable[Mapping[str, Any]]) -> None: ...
+
+    def offsets(self) -> dict[str, int]:
+        return {}
+
+    def truncate(self, offsets: Mapping[str, int]) -> None: ...
+
+    def close(self) -> None: ...
+
+
 def _axis(row: Mapping[str, Any]) -> int | None:
     step = row.get("env_steps", row.get("updates"))
     return int(step) if isinstance(step, int | float) else None

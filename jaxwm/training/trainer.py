@@ -27,7 +27,7 @@ from jaxwm import replay
 from jaxwm.errors import check_number
 from jaxwm.replay import Ring
 from jaxwm.share import ALONE, Share
-from jaxwm.training import gauge
+from jaxwm.training import gauge, hosts
 from jaxwm.types import Agent, Array, Collect, Env, Key, PyTree, Record, Repeat, Step, Train, TrainStep, Word
 
 MEMBER = "member"
@@ -168,7 +168,7 @@ class Trainer:
 
     `capacity` is the replay size of a member in environment steps; `hyper` gives scalars `[M]` that differ between
     members; `max_iterations` bounds the iterations of one chunk. Members are spread over as many of the `devices`
-    (default: the local ones) as divide their number; CPU devices that are left over share the large updates of a member
+    (default: all) as divide their number; CPU devices that are left over share the large updates of a member
     (see `jaxwm.share`), and each of them holds all of the member's state.
 
     With `shards` above 1, every member is spread over so many devices: each holds the weights, and the replay of its
@@ -202,7 +202,7 @@ class Trainer:
             n: replay.sampler(s.sampler, s.batch_size // shards, s.length) for n, s in agent.train_steps.items()
         }
         self._check()
-        self._mesh = self._spread(list(devices or jax.local_devices()))
+        self._mesh = self._spread(list(devices or jax.devices()))
         self.shares = 1 if shards > 1 else self._mesh.shape[SHARE]
         self._share = Share(SHARE, shards > 1) if self._mesh.shape[SHARE] > 1 else ALONE
         # traced once, although both the metrics' shapes and the loop ask for it
@@ -212,16 +212,26 @@ class Trainer:
         self._pool: _Pool | None = None
 
     def _spread(self, devices: list[Any]) -> Mesh:
-        """Devices as a grid: a row for members, a column for those that hold the same ones."""
+        """Devices as a grid: a row for members, a column for those that hold the same ones.
+
+        As many devices of every process take part as divide the members evenly.
+        """
         if self.shards > 1:
             self._check_shards(len(devices))
-        each = len(devices) // self.shards
-        count = max(n for n in range(1, each + 1) if self.members % n == 0)
+        groups = [[d for d in devices if d.process_index == i] for i in sorted({d.process_index for d in devices})]
+        fits = lambda n: n % self.shards == 0 and self.members % (n // self.shards) == 0  # noqa: E731
+        counts = [n for n in range(1, min(map(len, groups)) + 1) if fits(n * len(groups))]
+        if not counts:
+            raise ValueError(
+                f"{self.members} members with {self.shards} shards cannot be spread evenly over {len(groups)} "
+                f"processes: make --members a multiple of {len(groups)}"
+            )
         shares = self.shards
-        if shares == 1 and devices[0].platform == "cpu":
-            shares = self._shares(len(devices) // count)
-        grid = np.array(devices[: count * shares]).reshape(count, shares)
-        return Mesh(grid, ("device", SHARE), axis_types=(AxisType.Auto,) * 2)
+        if shares == 1 and devices[0].platform == "cpu" and len(groups) == 1:
+            shares = self._shares(len(devices) // counts[-1])
+        count = counts[-1] * (shares if self.shards == 1 else 1)
+        chosen = [device for group in groups for device in group[:count]]
+        return Mesh(np.array(chosen).reshape(-1, shares), ("device", SHARE), axis_types=(AxisType.Auto,) * 2)
 
     def _check_shards(self, devices: int) -> None:
         """ValueError where members cannot be spread over `shards` devices each."""
@@ -296,9 +306,18 @@ class Trainer:
         handle, step = self._reset_all(keys)
         state = self.init_agents(keys)
         start = jax.vmap(self._start, out_axes=AXES)
-        life = jax.jit(start)(state, handle, step, keys)
+        arguments = state, handle, step, keys
+        life = jax.jit(lambda *arguments: start(*arguments)._replace(ring=None))(*arguments)
         place = jax.tree.map(lambda spec: NamedSharding(self._mesh, spec), self._specs(AXES), is_leaf=_is_spec)
-        return jax.device_put(jax.tree.map(jnp.copy, life), place)
+        # the replay is made where it belongs: it may not fit on one device
+        empty = jax.eval_shape(start, *arguments).ring
+        ring = jax.jit(
+            lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), empty),
+            out_shardings=jax.tree.map(lambda where, part: jax.tree.map(lambda _: where, part), place.ring, empty),
+        )()
+        rest = place._replace(ring=None)
+        spread = jax.tree.map(lambda where, part: jax.tree.map(lambda _: where, part), rest, life)
+        return hosts.place(life, spread)._replace(ring=ring)
 
     def init_agents(self, keys: Key) -> Any:
         """Fresh agent states `[M, ...]` for member keys."""
@@ -318,8 +337,8 @@ class Trainer:
         if self.env.pure:
             return jax.jit(jax.vmap(self.env.reset))(keys)
         self.close()
-        self._pool = _Pool(self.env, keys)
-        return (), self._pool.step
+        self._pool = _Pool(self.env, self._mine(keys))
+        return (), hosts.fetch(self._ours(self._pool.step))
 
     def close(self) -> None:
         """Shut a host environment's pool down."""
@@ -337,8 +356,20 @@ class Trainer:
         if self.env.pure:
             return life
         assert self._pool is not None, "call init first"
-        self._pool.reset(self._later_keys(life))
+        self._pool.reset(self._mine(self._later_keys(life)))
         return life._replace(ring=_cut(life.ring))
+
+    def _mine(self, keys: Key) -> Key:
+        """Of keys `[M]`, those of the members whose host environment this process runs."""
+        if not hosts.several():
+            return keys
+        each = self.members // jax.process_count()
+        first = jax.process_index() * each
+        return jax.random.wrap_key_data(jnp.asarray(hosts.fetch(jax.random.key_data(keys))[first : first + each]))
+
+    def _ours(self, step: Step) -> Step:
+        """The steps of all processes' host environments `[M, N, ...]`."""
+        return hosts.ours(step, NamedSharding(self._mesh, PartitionSpec("device")))
 
     def _later_keys(self, life: Life) -> Key:
         """Environment keys `[M]` of this point of a run."""
@@ -536,7 +567,7 @@ class Trainer:
             life, log = self._program(segment, life)(life, jnp.asarray(iterations, jnp.int32))
         else:
             life, log = self._run_host(segment, life, iterations)
-        report = self._report(jax.device_get(log), first)
+        report = self._report(hosts.fetch(log), first)
         return life, self.advance(cursor, iterations), report
 
     def gauge(self, life: Life, horizon: int) -> dict[str, np.ndarray]:
@@ -554,7 +585,7 @@ class Trainer:
         if ("gauge", horizon) not in self._programs:
             mapped = self._population(one, (0, replay.AXES, 0, None), 0)
             self._programs["gauge", horizon] = jax.jit(mapped).lower(*arguments).compile()
-        return jax.device_get(self._programs["gauge", horizon](*arguments))
+        return hosts.fetch(self._programs["gauge", horizon](*arguments))
 
     def advance(self, cursor: Cursor, iterations: int) -> Cursor:
         """The cursor after so many iterations more, which must lie inside its segment."""
@@ -612,7 +643,7 @@ class Trainer:
         if ("turn", mode) not in self._programs:
             rest = AXES._replace(agent=None, step=None)
             vmapped = self._population(turn, (0, rest, 0), (rest, 0, 0))
-            arguments = self._acting(life), life._replace(agent=None, step=None), self._pool.step  # type: ignore[union-attr]
+            arguments = self._acting(life), life._replace(agent=None, step=None), self._ours(self._pool.step)  # type: ignore[union-attr]
             self._programs["turn", mode] = jax.jit(vmapped, donate_argnums=1).lower(*arguments).compile()
         return self._programs["turn", mode]
 
@@ -655,7 +686,7 @@ class Trainer:
         pool, turn = self._pool, self._host_turn(word.mode, life)
         assert pool is not None, "call init before run"
         if word.fresh:
-            pool.reset(self._later_keys(life))
+            pool.reset(self._mine(self._later_keys(life)))
             fresh = jax.vmap(lambda state: self.agent.reset(state, self.env.num_envs))
             life = life._replace(carry=fresh(life.agent))
         agent, rest = self._acting(life), life._replace(agent=None, step=None)
@@ -663,20 +694,20 @@ class Trainer:
             step = pool.advance()
             if pool.fresh:  # it died: what was going on has no end of its own
                 rest, pool.fresh = rest._replace(ring=_cut(rest.ring)), False
-            rest, pool.action, finished = turn(agent, rest, step)
+            rest, pool.action, finished = turn(agent, rest, self._ours(step))
             rows.append(finished)
         return rest._replace(agent=life.agent, step=life.step)
 
     def _join(self, life: Life, logs: list[Log], rows: list[Finished]) -> Log:
         """One log out of those of single words."""
         add = lambda *parts: sum(parts[1:], parts[0])  # noqa: E731
-        parts = [(log.sums, log.faults, log.counts) for log in jax.device_get(logs)]
+        parts = [(log.sums, log.faults, log.counts) for log in hosts.fetch(logs)]
         empty = {name: {} for name in self.agent.train_steps}
         none = (empty, empty, {name: np.zeros(self.members, np.int32) for name in empty})
         sums, faults, counts = jax.tree.map(add, *parts) if parts else none
         nothing: Any = np.zeros((self.members, 0, self.env.num_envs), bool)
         stack = lambda *x: np.stack(x, 1)  # noqa: E731
-        finished = jax.tree.map(stack, *jax.device_get(rows)) if rows else Finished(nothing, nothing, nothing)
+        finished = jax.tree.map(stack, *hosts.fetch(rows)) if rows else Finished(nothing, nothing, nothing)
         return Log(sums, faults, counts, finished, np.asarray(len(rows)))  # type: ignore[arg-type]
 
 
@@ -730,7 +761,7 @@ class _Pool:
     def advance(self) -> Step:
         """Take the waiting action, if there is one; the newest step `[M, N, ...]`."""
         if self.action is not None:
-            action = np.asarray(self.action)  # an error of the compiled program is none of the environment's
+            action = hosts.mine(self.action)  # an error of the compiled program is none of the environment's
             try:
                 self.handle, self.step = self.env.step(self.handle, action)
                 self.action, self.in_a_row = None, 0

@@ -1,0 +1,128 @@
+"""Several processes, on one machine or many, in one run: `jax.distributed` and the little that they have to agree on.
+
+All run the same program on global arrays; each holds its part of the members. The first one writes the files, which all
+must be able to see. With a single process everything here is what it would be without.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Sharding
+
+from jaxwm.types import PyTree
+
+COORDINATOR, PROCESSES, PROCESS = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+
+
+def join(coordinator: str | None, processes: int | None, process: int | None, detect: bool = False) -> int:
+    """Meet the other processes of this run, before JAX starts; how many there are.
+
+    What is not given is taken from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. With `detect`, JAX
+    finds out from the variables of Slurm, Open MPI, Kubernetes or a TPU pod. ValueError where something is missing,
+    ConnectionError where they do not meet.
+    """
+    coordinator = coordinator or os.environ.get(COORDINATOR)
+    processes = _number("--processes", processes, PROCESSES)
+    process = _number("--process", process, PROCESS)
+    if not coordinator and not detect:
+        if processes is not None or process is not None:
+            raise ValueError(f"--processes and --process need --coordinator HOST:PORT (or {COORDINATOR})")
+        return 1
+    if not detect and (processes is None or process is None):
+        raise ValueError(
+            f"--coordinator needs --processes and --process (or {PROCESSES} and {PROCESS}); under Slurm or Open MPI "
+            "use --distributed alone"
+        )
+    if processes is not None and process is not None and not 0 <= process < processes:
+        raise ValueError(f"--process counts from 0 to {processes - 1}, got {process}")
+    try:
+        jax.distributed.initialize(coordinator, processes, process)
+    except Exception as error:
+        raise ConnectionError(
+            f"the processes of this run did not meet at {coordinator or 'the detected address'} "
+            f"({str(error).strip().splitlines()[0][:200]}): start as many as --processes says, each with its own "
+            "--process and the same --coordinator"
+        ) from error
+    return jax.process_count()
+
+
+def _number(flag: str, value: int | None, variable: str) -> int | None:
+    text = os.environ.get(variable)
+    if value is not None or not text:
+        return value
+    if not text.isdigit():
+        raise ValueError(f"{variable} must be a whole number, not {text!r} (or give {flag})")
+    return int(text)
+
+
+def several() -> bool:
+    """Whether more than one process takes part."""
+    return jax.process_count() > 1
+
+
+def first() -> bool:
+    """Whether this is the process that writes files and speaks."""
+    return jax.process_index() == 0
+
+
+def together(word: str) -> None:
+    """Wait until all processes have come here."""
+    if several():
+        multihost_utils.sync_global_devices(word)
+
+
+def agree(stop: bool, *numbers: int) -> tuple[bool, list[int]]:
+    """Whether any process wants to stop, and the first one's numbers: what depends on time differs between them."""
+    if not several():
+        return stop, list(numbers)
+    table = np.asarray(multihost_utils.process_allgather(np.array([int(stop), *numbers], np.int32)))
+    return bool(table[:, 0].any()), table[0, 1:].tolist()
+
+
+def fetch(tree: PyTree) -> PyTree:
+    """Whole arrays on the host, in every process. All must call it."""
+    if not several():
+        return jax.device_get(tree)
+
+    def one(x: Any) -> Any:
+        if not isinstance(x, jax.Array) or x.is_fully_addressable:
+            return jax.device_get(x)
+        if x.is_fully_replicated:
+            return jax.device_get(x.addressable_data(0))
+        return multihost_utils.process_allgather(x, tiled=True)
+
+    return jax.tree.map(one, tree)
+
+
+def place(tree: PyTree, shardings: PyTree) -> PyTree:
+    """Arrays that every process has as a whole, spread as `shardings` say; the result owns its memory."""
+    if not several():
+        return jax.device_put(jax.tree.map(jax.numpy.copy, tree), shardings)
+
+    def one(x: Any, sharding: Sharding) -> Any:
+        if jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(one(jax.random.key_data(x), sharding))
+        whole = np.asarray(x)
+        return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+    return jax.tree.map(one, tree, shardings)
+
+
+def mine(x: Any) -> np.ndarray:
+    """This process's part `[M / processes, ...]` of an array `[M, ...]` that is spread along its first axis."""
+    if not several():
+        return np.asarray(x)
+    parts = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
+    return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
+
+
+def ours(tree: PyTree, sharding: Sharding) -> PyTree:
+    """The inverse of `mine`: one array out of the parts of all processes."""
+    if not several():
+        return tree
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
