@@ -94,6 +94,8 @@ class TrainOptions(Generic[C]):
     """Write the metrics for TensorBoard as well."""
     shards: int = 1
     """Devices over which each member is spread: its batch, and the replay of its environments. For one large model."""
+    vary: tuple[str, ...] = ()
+    """Hyper-parameters that differ between members, as NAME=VALUE,VALUE,... (lr=1e-4,3e-4,1e-3 for three members)."""
     hosts: Annotated[Hosts, tyro.conf.OmitArgPrefixes] = Hosts()
 
 
@@ -279,6 +281,7 @@ def _train(arguments: list[str]) -> int:
         options.tensorboard,
         options.gauge,
         options.shards,
+        dict(map(_values, options.vary)),
     )
     folder = options.run or rundir.default_path(name, options.env)
     if not options.run and options.hosts != Hosts():
@@ -287,6 +290,15 @@ def _train(arguments: list[str]) -> int:
     if result and (options.hosts.process or 0) == 0:
         print(f"\nrun directory: {folder}\n\nnext:\n" + _next_commands(folder))
     return 0 if result else 1
+
+
+def _values(text: str) -> tuple[str, list[float]]:
+    """`name=1,2,3` as a name and numbers."""
+    name, _, values = text.partition("=")
+    try:
+        return name, [float(value) for value in values.split(",")]
+    except ValueError:
+        raise ValueError(f"--vary wants NAME=NUMBER,NUMBER,... with one for each member, got {text!r}") from None
 
 
 def _start_jax(hosts: Hosts, members: int, shards: int) -> None:

@@ -195,7 +195,6 @@ COMMANDS = [
     ("train dreamer-v3 --run new/" + "x" * 300, "cannot write to new/xxx", "--run"),
     ("train dreamer-v3 --run new/run --env atari/Png", "atari/Pong"),
     ("resume", "usage: jaxwm resume RUN"),
-    ("resume good fresh", "usage: jaxwm resume RUN", "got good fresh"),
     ("resume --run", "usage: jaxwm resume RUN"),
     ("resume godo", "is no run directory", "did you mean good"),
     ("resume thesis", "is no run directory", "no config.json"),
@@ -274,6 +273,13 @@ SETTINGS = [
     ("--members two", "--members", "'two'"),
     ("--deter 3.5", "--deter", "'3.5'"),
     ("--lr fast", "--lr", "'fast'"),
+    ("--vary lr=1e-3,fast,1e-3", "--vary wants NAME=NUMBER,NUMBER", "'lr=1e-3,fast,1e-3'"),
+    ("--vary lr", "--vary wants NAME=NUMBER"),
+    ("--vary lr=1e-3,1e-2", "vary lr must be 3 numbers, one a member"),
+    ("--vary lr=1e-3,1e-2,-1", "lr must be a number above 0"),
+    ("--vary nothing=1,2,3", "'nothing'", "cannot differ between members", "lr"),
+    ("--shards 0", "shards must be a whole number of at least 1"),
+    ("--shards 3 --envs 4 --batch-size 6", "3 shards do not divide"),
     ("--online maybe", "maybe"),
     ("--dtype float16", "float32", "bfloat16"),
     # What the agent says of its settings.
@@ -310,7 +316,7 @@ def test_settings(row, jaxwm_main):
     assert all(word in error for word in words), error
 
 
-@pytest.mark.parametrize("command", ["eval", "eval good --episods 5", "sweep", "sweep a.py b.py"])
+@pytest.mark.parametrize("command", ["eval", "eval good --episods 5", "resume good fresh", "sweep", "sweep other_plan.py extra"])
 def test_other_parsers(command, jaxwm_main):
     error = jaxwm_main(command, parser=True)
     assert "required" in error or "Unrecognized" in error

@@ -122,14 +122,16 @@ def test_commands_make_the_same_run(pair):
 def test_commands_start_from_the_nearest_preset_and_parse_back(tmp_path, monkeypatch):
     settings = agents.settings("dreamer-v3", "12m", online=False, lr=1e-3, dtype="bfloat16")
     plan = run.Plan(
-        "dreamer-v3", "atari/Pong", settings, 40, 2, 7, 5, {"sticky": 0.25, "life_loss": "terminal"}, keep=3
-    )
+        "dreamer-v3", "atari/Pong", settings, 40, 2, 7, 5, {"sticky": 0.25, "life_loss": "terminal"}, keep=3, shards=2,
+        vary={"lr": [1e-3, 3e-4]},
+    )  # fmt: skip
     words = command(json.loads(json.dumps(plan.to_json()))).split()
     assert words[3:7] == ["--env", "atari/Pong", "--preset", "12m"] and "--no-online" in words
-    assert words[words.index("--env-option") :] == ["--env-option", "sticky=0.25", "life_loss=terminal", "--keep", "3"]
+    rest = "--env-option sticky=0.25 life_loss=terminal --vary lr=0.001,0.0003 --keep 3 --shards 2"
+    assert words[words.index("--env-option") :] == rest.split()
     taken = []
     monkeypatch.setattr(run, "train", lambda plan, folder: taken.append(plan) or {"done": 1})
-    monkeypatch.setattr(cli, "use_cores", lambda members: None)
+    monkeypatch.setattr(cli, "use_cores", lambda *arguments, **options: None)
     assert cli.main(words[1:]) == 0
     assert taken == [plan]
 
@@ -328,6 +330,22 @@ def test_systems_are_told_apart_by_the_settings_that_differ(tmp_path):
     text = text_of([tmp_path / "runs"], tmp_path / "out")
     assert "| probe/Recall | dreamer-v3, lr 0.01 | 2 | 100,000 | 0.5 | 0.0 to 1.0 | -1.0 |" in text
     assert "(tasks.png)" in text and "uman-normalised" not in text
+
+
+def test_members_with_their_own_hyperparameters_are_told_apart(tmp_path):
+    """Three members with two learning rates are two systems, of two seeds and of one; the command is one."""
+    folder = write(tmp_path / "rates", evaluation=evaluated([1.0, 3.0, 5.0], -1.0))
+    config = json.loads((folder / rundir.CONFIG).read_text()) | {"vary": {"lr": [0.1, 0.1, 0.2]}}
+    (folder / rundir.CONFIG).write_text(json.dumps(config))
+    one, two = read([folder])
+    assert (one.label, two.label) == ("rates lr 0.1", "rates lr 0.2")
+    assert (one.evaluation["trained"], two.evaluation["trained"]) == ([1.0, 3.0], [5.0])
+    assert ({row["member"] for row in one.scores}, {row["member"] for row in two.scores}) == ({0, 1}, {0})
+    assert two.scores[0]["return"] == 2.2, "that of member 2"
+    assert one.metrics[-1]["loss"] == [0.25, 2.0] and two.metrics[-1]["loss"] == [4.0]
+    text = text_of([folder], tmp_path / "out")
+    assert text.count("jaxwm train dreamer-v3") == 1 and "--vary lr=0.1,0.1,0.2" in text
+    assert "| rates lr 0.1 | 100,000 | 100 | 1.00 3.00 | 2.00 | 1.00 | -1.00 |" in text
 
 
 def test_games_that_are_not_finished_are_left_out_of_the_statistics(tmp_path):

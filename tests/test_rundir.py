@@ -36,6 +36,7 @@ def test_create_accepts_an_empty_directory(tmp_path):
 
 
 def test_create_refuses_a_run_and_tells_the_way_out(run):
+    rundir.write_config(run, {})
     with pytest.raises(FileExistsError, match=r"--run, or go on with `jaxwm resume .*run`"):
         rundir.create(run)
 
@@ -58,11 +59,37 @@ def test_create_in_an_unwritable_folder(tmp_path, monkeypatch, code):
         rundir.create(tmp_path / "run")
 
 
-def test_create_of_two_runs_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(Path, "iterdir", lambda self: iter(()))  # both looked before either wrote
+def test_what_a_killed_run_left_before_its_configuration_is_used_again(tmp_path):
     rundir.create(tmp_path / "run")
-    with pytest.raises(FileExistsError, match="jaxwm resume"):
+    (tmp_path / "run" / rundir.LOCK).touch()
+    (tmp_path / "run" / ".config.json.x7").touch()
+    rundir.create(tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "100").mkdir()
+    with pytest.raises(FileExistsError, match="holds a run already"):
         rundir.create(tmp_path / "run")
+
+
+def test_of_two_runs_at_once_only_one_is_created(tmp_path):
+    with rundir.created(tmp_path / "run") as lock:
+        with pytest.raises(BlockingIOError, match=rf"process {os.getpid()} on .* is working on the run in .*run"):
+            with rundir.created(tmp_path / "run"):
+                pass
+        rundir.write_config(tmp_path / "run", {})
+    assert (tmp_path / "run" / rundir.CONFIG).exists(), "the one that failed takes nothing away"
+    with pytest.raises(BlockingIOError):
+        rundir.lock(tmp_path / "run", wait=0.3)
+    lock.close()
+    rundir.lock(tmp_path / "run").close()
+
+
+def test_a_run_that_appears_while_waiting_is_not_overwritten(tmp_path, monkeypatch):
+    looks = iter([True, False])  # empty at first, then somebody else's
+    monkeypatch.setattr(rundir, "_unused", lambda path: next(looks))
+    (tmp_path / "run").mkdir()
+    with pytest.raises(FileExistsError):
+        with rundir.created(tmp_path / "run"):
+            pass
+    assert (tmp_path / "run").is_dir()
 
 
 def test_default_path(tmp_path, monkeypatch):

@@ -132,10 +132,36 @@ def read(paths: Iterable[str | Path]) -> list[Story]:
     if not folders:
         raise ValueError("which runs? jaxwm report RUN..., with RUN a run directory or a directory of runs")
     root = os.path.commonpath([folder.parent for folder in folders])
-    return [_read(path, str(real.relative_to(root)), i) for i, (real, path) in enumerate(folders.items())]
+    whole = [_read(path, str(real.relative_to(root))) for real, path in folders.items()]
+    return [story._replace(index=i) for i, story in enumerate(part for story in whole for part in split(story))]
 
 
-def _read(path: Path, label: str, index: int) -> Story:
+def split(story: Story) -> list[Story]:
+    """A run whose members differ in hyper-parameters as one story for each of their values."""
+    vary = {name: values for name, values in story.config.get("vary", {}).items() if len(set(values)) > 1}
+    groups: dict[tuple, list[int]] = {}
+    for member in range(story.members):
+        groups.setdefault(tuple(values[member] for values in vary.values()), []).append(member)
+    return [_part(story, dict(zip(vary, values, strict=True)), chosen) for values, chosen in groups.items()]
+
+
+def _part(story: Story, hyper: dict[str, float], chosen: list[int]) -> Story:
+    """The members `chosen` of a story, as a run with these hyper-parameters."""
+    if not hyper:
+        return story
+
+    def pick(row: dict[str, Any]) -> dict[str, Any]:
+        some = lambda value: isinstance(value, list) and len(value) == story.members  # noqa: E731
+        return {name: [value[i] for i in chosen] if some(value) else value for name, value in row.items()}
+
+    scores = [row | {"member": chosen.index(row["member"])} for row in story.scores if row["member"] in chosen]
+    config = story.config | {"members": len(chosen), "settings": story.config["settings"] | hyper}
+    label = f"{story.label} {', '.join(f'{name} {value:g}' for name, value in hyper.items())}"
+    metrics, evaluation = [pick(row) for row in story.metrics], pick(story.evaluation)
+    return story._replace(label=label, config=config, metrics=metrics, scores=scores, evaluation=evaluation)
+
+
+def _read(path: Path, label: str) -> Story:
     config = rundir.read_config(path)
     missing = [name for name in ("agent", "env", "settings", "steps", "members", "seed") if name not in config]
     if missing:
@@ -144,7 +170,7 @@ def _read(path: Path, label: str, index: int) -> Story:
         metrics, scores = _lines(path / rundir.METRICS), _lines(path / rundir.SCORES)
     except ValueError as error:
         raise ValueError(f"{error}; delete that line, or leave this run out") from None
-    return Story(label, index, path, config, metrics, scores, _evaluation(path / EVALUATION))
+    return Story(label, 0, path, config, metrics, scores, _evaluation(path / EVALUATION))
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
@@ -429,11 +455,11 @@ def _reproduce(stories: list[Story]) -> str:
     header = ["run", *VERSIONS]
     rows = [[story.label, *(story.config.get(name, "-") for name in VERSIONS)] for story in stories]
     parts = ["## How to run it again", md.table(header, rows)]
-    for story in stories:
+    for story in {story.path: story for story in reversed(stories)}.values():  # a run may have several stories
         try:
-            parts.append(f"{md.cell(story.label)}:\n\n```\n{command(story.config)}\n```")
+            parts.insert(2, f"{md.cell(story.label)}:\n\n```\n{command(rundir.read_config(story.path))}\n```")
         except ValueError as error:
-            parts.append(f"{md.cell(story.label)}: no command, because {error}.")
+            parts.insert(2, f"{md.cell(story.label)}: no command, because {error}.")
     return "\n\n".join(parts)
 
 
@@ -455,8 +481,11 @@ def command(config: dict[str, Any]) -> str:
         words += _flag(name, value)
     if plan.env_options:
         words += ["--env-option", *(f"{name}={_literal(value)}" for name, value in plan.env_options.items())]
+    if plan.vary:
+        words += ["--vary", *(f"{name}={','.join(map(repr, values))}" for name, values in plan.vary.items())]
+    others = ("checkpoint_minutes", "keep", "tensorboard", "gauge", "shards")
     for field in dataclasses.fields(Plan):
-        if field.name in ("checkpoint_minutes", "keep", "tensorboard") and getattr(plan, field.name) != field.default:
+        if field.name in others and getattr(plan, field.name) != field.default:
             words += _flag(field.name, getattr(plan, field.name))
     return shlex.join(words)
 

@@ -14,7 +14,7 @@ import warnings
 from collections import deque
 from dataclasses import MISSING, asdict, dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -24,7 +24,7 @@ from rich.table import Table
 
 import jaxwm
 from jaxwm import agents, envs
-from jaxwm.errors import check_range, check_types, suggest
+from jaxwm.errors import check_number, check_range, check_types, suggest
 from jaxwm.training import checkpoint, cost, export, hosts, rundir
 from jaxwm.training.evaluation import Scores, evaluate, parallel
 from jaxwm.training.trainer import Cursor, Report, Trainer, member_keys
@@ -70,6 +70,7 @@ class Plan:
     tensorboard: bool = False
     gauge: int = 15
     shards: int = 1
+    vary: dict[str, list[float]] = field(default_factory=dict)  # hyper-parameters with a value for each member
 
     def __post_init__(self):
         check_types(self)
@@ -80,6 +81,15 @@ class Plan:
             raise ValueError(f"the settings of {self.agent} are a {config.__module__}.Config, not {self.settings!r}")
         if not isinstance(self.env_options, dict):
             raise ValueError(f"env_options must be a dict of the environment's options, not {self.env_options!r}")
+        if not isinstance(self.vary, dict):
+            raise ValueError(f"vary must be a dict of lists with a value for each member, not {self.vary!r}")
+        for name, values in self.vary.items():
+            if not isinstance(values, list | tuple) or len(values) != self.members:
+                raise ValueError(f"vary {name} must be {self.members} numbers, one a member, not {values!r}")
+            for value in values:
+                check_number(f"vary {name}", value)
+                if hasattr(self.settings, name):
+                    replace(self.settings, **{name: float(value)})  # in range?
 
     def to_json(self) -> dict[str, Any]:
         return {"jaxwm": jaxwm.__version__, "jax": jax.__version__, **asdict(self)}
@@ -123,7 +133,7 @@ def build(plan: Plan) -> tuple[Env, Agent, Trainer]:
     env = envs.make(plan.env, num_envs=plan.settings.envs, **plan.env_options)
     agent = agents.find(plan.agent).make(env.spec, plan.settings)
     capacity = min(plan.settings.capacity, plan.steps + env.num_envs)  # never more than the run writes
-    return env, agent, Trainer(agent, env, plan.members, capacity, shards=plan.shards)
+    return env, agent, Trainer(agent, env, plan.members, capacity, plan.vary, shards=plan.shards)
 
 
 class Loaded(NamedTuple):
@@ -177,7 +187,7 @@ def score(plan: Plan, agent: Agent, state: Any, episodes: int, mode: Any = "gree
 class Run:
     """A run that is going on. `start` or `resume`, then `loop`, then `finish`."""
 
-    def __init__(self, plan: Plan, folder: Path, lock: IO[str] | None, console: Console):
+    def __init__(self, plan: Plan, folder: Path, lock: rundir.Lock | None, console: Console):
         self.plan, self.folder, self.lock, self.console = plan, folder, lock, console
         if plan.tensorboard:
             rundir.import_tensorboard()  # missing? told before anything is computed
@@ -242,6 +252,8 @@ class Run:
         say(f"  replay         {cost.human(replay, 'B')} for {self.trainer.capacity:,} steps of each member")
         for name, (fn, args) in sizes["updates"].items():
             say(f"  update {name:<8}{cost.human(cost.flops(fn, *args), 'FLOP')} each")
+        if idle := self.trainer.idle:
+            say(f"  idle           {idle} devices: make --members a multiple of {idle + self.trainer.busy}")
         need, free = 2 * state + replay, cost.available_memory()  # gradients and temporaries at least double the state
         if need > 0.9 * free:
             say(f"[bold red]  warning: {cost.human(need, 'B')} needed, {cost.human(free, 'B')} free:[/bold red] lower "
@@ -479,9 +491,10 @@ def resume(folder: Path, console: Console | None = None) -> dict[str, Any]:
     """Go on with the run in `folder` to the end of its plan. BlockingIOError where another process does so already."""
     plan = read_plan(folder)
     lock = rundir.lock(folder, wait=LOCK_SECONDS) if hosts.first() else None
-    run = Run(plan, folder, lock, console or Console(quiet=not hosts.first()))
-    run.resume()
-    return _complete(run)
+    with lock or contextlib.nullcontext():
+        run = Run(plan, folder, lock, console or Console(quiet=not hosts.first()))
+        run.resume()
+        return _complete(run)
 
 
 def _complete(run: Run) -> dict[str, Any]:

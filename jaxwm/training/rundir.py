@@ -85,27 +85,56 @@ def _unused(path: Path) -> bool:
     return inside <= {CHECKPOINTS, LOCK} and not (CHECKPOINTS in inside and any((path / CHECKPOINTS).iterdir()))
 
 
-def lock(path: str | Path, what: str = "run", wait: float = 0.0) -> IO[str]:
-    """Hold the directory `path` until the file that is returned is closed, or this process ends in whatever way.
+class Lock:
+    """A directory that is held by this process; another one that wants it meets an error, or waits."""
+
+    def __init__(self, file: IO[str]):
+        self._file = file
+
+    def close(self) -> None:
+        """Let go. A second call does nothing."""
+        if not self._file.closed:
+            with contextlib.suppress(OSError):
+                os.unlink(self._file.name)
+            self._file.close()
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def lock(path: str | Path, what: str = "run", wait: float = 0.0) -> Lock:
+    """Hold the directory `path` until the lock is closed, or this process ends in whatever way.
 
     Waits up to `wait` seconds for another process to let go. BlockingIOError names that process.
     """
-    file = open(Path(path) / LOCK, "a+")
     until = time.monotonic() + wait
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES):  # a file system without locks
-                return file
-            if time.monotonic() > until:
-                file.seek(0)
-                holder = file.read().strip() or "another process"
-                file.close()
-                message = f"{holder} is working on the {what} in {path}: wait for it, stop it, or choose another place"
-                raise BlockingIOError(errno.EAGAIN, message) from None
-            time.sleep(0.2)
+    while not (file := _try_lock(Path(path) / LOCK)):
+        if time.monotonic() > until:
+            try:
+                holder = (Path(path) / LOCK).read_text().strip() or "another process"
+            except OSError:
+                continue  # it has just let go
+            message = f"{holder} is working on the {what} in {path}: wait for it, stop it, or choose another place"
+            raise BlockingIOError(errno.EAGAIN, message)
+        time.sleep(0.2)
+    return Lock(file)
+
+
+def _try_lock(path: Path) -> IO[str] | None:
+    """The open lock file; None while another process has it."""
+    file = open(path, "a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(file.fileno()).st_ino != path.stat().st_ino:
+            raise FileNotFoundError  # who had it has taken it away since it was opened
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) or error.errno in (errno.EAGAIN, errno.EACCES):
+            file.close()
+            return None
+        # a file system without locks: nothing to be done
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     file.flush()
@@ -113,7 +142,7 @@ def lock(path: str | Path, what: str = "run", wait: float = 0.0) -> IO[str]:
 
 
 @contextlib.contextmanager
-def created(path: str | Path, wait: float = 0.0) -> Iterator[IO[str]]:
+def created(path: str | Path, wait: float = 0.0) -> Iterator[Lock]:
     """`create` and `lock`, and take everything away again if the body fails: a run that cannot start leaves nothing
     behind. The lock outlives the body."""
     path = Path(path)
@@ -123,12 +152,14 @@ def created(path: str | Path, wait: float = 0.0) -> Iterator[IO[str]]:
         create(path)
         held = lock(path, wait=wait)
         if not _unused(path):  # of two runs that start at once, only one gets the lock, or gets it first
+            held.close()
             raise FileExistsError(_occupied(path))
         ours = held
         yield ours
     except BaseException:
-        for inner in path.iterdir() if ours else ():
-            shutil.rmtree(inner) if inner.is_dir() else inner.unlink()
+        if ours:
+            for inner in path.iterdir():
+                shutil.rmtree(inner) if inner.is_dir() else inner.unlink()
         for folder in absent:
             with contextlib.suppress(OSError):  # never made, or another run has moved in
                 folder.rmdir()

@@ -202,7 +202,9 @@ class Trainer:
             n: replay.sampler(s.sampler, s.batch_size // shards, s.length) for n, s in agent.train_steps.items()
         }
         self._check()
-        self._mesh = self._spread(list(devices or jax.devices()))
+        devices = list(devices or jax.devices())
+        self._mesh = self._spread(devices)
+        self.busy, self.idle = self._mesh.size, len(devices) - self._mesh.size
         self.shares = 1 if shards > 1 else self._mesh.shape[SHARE]
         self._share = Share(SHARE, shards > 1) if self._mesh.shape[SHARE] > 1 else ALONE
         # traced once, although both the metrics' shapes and the loop ask for it
