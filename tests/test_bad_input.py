@@ -316,7 +316,9 @@ def test_settings(row, jaxwm_main):
     assert all(word in error for word in words), error
 
 
-@pytest.mark.parametrize("command", ["eval", "eval good --episods 5", "resume good fresh", "sweep", "sweep other_plan.py extra"])
+@pytest.mark.parametrize(
+    "command", ["eval", "eval good --episods 5", "resume good fresh", "sweep", "sweep other_plan.py extra"]
+)
 def test_other_parsers(command, jaxwm_main):
     error = jaxwm_main(command, parser=True)
     assert "required" in error or "Unrecognized" in error
