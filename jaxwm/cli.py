@@ -486,6 +486,8 @@ class ReportOptions:
 
 
 def _report(arguments: list[str]) -> int:
+    from rich.console import Console
+
     from jaxwm.studio.report import report
     from jaxwm.training.sweep import default_root
 
@@ -493,7 +495,9 @@ def _report(arguments: list[str]) -> int:
     paths, out = [default_root(path) if path.suffix == ".py" else path for path in options.runs], options.out
     if not out and len(paths) == 1 and paths != list(options.runs):
         out = paths[0] / "report"
-    print(report(paths, out))
+    with Console().status("drawing figures (about a second for each environment)"):
+        page = report(paths, out)
+    print(page)
     return 0
 
 
@@ -526,6 +530,8 @@ class SweepOptions:
 def _sweep(arguments: list[str]) -> int:
     from functools import partial
 
+    from rich.console import Console
+
     from jaxwm.studio.report import report
     from jaxwm.training import cluster, sweep
 
@@ -554,7 +560,9 @@ def _sweep(arguments: list[str]) -> int:
         runner = sweep.one_by_one
     out = sweep.sweep(plans, root, options.retries, runner=runner)
     if options.report and out.results and not out.stopped:
-        print(f"report: {report([root / name for name in out.results], root / 'report')}")
+        with Console().status("drawing the report"):
+            page = report([root / name for name in out.results], root / "report")
+        print(f"report: {page}")
     return 1 if out.stopped or out.failures else 0
 
 
