@@ -22,8 +22,8 @@ import psutil
 import tyro
 from rich.console import Console
 
-from jaxwm import agents, cli, envs
-from jaxwm.training import run, rundir
+from jaxwm import agents, envs
+from jaxwm.training import devices, run, rundir
 from jaxwm.training.checkpoint import Checkpoints
 from jaxwm.training.evaluation import evaluator, parallel
 from jaxwm.training.trainer import Cursor, member_keys
@@ -78,8 +78,8 @@ class Options:
 
 def main() -> int:
     options, console = tyro.cli(Options), Console()
-    cli.use_compilation_cache()
-    cli.use_cores(MEMBERS)
+    devices.use_compilation_cache()
+    devices.use_cores(MEMBERS)
     compiled = _count_compilations()
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as root:

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Generic, TypeVar
 import tyro
 
 from jaxwm.errors import check_choice, check_number, suggest
+from jaxwm.training.devices import use_compilation_cache, use_cores
 from jaxwm.training.trainer import EnvironmentDied
 
 ERRORS = (ValueError, OSError, ImportError, EnvironmentDied)
@@ -192,33 +193,6 @@ def _check_device() -> None:
 def _fail(message: object, status: int = 2) -> int:
     print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
     return status
-
-
-def use_compilation_cache() -> None:
-    """Programs compiled once are kept on disk, unless JAX_COMPILATION_CACHE_DIR says where (or, empty, that not)."""
-    import jax
-
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "jaxwm" / "xla"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
-
-def use_cores(members: int, cores: int | None = None, shards: int = 1) -> None:
-    """On a CPU, give members (and their shards) devices of their own, several where there are cores enough.
-
-    `cores` are all of the machine unless given. Call before JAX starts.
-    """
-    import jax
-
-    cores = cores or os.cpu_count() or 1
-    if members <= 2 * cores:
-        count = members * max(1, cores // members)
-    else:
-        count = max(n for n in range(1, cores + 1) if members % n == 0)
-    count = members * shards if shards > 1 else count
-    with contextlib.suppress(RuntimeError):  # JAX runs already, in a test or a notebook: leave it as it is
-        jax.config.update("jax_num_cpu_devices", count)
 
 
 def _list(arguments: list[str]) -> int:

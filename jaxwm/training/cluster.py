@@ -24,7 +24,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from jaxwm.training import rundir, sweep
+from jaxwm.training import devices, rundir, sweep
 from jaxwm.training.run import Plan
 
 POLL_SECONDS = 0.5
@@ -64,12 +64,10 @@ def available() -> bool:
 def work(plan: dict[str, Any], file: str, folder: str, log: str, cores: int) -> dict[str, Any]:
     """Do a task in this process, printing to `log`. `{"result": evaluation}`, {} when stopped, or what went wrong:
     `{"error": message, "retry": bool}`; errors travel as text, because not all of them can be pickled."""
-    from jaxwm import cli
-
     if file:
         sweep.load(Path(file))  # it may register environments
-    cli.use_compilation_cache()
-    cli.use_cores(plan["members"], cores, plan["shards"])
+    devices.use_compilation_cache()
+    devices.use_cores(plan["members"], cores, plan["shards"])
     with open(log, "a", buffering=1, encoding="utf-8") as out, contextlib.redirect_stderr(out):
         print(f"\n{time.strftime('%Y-%m-%d %H:%M:%S')} on {socket.gethostname()}, process {os.getpid()}", file=out)
         try:
