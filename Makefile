@@ -8,7 +8,7 @@ EXTRAS ?= dev,log
 WORKERS ?= 2
 EXPERIMENT ?=
 ARGS ?=
-SMOKE := --games Boxing Pong --preset nano --train-ratio 16 --seeds 2 --steps 400 --episodes 2
+SMOKE := --games Asterix Frostbite --preset nano --train-ratio 16 --seeds 2 --steps 600 --episodes 2
 
 # Programs compiled once are found again by the next run.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax

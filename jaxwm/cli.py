@@ -535,7 +535,7 @@ def _sweep(arguments: list[str]) -> int:
     out = sweep.sweep(plans, root, options.retries, runner=runner)
     if options.report and out.results and not out.stopped:
         with Console().status("drawing the report"):
-            page = report([root / name for name in out.results], root / "report")
+            page = report([root / name for name in plans if name in out.results], root / "report")
         print(f"report: {page}")
     return 1 if out.stopped or out.failures else 0
 
