@@ -34,5 +34,5 @@ def number(value: float) -> str:
 def save(figure: Figure, out: Path, name: str, text: str) -> str:
     """Save a figure, and the markdown that shows it."""
     file = re.sub(r"[^\w.-]+", "-", name) + ".png"
-    figure.savefig(out / file)
+    figure.savefig(out / file, bbox_inches="tight")  # long names make wide legends
     return f"![{text}]({file})"
