@@ -249,6 +249,8 @@ def bars(scores: dict[str, dict[str, np.ndarray]], label: str, logarithmic: bool
         low, high = axes.get_xlim()
         shown = [tick for tick in ticks if low <= tick <= high]
         axes.set_xticks(shown, [f"{tick:g}" for tick in shown])
+    else:  # a task on which no run is much better than chance would push the others aside
+        axes.set_xlim(left=max(axes.get_xlim()[0], -1.05))
     axes.axvline(1, color=GREY, linestyle=(0, (6, 3)), linewidth=1.2)
     axes.axvline(0, color=GREY, linewidth=1.0)
     handles = [Patch(color=_look(index)["color"], label=name) for index, name in enumerate(scores)]

@@ -77,8 +77,10 @@ def _shares(results: list[Result]) -> dict[str, dict[str, np.ndarray]]:
 def _table(results: list[Result]) -> str:
     rows = []
     for r in results:
-        spread = f"{r.scores.min():,.1f} to {r.scores.max():,.1f}" if len(r.scores) > 1 else "-"
-        numbers = f"{r.scores.mean():,.1f}", spread, f"{r.random.mean():,.1f}"
+        digits = 2 if abs(r.scores).max() < 10 else 1
+        show = lambda x, digits=digits: f"{x:,.{digits}f}"  # noqa: E731
+        spread = f"{show(r.scores.min())} to {show(r.scores.max())}" if len(r.scores) > 1 else "-"
+        numbers = show(r.scores.mean()), spread, show(r.random.mean())
         rows.append([r.task, r.system, len(r.scores), f"{r.env_steps:,}", *numbers])
     return md.table(["task", "system", "seeds", "environment steps", "mean", "minimum to maximum", "random"], rows)
 
