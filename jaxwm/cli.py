@@ -147,13 +147,14 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(f"unknown command {command!r}; {suggest(command, commands)} (see jaxwm --help)")
     use_compilation_cache()
     warnings.showwarning = _show_warning
-    return guarded(lambda: commands[command](rest))
+    # a run first meets its other processes; the driver of a sweep leaves the devices to its tasks
+    early = command not in ("train", "resume", "sweep")
+    return guarded(lambda: (_check_device() if early else None) or commands[command](rest))
 
 
 def guarded(action: Callable[[], int]) -> int:
     """Run `action`; bad input becomes one line on stderr and status 2, unless JAXWM_TRACEBACK is set."""
     try:
-        _check_device()
         return action()
     except ERRORS as error:
         if os.environ.get("JAXWM_TRACEBACK"):
@@ -226,7 +227,7 @@ def _flag(arguments: list[str], name: str) -> str | None:
 
 def _train(arguments: list[str]) -> int:
     from jaxwm import agents
-    from jaxwm.training import run, rundir
+    from jaxwm.training import hosts, run, rundir
 
     if not arguments or arguments[0].startswith("-"):
         raise ValueError(f"which agent? jaxwm train AGENT, with AGENT one of {', '.join(agents.AGENTS)}")
@@ -240,7 +241,7 @@ def _train(arguments: list[str]) -> int:
         default=default,
         prog=f"jaxwm train {name}",
     )
-    _start_jax(options.hosts, options.members, options.shards)
+    count = _start_jax(options.hosts, options.members, options.shards)
     plan = run.Plan(
         name,
         options.env,
@@ -258,10 +259,10 @@ def _train(arguments: list[str]) -> int:
         dict(map(_values, options.vary)),
     )
     folder = options.run or rundir.default_path(name, options.env)
-    if not options.run and options.hosts != Hosts():
+    if not options.run and count > 1:
         raise ValueError("several processes need --run DIR, the same for all of them")
     result = run.train(plan, folder)
-    if result and (options.hosts.process or 0) == 0:
+    if result and hosts.first():
         print(f"\nrun directory: {folder}\n\nnext:\n" + _next_commands(folder))
     return 0 if result else 1
 
@@ -275,11 +276,15 @@ def _values(text: str) -> tuple[str, list[float]]:
         raise ValueError(f"--vary wants NAME=NUMBER,NUMBER,... with one for each member, got {text!r}") from None
 
 
-def _start_jax(hosts: Hosts, members: int, shards: int) -> None:
-    """Decide on devices and meet the other processes."""
-    count = max(1, hosts.processes or 1)
-    use_cores(max(1, members // count), shards=shards if count == 1 else 1)
-    hosts.join()
+def _start_jax(meet: Hosts, members: int, shards: int) -> int:
+    """Decide on devices and meet the other processes; how many there are."""
+    from jaxwm.training import hosts
+
+    count = max(1, hosts.expected(meet.processes))
+    use_cores(max(1, members // count), shards=max(1, shards) if count == 1 else 1)
+    count = meet.join()
+    _check_device()
+    return count
 
 
 def _next_commands(folder: Path) -> str:
@@ -309,8 +314,8 @@ def _option(text: str) -> tuple[str, Any]:
 def _resume(arguments: list[str]) -> int:
     from jaxwm.training import run
 
-    if not arguments or (arguments[0].startswith("-") and not {"-h", "--help"} & set(arguments)):
-        raise ValueError(f"usage: jaxwm resume RUN, with a run directory; got {' '.join(arguments) or 'nothing'}")
+    if not arguments:
+        raise ValueError("usage: jaxwm resume RUN, with a run directory; got nothing")
     options = tyro.cli(ResumeOptions, args=arguments, prog="jaxwm resume")
     plan = run.read_plan(options.run)
     _start_jax(options.hosts, plan.members, plan.shards)  # as when it started: the same bits
@@ -530,7 +535,9 @@ def _sweep(arguments: list[str]) -> int:
         resources = cluster.Resources(options.address, options.cores, options.gpus)
         runner: Any = partial(cluster.on_ray, resources=resources, file=options.file)
     else:
-        use_cores(max(plan.members for plan in plans.values()))
+        if options.address:
+            raise ValueError(f"a cluster ({options.address}) needs Ray: install jaxwm[sweep], and leave --no-ray out")
+        use_cores(max(p.members for p in plans.values()), shards=max(p.shards for p in plans.values()))
         runner = sweep.one_by_one
     out = sweep.sweep(plans, root, options.retries, runner=runner)
     if options.report and out.results and not out.stopped:

@@ -153,7 +153,7 @@ def shards() -> dict[str, Any]:
     return {
         "held": [x.data.shape for x in now.ring.data.reward.addressable_shards],
         "shared updates": len(lines),
-        "replay gathered": [line for line in lines if re.search(rf"\b{ROWS}\b", line.split("(")[0])],
+        "replay gathered": [line for line in lines if re.search(rf"\b{ROWS}\b", line.split("metadata")[0])],
         "finite": all(bool(np.isfinite(x).all()) for x in jax.device_get(jax.tree.leaves(now.agent.params))),
         "sharded updates": int(now.counters.updates),
         "skipped": int(jax.device_get(now.skipped.total).sum()),

@@ -195,7 +195,6 @@ COMMANDS = [
     ("train dreamer-v3 --run new/" + "x" * 300, "cannot write to new/xxx", "--run"),
     ("train dreamer-v3 --run new/run --env atari/Png", "atari/Pong"),
     ("resume", "usage: jaxwm resume RUN"),
-    ("resume --run", "usage: jaxwm resume RUN"),
     ("resume godo", "is no run directory", "did you mean good"),
     ("resume thesis", "is no run directory", "no config.json"),
     ("resume notes.txt", "is no run directory"),
@@ -317,11 +316,12 @@ def test_settings(row, jaxwm_main):
 
 
 @pytest.mark.parametrize(
-    "command", ["eval", "eval good --episods 5", "resume good fresh", "sweep", "sweep other_plan.py extra"]
+    "command",
+    ["eval", "eval good --episods 5", "resume --run", "resume good fresh", "sweep", "sweep other_plan.py extra"],
 )
 def test_other_parsers(command, jaxwm_main):
     error = jaxwm_main(command, parser=True)
-    assert "required" in error or "Unrecognized" in error
+    assert "required" in error or "Unrecognized" in error or "Missing" in error
 
 
 # --- What a machine lacks -----------------------------------------------------------------------------------------

@@ -608,14 +608,6 @@ def test_members_have_horizons_of_their_own(catch, vmapped):
         assert metrics[name][0] != metrics[name][1], name
 
 
-def test_pmap_of_train_step(catch, step):
-    """The same function over devices, here one."""
-    add = lambda tree: jax.tree.map(lambda x: x[None], tree)  # noqa: E731
-    state, batch, key = catch.states[0], catch.batches[0], jax.random.key(7)
-    over = jax.pmap(catch.agent.train_step)(add(state), add(batch), add(key))
-    assert_close(member(over), step(state, batch, key), rtol=1e-4, atol=1e-5)
-
-
 # --- Dreams -------------------------------------------------------------------------------------------------------
 
 

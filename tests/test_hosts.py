@@ -44,7 +44,7 @@ def train(env: str, steps: int, folder: Path) -> list[str]:
 
 
 def test_two_processes_are_one_run_that_either_may_stop(tmp_path):
-    steps, one, two = 1500, tmp_path / "one", tmp_path / "two"
+    steps, one, two = 900, tmp_path / "one", tmp_path / "two"
     pair = start_two(*train("gymnax/Catch-bsuite", steps, two))
     try:
         wait_for(lambda: checkpoints(tmp_path))
@@ -54,13 +54,20 @@ def test_two_processes_are_one_run_that_either_may_stop(tmp_path):
         for process in pair:
             process.kill()
     assert "stopped and saved" in first and "steps" not in second
-    assert len(rundir.read_jsonl(two / rundir.SCORES)) < 290
+    assert len(rundir.read_jsonl(two / rundir.SCORES)) < 170
     first, _ = finish(start_two("resume", str(two)), 0)
     assert "resumed at" in first and "trained (greedy)" in first
 
     finish([start(*train("gymnax/Catch-bsuite", steps, one))], 0)
     scores = rundir.read_jsonl(one / rundir.SCORES)
     assert {row["member"] for row in scores} == {0, 1} and scores == rundir.read_jsonl(two / rundir.SCORES)
+
+
+def test_an_error_of_the_first_process_ends_all(tmp_path):
+    """A directory that is taken is seen by the first process alone; the others do not wait for it."""
+    (tmp_path / "thesis.tex").touch()
+    first, second = finish(start_two(*train("gymnax/Catch-bsuite", 100, tmp_path)), 2)
+    assert "is not empty" in first and "the first process of this run could not start" in second
 
 
 @pytest.mark.slow

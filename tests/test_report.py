@@ -328,7 +328,7 @@ def test_systems_are_told_apart_by_the_settings_that_differ(tmp_path):
         for env in ("gymnax/Catch-bsuite", "probe/Recall"):
             write(tmp_path / "runs" / f"{env[-3:]}{lr}", env=env, lr=lr, evaluation=evaluated([lr, 1.0], -1.0))
     text = text_of([tmp_path / "runs"], tmp_path / "out")
-    assert "| probe/Recall | dreamer-v3, lr 0.01 | 2 | 100,000 | 0.50 | 0.01 to 1.00 | -1.00 |" in text
+    assert "| probe/Recall | dreamer-v3, lr 0.01 | 2 | 100,000 | 0.51 | 0.01 to 1.00 | -1.00 |" in text
     assert "(tasks.png)" in text and "uman-normalised" not in text
 
 

@@ -8,11 +8,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from jaxwm.cli import main
-from jaxwm.training import rundir, sweep
+from jaxwm.training import cluster, rundir, sweep
 from jaxwm.training.run import EVALUATION
 
 pytest.importorskip("ray")
@@ -57,7 +58,7 @@ def finish(process: subprocess.Popen) -> str:
 def workers(root: Path) -> list[int]:
     """Processes of tasks that are not finished, by what they wrote into their logs."""
     found = []
-    for log in root.glob(f"{sweep.LOGS}/*.txt"):
+    for log in logs(root):
         started = re.findall(r"process (\d+)$", log.read_text(), re.MULTILINE)
         if started and not (root / log.stem / EVALUATION).exists():
             found.append(int(started[-1]))
@@ -84,30 +85,42 @@ def results(root: Path) -> dict[str, tuple[list, list]]:
     return found
 
 
-def killed_again_and_again(file: Path, root: Path, flags: list[str], drivers: int) -> str:
-    """A sweep whose workers and, as often as `drivers` says, driver are killed; what its last call said."""
+def starts(root: Path) -> int:
+    """How often a task was begun or gone on with."""
+    return sum(len(re.findall(r"process \d+$", log.read_text(), re.MULTILINE)) for log in logs(root))
+
+
+def logs(root: Path) -> list[Path]:
+    return list(root.glob(f"{sweep.LOGS}/*.txt"))
+
+
+def killed_again_and_again(file: Path, root: Path, flags: list[str], drivers: int) -> list[str]:
+    """A sweep whose workers are killed and, as often as `drivers` says, its driver; what each call said."""
+    said = []
     for _ in range(drivers):
         driver, before = start(file, root, *flags), checkpoints(root)
         try:
             wait_for(lambda before=before: workers(root) and checkpoints(root) > before)
+            before = starts(root)
             os.kill(workers(root)[0], signal.SIGKILL)
-            before = checkpoints(root)
-            wait_for(lambda before=before: checkpoints(root) > before or not workers(root))
+            wait_for(lambda before=before: starts(root) > before)  # another worker goes on with it, or with the next
         finally:
             driver.kill()
-            driver.communicate()
+            said.append(driver.communicate()[0])
     last = start(file, root, *flags)
-    out = finish(last)
-    assert last.returncode == 0, out
-    return out
+    said.append(finish(last))
+    assert last.returncode == 0, said
+    return said
 
 
 def check_kills(experiment: Path, tmp_path: Path, flags: list[str], drivers: int) -> None:
-    out = killed_again_and_again(experiment, tmp_path / "killed", flags, drivers)
+    said = killed_again_and_again(experiment, tmp_path / "killed", flags, drivers)
+    assert "attempt 2 of 3 goes on from its checkpoint" in " ".join(said[0].split()), said
+    assert any("resumed at" in log.read_text() for log in logs(tmp_path / "killed"))
     calm = start(experiment, tmp_path / "calm", *flags, "--no-ray")
-    assert "one after another" not in (text := finish(calm)) and calm.returncode == 0, text
+    assert "is not installed" not in (text := finish(calm)) and calm.returncode == 0, text
     expected, found = results(tmp_path / "calm"), results(tmp_path / "killed")
-    assert len(expected) == int(flags[1]) and found == expected, out
+    assert len(expected) == int(flags[1]) and found == expected, said
     # A call after the last one finds nothing to do.
     stamps = {file: file.stat().st_mtime_ns for file in (tmp_path / "killed").glob(f"*/{EVALUATION}")}
     again = start(experiment, tmp_path / "killed", *flags)
@@ -116,7 +129,7 @@ def check_kills(experiment: Path, tmp_path: Path, flags: list[str], drivers: int
 
 
 def test_a_killed_sweep_ends_as_if_nothing_had_happened(experiment, tmp_path):
-    check_kills(experiment, tmp_path, ["--count", "3", "--steps", "1500"], drivers=1)
+    check_kills(experiment, tmp_path, ["--count", "2", "--steps", "1200"], drivers=1)
 
 
 @pytest.mark.slow
@@ -124,8 +137,20 @@ def test_six_tasks_killed_several_times(experiment, tmp_path):
     check_kills(experiment, tmp_path, ["--count", "6", "--steps", "4000"], drivers=4)
 
 
+def test_what_fits_is_counted_machine_by_machine():
+    small, large = {"CPU": 4.0, "GPU": 1.0}, {"CPU": 16.0, "GPU": 4.0}
+    assert cluster._side(1, 1, [small, small, large]) == 6 and cluster._side(3, 0, [small, large]) == 6
+    assert cluster._side(1, 2, [small, small, large]) == 2
+    with pytest.raises(ValueError, match="a task wants 1 cores and 2 GPUs, the machines have 4 cores and 1 GPUs, 4"):
+        cluster._side(1, 2, [small, small])
+    plan = SimpleNamespace(plan=SimpleNamespace(shards=4))
+    assert cluster._gpus([plan], None, [large]) == 4 and cluster._gpus([plan], None, [{"CPU": 2.0}]) == 0  # type: ignore
+    with pytest.raises(ValueError, match="has 4 shards, each on a GPU of its own: --gpus 4"):
+        cluster._gpus([plan], 2, [large])  # type: ignore
+
+
 def test_failing_tasks_leave_the_others_alone_and_ctrl_c_saves(experiment, tmp_path):
-    root, flags = tmp_path / "runs", ["--count", "1", "--steps", "4000", "--bad", "Nothing"]
+    root, flags = tmp_path / "runs", ["--count", "1", "--steps", "2500", "--bad", "Nothing"]
     first = start(experiment, root, *flags)
     wait_for(lambda: checkpoints(root))
     first.send_signal(signal.SIGINT)
@@ -153,6 +178,7 @@ def test_bad_addresses_and_wishes_are_one_line(experiment, tmp_path, capsys):
         (["--retries", "-1"], "--retries must be"),
         (["--cores", "0"], "--cores must be"),
         (["--gpus", "-2"], "--gpus must be"),
+        (["--no-ray", "--address", "auto"], "a cluster (auto) needs Ray"),
     ]:
         assert main([*arguments, *flags]) == 2
         assert text in capsys.readouterr().err

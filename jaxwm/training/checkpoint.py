@@ -124,15 +124,17 @@ class Checkpoints:
             return
         self._job.join()
         error, self._job, self._error = self._error, None, None
-        if error is None:
+        failed, _ = hosts.agree(error is not None)  # a fresh manager is opened by all processes or by none
+        if not failed:
             return
         self.failed += 1
         self._reopen()
         if self.failed == 1:
             good = f"the last good one is at step {self.steps()[-1]:,}" if self.steps() else "there is none yet"
+            cause = _cause(error) if error else "in another process"
             warnings.warn(
-                f"a checkpoint could not be written ({_cause(error)}); training goes on, {good}. Make room: the next "
-                "one is tried at its time",
+                f"a checkpoint could not be written ({cause}); training goes on, {good}. Make room: the next one is "
+                "tried at its time",
                 stacklevel=3,
             )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import math
 import os
 import signal
 import socket
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
@@ -61,16 +63,18 @@ def available() -> bool:
 # --- In a worker --------------------------------------------------------------------------------------------------
 
 
-def work(plan: dict[str, Any], file: str, folder: str, log: str, cores: int) -> dict[str, Any]:
+def work(plan: dict[str, Any], file: str, folder: str, log: str, cores: int, cpu: bool) -> dict[str, Any]:
     """Do a task in this process, printing to `log`. `{"result": evaluation}`, {} when stopped, or what went wrong:
     `{"error": message, "retry": bool}`; errors travel as text, because not all of them can be pickled."""
-    if file:
-        sweep.load(Path(file))  # it may register environments
+    if cpu:  # Ray hides no GPUs from a task that asked for none
+        jax.config.update("jax_platforms", "cpu")
     devices.use_compilation_cache()
     devices.use_cores(plan["members"], cores, plan["shards"])
     with open(log, "a", buffering=1, encoding="utf-8") as out, contextlib.redirect_stderr(out):
         print(f"\n{time.strftime('%Y-%m-%d %H:%M:%S')} on {socket.gethostname()}, process {os.getpid()}", file=out)
         try:
+            if file:
+                sweep.load(Path(file))  # it may register environments
             found = sweep.perform(Plan.from_json(plan), Path(folder), Console(file=out, width=120))
         except Exception as error:
             print(f"failed: {sweep.message(error)}", file=out)
@@ -127,30 +131,40 @@ def on_ray(
     if not todo:
         return out
     with _ray(resources) as ray:
-        total = ray.cluster_resources()
-        gpus = resources.gpus if resources.gpus is not None else int(total.get("GPU", 0) > 0)
-        side = _side(resources.cores, gpus, total)
-        each = f"{gpus} GPU" if gpus else f"{resources.cores} core{'s' * (resources.cores > 1)}"
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        gpus = _gpus(todo, resources.gpus, nodes)
+        side = _side(resources.cores, gpus, nodes)
+        each = f"{gpus} GPU{'s' * (gpus > 1)}" if gpus else f"{resources.cores} core{'s' * (resources.cores > 1)}"
         console.print(f"{len(todo)} tasks, up to {side} at once with {each} each; what they print is in {logs}")
         # one process a task: JAX sees only its device, and the memory is free again afterwards
         remote = ray.remote(num_cpus=resources.cores, num_gpus=gpus, max_calls=1, max_retries=0)(work)
-        source = str(file.absolute()) if file else ""
+        source, cpu = str(file.absolute()) if file else "", resources.gpus == 0
         start = lambda task: remote.remote(  # noqa: E731
-            task.plan.to_json(), source, str(task.folder), str(task.log), resources.cores
+            task.plan.to_json(), source, str(task.folder), str(task.log), resources.cores, cpu
         )
         _Driver(ray, start, retries, console, len(plans), out).loop(todo)
     return out
 
 
-def _side(cores: int, gpus: int, total: dict[str, float]) -> int:
-    """How many tasks fit at once. ValueError where not even one does."""
-    have_cores, have_gpus = int(total.get("CPU", 0)), int(total.get("GPU", 0))
-    if cores > have_cores or gpus > have_gpus:
+def _gpus(tasks: list[Task], wanted: int | None, nodes: list[dict[str, float]]) -> int:
+    """GPUs of each task: as many as the largest has shards, unless told. ValueError where that is too few."""
+    shards = max(task.plan.shards for task in tasks)
+    if wanted is None:
+        return shards if any(node.get("GPU", 0) for node in nodes) else 0
+    if 0 < wanted < shards:
+        raise ValueError(f"a run of this experiment has {shards} shards, each on a GPU of its own: --gpus {shards}")
+    return wanted
+
+
+def _side(cores: int, gpus: int, nodes: list[dict[str, float]]) -> int:
+    """How many tasks fit at once, each on one machine. ValueError where not even one does."""
+    fits = [min(node.get("CPU", 0) // cores, node.get("GPU", 0) // gpus if gpus else math.inf) for node in nodes]
+    if not (side := int(sum(fits))):
+        have = ", ".join(f"{node.get('CPU', 0):g} cores and {node.get('GPU', 0):g} GPUs" for node in nodes)
         raise ValueError(
-            f"a task wants {cores} cores and {gpus} GPUs, and there are {have_cores} and {have_gpus}: lower --cores or "
-            "--gpus"
+            f"a task wants {cores} cores and {gpus} GPUs, the machines have {have}: lower --cores or --gpus"
         )
-    return min(have_cores // cores, have_gpus // gpus if gpus else have_cores)
+    return side
 
 
 @contextlib.contextmanager

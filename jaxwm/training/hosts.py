@@ -60,6 +60,11 @@ def _number(flag: str, value: int | None, variable: str) -> int | None:
     return int(text)
 
 
+def expected(processes: int | None) -> int:
+    """How many processes `join` will meet, as far as flags and variables tell."""
+    return _number("--processes", processes, PROCESSES) or 1
+
+
 def several() -> bool:
     """Whether more than one process takes part."""
     return jax.process_count() > 1

@@ -12,6 +12,7 @@ import signal
 import time
 import warnings
 from collections import deque
+from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -225,6 +226,7 @@ class Run:
         self.life, self.cursor = self.trainer.restored(saved.life), saved.cursor
         self.writer.truncate(saved.about["offsets"])
         self.before = saved.about["seconds"]
+        hosts.together("truncated")
         for row in rundir.read_jsonl(self.folder / rundir.SCORES):
             self.recent[row["member"]].append(row["return"])
         self.console.print(f"resumed at {saved.step:,} environment steps")
@@ -268,8 +270,8 @@ class Run:
         with display, _signals(self):
             while (left := self._left()) > 0:
                 due = time.time() - saved > 60 * self.plan.checkpoint_minutes
-                self.stopping, (iterations, due) = hosts.agree(self.stopping, iterations, due)
-                if self.stopping:
+                stop, (iterations, due) = hosts.agree(self.stopping, iterations, due)
+                if stop:  # a signal that comes while the processes agree counts next time
                     break
                 if due:
                     self.save()
@@ -281,7 +283,7 @@ class Run:
                     continue
                 pace = CHUNK_SECONDS / max(time.time() - began, 1e-3)
                 iterations = int(np.clip(iterations * np.clip(pace, 0.25, 4), 1, self.trainer.max_iterations))
-        self.stopping, _ = hosts.agree(self.stopping)
+        self.stopping, _ = hosts.agree(self.stopping)  # here signals are no longer caught
         self.save()
         self.checkpoints.wait()
 
@@ -392,7 +394,9 @@ def table(plan: Plan, trained: Scores, chance: Scores, steps: int) -> Table:
 def _check_memory(need: int) -> None:
     """ValueError where not even the state and the replay fit: the machine would end the program without a word."""
     devices = 1 if jax.default_backend() == "cpu" else jax.local_device_count()  # members are spread over devices
-    if need > (free := cost.available_memory() * devices):
+    free = cost.available_memory() * devices * jax.process_count()
+    short, _ = hosts.agree(need > free)
+    if short:
         raise ValueError(
             f"the run needs more than {cost.human(need, 'B')} of memory and {cost.human(free, 'B')} are free: lower "
             "--capacity, --members or --envs, or take a smaller preset"
@@ -480,8 +484,8 @@ class _Display:
 def train(plan: Plan, folder: Path, console: Console | None = None) -> dict[str, Any]:
     """A whole run; the results of the evaluation. Raises what `rundir.create` raises, before anything is computed."""
     console = console or Console(quiet=not hosts.first())
-    with rundir.created(folder, LOCK_SECONDS) if hosts.first() else contextlib.nullcontext() as lock:
-        hosts.together("created")
+    with contextlib.ExitStack() as stack:
+        lock = _in_first(lambda: stack.enter_context(rundir.created(folder, LOCK_SECONDS)))
         run = Run(plan, folder, lock, console)
         run.start()
     return _complete(run)
@@ -490,11 +494,27 @@ def train(plan: Plan, folder: Path, console: Console | None = None) -> dict[str,
 def resume(folder: Path, console: Console | None = None) -> dict[str, Any]:
     """Go on with the run in `folder` to the end of its plan. BlockingIOError where another process does so already."""
     plan = read_plan(folder)
-    lock = rundir.lock(folder, wait=LOCK_SECONDS) if hosts.first() else None
+    lock = _in_first(lambda: rundir.lock(folder, wait=LOCK_SECONDS))
     with lock or contextlib.nullcontext():
         run = Run(plan, folder, lock, console or Console(quiet=not hosts.first()))
         run.resume()
         return _complete(run)
+
+
+def _in_first(action: Callable[[], rundir.Lock]) -> rundir.Lock | None:
+    """What `action` gives in the first process, None in the others; none of them goes on where it fails."""
+    lock, problem = None, None
+    if hosts.first():
+        try:
+            lock = action()
+        except Exception as error:
+            problem = error
+    failed, _ = hosts.agree(problem is not None)
+    if problem:
+        raise problem
+    if failed:
+        raise ValueError("the first process of this run could not start: see what it says")
+    return lock
 
 
 def _complete(run: Run) -> dict[str, Any]:

@@ -95,7 +95,8 @@ class Lock:
         """Let go. A second call does nothing."""
         if not self._file.closed:
             with contextlib.suppress(OSError):
-                os.unlink(self._file.name)
+                if _same(self._file):
+                    os.unlink(self._file.name)
             self._file.close()
 
     def __enter__(self) -> Lock:
@@ -123,12 +124,17 @@ def lock(path: str | Path, what: str = "run", wait: float = 0.0) -> Lock:
     return Lock(file)
 
 
+def _same(file: IO[str]) -> bool:
+    """Whether an open file still is the one of its name."""
+    return os.fstat(file.fileno()).st_ino == os.stat(file.name).st_ino
+
+
 def _try_lock(path: Path) -> IO[str] | None:
     """The open lock file; None while another process has it."""
     file = open(path, "a+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.fstat(file.fileno()).st_ino != path.stat().st_ino:
+        if not _same(file):
             raise FileNotFoundError  # who had it has taken it away since it was opened
     except OSError as error:
         if isinstance(error, FileNotFoundError) or error.errno in (errno.EAGAIN, errno.EACCES):
@@ -159,12 +165,12 @@ def created(path: str | Path, wait: float = 0.0) -> Iterator[Lock]:
     except BaseException:
         if ours:
             for inner in path.iterdir():
-                shutil.rmtree(inner) if inner.is_dir() else inner.unlink()
+                if inner.name != LOCK:
+                    shutil.rmtree(inner) if inner.is_dir() else inner.unlink()
+            ours.close()
         for folder in absent:
             with contextlib.suppress(OSError):  # never made, or another run has moved in
                 folder.rmdir()
-        if ours:
-            ours.close()
         raise
 
 

@@ -128,7 +128,7 @@ def message(error: BaseException) -> str:
 
 def one_by_one(plans: dict[str, run.Plan], root: Path, retries: int, console: Console) -> Outcome:
     """The tasks in this process, one after another. A task that fails is tried again at once, up to `retries` times;
-    bad input (ValueError, OSError, ...) is not, as it would fail again."""
+    bad input (ValueError, a missing file or package) is not, as it would fail again."""
     out = Outcome()
     for i, (name, plan) in enumerate(plans.items()):
         console.rule(f"{escape(name)} ({i + 1} of {len(plans)})")

@@ -232,8 +232,13 @@ class Trainer:
         if shares == 1 and devices[0].platform == "cpu" and len(groups) == 1:
             shares = self._shares(len(devices) // counts[-1])
         count = counts[-1] * (shares if self.shards == 1 else 1)
-        chosen = [device for group in groups for device in group[:count]]
-        return Mesh(np.array(chosen).reshape(-1, shares), ("device", SHARE), axis_types=(AxisType.Auto,) * 2)
+        grid = np.array([device for group in groups for device in group[:count]]).reshape(-1, shares)
+        if not self.env.pure and any(len({device.process_index for device in row}) > 1 for row in grid):
+            raise ValueError(
+                f"{self.env.spec.name} runs beside its members, so the shards of a member must belong to one process: "
+                "take fewer --shards, or one process for each member"
+            )
+        return Mesh(grid, ("device", SHARE), axis_types=(AxisType.Auto,) * 2)
 
     def _check_shards(self, devices: int) -> None:
         """ValueError where members cannot be spread over `shards` devices each."""
@@ -246,7 +251,7 @@ class Trainer:
             if count % self.shards:
                 raise ValueError(
                     f"{self.shards} shards do not divide {count} {what}: take a number that does, or change "
-                    "--envs or --batch-size"
+                    "--envs or --batch-size (in a sweep, --gpus)"
                 )
 
     def _shares(self, most: int) -> int:
