@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from jaxwm.agents import dreamer_v3
+from jaxwm.agents import dreamer_v3, dyna_q
 from jaxwm.errors import suggest
 from jaxwm.types import Agent, Spec
 
@@ -26,6 +26,13 @@ AGENTS: dict[str, Entry] = {
         dreamer_v3.PRESETS,
         "nano",
         "recurrent state-space model, actor-critic inside dreams (Hafner et al. 2023)",
+    ),
+    "dyna-q": Entry(
+        dyna_q.make,
+        dyna_q.Config,
+        dyna_q.PRESETS,
+        "maze",
+        "tabular Q-learning with planning in a learned model; Dyna-Q+ with --bonus (Sutton 1990)",
     ),
 }
 

@@ -2,9 +2,9 @@
 
     env = make("atari/Pong", num_envs=4, sticky=0.25)
 
-`suite/Task`: gymnax, minatar and probe are pure JAX (`env.pure`), atari, dmc, classic and box2d are host pools. A new
-environment is two functions (`from_functions`) or any object with gymnasium's interface (`from_gymnasium`), and may be
-given a name with `register`. Neither gymnax nor envpool is imported before it is asked for.
+`suite/Task`: gymnax, minatar, probe and tabular are pure JAX (`env.pure`); atari, dmc, classic, box2d are host pools.
+A new environment is two functions (`from_functions`) or any object with gymnasium's interface (`from_gymnasium`), and
+may be given a name with `register`. Neither gymnax nor envpool is imported before it is asked for.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from jaxwm.envs import gymnax as _gymnax
 from jaxwm.envs.host import from_gymnasium
 from jaxwm.envs.probes import PROBES
 from jaxwm.envs.pure import check_num_envs, from_functions
+from jaxwm.envs.tabular import TABULAR
 from jaxwm.errors import check_options, nearest
 from jaxwm.types import Env
 
@@ -36,9 +37,8 @@ _SUITES: dict[str, tuple[Callable[..., Env], tuple[str, ...]]] = {
 }
 """Suite -> constructor `(task, num_envs, **options) -> Env` and its tasks."""
 
-_BUILT_IN = {f"probe/{task}" for task in PROBES} | {
-    f"{suite}/{task}" for suite, (_, tasks) in _SUITES.items() for task in tasks
-}
+_BUILT_IN = {f"{suite}/{task}" for suite, (_, tasks) in _SUITES.items() for task in tasks}
+_BUILT_IN |= {f"probe/{task}" for task in PROBES} | {f"tabular/{task}" for task in TABULAR}
 
 _registered: dict[str, Constructor] = {}
 
@@ -47,7 +47,7 @@ def make(name: str, num_envs: int = 1, **options: Any) -> Env:
     """The environment `name` ("suite/Task", case matters), `num_envs` of it for each member.
 
     The options of a suite are the arguments of its constructor: `jaxwm.envs.envpool.atari`, `.dmc`, `.classic`,
-    `.box2d`, `jaxwm.envs.gymnax.gymnax`, `.minatar`, and the functions in `jaxwm.envs.probes`.
+    `.box2d`, `jaxwm.envs.gymnax.gymnax`, `.minatar`, and the functions in `jaxwm.envs.probes` and `.tabular`.
 
     Raises ValueError for an unknown name or option (naming the nearest) and for a value out of range.
     """
@@ -58,9 +58,8 @@ def make(name: str, num_envs: int = 1, **options: Any) -> Env:
         constructor, arguments = _registered[name], (num_envs,)
     else:
         suite, task = name.split("/", 1)
-        constructor, arguments = (
-            (PROBES[task], (num_envs,)) if suite == "probe" else (_SUITES[suite][0], (task, num_envs))
-        )
+        constructor = {"probe": PROBES, "tabular": TABULAR}[suite][task] if suite not in _SUITES else _SUITES[suite][0]
+        arguments = (num_envs,) if suite == "probe" else (task, num_envs)
     _check_signature(name, constructor, len(arguments), options)
     env = constructor(*arguments, **options)
     if not isinstance(env, Env):

@@ -1,0 +1,259 @@
+"""Dyna-Q and Dyna-Q+ (Sutton 1990, 1991; Sutton & Barto 2018, chapter 8): tabular Q-learning with a learned model.
+
+Every real step teaches the Q-table and the model; then `planning` simulated steps, from pairs of state and action that
+were met before, teach the Q-table again. With a `bonus` this is Dyna-Q+: a pair that has not been tried for tau real
+steps promises bonus * sqrt(tau) more, and untried actions of known states are planned with as well.
+
+S states, A actions. Observations must be one-hot (bool), such as those of the `tabular` environments. One thing differs
+from the book: a transition is learned after the next action has been chosen, as the record of a step holds its action.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+
+from jaxwm.errors import check_choice, check_number, check_range, check_types
+from jaxwm.types import (
+    FOREVER,
+    Agent,
+    Array,
+    Batch,
+    Collect,
+    Discrete,
+    Dream,
+    Key,
+    Mode,
+    Record,
+    Repeat,
+    Spec,
+    Step,
+    Train,
+    TrainStep,
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of Dyna-Q; defaults are those of the book's Dyna maze."""
+
+    planning: int = 5
+    """Planning updates after each real step, n; 0 is plain Q-learning."""
+    model: Literal["last", "counts"] = "last"
+    """What is kept of a pair: the last reward and next state, or counts of all of them (for stochastic worlds)."""
+    step_size: float = 0.1
+    """Step size of the Q-table, alpha."""
+    epsilon: float = 0.1
+    """Share of random actions while training."""
+    discount: float = 0.95
+    """Discount, gamma."""
+    bonus: float = 0.0
+    """Reward for time since a pair was tried, kappa: above 0 this is Dyna-Q+."""
+    envs: int = 1
+    """Environments."""
+    capacity: int = 16
+    """Replay size in environment steps: only the newest pair is read."""
+
+    def __post_init__(self):
+        check_types(self)
+        check_range(self, "planning", least=0)
+        check_range(self, "envs", least=1)
+        check_range(self, "capacity", least=2 * self.envs)
+        check_range(self, "step_size epsilon discount", least=0, most=1)
+        check_range(self, "bonus", least=0)
+
+
+PRESETS = {
+    "maze": Config(),
+    "plus": Config(planning=50, bonus=1e-3),
+    "lake": Config(planning=10, model="counts", discount=0.99),
+    "taxi": Config(planning=20, discount=0.99, step_size=0.5),
+}
+
+
+class Last(NamedTuple):
+    """What followed a pair the last time, each `[S, A]`: next state, reward, whether it went on."""
+
+    state: Array
+    reward: Array
+    alive: Array
+
+
+class Counts(NamedTuple):
+    """What followed a pair so far: visits and summed reward `[S, A]`, next states that were no end `[S, A, S]`."""
+
+    visits: Array
+    reward: Array
+    alive: Array
+
+
+class Memory(NamedTuple):
+    """The model and what planning starts from.
+
+    `pairs` `[S * A]` lists the known pairs (state * A + action) in the order in which they became known, `count` of
+    them; `tried` `[S, A]` is the real step at which a pair was last tried, `time` the present one.
+    """
+
+    model: Any
+    pairs: Array
+    known: Array
+    count: Array
+    tried: Array
+    time: Array
+
+
+class State(NamedTuple):
+    """All of an agent. `params` holds the Q-table `[S, A]`."""
+
+    params: dict[str, Array]
+    opt: tuple[()]
+    hyper: dict[str, Array]
+    step: Array
+    memory: Memory
+
+
+def make(spec: Spec, config: Config = Config()) -> Agent:
+    """Dyna-Q for an environment. ValueError unless observations are bool and actions discrete."""
+    obs = spec.obs
+    if not isinstance(obs, jax.ShapeDtypeStruct) or obs.dtype != jnp.bool_ or not isinstance(spec.action, Discrete):
+        raise ValueError(
+            f"dyna-q wants one-hot (bool) observations and discrete actions; {spec.name} has {obs} and {spec.action}: "
+            "take one of the tabular environments (`jaxwm list`)"
+        )
+    states, actions, plus = math.prod(obs.shape), spec.action.n, config.bonus > 0
+    index = lambda obs: jnp.argmax(obs.reshape(*obs.shape[: obs.ndim - len(spec.obs.shape)], -1), -1)  # noqa: E731
+
+    def init(key: Key, hyper: Mapping[str, Any]) -> State:
+        blank = jnp.zeros((states, actions))
+        here = jnp.broadcast_to(jnp.arange(states)[:, None], (states, actions))  # an untried action leads nowhere
+        model: Any = Last(here, blank, blank + 1)
+        if config.model == "counts":
+            model = Counts(blank, blank, jnp.zeros((states, actions, states)))
+        none = jnp.zeros((), jnp.int32)
+        room = jnp.zeros(states * actions + actions, jnp.int32)  # a state's actions are written at once
+        memory = Memory(model, room, blank > 0, none, blank.astype(jnp.int32), none)
+        numbers = {name: jnp.asarray(value, jnp.float32) for name, value in hyper.items()}
+        return State({"q": blank}, (), numbers, none, memory)
+
+    def reset(state: State, num_envs: int) -> tuple[()]:
+        return ()
+
+    def act(state: State, carry: tuple[()], step: Step, key: Key, mode: str) -> tuple[tuple[()], Array, dict]:
+        check_choice("mode", mode, get_args(Mode))
+        if mode == "logged":
+            return carry, step.obs["action"], {}
+        k_tie, k_random, k_mix = jax.random.split(key, 3)
+        q = state.params["q"][index(step.obs)]  # [N, A]
+        best = jnp.argmax(jnp.where(q == q.max(-1, keepdims=True), jax.random.uniform(k_tie, q.shape), -1.0), -1)
+        anything = jax.random.randint(k_random, best.shape, 0, actions)
+        share = {"random": 1.0, "greedy": 0.0, "explore": state.hyper["epsilon"]}[mode]
+        return carry, jnp.where(jax.random.uniform(k_mix, best.shape) < share, anything, best), {}
+
+    def real(state: State, batch: Batch, key: Key) -> tuple[State, dict, dict[str, Array]]:
+        """Learn from the newest transition of every environment."""
+        record = batch.record
+
+        def one(state: State, b: Array) -> tuple[State, Array]:
+            s, after = index(record.obs[b, 0]), index(record.obs[b, 1])
+            pair, reward, alive = (s, record.action[b, 0]), record.reward[b, 1], ~record.is_terminal[b, 1]
+            target = reward + state.hyper["discount"] * alive * state.params["q"][after].max()
+            new, error = nudge(state, pair, target)
+            new = new._replace(memory=remember(state.memory, pair, reward, after, alive), step=state.step + 1)
+            skip = record.is_first[b, 1]  # the first observation of an episode follows from nothing
+            return jax.tree.map(partial(jnp.where, skip), state, new), jnp.where(skip, 0.0, jnp.abs(error))
+
+        state, errors = jax.lax.scan(one, state, jnp.arange(config.envs))
+        return state, {}, {"td_error": errors.mean(), "known_pairs": state.memory.count.astype(jnp.float32)}
+
+    def nudge(state: State, pair: tuple[Array, Array], target: Array) -> tuple[State, Array]:
+        """Q(s, a) a step towards the target; the error."""
+        q = state.params["q"]
+        error = target - q[pair]
+        return state._replace(params={"q": q.at[pair].add(state.hyper["step_size"] * error)}), error
+
+    def remember(memory: Memory, pair: tuple[Array, Array], reward: Array, after: Array, alive: Array) -> Memory:
+        s, a = pair
+        model = memory.model
+        if isinstance(model, Last):
+            model = jax.tree.map(lambda x, new: x.at[pair].set(new), model, Last(after, reward, alive))
+        else:
+            model = Counts(
+                model.visits.at[pair].add(1), model.reward.at[pair].add(reward), model.alive.at[s, a, after].add(alive)
+            )
+        if plus:  # all actions of a state become known with it
+            fresh, new = ~memory.known[s].any(), s * actions + jnp.arange(actions)
+            known = memory.known.at[s].set(True)
+        else:
+            fresh, new = ~memory.known[pair], (s * actions + a)[None]
+            known = memory.known.at[pair].set(True)
+        pairs = jax.lax.dynamic_update_slice(memory.pairs, new.astype(jnp.int32), (memory.count,))
+        pairs, count = jnp.where(fresh, pairs, memory.pairs), memory.count + fresh * len(new)
+        time = memory.time + 1
+        return Memory(model, pairs, known, count, memory.tried.at[pair].set(time), time)
+
+    def expected(state: State, pair: tuple[Array, Array]) -> Array:
+        """Reward and discounted value that the model expects of a pair."""
+        model, gamma, values = state.memory.model, state.hyper["discount"], state.params["q"].max(-1)
+        if isinstance(model, Last):
+            return model.reward[pair] + gamma * model.alive[pair] * values[model.state[pair]]
+        visits = model.visits[pair]
+        seen = (model.reward[pair] + gamma * model.alive[pair] @ values) / jnp.maximum(visits, 1)
+        return jnp.where(visits > 0, seen, gamma * values[pair[0]])
+
+    def plan(state: State, batch: Batch, key: Key) -> tuple[State, dict, dict[str, Array]]:
+        """`planning` updates for each real step, from known pairs, drawn uniformly."""
+        memory = state.memory
+        draws = jax.random.randint(key, (config.planning * config.envs,), 0, jnp.maximum(memory.count, 1))
+
+        def one(state: State, draw: Array) -> tuple[State, Array]:
+            pair = jnp.divmod(memory.pairs[draw], actions)
+            novelty = state.hyper["bonus"] * jnp.sqrt((memory.time - memory.tried[pair]).astype(jnp.float32))
+            new, error = nudge(state, pair, expected(state, pair) + novelty)
+            return jax.tree.map(partial(jnp.where, memory.count > 0), new, state), jnp.abs(error)
+
+        state, errors = jax.lax.scan(one, state, draws)
+        return state, {}, {"planned_error": errors.mean()}
+
+    def imagine(state: State, context: Record, given: Array | None, key: Key, horizon: int) -> Dream:
+        """Walks through the model: the last next state of each pair, or one drawn from its counts."""
+        check_number("horizon", horizon, least=1, whole=True)
+        model, q = state.memory.model, state.params["q"]
+        size = len(context.reward)
+
+        def walk(s: Array, x: tuple[Array, Array]) -> tuple[Array, tuple[Array, ...]]:
+            t, chosen = x
+            action = chosen if given is not None else jnp.argmax(q[s], -1)
+            pair = s, action
+            if isinstance(model, Last):
+                after, reward, alive = model.state[pair], model.reward[pair], model.alive[pair]
+            else:
+                visits = jnp.maximum(model.visits[pair], 1)
+                odds = model.alive[pair] / visits[:, None]
+                after = jax.random.categorical(jax.random.fold_in(key, t), jnp.log(odds + 1e-30))
+                after = jnp.where(odds.sum(-1) > 0, after, s)
+                reward, alive = model.reward[pair] / visits, odds.sum(-1)
+            return after, (after, reward, alive, action)
+
+        blank = jnp.zeros((horizon, size), jnp.int32) if given is None else given.swapaxes(0, 1)
+        _, found = jax.lax.scan(walk, index(context.obs[:, -1]), (jnp.arange(horizon), blank))
+        places, reward, alive, taken = jax.tree.map(lambda x: x.swapaxes(0, 1), found)
+        picture = jax.nn.one_hot(places, states, dtype=jnp.bool_).reshape(size, horizon, *obs.shape)
+        return Dream(picture, reward, alive.astype(jnp.float32), taken, places)
+
+    steps = {"real": TrainStep(real, config.envs, 2, "latest")}
+    if config.planning:
+        steps["plan"] = TrainStep(plan, 1, 2, "latest")
+    hyper = {name: getattr(config, name) for name in ("step_size", "epsilon", "discount", "bonus")}
+    return Agent(init, reset, act, steps, imagine, schedule(config), hyper)
+
+
+def schedule(config: Config) -> tuple[Collect | Repeat, ...]:
+    """A real step, what is learned from it, and planning, for ever."""
+    body = (Train("real"), *([Train("plan")] if config.planning else []), Collect(config.envs))
+    return Collect(2 * config.envs), Repeat(FOREVER, body)

@@ -1,0 +1,253 @@
+"""Dyna-Q: the worlds by exhaustive computation, one update by hand, and learning against the book's figures."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxwm import agents, envs
+from jaxwm.agents import dyna_q
+from jaxwm.cli import main
+from jaxwm.envs.pure import EnvState
+from jaxwm.envs.tabular import GOAL
+from jaxwm.training.evaluation import evaluate
+from jaxwm.training.trainer import Cursor, Trainer, member_keys
+from jaxwm.types import Batch, Index, Record
+
+# --- The worlds ---------------------------------------------------------------------------------------------------
+
+
+def transitions(env, states, time, actions: int):
+    """Next states `[A, S, ...]`, rewards and ends `[A, S]` of every action in every state."""
+    count = len(states)
+    keys = jax.random.split(jax.random.key(0), count)
+    now = EnvState((states, jnp.full(count, time)), keys, jnp.zeros(count, bool))
+    found = [env.step(now, jnp.full(count, a)) for a in range(actions)]
+    after = np.stack([state.state[0] for state, _ in found])
+    return after, np.stack([step.reward for _, step in found]), np.stack([step.is_terminal for _, step in found])
+
+
+def test_the_best_taxi_driver_earns_as_much_as_in_gymnasium():
+    """Value iteration over all states: 7.93 on average over the 300 starts."""
+    states = jnp.array([(r, c, p, d) for r in range(5) for c in range(5) for p in range(5) for d in range(4)])
+    after, reward, end = transitions(envs.make("tabular/Taxi", num_envs=500), states, 0, 6)
+    index = ((after[..., 0] * 5 + after[..., 1]) * 5 + after[..., 2]) * 4 + after[..., 3]
+    value = np.zeros(500)
+    for _ in range(200):
+        value = (reward + ~end * value[index]).max(0)
+    starts = [i for i, (_, _, p, d) in enumerate(np.asarray(states)) if p < 4 and p != d]
+    assert len(starts) == 300 and value[starts].mean() == pytest.approx(7.93, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("task", "size", "limit", "best"), [("FrozenLake", 4, 100, 0.744), ("FrozenLake8x8", 8, 200, 0.913)]
+)
+def test_the_best_way_over_the_ice_is_as_safe_as_in_gymnasium(task, size, limit, best):
+    """Backward induction over the steps that are left; slipping sideways has probability 2/3."""
+    states = jnp.array([(r, c) for r in range(size) for c in range(size)])
+    env = envs.make(f"tabular/{task}", num_envs=size * size, slippery=False)
+    after, reward, end = transitions(env, states, 0, 4)
+    index, value = after[..., 0] * size + after[..., 1], np.zeros(size * size)
+    for _ in range(limit):
+        sure = reward + ~end * value[index]
+        value = np.mean([sure, np.roll(sure, 1, 0), np.roll(sure, -1, 0)], 0).max(0)
+    assert value[0] == pytest.approx(best, abs=0.0015)
+
+
+def test_the_shortest_way_through_the_maze_has_fourteen_steps():
+    env = envs.make("tabular/DynaMaze")
+    _, step = env.reset(jax.random.key(0))
+    assert step.obs.shape == (1, 6, 9, 1) and step.obs[0, 2, 0, 0] and step.obs.sum() == 1
+    reached, frontier, steps = {(2, 0)}, [(2, 0)], 0
+    while (0, 8) not in reached:
+        steps, found = steps + 1, set()
+        for place in frontier:
+            for action in range(4):
+                none = jnp.zeros(1, jnp.int32)
+                _, step = env.step((jnp.array([place]), none, none, jnp.zeros(1, bool)), jnp.array([action]))
+                found.add(tuple(int(x) for x in np.argwhere(step.obs[0, ..., 0])[0]))
+        frontier = list(found - reached)
+        reached |= found
+    assert steps == 14
+
+
+def test_walls_change_after_real_steps_and_not_with_episodes():
+    env = envs.make("tabular/BlockingMaze", change=5)
+    place, none = jnp.array([[4, 8]]), jnp.zeros(1, jnp.int32)
+    for total, expected in ((4, 3), (5, 4)):  # the gap on the right is open for five steps
+        _, step = env.step((place, none + total, none, jnp.zeros(1, bool)), jnp.array([0]))
+        assert np.argwhere(step.obs[0, ..., 0]).tolist() == [[expected, 8]]
+    state = (jnp.array([GOAL]), none + 7, none + 3, jnp.ones(1, bool))
+    (place, total, time, over), step = env.step(state, jnp.array([0]))
+    assert step.is_first[0] and not over[0] and (int(total[0]), int(time[0])) == (7, 0) and place.tolist() == [[5, 3]]
+
+
+# --- One update by hand -------------------------------------------------------------------------------------------
+
+
+def agent_of(**options):
+    env = envs.make("tabular/FrozenLake")
+    config = agents.settings("dyna-q", "maze", **options)
+    agent = dyna_q.make(env.spec, config)
+    return SimpleNamespace(agent=agent, state=agent.init(jax.random.key(0), agent.hyper), env=env)
+
+
+def pair(s: int, a: int, reward: float, after: int, first=False, terminal=False) -> Batch:
+    """The two records of a transition."""
+    obs = jax.nn.one_hot(jnp.array([[s, after]]), 16, dtype=jnp.bool_).reshape(1, 2, 4, 4, 1)
+    flags = jnp.array([[False, first]]), jnp.array([[False, terminal]]), jnp.array([[False, terminal]])
+    record = Record(obs, jnp.array([[0.0, reward]]), *flags, jnp.array([[a, 0]]), {})
+    zero = jnp.zeros(1, jnp.int32)
+    return Batch(record, Index(zero, zero), jnp.ones(1), zero[0])
+
+
+@pytest.mark.parametrize("model", ["last", "counts"])
+def test_real_steps_teach_the_table_and_the_model(model):
+    one = agent_of(model=model, discount=0.5)
+    real, state = jax.jit(one.agent.train_steps["real"].update), one.state
+    state, _, metrics = real(state, pair(3, 1, 2.0, 5), jax.random.key(0))
+    assert state.params["q"][3, 1] == pytest.approx(0.1 * 2.0) and metrics["td_error"] == 2.0
+    state, _, _ = real(state, pair(5, 0, 1.0, 3), jax.random.key(0))
+    assert state.params["q"][5, 0] == pytest.approx(0.1 * (1.0 + 0.5 * 0.2))
+    before = state
+    state, _, _ = real(state, pair(5, 2, 9.0, 1, first=True), jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, state, before)  # a new episode follows from nothing
+    state, _, _ = real(state, pair(3, 1, 0.0, 7, terminal=True), jax.random.key(0))
+    assert state.params["q"][3, 1] == pytest.approx(0.2 - 0.1 * 0.2), "no value follows the end"
+    memory = state.memory
+    assert int(memory.count) == 2 and memory.pairs[:2].tolist() == [3 * 4 + 1, 5 * 4 + 0]
+    assert (int(memory.time), int(memory.tried[3, 1]), int(memory.tried[5, 0])) == (3, 3, 2)
+    if model == "last":
+        assert (int(memory.model.state[3, 1]), float(memory.model.reward[3, 1]), float(memory.model.alive[3, 1])) == (
+            7,
+            0,
+            0,
+        )
+    else:
+        assert float(memory.model.visits[3, 1]) == 2 and float(memory.model.reward[3, 1]) == 2.0
+        assert memory.model.alive[3, 1].tolist() == [float(s == 5) for s in range(16)]
+
+
+def test_planning_learns_from_the_model_and_the_bonus():
+    """One known pair that leads from 3 to the end with reward 1, last tried 4 steps ago."""
+    one = agent_of(planning=1, bonus=0.5, step_size=1.0)
+    state, _, _ = one.agent.train_steps["real"].update(one.state, pair(3, 1, 1.0, 7, terminal=True), jax.random.key(0))
+    assert int(state.memory.count) == 4, "with a bonus, all actions of a state become known"
+    state = state._replace(memory=state.memory._replace(time=jnp.int32(5)), params={"q": jnp.zeros((16, 4))})
+    seen = {}
+    for seed in range(40):
+        new, _, _ = one.agent.train_steps["plan"].update(state, pair(0, 0, 0, 0), jax.random.key(seed))
+        where = np.argwhere(np.asarray(new.params["q"]))
+        assert len(where) == 1 and where[0, 0] == 3
+        seen[int(where[0, 1])] = float(new.params["q"][3, where[0, 1]])
+    tried, never = 1.0 + 0.5 * 2.0, 0.5 * 5**0.5
+    assert seen == {1: pytest.approx(tried), 0: pytest.approx(never), 2: pytest.approx(never), 3: pytest.approx(never)}
+
+
+def test_an_empty_model_plans_nothing_and_dreams_stay_in_place():
+    one = agent_of()
+    new, _, _ = one.agent.train_steps["plan"].update(one.state, pair(0, 0, 0, 0), jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, new, one.state)
+    dream = one.agent.imagine(one.state, pair(0, 0, 0, 9).record, None, jax.random.key(0), 3)
+    assert (
+        dream.obs.shape == (1, 3, 4, 4, 1)
+        and dream.latent.tolist() == [[9, 9, 9]]
+        and dream.cont.tolist() == [[1, 1, 1]]
+    )
+
+
+@pytest.mark.parametrize("model", ["last", "counts"])
+def test_dreams_walk_through_what_was_learned(model):
+    one = agent_of(model=model)
+    state = one.state
+    for step in (pair(0, 2, 0.0, 1), pair(1, 2, 0.5, 2), pair(2, 1, 1.0, 6, terminal=True)):
+        state, _, _ = one.agent.train_steps["real"].update(state, step, jax.random.key(0))
+    dream = one.agent.imagine(state, pair(9, 0, 0, 0).record, jnp.array([[2, 2, 1]]), jax.random.key(0), 3)
+    assert dream.latent[0, :2].tolist() == [1, 2] and dream.reward[0].tolist() == [0.0, 0.5, 1.0]
+    assert dream.cont[0].tolist() == [1.0, 1.0, 0.0] and dream.action.tolist() == [[2, 2, 1]]
+
+
+def test_ties_are_broken_at_random_and_epsilon_is_kept():
+    one = agent_of(epsilon=0.3)
+    step = one.env.reset(jax.random.key(0))[1]
+    step = jax.tree.map(lambda x: jnp.repeat(x, 4000, 0), step)
+    act = lambda state, mode: np.asarray(one.agent.act(state, (), step, jax.random.key(1), mode)[1])  # noqa: E731
+    assert np.bincount(act(one.state, "greedy"), minlength=4) / 4000 == pytest.approx(0.25, abs=0.03)
+    state = one.state._replace(params={"q": jnp.zeros((16, 4)).at[0, 2].set(1.0)})
+    assert (act(state, "greedy") == 2).all()
+    assert (act(state, "explore") == 2).mean() == pytest.approx(0.7 + 0.3 / 4, abs=0.03)
+
+
+def test_observations_that_are_no_table_are_refused():
+    with pytest.raises(ValueError, match="dyna-q wants one-hot"):
+        agents.make("dyna-q", envs.make("gymnax/CartPole-v1").spec)
+
+
+# --- Learning -----------------------------------------------------------------------------------------------------
+
+
+def train(task: str, members: int, steps: int, preset: str = "maze", **options) -> SimpleNamespace:
+    """Episodes `(steps before, length, return)` of every member, and the agents."""
+    config = agents.settings("dyna-q", preset, **options)
+    env = envs.make(f"tabular/{task}")
+    agent = agents.find("dyna-q").make(env.spec, config)
+    trainer = Trainer(agent, env, members, config.capacity, max_iterations=1024)
+    life, cursor = trainer.init(0), Cursor()
+    episodes = [[] for _ in range(members)]
+    while int(life.counters.steps) < steps:
+        life, cursor, report = trainer.run(life, cursor, 1024)
+        for episode in report.episodes:
+            episodes[episode["member"]].append((episode["env_steps"], episode["length"], episode["return"]))
+    return SimpleNamespace(episodes=episodes, agent=agent, state=life.agent, members=members)
+
+
+def lengths(trained) -> np.ndarray:
+    """Steps per episode `[episodes]`, mean over members."""
+    count = min(map(len, trained.episodes))
+    return np.array([[length for _, length, _ in each[:count]] for each in trained.episodes]).mean(0)
+
+
+def test_planning_shortens_the_second_episode():
+    """The book's figure 8.2, 30 runs: about 40 steps with n = 50, and the shortest ways (14) from the fourth on."""
+    found = lengths(train("DynaMaze", 30, 9000, planning=50))
+    assert found[1] < 80 and (found[3:20] <= 20).all() and (found >= 14).all()
+
+
+@pytest.mark.slow
+def test_steps_per_episode_are_those_of_the_book():
+    none, five = lengths(train("DynaMaze", 30, 30_000, planning=0)), lengths(train("DynaMaze", 30, 9000, planning=5))
+    first = lambda found: int(np.argmax(found <= 20)) + 1  # noqa: E731
+    assert first(none) >= 20 and 4 <= first(five) <= 8
+    assert none[1] > 3 * five[1] and 100 < five[1] < 250
+
+
+def gained(trained, after: int) -> list[float]:
+    return [sum(total for steps, _, total in each if steps > after) for each in trained.episodes]
+
+
+@pytest.mark.slow
+def test_the_bonus_finds_the_shortcut():
+    plus, plain = (train("ShortcutMaze", 3, 6000, planning=50, bonus=bonus) for bonus in (1e-3, 0.0))
+    assert min(gained(plus, 3000)) >= 200 and max(gained(plain, 3000)) <= 180
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("task", "preset", "goal"), [("FrozenLake", "lake", 0.70), ("Taxi", "taxi", 7.7)])
+def test_models_save_real_steps(task, preset, goal):
+    """The minimum of three seeds over 1,000 episodes, after 20,000 real steps; without planning nobody gets there."""
+    env = envs.make(f"tabular/{task}", num_envs=1000)
+    for planning, there in ((None, True), (0, False)):
+        options = {} if planning is None else {"planning": planning}
+        trained = train(task, 3, 20_000, preset, **options)
+        scores = evaluate(trained.agent, env, trained.state, member_keys(1, 3), 1000).means()
+        assert (scores >= goal).all() if there else (scores < goal).all()
+
+
+def test_the_command_line_trains_stops_and_dreams(tmp_path, capsys):
+    run = str(tmp_path / "run")
+    assert main(f"train dyna-q --env tabular/DynaMaze --members 2 --steps 3000 --episodes 5 --run {run}".split()) == 0
+    assert main(f"eval {run} --episodes 5".split()) == 0
+    assert main(f"dream {run} --context 2 --horizon 8 --episodes 2 --sequences 4".split()) == 0
+    assert "trained (greedy)" in capsys.readouterr().out and (tmp_path / "run" / "dreams" / "dream.gif").exists()
