@@ -172,6 +172,7 @@ def _ray(resources: Resources) -> Iterator[Any]:
     """Ray, connected to the cluster at the address, or started here on the loopback interface alone."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # at Ray's own 15 tasks starve beside anything else
     import ray
 
     quiet: Any = dict(log_to_driver=False, configure_logging=False)
