@@ -43,6 +43,7 @@ def train(env: str, steps: int, folder: Path) -> list[str]:
     return ["train", "dreamer-v3", "--env", env, "--steps", str(steps), *PLAN.split(), "--run", str(folder)]
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_run_that_either_may_stop(tmp_path):
     steps, one, two = 900, tmp_path / "one", tmp_path / "two"
     pair = start_two(*train("gymnax/Catch-bsuite", steps, two))

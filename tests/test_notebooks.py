@@ -24,6 +24,7 @@ def run(notebook: nbformat.NotebookNode, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
+@pytest.mark.slow
 def test_every_cell_runs(file, tmp_path, monkeypatch):
     monkeypatch.delenv("MPLBACKEND", raising=False)  # envpool, imported by another test, sets it for every child
     text = file.read_text()

@@ -140,6 +140,7 @@ def check_same_run(folder, undisturbed):
     assert a == b
 
 
+@pytest.mark.slow
 def test_stopped_and_killed_it_is_the_same_run(finished, tmp_path):
     """SIGTERM, then SIGKILL, and other chunk lengths: parameters, replay and scores bit for bit."""
     statuses = stop_until_done(tmp_path / "run", STEPS, [signal.SIGTERM, signal.SIGKILL], seed=0)

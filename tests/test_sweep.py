@@ -154,6 +154,7 @@ def test_what_fits_is_counted_machine_by_machine():
         cluster._gpus([plan], 2, [large])  # type: ignore
 
 
+@pytest.mark.slow
 def test_failing_tasks_leave_the_others_alone_and_ctrl_c_saves(experiment, tmp_path):
     root, flags = tmp_path / "runs", ["--count", "1", "--steps", "2500", "--bad", "Nothing"]
     first = start(experiment, root, *flags)
