@@ -156,7 +156,7 @@ def test_what_fits_is_counted_machine_by_machine():
 
 @pytest.mark.slow
 def test_failing_tasks_leave_the_others_alone_and_ctrl_c_saves(experiment, tmp_path):
-    root, flags = tmp_path / "runs", ["--count", "1", "--steps", "2500", "--bad", "Nothing"]
+    root, flags = tmp_path / "runs", ["--count", "1", "--steps", "20000", "--bad", "Nothing"]
     first = start(experiment, root, *flags)
     wait_for(lambda: checkpoints(root))
     first.send_signal(signal.SIGINT)

@@ -162,20 +162,20 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         def one(state: State, b: Array) -> tuple[State, Array]:
             s, after = index(record.obs[b, 0]), index(record.obs[b, 1])
             pair, reward, alive = (s, record.action[b, 0]), record.reward[b, 1], ~record.is_terminal[b, 1]
-            target = reward + state.hyper["discount"] * alive * state.params["q"][after].max()
-            new, error = nudge(state, pair, target)
-            new = new._replace(memory=remember(state.memory, pair, reward, after, alive), step=state.step + 1)
+            q = state.params["q"]
+            q, error = nudge(q, pair, reward + state.hyper["discount"] * alive * q[after].max(), state.hyper)
+            memory = remember(state.memory, pair, reward, after, alive)
+            new = state._replace(params={"q": q}, memory=memory, step=state.step + 1)
             skip = record.is_first[b, 1]  # the first observation of an episode follows from nothing
             return jax.tree.map(partial(jnp.where, skip), state, new), jnp.where(skip, 0.0, jnp.abs(error))
 
         state, errors = jax.lax.scan(one, state, jnp.arange(config.envs))
         return state, {}, {"td_error": errors.mean(), "known_pairs": state.memory.count.astype(jnp.float32)}
 
-    def nudge(state: State, pair: tuple[Array, Array], target: Array) -> tuple[State, Array]:
+    def nudge(q: Array, pair: tuple[Array, Array], target: Array, hyper: dict[str, Array]) -> tuple[Array, Array]:
         """Q(s, a) a step towards the target; the error."""
-        q = state.params["q"]
         error = target - q[pair]
-        return state._replace(params={"q": q.at[pair].add(state.hyper["step_size"] * error)}), error
+        return q.at[pair].add(hyper["step_size"] * error), error
 
     def remember(memory: Memory, pair: tuple[Array, Array], reward: Array, after: Array, alive: Array) -> Memory:
         s, a = pair
@@ -197,9 +197,9 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         time = memory.time + 1
         return Memory(model, pairs, known, count, memory.tried.at[pair].set(time), time)
 
-    def expected(state: State, pair: tuple[Array, Array]) -> Array:
+    def expected(model: Any, q: Array, pair: tuple[Array, Array], gamma: Array) -> Array:
         """Reward and discounted value that the model expects of a pair."""
-        model, gamma, values = state.memory.model, state.hyper["discount"], state.params["q"].max(-1)
+        values = q.max(-1)
         if isinstance(model, Last):
             return model.reward[pair] + gamma * model.alive[pair] * values[model.state[pair]]
         visits = model.visits[pair]
@@ -208,17 +208,17 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
 
     def plan(state: State, batch: Batch, key: Key) -> tuple[State, dict, dict[str, Array]]:
         """`planning` updates for each real step, from known pairs, drawn uniformly."""
-        memory = state.memory
+        memory, hyper = state.memory, state.hyper
         draws = jax.random.randint(key, (config.planning * config.envs,), 0, jnp.maximum(memory.count, 1))
 
-        def one(state: State, draw: Array) -> tuple[State, Array]:
+        def one(q: Array, draw: Array) -> tuple[Array, Array]:
             pair = jnp.divmod(memory.pairs[draw], actions)
-            novelty = state.hyper["bonus"] * jnp.sqrt((memory.time - memory.tried[pair]).astype(jnp.float32))
-            new, error = nudge(state, pair, expected(state, pair) + novelty)
-            return jax.tree.map(partial(jnp.where, memory.count > 0), new, state), jnp.abs(error)
+            novelty = hyper["bonus"] * jnp.sqrt((memory.time - memory.tried[pair]).astype(jnp.float32))
+            new, error = nudge(q, pair, expected(memory.model, q, pair, hyper["discount"]) + novelty, hyper)
+            return jnp.where(memory.count > 0, new, q), jnp.abs(error)
 
-        state, errors = jax.lax.scan(one, state, draws)
-        return state, {}, {"planned_error": errors.mean()}
+        q, errors = jax.lax.scan(one, state.params["q"], draws)
+        return state._replace(params={"q": q}), {}, {"planned_error": errors.mean()}
 
     def imagine(state: State, context: Record, given: Array | None, key: Key, horizon: int) -> Dream:
         """Walks through the model: the last next state of each pair, or one drawn from its counts."""

@@ -144,18 +144,23 @@ class NormSilu(nn.Module):
         return nn.silu(RMSNorm(blocked=self.blocked, name="norm")(x))
 
 
+ACTIVATIONS = {"relu": nn.relu, "elu": nn.elu, "silu": nn.silu, "tanh": jnp.tanh}
+"""Activations without a norm; "norm_silu", with one, is what Dreamer V3 uses throughout."""
+
+
 class MLP(nn.Module):
-    """`layers` times (linear, RMS norm, SiLU): `[..., inputs] -> [..., units]`."""
+    """`layers` times linear and activation (by default RMS norm and SiLU): `[..., inputs] -> [..., units]`."""
 
     layers: int
     units: int
     dtype: Dtype = jnp.float32
+    act: str = "norm_silu"
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         for i in range(self.layers):
             x = Linear(x.shape[-1], self.units, dtype=self.dtype, name=f"linear{i}")(x)
-            x = NormSilu(name=f"act{i}")(x)
+            x = NormSilu(name=f"act{i}")(x) if self.act == "norm_silu" else ACTIVATIONS[self.act](x)
         return x
 
 
@@ -167,10 +172,11 @@ class Head(nn.Module):
     units: int
     outscale: float = 1.0
     dtype: Dtype = jnp.float32
+    act: str = "norm_silu"
 
     @nn.compact
     def __call__(self, x: Array) -> dict[str, Array]:
-        x = MLP(self.layers, self.units, self.dtype, name="mlp")(x)
+        x = MLP(self.layers, self.units, self.dtype, self.act, name="mlp")(x)
         return {
             name: Linear(x.shape[-1], size, self.outscale, self.dtype, name=name)(x).astype(jnp.float32)
             for name, size in self.sizes.items()

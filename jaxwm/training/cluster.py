@@ -12,7 +12,6 @@ import importlib.util
 import json
 import math
 import os
-import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -28,10 +27,13 @@ from rich.table import Table
 
 from jaxwm.training import devices, rundir, sweep
 from jaxwm.training.run import Plan
+from jaxwm.training.signals import stoppable
 
 POLL_SECONDS = 0.5
 STOP_SECONDS = 120.0
 """How long Ctrl-C waits for running tasks to save."""
+
+STOPPING = "stopping: running tasks save their state (Ctrl-C again to leave at once)"
 
 KNOCK_SECONDS = 10.0
 """How long a cluster may take to answer."""
@@ -219,7 +221,7 @@ class _Driver:
     def loop(self, tasks: list[Task]) -> None:
         running = {self._submit(task): task for task in tasks}
         live = Live(console=self.console, refresh_per_second=2) if self.console.is_terminal else None
-        with live or contextlib.nullcontext(), _signals(self):
+        with live or contextlib.nullcontext(), stoppable(self, STOPPING):
             while running and not self.stopping:
                 ready, _ = self.ray.wait(list(running), timeout=POLL_SECONDS)
                 for reference in ready:
@@ -264,7 +266,6 @@ class _Driver:
     def _stop(self, running: dict[Any, Task]) -> None:
         """Ask running tasks to save and end; those that are queued never start."""
         self.out.stopped = True
-        self.console.print("stopping: running tasks save their state (Ctrl-C again to leave at once)")
         for reference in running:
             self.ray.cancel(reference, force=False)
         with contextlib.suppress(KeyboardInterrupt):
@@ -321,25 +322,3 @@ def _steps(metrics: Path) -> int:
         return int(json.loads(lines[-1])["env_steps"]) if lines else 0
     except (OSError, ValueError, KeyError):
         return 0
-
-
-class _signals:
-    """SIGINT and SIGTERM end the sweep; a second one interrupts."""
-
-    def __init__(self, driver: _Driver):
-        self.driver = driver
-
-    def __enter__(self) -> None:
-        try:
-            self.old = {s: signal.signal(s, self._stop) for s in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not the main thread
-            self.old = {}
-
-    def _stop(self, *_: Any) -> None:
-        if self.driver.stopping:
-            raise KeyboardInterrupt
-        self.driver.stopping = True
-
-    def __exit__(self, *_: object) -> None:
-        for which, handler in self.old.items():
-            signal.signal(which, handler)

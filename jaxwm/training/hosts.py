@@ -105,7 +105,10 @@ def fetch(tree: PyTree) -> PyTree:
 
 
 def place(tree: PyTree, shardings: PyTree) -> PyTree:
-    """Arrays that every process has as a whole, spread as `shardings` say; the result owns its memory."""
+    """Arrays that every process has as a whole, spread as `shardings` say; the result owns its memory.
+
+    `shardings` is a prefix of the tree, as for `jax.device_put`.
+    """
     if not several():
         return jax.device_put(jax.tree.map(jax.numpy.copy, tree), shardings)
 
@@ -115,7 +118,7 @@ def place(tree: PyTree, shardings: PyTree) -> PyTree:
         whole = np.asarray(x)
         return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
-    return jax.tree.map(one, tree, shardings)
+    return jax.tree.map(lambda sharding, part: jax.tree.map(lambda x: one(x, sharding), part), shardings, tree)
 
 
 def mine(x: Any) -> np.ndarray:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import signal
 import time
 import warnings
 from collections import deque
@@ -28,6 +27,7 @@ from jaxwm import agents, envs
 from jaxwm.errors import check_number, check_range, check_types, suggest
 from jaxwm.training import checkpoint, cost, export, hosts, rundir
 from jaxwm.training.evaluation import Scores, evaluate, parallel
+from jaxwm.training.signals import stoppable
 from jaxwm.training.trainer import Cursor, Report, Trainer, member_keys
 from jaxwm.types import Agent, Env
 
@@ -267,7 +267,7 @@ class Run:
         """Train until the plan's steps are done or a signal asks to stop; saves on the way and at the end."""
         iterations, saved = 1, time.time()
         display = _Display(self.console, self.plan, int(self.life.counters.steps))
-        with display, _signals(self):
+        with display, stoppable(self, "stopping after this chunk; a checkpoint will be saved"):
             while (left := self._left()) > 0:
                 due = time.time() - saved > 60 * self.plan.checkpoint_minutes
                 stop, (iterations, due) = hosts.agree(self.stopping, iterations, due)
@@ -401,29 +401,6 @@ def _check_memory(need: int) -> None:
             f"the run needs more than {cost.human(need, 'B')} of memory and {cost.human(free, 'B')} are free: lower "
             "--capacity, --members or --envs, or take a smaller preset"
         )
-
-
-class _signals:
-    """SIGINT and SIGTERM end the loop after the current chunk, so that the run is saved; a second SIGINT interrupts."""
-
-    def __init__(self, run: Run):
-        self.run = run
-
-    def __enter__(self) -> None:
-        try:
-            self.old = {s: signal.signal(s, self._stop) for s in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not the main thread: a notebook's worker, say
-            self.old = {}
-
-    def _stop(self, *_: Any) -> None:
-        if self.run.stopping:
-            raise KeyboardInterrupt
-        self.run.stopping = True
-        self.run.console.print("stopping after this chunk; a checkpoint will be saved")
-
-    def __exit__(self, *_: object) -> None:
-        for which, handler in self.old.items():
-            signal.signal(which, handler)
 
 
 class _Display:

@@ -318,13 +318,9 @@ class Trainer:
         place = jax.tree.map(lambda spec: NamedSharding(self._mesh, spec), self._specs(AXES), is_leaf=_is_spec)
         # the replay is made where it belongs: it may not fit on one device
         empty = jax.eval_shape(start, *arguments).ring
-        ring = jax.jit(
-            lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), empty),
-            out_shardings=jax.tree.map(lambda where, part: jax.tree.map(lambda _: where, part), place.ring, empty),
-        )()
-        rest = place._replace(ring=None)
-        spread = jax.tree.map(lambda where, part: jax.tree.map(lambda _: where, part), rest, life)
-        return hosts.place(life, spread)._replace(ring=ring)
+        zeros = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), empty)  # noqa: E731
+        ring = jax.jit(zeros, out_shardings=place.ring)()
+        return hosts.place(life, place._replace(ring=None))._replace(ring=ring)
 
     def init_agents(self, keys: Key) -> Any:
         """Fresh agent states `[M, ...]` for member keys."""

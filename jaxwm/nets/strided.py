@@ -1,0 +1,79 @@
+"""The convolutions of World Models, PlaNet, Dreamer V1 and V2: four of stride 2 in, four transposed ones out, 64 x 64.
+
+Ha & Schmidhuber 2018, appendix A.1; Hafner et al. 2019, appendix A. With depth 32 these are the published sizes: 32,
+64, 128, 256 channels in, 1024 numbers between, 128, 64, 32 channels out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxwm.nets.layers import ACTIVATIONS, Linear, truncated_normal
+from jaxwm.types import Array
+
+SIDE = 64
+"""Height and width of the images; nothing else fits these kernels."""
+
+CHANNELS = (1, 2, 4, 8)
+"""Channels of the convolutions, in units of `depth`."""
+
+KERNELS = (5, 5, 6, 6)
+"""Kernels of the transposed convolutions: 1, 5, 13, 30 and 64 pixels."""
+
+
+def check_side(shape: tuple[int, ...]) -> None:
+    """ValueError unless an image `[H, W, C]` is 64 x 64."""
+    if tuple(shape[:2]) != (SIDE, SIDE):
+        raise ValueError(
+            f"these convolutions want images of {SIDE} x {SIDE}, not {shape[0]} x {shape[1]}: set the environment's "
+            f"image size (--env-option image_size={SIDE})"
+        )
+
+
+class StridedEncoder(nn.Module):
+    """uint8 images `[..., 64, 64, C] -> [..., 32 * depth]`."""
+
+    depth: int = 32
+    act: str = "relu"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, image: Array) -> Array:
+        check_side(image.shape[-3:])
+        lead = image.shape[:-3]
+        x = image.reshape(-1, *image.shape[-3:]).astype(self.dtype) / 255
+        for i, channels in enumerate(CHANNELS):
+            shape = (4, 4, x.shape[-1], channels * self.depth)
+            kernel = self.param(f"kernel{i}", truncated_normal(16 * x.shape[-1]), shape).astype(self.dtype)
+            bias = self.param(f"bias{i}", nn.initializers.zeros, shape[-1:]).astype(self.dtype)
+            y = jax.lax.conv_general_dilated(x, kernel, (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+            x = ACTIVATIONS[self.act](y + bias)
+        return x.reshape(*lead, -1)
+
+
+class StridedDecoder(nn.Module):
+    """Features `[..., F] -> [..., 64, 64, channels]`, float32, raw: the mean of a normal, or a sigmoid's argument."""
+
+    channels: int = 3
+    depth: int = 32
+    act: str = "relu"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, feat: Array) -> Array:
+        lead = feat.shape[:-1]
+        x = Linear(feat.shape[-1], 32 * self.depth, dtype=self.dtype, name="spread")(feat)
+        x = x.reshape(-1, 1, 1, 32 * self.depth)
+        sizes = [4 * self.depth, 2 * self.depth, self.depth, self.channels]
+        for i, (size, width) in enumerate(zip(sizes, KERNELS, strict=True)):
+            # every output pixel is reached by about (width / 2)^2 taps
+            init = truncated_normal(max(1, width * width // 4) * x.shape[-1])
+            kernel = self.param(f"kernel{i}", init, (width, width, x.shape[-1], size)).astype(self.dtype)
+            bias = self.param(f"bias{i}", nn.initializers.zeros, (size,)).astype(self.dtype)
+            x = jax.lax.conv_transpose(x, kernel, (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")) + bias
+            x = x if i == len(sizes) - 1 else ACTIVATIONS[self.act](x)
+        return x.astype(jnp.float32).reshape(*lead, *x.shape[1:])
