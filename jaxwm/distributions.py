@@ -118,7 +118,7 @@ def one_hot(logits: Array, unimix: float = 0.0) -> OneHot:
     return OneHot(jnp.log(probs))
 
 
-# --- Continuous actions -------------------------------------------------------------------------------------------
+# --- Gaussian latents, continuous actions -------------------------------------------------------------------------
 
 
 class Normal(NamedTuple):
@@ -136,6 +136,39 @@ class Normal(NamedTuple):
 
     def entropy(self) -> Array:
         return jnp.broadcast_to(0.5 * np.log(2 * np.pi * np.e) + jnp.log(self.std), self.mean.shape)
+
+    def pick(self, noise: Array) -> Array:
+        """The sample that standard normal `noise` decides, with gradients."""
+        return self.mean + self.std * noise
+
+    def kl(self, other: Normal) -> Array:
+        """KL(self || other), per entry."""
+        ratio, gap = self.std / other.std, (self.mean - other.mean) / other.std
+        return 0.5 * (ratio * ratio + gap * gap - 1) - jnp.log(ratio)
+
+
+class TanhNormal(NamedTuple):
+    """A normal squashed into (-1, 1) by tanh; everything is per entry, shape of `mean`, which is that before tanh."""
+
+    mean: Array
+    std: Array
+
+    def mode(self) -> Array:
+        """tanh of the mean: the median, where the density may peak at the bounds."""
+        return jnp.tanh(self.mean)
+
+    def log_prob(self, value: Array) -> Array:
+        value = jnp.clip(value, -1 + 1e-6, 1 - 1e-6)
+        return Normal(self.mean, self.std).log_prob(jnp.arctanh(value)) - jnp.log1p(-value * value)
+
+    def pick(self, noise: Array) -> Array:
+        """The sample that standard normal `noise` decides, with gradients."""
+        return jnp.tanh(self.mean + self.std * noise)
+
+
+def normal_noise(uniform: Array) -> Array:
+    """Standard normal numbers from `uniform [...]` in [0, 1), symmetric: uniform numbers are multiples of 2^-23."""
+    return jnp.sqrt(2.0) * jax.lax.erf_inv(2 * uniform - (1 - 2**-23))
 
 
 def bounded_normal(mean: Array, std: Array, low: float = 0.1, high: float = 1.0) -> Normal:

@@ -147,7 +147,7 @@ def test_dreams_are_judged_as_they_would_be_one_by_one(dreams):
     """`behaviour` is a rollout judged by `dreams.judged`, the composition that other tests hold against numbers."""
     it = scene("continuous")
     learner = it.learner(Routes(dreams=dreams))
-    latents = learner.unpack(jax.tree.map(lambda x: x[:, 1:], it.record.extras))
+    latents = learner.world.unpack(jax.tree.map(lambda x: x[:, 1:], it.record.extras))
 
     def whole(params):
         losses, *rest = learner.behaviour(params, it.state, latents, it.noise)

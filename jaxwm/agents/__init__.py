@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from jaxwm.agents import dreamer_v3, dyna_q
+from jaxwm.agents import dreamer_v1, dreamer_v2, dreamer_v3, dyna_q, planet
 from jaxwm.errors import suggest
 from jaxwm.types import Agent, Spec
 
@@ -26,6 +26,27 @@ AGENTS: dict[str, Entry] = {
         dreamer_v3.PRESETS,
         "nano",
         "recurrent state-space model, actor-critic inside dreams (Hafner et al. 2023)",
+    ),
+    "dreamer-v2": Entry(
+        dreamer_v2.make,
+        dreamer_v2.Config,
+        dreamer_v2.PRESETS,
+        "small",
+        "categorical latents, REINFORCE and gradients through dreams mixed (Hafner et al. 2021)",
+    ),
+    "dreamer-v1": Entry(
+        dreamer_v1.make,
+        dreamer_v1.Config,
+        dreamer_v1.PRESETS,
+        "small",
+        "Gaussian latents, value gradients through dreams (Hafner et al. 2020)",
+    ),
+    "planet": Entry(
+        planet.make,
+        planet.Config,
+        planet.PRESETS,
+        "small",
+        "Gaussian latents, cross-entropy planning in latent space (Hafner et al. 2019)",
     ),
     "dyna-q": Entry(
         dyna_q.make,

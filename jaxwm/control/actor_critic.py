@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxwm.distributions import Normal, OneHot, bounded_normal, one_hot
+from jaxwm.distributions import Normal, OneHot, TanhNormal, bounded_normal, normal_noise, one_hot
 from jaxwm.types import ActionSpace, Array, Box, Discrete, Key, MultiDiscrete
 
 # --- Actions ------------------------------------------------------------------------------------------------------
@@ -48,40 +49,53 @@ def blank(space: ActionSpace, num: int) -> Array:
 
 
 class Actor(NamedTuple):
-    """A policy's distribution: one categorical per choice, or a normal per entry of a vector."""
+    """A policy's distribution: one categorical per choice, or one density per entry of a vector."""
 
-    parts: tuple[OneHot, ...] | Normal
+    parts: tuple[OneHot, ...] | Normal | TanhNormal
     space: ActionSpace
+
+    @property
+    def _vector(self) -> Normal | TanhNormal | None:
+        return self.parts if isinstance(self.parts, Normal | TanhNormal) else None
+
+    def _choices(self, values: Array) -> Iterator[tuple[OneHot, Array]]:
+        """Every categorical with its own entry of `values`."""
+        split = values[..., None] if isinstance(self.space, Discrete) else values
+        return ((part, split[..., i]) for i, part in enumerate(self.parts))  # type: ignore[misc]
 
     def _join(self, indices: list[Array]) -> Array:
         return indices[0] if isinstance(self.space, Discrete) else jnp.stack(indices, -1)
 
     def sample(self, key: Key) -> Array:
-        lead = self.parts.mean.shape[:-1] if isinstance(self.parts, Normal) else self.parts[0].logp.shape[:-1]
+        lead = self._vector.mean.shape[:-1] if self._vector else self.parts[0].logp.shape[:-1]  # type: ignore[union-attr]
         return self.pick(noise(self.space, jax.random.uniform(key, (*lead, noise_size(self.space)))))
 
     def pick(self, noise: Array) -> Array:
-        """The action that `noise(space, ...)` decides."""
-        if isinstance(self.parts, Normal):
-            return self.parts.mean + self.parts.std * noise
-        split = noise[..., None] if isinstance(self.space, Discrete) else noise
-        return self._join([part.invert(split[..., i]) for i, part in enumerate(self.parts)])
+        """The action that `noise(space, ...)` decides; of a vector, with gradients."""
+        if self._vector:
+            return self._vector.pick(noise)
+        return self._join([part.invert(uniform) for part, uniform in self._choices(noise)])
 
     def mode(self) -> Array:
-        return self.parts.mode() if isinstance(self.parts, Normal) else self._join([p.mode() for p in self.parts])
+        return self._vector.mode() if self._vector else self._join([part.mode() for part in self.parts])  # type: ignore[union-attr]
 
     def log_prob(self, action: Array) -> Array:
         """Summed over the entries of an action: `[...]`."""
-        if isinstance(self.parts, Normal):
-            return self.parts.log_prob(action).sum(-1)
-        split = action[..., None] if isinstance(self.space, Discrete) else action
-        return sum(part.log_prob(split[..., i]) for i, part in enumerate(self.parts))  # type: ignore[return-value]
+        if self._vector:
+            return self._vector.log_prob(action).sum(-1)
+        return sum(part.log_prob(index) for part, index in self._choices(action))  # type: ignore[return-value]
 
     def entropy(self) -> Array:
-        """Summed over the entries of an action: `[...]`."""
+        """Summed over the entries of an action: `[...]`; of `TanhNormal` it has no closed form."""
         if isinstance(self.parts, Normal):
             return self.parts.entropy().sum(-1)
-        return sum(part.entropy() for part in self.parts)  # type: ignore[return-value]
+        return sum(part.entropy() for part in self.parts)  # type: ignore[union-attr, return-value]
+
+    def encoded(self, action: Array) -> Array:
+        """`encode(space, action)` with gradients of the policy: straight-through where the action is discrete."""
+        if self._vector:
+            return action
+        return jnp.concatenate([part.straight_through(index) for part, index in self._choices(action)], -1)
 
 
 def actor(space: ActionSpace, outputs: dict[str, Array], unimix: float = 0.0) -> Actor:
@@ -102,8 +116,7 @@ def noise(space: ActionSpace, uniform: Array) -> Array:
     The last axis is gone where there is one choice.
     """
     if isinstance(space, Box):
-        centred = 2 * uniform - (1 - 2**-23)  # symmetric: uniform numbers are multiples of 2^-23
-        return jnp.sqrt(2.0) * jax.lax.erf_inv(centred)
+        return normal_noise(uniform)
     return uniform[..., 0] if isinstance(space, Discrete) else uniform
 
 
@@ -113,6 +126,17 @@ def random_action(space: ActionSpace, key: Key, num: int) -> Array:
         return jax.random.uniform(key, (num, space.size), minval=-1.0, maxval=1.0)
     parts = [jax.random.randint(jax.random.fold_in(key, i), (num,), 0, n) for i, n in enumerate(choices(space))]
     return parts[0] if isinstance(space, Discrete) else jnp.stack(parts, -1)
+
+
+def disturb(space: ActionSpace, action: Array, amount: Array, key: Key) -> Array:
+    """Exploration of the older agents: normal noise of standard deviation `amount` on vectors, which stay in [-1, 1];
+    elsewhere that share of the actions is random."""
+    k_noise, k_mix = jax.random.split(key)
+    if isinstance(space, Box):
+        return jnp.clip(action + amount * jax.random.normal(k_noise, action.shape), -1.0, 1.0)
+    swap = jax.random.uniform(k_mix, (len(action),)) < amount
+    swap = swap.reshape(-1, *(1,) * (action.ndim - 1))
+    return jnp.where(swap, random_action(space, k_noise, len(action)), action)
 
 
 # --- Returns ------------------------------------------------------------------------------------------------------
