@@ -124,12 +124,12 @@ class Config:
 
 
 PUBLISHED = Config()
-SMALL = replace(
-    PUBLISHED, deter=64, hidden=64, stoch=16, units=64, layers=2, depth=8, envs=4, batch_size=16, batch_length=20,
-    prefill=1000, collect=100, updates=30, free_nats=1.0, rec_scale=1.0, candidates=200, elites=20, iterations=5,
-    capacity=100_000,
+MICRO = replace(
+    PUBLISHED, deter=32, hidden=64, stoch=8, units=64, layers=2, depth=8, envs=4, batch_size=16, batch_length=20,
+    prefill=1000, collect=100, updates=40, capacity=100_000, free_nats=1.0, rec_scale=1.0, lr=2e-3, plan_horizon=15,
+    candidates=100, elites=10, iterations=4,
 )  # fmt: skip
-PRESETS = {"published": PUBLISHED, "small": SMALL}
+PRESETS = {"published": PUBLISHED, "micro": MICRO}
 """The paper's, and one for vectors on two CPU cores."""
 
 
