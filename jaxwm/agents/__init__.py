@@ -53,7 +53,7 @@ AGENTS: dict[str, Entry] = {
         paper="Sutton, Integrated Architectures for Learning, Planning, and Reacting",
         sees="the index of the state",
         predicts="table: the last reward and next state of a pair, or counts of all",
-        acts="epsilon-greedy on a Q-table that real and planned steps teach",
+        acts="epsilon-greedy on a Q-table taught by each real step and n planned ones",
         env="tabular/DynaMaze",
     ),
 }
