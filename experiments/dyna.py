@@ -33,8 +33,8 @@ from jaxwm.types import Agent, Env
 SHORTEST, TARGET = 14, 20
 """Steps of the shortest way through the Dyna maze, and of an episode that counts as good."""
 
-EPISODES, SEEDS, POINTS = 1000, 5, 20
-"""Of the learning curves: episodes of an evaluation, members, evaluations."""
+EPISODES, SEEDS, FIRST = 1000, 5, 500
+"""Of the learning curves: episodes of an evaluation, members, environment steps before the first evaluation."""
 
 
 class Trained(NamedTuple):
@@ -93,16 +93,17 @@ def rewards(trained: Trained, steps: int) -> np.ndarray:
     return out.cumsum(0)
 
 
-def scores(label: str, task: str, members: int, steps: int, every: int, **options: Any) -> charts.Series:
-    """Greedy returns of the members `[K, M]`, means of 1,000 episodes, after every so many environment steps `[K]`."""
+def scores(label: str, task: str, members: int, steps: int, **options: Any) -> charts.Series:
+    """Greedy returns of the members `[K, M]`, means of 1,000 episodes, at environment steps `[K]` a quarter apart."""
     agent, env = build(task, **options)
     play = evaluator(agent, envs.make(f"tabular/{task}", num_envs=EPISODES), EPISODES)
     points = {}
-    for taken, state, _ in chunks(agent, env, members, every):
-        points[taken] = play(state, member_keys(1, members)).means()
+    for taken, state, _ in chunks(agent, env, members, FIRST):
+        if taken >= max(FIRST, 1.25 * max(points, default=0)):
+            points[taken] = play(state, member_keys(1, members)).means()
         if taken >= steps:
             break
-    return charts.Series(label, options["planning"] > 0, np.array(list(points)), np.array(list(points.values())))
+    return charts.Series(label, options["planning"] == 0, np.array(list(points)), np.array(list(points.values())))
 
 
 def steps_to(curve: charts.Series, goal: float) -> int | None:
@@ -173,18 +174,20 @@ def shortcut(members: int) -> Result:
     return changing("ShortcutMaze", "Shortcut maze (book, figure 8.5)", "plus", 6000, expected, members)
 
 
-def real_steps(title: str, task: str, preset: str, goal: float, best: float, budgets: dict[int, int]) -> Result:
+def real_steps(
+    title: str, task: str, preset: str, goal: float, best: float, floor: float, budgets: dict[int, int]
+) -> Result:
     """Greedy return against environment steps, with and without planning; `budgets` are steps by planning updates."""
     curves = []
     for n, steps in budgets.items():
-        curves.append(scores(f"n = {n}", task, SEEDS, steps, steps // POINTS, preset=preset, planning=n))
+        curves.append(scores(f"n = {n}", task, SEEDS, steps, preset=preset, planning=n))
     figure = charts.returns(title, curves, [], None)
     axes = figure.axes[0]
-    for value, name, line in ((best, "best possible", "-"), (goal, "goal", ":")):
+    for value, name, line, side in ((best, "best possible", "-", "bottom"), (goal, "goal", ":", "top")):
         axes.axhline(value, color="black", linestyle=line, linewidth=1.2, zorder=1)
-        axes.text(1.01, value, f"{name}: {value:g}", transform=axes.get_yaxis_transform(), va="center", fontsize=10)
+        axes.text(1.01, value, f"{name}: {value:g}", transform=axes.get_yaxis_transform(), va=side, fontsize=10)
+    axes.set_ylim(bottom=floor)
     axes.set_xscale("log")
-    axes.set_xlim(left=0.8 * min(curve.steps[1] for curve in curves))  # the first point is the untrained agent
     rows = []
     for curve in curves:
         at = steps_to(curve, goal)
@@ -196,12 +199,12 @@ def real_steps(title: str, task: str, preset: str, goal: float, best: float, bud
 
 def lake(members: int) -> Result:
     """FrozenLake 4x4 on slippery ice."""
-    return real_steps("FrozenLake 4x4, slippery", "FrozenLake", "lake", 0.70, 0.744, {10: 20_000, 0: 200_000})
+    return real_steps("FrozenLake 4x4, slippery", "FrozenLake", "lake", 0.70, 0.744, 0, {10: 20_000, 0: 200_000})
 
 
 def taxi(members: int) -> Result:
     """Taxi."""
-    return real_steps("Taxi", "Taxi", "taxi", 7.7, 7.93, {20: 20_000, 0: 300_000})
+    return real_steps("Taxi (returns below 0 are not shown)", "Taxi", "taxi", 7.7, 7.93, 0, {20: 20_000, 0: 150_000})
 
 
 # --- Drawing ------------------------------------------------------------------------------------------------------

@@ -26,7 +26,8 @@ def transitions(env, states, time, actions: int):
     count = len(states)
     keys = jax.random.split(jax.random.key(0), count)
     now = EnvState((states, jnp.full(count, time)), keys, jnp.zeros(count, bool))
-    found = [env.step(now, jnp.full(count, a)) for a in range(actions)]
+    step = jax.jit(env.step)
+    found = [step(now, jnp.full(count, a)) for a in range(actions)]
     after = np.stack([state.state[0] for state, _ in found])
     return after, np.stack([step.reward for _, step in found]), np.stack([step.is_terminal for _, step in found])
 
@@ -138,9 +139,9 @@ def test_planning_learns_from_the_model_and_the_bonus():
     state, _, _ = one.agent.train_steps["real"].update(one.state, pair(3, 1, 1.0, 7, terminal=True), jax.random.key(0))
     assert int(state.memory.count) == 4, "with a bonus, all actions of a state become known"
     state = state._replace(memory=state.memory._replace(time=jnp.int32(5)), params={"q": jnp.zeros((16, 4))})
-    seen = {}
+    seen, plan = {}, jax.jit(one.agent.train_steps["plan"].update)
     for seed in range(40):
-        new, _, _ = one.agent.train_steps["plan"].update(state, pair(0, 0, 0, 0), jax.random.key(seed))
+        new, _, _ = plan(state, pair(0, 0, 0, 0), jax.random.key(seed))
         where = np.argwhere(np.asarray(new.params["q"]))
         assert len(where) == 1 and where[0, 0] == 3
         seen[int(where[0, 1])] = float(new.params["q"][3, where[0, 1]])
@@ -192,8 +193,11 @@ def test_observations_that_are_no_table_are_refused():
 
 def test_planning_shortens_the_second_episode():
     """The book's figure 8.2, 30 runs: about 40 steps with n = 50, and the shortest ways (14) from the fourth on."""
-    found = dyna.lengths(dyna.train("DynaMaze", 30, episodes=20, planning=50))
+    trained = dyna.train("DynaMaze", 30, episodes=20, planning=50)
+    found = dyna.lengths(trained)
     assert found[1] < 80 and (found[3:20] <= 20).all() and (found >= 14).all()
+    for each in trained.episodes:  # real steps until the end, length, return
+        assert (each[:, 0] == each[:, 1].cumsum()).all() and (each[:, 1] >= 14).all() and (each[:, 2] == 1).all()
 
 
 def test_cumulative_reward_counts_real_steps():
@@ -201,12 +205,6 @@ def test_cumulative_reward_counts_real_steps():
     episodes = [np.array([[3.0, 3, 1], [5, 2, 0], [9, 4, 2]]), np.array([[9.0, 9, 1]])]
     found = dyna.rewards(dyna.Trained(episodes, None, None), 9)
     assert found[:, 0].tolist() == [0, 0, 0, 1, 1, 1, 1, 1, 1, 3] and found[:, 1].tolist() == [0] * 9 + [1]
-
-
-def test_episodes_follow_each_other_in_real_steps():
-    trained = dyna.train("DynaMaze", 2, steps=300, planning=5)
-    for each in trained.episodes:
-        assert (each[:, 0] == each[:, 1].cumsum()).all() and (each[:, 1] >= 14).all() and (each[:, 2] == 1).all()
 
 
 def test_the_goal_is_reached_by_the_worst_member():

@@ -68,10 +68,10 @@ class Config:
         check_range(self, "bonus", least=0)
 
 
-PRESETS = {
+PRESETS = {  # in worlds without chance a step size of 1 forgets at once what is no longer so
     "maze": Config(),
-    "plus": Config(planning=50, bonus=1e-3),
-    "blocking": Config(planning=10, bonus=1e-4, step_size=1.0),  # with 0.1, values of a blocked way outlive the run
+    "plus": Config(planning=50, bonus=1e-3, step_size=1.0),
+    "blocking": Config(planning=10, bonus=1e-4, step_size=1.0),
     "lake": Config(planning=10, model="counts", discount=0.99),
     "taxi": Config(planning=20, discount=0.99, step_size=0.5),
 }
