@@ -1,6 +1,7 @@
 """Dyna-Q: the worlds by exhaustive computation, one update by hand, and learning against the book's figures."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -242,7 +243,8 @@ def test_steps_per_episode_are_those_of_the_book():
 
 def after_the_change(task: str, members: int, preset: str, steps: int, change: int) -> list[np.ndarray]:
     """Reward of Dyna-Q+ and Dyna-Q `[M]` between the change and the end."""
-    trained = [dyna.train(task, members, steps, preset=preset, **options) for options in ({}, {"bonus": 0.0})]
+    both: tuple[dict[str, Any], ...] = ({}, {"bonus": 0.0})
+    trained = [dyna.train(task, members, steps, preset=preset, **options) for options in both]
     return [total[-1] - total[change] for total in (dyna.rewards(each, steps) for each in trained)]
 
 
@@ -259,7 +261,10 @@ def test_the_bonus_finds_a_way_around_the_block():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("task", "preset", "goal"), [("FrozenLake", "lake", 0.70), ("Taxi", "taxi", 7.7)])
+@pytest.mark.parametrize(
+    ("task", "preset", "goal"),
+    [("FrozenLake", "lake", 0.70), ("FrozenLake8x8", "lake8x8", 0.85), ("Taxi", "taxi", 7.7)],
+)
 def test_models_save_real_steps(task, preset, goal):
     """The minimum of three seeds over 1,000 episodes, after 20,000 real steps; without planning nobody gets there."""
     env = envs.make(f"tabular/{task}", num_envs=1000)

@@ -73,6 +73,7 @@ PRESETS = {  # in worlds without chance a step size of 1 forgets at once what is
     "plus": Config(planning=50, bonus=1e-3, step_size=1.0),
     "blocking": Config(planning=10, bonus=1e-4, step_size=1.0),
     "lake": Config(planning=10, model="counts", discount=0.99),
+    "lake8x8": Config(planning=50, model="counts", discount=0.999, bonus=1e-6),  # leads to what is new, until a reward
     "taxi": Config(planning=20, discount=0.99, step_size=0.5),
 }
 
