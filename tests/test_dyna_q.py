@@ -204,7 +204,7 @@ def test_planning_shortens_the_second_episode():
 def test_cumulative_reward_counts_real_steps():
     """Episodes of 3, 2 and 4 steps with rewards 1, 0 and 2, and one of 9 steps with reward 1."""
     episodes = [np.array([[3.0, 3, 1], [5, 2, 0], [9, 4, 2]]), np.array([[9.0, 9, 1]])]
-    found = dyna.rewards(dyna.Trained(episodes, None, None), 9)
+    found = dyna.rewards(dyna.Trained(episodes, agent_of().agent, None), 9)
     assert found[:, 0].tolist() == [0, 0, 0, 1, 1, 1, 1, 1, 1, 3] and found[:, 1].tolist() == [0] * 9 + [1]
 
 
