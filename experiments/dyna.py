@@ -1,7 +1,10 @@
 """Dyna-Q and Dyna-Q+: figures 8.2, 8.4 and 8.5 of Sutton & Barto (2018), and FrozenLake and Taxi against real steps.
 
-Expected: TODO
-Time:     TODO
+Expected: Dyna maze with n = 0, 5 and 50: first episode of at most 20 steps on average 28, 6 and 3. Reward after the
+          change, 30 runs: blocking maze Dyna-Q+ 41 to 95, Dyna-Q median 0; shortcut maze 209 to 232 and 153 to 170.
+          Environment steps until the worst of 5 seeds reaches the goal, with planning and without: FrozenLake 4x4 (0.70)
+          9,002 and 46,502; 8x8 (0.85) 9,002 and not in 100,000; Taxi (7.7) 11,502 and 73,502.
+Time:     eight minutes on one core of a busy machine.
 Command:  python -m experiments.dyna
 
 Each experiment is a population; every run is a member with a seed of its own. The page and its figures are written to
@@ -99,7 +102,7 @@ def scores(label: str, task: str, members: int, steps: int, **options: Any) -> c
     play = evaluator(agent, envs.make(f"tabular/{task}", num_envs=EPISODES), EPISODES)
     points = {}
     for taken, state, _ in chunks(agent, env, members, FIRST):
-        if taken >= max(FIRST, 1.25 * max(points, default=0)):
+        if taken >= min(steps, max(FIRST, 1.25 * max(points, default=0))):
             points[taken] = play(state, member_keys(1, members)).means()
         if taken >= steps:
             break
@@ -152,8 +155,8 @@ def changing(task: str, title: str, preset: str, steps: int, expected: dict[str,
     axes.set(xlim=(0, steps), ylim=(0, 1.5 * found["Dyna-Q+"][-1].mean()))
     axes.legend(loc="upper right")
     left = 0.02 if change >= steps / 2 else change / steps + 0.02  # beside the line of the change
-    _draw_maze(axes.inset_axes((left, 0.66, 0.18, 0.25)), task, tabular.WALLS[task], "before")
-    _draw_maze(axes.inset_axes((left + 0.2, 0.66, 0.18, 0.25)), task, tabular.LATER[task], "after")
+    _draw_maze(axes.inset_axes((left, 0.66, 0.16, 0.25)), task, tabular.WALLS[task], "before")
+    _draw_maze(axes.inset_axes((left + 0.18, 0.66, 0.16, 0.25)), task, tabular.LATER[task], "after")
     rows = []
     for name, total in found.items():
         after = total[-1] - total[change]
@@ -174,19 +177,17 @@ def shortcut(members: int) -> Result:
     return changing("ShortcutMaze", "Shortcut maze (book, figure 8.5)", "plus", 6000, expected, members)
 
 
-def real_steps(
-    title: str, task: str, preset: str, goal: float, best: float, floor: float, budgets: dict[int, int]
-) -> Result:
+def real_steps(title: str, task: str, preset: str, goal: float, best: float, budgets: dict[int, int]) -> Result:
     """Greedy return against environment steps, with and without planning; `budgets` are steps by planning updates."""
     curves = []
     for n, steps in budgets.items():
-        curves.append(scores(f"n = {n}", task, SEEDS, steps, preset=preset, planning=n))
+        curves.append(scores(f"{n} planning steps", task, SEEDS, steps, preset=preset, planning=n))
     figure = charts.returns(title, curves, [], None)
     axes = figure.axes[0]
     for value, name, line, side in ((best, "best possible", "-", "bottom"), (goal, "goal", ":", "top")):
         axes.axhline(value, color="black", linestyle=line, linewidth=1.2, zorder=1)
         axes.text(1.01, value, f"{name}: {value:g}", transform=axes.get_yaxis_transform(), va=side, fontsize=10)
-    axes.set_ylim(bottom=floor)
+    axes.set_ylim(0, 1.1 * best)
     axes.set_xscale("log")
     rows = []
     for curve in curves:
@@ -199,18 +200,18 @@ def real_steps(
 
 def lake(members: int) -> Result:
     """FrozenLake 4x4 on slippery ice."""
-    return real_steps("FrozenLake 4x4, slippery", "FrozenLake", "lake", 0.70, 0.744, 0, {10: 20_000, 0: 200_000})
+    return real_steps("FrozenLake 4x4, slippery", "FrozenLake", "lake", 0.70, 0.744, {10: 20_000, 0: 200_000})
 
 
 def lake8x8(members: int) -> Result:
     """FrozenLake 8x8, where random play hardly ever meets the goal: a bonus too small to change what is best."""
     budgets = {50: 30_000, 0: 100_000}
-    return real_steps("FrozenLake 8x8, slippery", "FrozenLake8x8", "lake8x8", 0.85, 0.913, 0, budgets)
+    return real_steps("FrozenLake 8x8, slippery", "FrozenLake8x8", "lake8x8", 0.85, 0.913, budgets)
 
 
 def taxi(members: int) -> Result:
     """Taxi."""
-    return real_steps("Taxi (returns below 0 are not shown)", "Taxi", "taxi", 7.7, 7.93, 0, {20: 20_000, 0: 150_000})
+    return real_steps("Taxi (returns below 0 are not shown)", "Taxi", "taxi", 7.7, 7.93, {20: 20_000, 0: 150_000})
 
 
 # --- Drawing ------------------------------------------------------------------------------------------------------
