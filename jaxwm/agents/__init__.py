@@ -10,13 +10,24 @@ from jaxwm.types import Agent, Spec
 
 
 class Entry(NamedTuple):
-    """A system: its constructor `(spec, config) -> Agent`, its settings, and its presets by name."""
+    """A system: its constructor `(spec, config) -> Agent`, its settings, its presets by name, and what is said of it.
+
+    `sees`, `predicts` and `acts` are half a line each, read in docs/lineage.md and `jaxwm list NAME` (the order is
+    printed from `Agent.schedule`). `env` is the environment of the example there, `steps` its environment steps.
+    """
 
     make: Any
     config: type
     presets: dict[str, Any]
     default: str  # preset used when none is named
     summary: str
+    year: int = 0
+    paper: str = ""  # authors, title
+    sees: str = ""
+    predicts: str = ""
+    acts: str = ""
+    env: str = "gymnax/Catch-bsuite"
+    steps: int = 6000
 
 
 AGENTS: dict[str, Entry] = {
@@ -26,6 +37,11 @@ AGENTS: dict[str, Entry] = {
         dreamer_v3.PRESETS,
         "nano",
         "recurrent state-space model, actor-critic inside dreams (Hafner et al. 2023)",
+        year=2023,
+        paper="Hafner et al., Mastering Diverse Domains through World Models",
+        sees="CNN or MLP, by the kind of observation; a latent of categoricals",
+        predicts="RSSM: block GRU and categorical prior; reward and continue heads; decoder",
+        acts="actor-critic on lambda-returns inside dreams",
     ),
     "dreamer-v2": Entry(
         dreamer_v2.make,
@@ -54,6 +70,12 @@ AGENTS: dict[str, Entry] = {
         dyna_q.PRESETS,
         "maze",
         "tabular Q-learning with planning in a learned model; Dyna-Q+ with --bonus (Sutton 1990)",
+        year=1990,
+        paper="Sutton, Integrated Architectures for Learning, Planning, and Reacting",
+        sees="the index of the state",
+        predicts="table: the last reward and next state of a pair, or counts of all",
+        acts="epsilon-greedy on a Q-table taught by each real step and n planned ones",
+        env="tabular/DynaMaze",
     ),
 }
 
