@@ -71,7 +71,7 @@ def test_the_order_follows_the_settings():
 def test_the_command_line_describes_a_system(capsys):
     assert main(["list", "dyna-q"]) == 0
     out = capsys.readouterr().out
-    assert "Sutton" in out and "for ever:" in out and "plus: planning=50, bonus=0.001" in out
+    assert "Sutton" in out and "for ever:" in out and "plus: planning=50, step_size=1.0, bonus=0.001" in out
     assert lineage.command("dyna-q") in out
     assert main(["list", "dyna"]) == 2 and "did you mean dyna-q?" in capsys.readouterr().err
     assert main(["list", "dyna-q", "dreamer-v3"]) == 2 and "one agent or nothing" in capsys.readouterr().err
