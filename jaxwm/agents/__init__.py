@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from jaxwm.agents import dreamer_v3, dyna_q
+from jaxwm.agents import dreamer_v3, dyna_q, pets
 from jaxwm.errors import suggest
 from jaxwm.types import Agent, Spec
 
@@ -33,6 +33,13 @@ AGENTS: dict[str, Entry] = {
         dyna_q.PRESETS,
         "maze",
         "tabular Q-learning with planning in a learned model; Dyna-Q+ with --bonus (Sutton 1990)",
+    ),
+    "pets": Entry(
+        pets.make,
+        pets.Config,
+        pets.PRESETS,
+        "small",
+        "planning with an ensemble of probabilistic networks (Chua et al. 2018)",
     ),
 }
 
