@@ -6,7 +6,7 @@ for the whole rollout, TS1 redraws its network at every step. Reward and termina
 observation (`KNOWN`), or two more outputs of the networks (`reward="learned"`).
 
 Letters: E networks, B batch, D numbers of the observation, A actions, H horizon, P candidates, N environments.
-Observations are vectors of floats, actions a `Box`. Where paper and official code differ, this follows the code: 5 epochs
+Observations are float vectors, actions a `Box`. Where paper and official code differ, this follows the code: 5 epochs
 in batches of 32 after each trial, weights kept between trials, learned bounds of the log-variances, variances of CEM
 bounded by the distance to the action bounds. Two things differ from the code: a network's bootstrap is made of Poisson
 counts that stay as they are when data are added, and CEM runs all its iterations.
@@ -30,7 +30,7 @@ from jaxwm.control.planning import Planner
 from jaxwm.envs import continuous
 from jaxwm.errors import check_choice, check_number, check_range, check_types
 from jaxwm.models import ensemble
-from jaxwm.models.ensemble import Rollout, Scale, Transition
+from jaxwm.models.ensemble import Rollout, Transition
 from jaxwm.nets.observation import flat, kind, sensors
 from jaxwm.replay import Ring
 from jaxwm.types import (
@@ -209,8 +209,7 @@ class State(NamedTuple):
 def make(spec: Spec, config: Config = Config()) -> Agent:
     """PETS for an environment.
 
-    ValueError unless observations are float vectors and actions a `Box`, and where the reward is said to be known and is
-    not.
+    ValueError unless observations are float vectors and actions a `Box`, and where a reward that is to be known is not.
     """
     _check_spec(spec, config)
     size, actions = _width(spec), spec.action.size  # type: ignore[union-attr]

@@ -41,7 +41,7 @@ def cartpole(num_envs: int = 1, *, max_steps: int = 200) -> Env:
 
 def advance(place: Array, force: Array) -> Array:
     """One Euler step of cart and pole under a force in N (Barto, Sutton & Anderson 1983): `[4] -> [4]`."""
-    x, speed, angle, turn = place
+    _, speed, angle, turn = place
     sin, cos = jnp.sin(angle), jnp.cos(angle)
     pushed = (force + POLE * HALF * turn**2 * sin) / (CART + POLE)
     spin = (GRAVITY * sin - cos * pushed) / (HALF * (4.0 / 3.0 - POLE * cos**2 / (CART + POLE)))
