@@ -167,7 +167,7 @@ def test_bootstraps_are_poisson_and_never_drawn_anew():
 def constant_steps(networks: int, size: int = 1):
     """A world where network e adds e + 1 to the observation, reward 1, and the episode ends above 10."""
 
-    def transition(obs, action, key):
+    def transition(obs, action, noise):
         after = obs + jnp.arange(1.0, networks + 1)[:, None, None]
         return after, jnp.ones(obs.shape[:2]), (after[..., 0] <= 10).astype(jnp.float32)
 
@@ -176,11 +176,11 @@ def constant_steps(networks: int, size: int = 1):
 
 def test_particles_keep_their_network_or_change_it():
     start, actions = jnp.zeros((4, 1)), jnp.zeros((4, 6, 2))
-    kept = ensemble.rollout(constant_steps(3), start, actions, jax.random.key(0), 3, 6, mix=False)
+    kept = ensemble.rollout(constant_steps(3), start, actions, jax.random.key(0), 3, 6, 1, mix=False)
     assert kept.obs.shape == (6, 3, 2, 4, 1) and kept.reward.shape == (6, 3, 2, 4)
     expected = np.arange(1, 7)[:, None] * np.arange(1, 4)
     np.testing.assert_array_equal(kept.obs[..., 0], np.broadcast_to(expected[:, :, None, None], (6, 3, 2, 4)))
-    mixed = ensemble.rollout(constant_steps(3), start, actions, jax.random.key(0), 3, 6, mix=True)
+    mixed = ensemble.rollout(constant_steps(3), start, actions, jax.random.key(0), 3, 6, 1, mix=True)
     np.testing.assert_array_equal(mixed.obs[0], kept.obs[0])
     assert (mixed.obs[-1] != kept.obs[-1]).any()
     # each network still moves a third of the particles, so that the mean is 2 a step
@@ -190,10 +190,10 @@ def test_particles_keep_their_network_or_change_it():
 def test_who_has_died_earns_nothing_more():
     """Network 1 ends after 11 steps, 2 after 6, 3 after 4; the step that ends still counts."""
     start, actions = jnp.zeros((2, 1)), jnp.zeros((2, 12, 1))
-    found = ensemble.rollout(constant_steps(3), start, actions, jax.random.key(0), 3, 3, mix=False)
+    found = ensemble.rollout(constant_steps(3), start, actions, jax.random.key(0), 3, 3, 1, mix=False)
     np.testing.assert_array_equal(found.reward.sum(0)[:, 0], np.array([[11.0] * 2, [6.0] * 2, [4.0] * 2]))
     np.testing.assert_allclose(found.returns(), [7.0, 7.0], rtol=1e-6)
-    mixed = ensemble.rollout(constant_steps(3), start, actions, jax.random.key(0), 3, 3, mix=True)
+    mixed = ensemble.rollout(constant_steps(3), start, actions, jax.random.key(0), 3, 3, 1, mix=True)
     # who is above 10 was so after the step before: life travels with the particle through every shuffle
     np.testing.assert_array_equal(mixed.alive, mixed.obs[..., 0] <= 10)
 
@@ -232,7 +232,9 @@ def train(env, turns: int, members: int = 1, **options) -> SimpleNamespace:
 @pytest.fixture(scope="module")
 def learned() -> SimpleNamespace:
     """An agent of the linear world, with a learned reward; state of its only member."""
-    options = dict(TINY, units=32, trial=400, epochs=120.0, lr=5e-3, reward="learned", capacity=1000, envs=1)
+    options = TINY | dict(
+        candidates=64, elites=8, units=32, trial=400, epochs=120.0, lr=5e-3, reward="learned", capacity=1000, envs=1
+    )
     found = train(linear_world(), 2, **options)
     found.state = jax.tree.map(lambda x: x[0], found.life.agent)
     return found
@@ -240,17 +242,15 @@ def learned() -> SimpleNamespace:
 
 def test_the_ensemble_learns_a_linear_world_and_its_noise(learned):
     """After 400 steps the mean is right to a third of the noise, and the predicted noise is the true one."""
-    moves = ensemble.rollout
     transition = pets.transition(learned.config, None, learned.state.params)
     x, a = jnp.meshgrid(jnp.linspace(-1, 1, 7), jnp.linspace(-0.9, 0.9, 5))
-    start = jnp.repeat(x.reshape(-1, 1), 40, 0)
-    actions = jnp.repeat(a.reshape(-1, 1, 1), 40, 0)
-    found = moves(transition, start, actions, jax.random.key(0), 5, 5, mix=False)
-    obs, truth = found.obs[0].reshape(5, 35, 40), 0.9 * x.ravel() + 0.5 * a.ravel()
-    error = obs.mean((0, 2)) - truth
+    start, actions = x.reshape(-1, 1), a.reshape(-1, 1, 1)
+    found = ensemble.rollout(transition, start, actions, jax.random.key(0), 5, 2000, 2, mix=False)
+    obs, truth = found.obs[0, ..., 0], 0.9 * x.ravel() + 0.5 * a.ravel()  # [E, Q, C]
+    error = obs.mean((0, 1)) - truth
     assert np.sqrt(np.square(error).mean()) < NOISE / 3
-    assert float(obs.std(2).mean()) == pytest.approx(NOISE, rel=0.2)
-    reward, near = found.reward[0].mean((0, 1)).reshape(35, 40)[:, 0], np.abs(truth) < 1
+    assert float(obs.std(1).mean()) == pytest.approx(NOISE, rel=0.2)
+    reward, near = found.reward[0].mean((0, 1)), np.abs(truth) < 1
     np.testing.assert_allclose(reward[near], -np.square(truth)[near], atol=0.2)
     assert found.alive.min() > 0.9
 

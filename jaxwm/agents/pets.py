@@ -8,8 +8,9 @@ observation (`KNOWN`), or two more outputs of the networks (`reward="learned"`).
 Letters: E networks, B batch, D numbers of the observation, A actions, H horizon, P candidates, N environments.
 Observations are float vectors, actions a `Box`. Where paper and official code differ, this follows the code: 5 epochs
 in batches of 32 after each trial, weights kept between trials, learned bounds of the log-variances, variances of CEM
-bounded by the distance to the action bounds. Two things differ from the code: a network's bootstrap is made of Poisson
-counts that stay as they are when data are added, and CEM runs all its iterations.
+bounded by the distance to the action bounds. Three things differ from the code: a network's bootstrap is made of
+Poisson counts that stay as they are when data are added; CEM runs all its iterations; and the plans of an iteration are
+compared under the same noise.
 """
 
 from __future__ import annotations
@@ -159,10 +160,9 @@ PRESETS = {
         epochs=30.0,
         scale_targets=True,
         particles=5,
-        planner="icem",
         horizon=20,
-        candidates=48,
-        elites=8,
+        candidates=50,
+        elites=10,
         iterations=3,
     ),
 }
@@ -218,7 +218,8 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
     networks, planner = config.networks, build_planner(actions, config)
     adam = optax.scale_by_adam()
     world = partial(transition, config, KNOWN.get(spec.name))
-    sample = partial(ensemble.rollout, networks=networks, particles=config.particles, mix=config.propagation == "TS1")
+    mix = config.propagation == "TS1"
+    sample = partial(ensemble.rollout, networks=networks, particles=config.particles, outputs=outputs, mix=mix)
 
     def init(key: Key, hyper: Mapping[str, Any]) -> State:
         k_model, k_memory = jax.random.split(key)
@@ -373,11 +374,11 @@ def transition(config: Config, known: Known | None, params: PyTree) -> Transitio
     """
     model, inputs, targets = params["model"], params["inputs"], params["targets"]
 
-    def step(obs: Array, action: Array, key: Key) -> tuple[Array, Array, Array]:
+    def step(obs: Array, action: Array, noise: Array) -> tuple[Array, Array, Array]:
         found = ensemble.predict(model, inputs.forward(jnp.concatenate([obs, action], -1)))
         drawn = found.mean
         if not config.deterministic:
-            drawn += jnp.exp(found.logvar / 2) * jax.random.normal(key, drawn.shape)
+            drawn += jnp.exp(found.logvar / 2) * noise
         size = obs.shape[-1]
         after = obs + targets.back(drawn)[..., :size]
         if config.reward == "known":

@@ -130,8 +130,8 @@ def bootstrap(seed: Array, row: Array, env: Array, network: Array) -> Array:
 
 # --- Rollouts -----------------------------------------------------------------------------------------------------
 
-Transition = Callable[[Array, Array, Key], tuple[Array, Array, Array]]
-"""`(obs [E, B, D], action [E, B, A], key) -> (next obs, reward [E, B], probability of going on [E, B])`."""
+Transition = Callable[[Array, Array, Array], tuple[Array, Array, Array]]
+"""`(obs [E, B, D], action [E, B, A], noise [E, B, O]) -> (next obs, reward [E, B], probability of going on [E, B])`."""
 
 
 class Rollout(NamedTuple):
@@ -148,12 +148,20 @@ class Rollout(NamedTuple):
 
 
 def rollout(
-    transition: Transition, obs: Array, actions: Array, key: Key, networks: int, particles: int, mix: bool
+    transition: Transition,
+    obs: Array,
+    actions: Array,
+    key: Key,
+    networks: int,
+    particles: int,
+    outputs: int,
+    mix: bool,
 ) -> Rollout:
     """Trajectory sampling: `particles` of them from each of `obs` `[C, D]` under `actions` `[C, H, A]`.
 
     Particle e * Q + q starts with network e. It keeps it (TS-infinity), or with `mix` all are shuffled among the
-    networks after every step (TS1), which gives each network its equal share.
+    networks after every step (TS1), which gives each network its equal share. The rollouts side by side meet the same
+    normal noise and the same shuffles: plans are compared under equal luck, and noise costs next to nothing.
     """
     each, (count, horizon) = particles // networks, actions.shape[:2]
 
@@ -161,16 +169,18 @@ def rollout(
         """`[C, width]` for every particle: `[E, Q * C, width]`."""
         return jnp.broadcast_to(x, (networks, each, *x.shape)).reshape(networks, each * count, -1)
 
-    def step(carry: tuple[Array, Array], x: tuple[Array, Array]) -> tuple[tuple[Array, Array], Rollout]:
-        (obs, alive), (t, action) = carry, x
-        k_step, k_mix = jax.random.split(jax.random.fold_in(key, t))
-        obs, reward, cont = transition(obs, spread(action), k_step)
+    def step(carry: tuple[Array, Array], x: tuple[Array, Array, Key]) -> tuple[tuple[Array, Array], Rollout]:
+        (obs, alive), (action, noise, k_mix) = carry, x
+        noise = jnp.broadcast_to(noise, (networks, each, count, outputs)).reshape(networks, each * count, -1)
+        obs, reward, cont = transition(obs, spread(action), noise)
         after = obs, alive * cont
         if mix:
             order = jax.random.permutation(k_mix, particles)
             after = jax.tree.map(lambda x: x.reshape(particles, count, -1)[order].reshape(x.shape), after)
         return after, Rollout(obs, alive * reward, alive * cont)
 
+    k_noise, k_mix = jax.random.split(key)
+    noise = jax.random.normal(k_noise, (horizon, networks, each, 1, outputs))
     start = spread(obs), jnp.ones((networks, each * count))
-    _, found = jax.lax.scan(step, start, (jnp.arange(horizon), actions.swapaxes(0, 1)))
+    _, found = jax.lax.scan(step, start, (actions.swapaxes(0, 1), noise, jax.random.split(k_mix, horizon)))
     return jax.tree.map(lambda x: x.reshape(horizon, networks, each, count, *x.shape[3:]), found)
