@@ -349,19 +349,13 @@ def schedule(config: Config) -> tuple[Collect | Repeat, ...]:
 
 def build_planner(actions: int, config: Config) -> Planner:
     """The planner of the settings, for actions of so many numbers."""
-    given = dict(
-        size=actions,
-        horizon=config.horizon,
-        candidates=config.candidates,
-        elites=config.elites,
-        iterations=config.iterations,
-    )
+    sizes = actions, config.horizon, config.candidates, config.elites, config.iterations
     if config.planner == "cem":
-        return planning.cem(**given, momentum=config.momentum, init_std=config.init_std)
+        return planning.cem(*sizes, momentum=config.momentum, init_std=config.init_std)
     if config.planner == "icem":
-        return planning.icem(**given, momentum=config.momentum, init_std=config.init_std, exponent=config.exponent)
+        return planning.icem(*sizes, momentum=config.momentum, init_std=config.init_std, exponent=config.exponent)
     least = min(0.05, config.init_std)
-    return planning.mppi(**given, temperature=config.temperature, max_std=config.init_std, min_std=least)
+    return planning.mppi(*sizes, temperature=config.temperature, max_std=config.init_std, min_std=least)
 
 
 # --- The model ----------------------------------------------------------------------------------------------------
