@@ -341,27 +341,33 @@ def test_plans_are_forgotten_where_an_episode_begins():
     np.testing.assert_array_equal(actions == fresh, begin[:, None])
 
 
-def test_a_trial_is_seen_to_its_end_and_data_wait_for_each_other(tmp_path):
-    """A pole that cannot fall: every trial ends after 20 steps and is counted, and nothing is compiled twice."""
-    one = train(envs.make("continuous/CartPole", max_steps=20), 4, 2, **TINY)
-    lengths = [(e["env_steps"], e["length"]) for e in one.episodes if e["member"] == 0 and e["length"] == 20]
-    assert [steps for steps, _ in lengths] and all((steps + 1) % 21 == 0 for steps, _ in lengths)
-    assert int(one.life.counters.rows) == 4 * 21 and len(one.trainer._programs) == 2
-    updates = sum(1 + round(21 * k / one.config.batch_size) for k in (1, 2, 3))
-    assert int(one.life.counters.updates) == updates
+@pytest.fixture(scope="module")
+def short() -> SimpleNamespace:
+    """Two members after four trials of at most 20 steps."""
+    return train(envs.make("continuous/CartPole", max_steps=20), 4, 2, **TINY)
 
 
-def test_a_run_that_is_saved_goes_on_the_same(tmp_path):
-    env = envs.make("continuous/CartPole")
-    straight = train(env, 4, 2, **TINY)
-    half = train(env, 3, 2, **TINY)
+def test_a_trial_is_seen_to_its_end_and_updates_follow_the_data(short):
+    """Poles that stand for 20 steps are counted in the last row of their trial; nothing is compiled twice."""
+    whole = [episode["env_steps"] for episode in short.episodes if episode["length"] == 20]
+    assert whole and all((steps + 1) % 21 == 0 for steps in whole)
+    assert int(short.life.counters.rows) == 4 * 21 and len(short.trainer._programs) == 2
+    updates = sum(1 + round(21 * k / short.config.batch_size) for k in (1, 2, 3))
+    assert int(short.life.counters.updates) == updates
+
+
+def test_a_run_that_is_saved_goes_on_the_same(short, tmp_path):
+    trainer = short.trainer
+    life, cursor = trainer.init(0), Cursor()
+    for _ in range(3):
+        life, cursor, _ = trainer.run(life, cursor, 1)
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
-        checkpoints.save(3, half.life, half.cursor, {})
+        checkpoints.save(3, life, cursor, {})
         checkpoints.wait()
-        restored = checkpoints.restore(half.trainer.init(5))
-    life, cursor, _ = half.trainer.run(restored.life, restored.cursor, 1)
-    assert cursor == straight.cursor
-    assert_same(life, straight.life)
+        restored = checkpoints.restore(trainer.init(5))
+    life, cursor, _ = trainer.run(restored.life, restored.cursor, 1)
+    assert cursor == short.cursor
+    assert_same(life, short.life)
 
 
 def test_train_step_is_a_pure_function():
