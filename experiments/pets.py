@@ -23,7 +23,8 @@ from matplotlib.figure import Figure
 from jaxwm import agents
 from jaxwm.agents import pets
 from jaxwm.studio import charts, episodes
-from jaxwm.training.run import EVALUATION, Plan
+from jaxwm.training import rundir
+from jaxwm.training.run import EVALUATION, Plan, read_plan
 
 TASKS = {"cartpole": "continuous/CartPole", "pendulum": "gymnax/Pendulum-v1"}
 
@@ -79,7 +80,7 @@ def calibrate(
 ) -> Calibration:
     """Dream fresh episodes of a run under their own actions, with many particles."""
     player = episodes.load(folder, member, seed=1)
-    env = player.envs(20)
+    env = player.envs(10)
     agent = pets.make(env.spec, replace(player.plan.settings, particles=particles))
     with closing(episodes.play(player.agent, env, player.state, player.key, mode)) as plays:
         records = episodes.record(plays, 201)
@@ -96,7 +97,8 @@ def calibrate(
 
 def summarise(error: np.ndarray, predicted: np.ndarray, valid: np.ndarray) -> Calibration:
     """The curves of errors and standard deviations `[B, H, D]`; steps after an episode's end do not count."""
-    mean = lambda x: (x * valid[..., None]).sum((0, 2)) / (valid.sum(0) * error.shape[-1])  # noqa: E731
+    count = np.where(valid.any(0), valid.sum(0), np.nan) * error.shape[-1]
+    mean = lambda x: (x * valid[..., None]).sum((0, 2)) / count  # noqa: E731
     inside = lambda width: mean(np.abs(error) <= width * predicted + 1e-6)  # noqa: E731
     return Calibration(np.sqrt(mean(error**2)), np.sqrt(mean(predicted**2)), inside(1), inside(2))
 
@@ -122,13 +124,26 @@ def draw(title: str, curves: dict[str, Calibration]) -> Figure:
     return figure
 
 
+def trials(folder: Path) -> np.ndarray:
+    """Return of the first episode of each trial of a run, `[members, trials]`."""
+    plan = read_plan(folder)
+    rows = (plan.settings.trial + 1) * plan.settings.envs
+    found: dict[tuple[int, int], float] = {}
+    for score in rundir.read_jsonl(folder / rundir.SCORES):
+        found.setdefault((score["member"], score["env_steps"] // rows), score["return"])
+    return np.array([[found[m, t] for t in range(plan.steps // rows)] for m in range(plan.members)])
+
+
 def table(root: Path) -> str:
-    """Minimum over the members of each run beside the random policy."""
-    lines = [f"{'run':24}{'minimum':>10}{'members':>30}{'random':>10}"]
+    """Each run's worst member after training (all of them, and random actions), and its trials: the mean over members
+    of the first episode of each."""
+    lines = [f"{'run':20}{'minimum':>9}{'members':>26}{'random':>9}   trials"]
     for file in sorted(root.glob(f"*/{EVALUATION}")):
         found = json.loads(file.read_text())
         each = " ".join(f"{value:.1f}" for value in found["trained"])
-        lines.append(f"{file.parent.name:24}{min(found['trained']):10.1f}{each:>30}{np.mean(found['random']):10.1f}")
+        curve = " ".join(f"{value:.0f}" for value in trials(file.parent).mean(0))
+        least, chance = min(found["trained"]), np.mean(found["random"])
+        lines.append(f"{file.parent.name:20}{least:9.1f}{each:>26}{chance:9.1f}   {curve}")
     return "\n".join(lines)
 
 
