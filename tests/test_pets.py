@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from test_trainer import assert_same
 
-from jaxwm import agents, envs
+from jaxwm import agents, envs, replay
 from jaxwm.agents import pets
 from jaxwm.agents.pets import KNOWN, Config
 from jaxwm.cli import main
@@ -295,6 +295,20 @@ def test_scales_are_those_of_all_transitions_within_episodes(learned):
     np.testing.assert_allclose(found.std, inputs.std(0), rtol=1e-4)
     targets = (obs[1:] - obs[:-1])[keep]
     np.testing.assert_allclose(learned.state.params["targets"].std[:1], targets.std(0), rtol=1e-4)
+
+
+@pytest.mark.parametrize(("written", "kept"), [(3, 3), (5, 5), (8, 5)])
+def test_every_pair_of_the_replay_is_read_once(written, kept):
+    """Rows are numbered; of eight, a ring of five holds the last five."""
+    none = jnp.zeros(2, bool)
+    row = lambda t: Record(jnp.full((2, 1), t), jnp.zeros(2), none, none, none, jnp.zeros((2, 1)), {})  # noqa: E731
+    ring = replay.init(row(0.0), 10, 2)
+    for t in range(written):
+        ring = replay.add(ring, row(float(t)))
+    batch = pets.everything(None, ring, jax.random.key(0))
+    good = np.asarray(batch.weight) > 0
+    pairs = sorted(map(tuple, np.asarray(batch.record.obs[good, :, 0])))
+    assert pairs == sorted(2 * [(t, t + 1) for t in range(written - kept, written - 1)])
 
 
 # --- The agent ----------------------------------------------------------------------------------------------------

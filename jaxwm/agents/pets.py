@@ -307,9 +307,9 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         def extend(obs: Array, key: Key) -> tuple[Array, Array]:
             k_plan, k_roll = jax.random.split(key)
             memory, action = plan(state, reset(state, len(obs)), obs, k_plan)
-            actions = jnp.concatenate([action[:, None], memory.mean[:, :-1]], 1)
-            found = sample(world(state.params), obs, actions, k_roll)
-            return found.obs[-1].mean((0, 1)), actions
+            meant = jnp.concatenate([action[:, None], memory.mean[:, :-1]], 1)
+            found = sample(world(state.params), obs, meant, k_roll)
+            return found.obs[-1].mean((0, 1)), meant
 
         _, parts = jax.lax.scan(extend, obs, jax.random.split(key, -(-horizon // config.horizon)))
         return parts.swapaxes(0, 1).reshape(len(obs), -1, actions)[:, :horizon]
