@@ -1,9 +1,12 @@
 """PETS on a cart-pole and a pendulum, beside a single deterministic network and a model that never learned.
 
-Expected: see the table in README.md; the numbers there were made by these commands.
-Time:     half an hour on two CPU cores.
+Expected: minimum of three seeds after ten trials, the random one included (2026-11-21, 20 episodes each):
+          continuous/CartPole (random 30)     ensemble 200.0, single 200.0, untrained 29.8
+          gymnax/Pendulum-v1 (random -1276)   ensemble -238, single -221, untrained -1448
+          On tasks as easy and as free of noise as these, a single deterministic network plans as well.
+Time:     two to six minutes a run on one CPU core that is shared.
 Command:  make sweep EXPERIMENT=experiments/pets.py
-          python -m experiments.pets runs/pets    (afterwards: the table, and the calibration plots)
+          python -m experiments.pets ROOT    (afterwards, with the sweep's directory: the table, the calibration plots)
 """
 
 from __future__ import annotations
