@@ -150,7 +150,7 @@ def table(root: Path) -> str:
     return "\n".join(lines)
 
 
-def main(root: Path, horizon: int = 25, out: Path | None = None) -> None:
+def main(root: tyro.conf.Positional[Path], horizon: int = 25, out: Path | None = None) -> None:
     """Print the table of the runs in `root` and draw the calibration of their models.
 
     Args:
