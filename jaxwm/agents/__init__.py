@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from jaxwm.agents import dreamer_v1, dreamer_v2, dreamer_v3, dyna_q, planet
+from jaxwm.agents import dreamer_v1, dreamer_v2, dreamer_v3, dyna_q, pets, planet
 from jaxwm.errors import suggest
 from jaxwm.types import Agent, Spec
 
@@ -95,6 +95,20 @@ AGENTS: dict[str, Entry] = {
         predicts="table: the last reward and next state of a pair, or counts of all",
         acts="epsilon-greedy on a Q-table taught by each real step and n planned ones",
         env="tabular/DynaMaze",
+    ),
+    "pets": Entry(
+        pets.make,
+        pets.Config,
+        pets.PRESETS,
+        "small",
+        "planning with an ensemble of probabilistic networks (Chua et al. 2018)",
+        year=2018,
+        paper="Chua et al., Deep Reinforcement Learning in a Handful of Trials",
+        sees="the numbers of the observation, standardised",
+        predicts="ensemble of probabilistic MLPs with bootstraps: change of the observation; reward and end known or learned",
+        acts="CEM, iCEM or MPPI over action sequences, each judged by particles through the networks",
+        env="continuous/CartPole",
+        steps=2010,
     ),
 }
 

@@ -29,8 +29,8 @@ class Memory(NamedTuple):
     which there are none (`have` False) at first."""
 
     mean: Array
-    kept: Array
-    have: Array  # bool []
+    kept: Any = None
+    have: Any = None  # bool []
 
 
 class Planner(NamedTuple):
@@ -94,7 +94,7 @@ def cem(
         after = _shift(mean, jnp.zeros_like(mean[:1])) if warm_start else jnp.zeros_like(mean)
         return memory._replace(mean=after), chosen[0]
 
-    return Planner(partial(_start, size, horizon, 0), plan)
+    return Planner(partial(_start, size, horizon), plan)
 
 
 def icem(
@@ -131,9 +131,8 @@ def icem(
         return jnp.clip(mean + std * noise, -1.0, 1.0)
 
     def plan(score: Score, memory: Memory, key: Key) -> tuple[Memory, Array]:
-        mean, std = memory.mean, jnp.full_like(memory.mean, init_std)
-        kept, have = memory.kept, memory.have
-        elite = kept
+        mean, kept, have = memory
+        std, elite = jnp.full_like(mean, init_std), kept
         for i in range(iterations):  # the population shrinks: every iteration is a program of its own
             k_draw, k_score = jax.random.split(jax.random.fold_in(key, i))
             number = max(round(candidates / decay**i), 2 * elites)
@@ -145,13 +144,14 @@ def icem(
             mean = momentum * mean + (1 - momentum) * elite.mean(0)
             std = jnp.maximum(momentum * std + (1 - momentum) * elite.std(0), min_std)
             kept, have = elite[:count], jnp.bool_(True)
-        last = jnp.clip(
-            mean[-1:] + init_std * jax.random.normal(jax.random.fold_in(key, iterations), kept[:, :1].shape), -1, 1
-        )
+        last = draw(mean, jnp.full_like(mean, init_std), jax.random.fold_in(key, iterations), count)[:, -1:]
         kept = jnp.concatenate([kept[:, 1:], last], 1)
         return Memory(_shift(mean, mean[-1:]), kept, have), elite[0, 0]
 
-    return Planner(partial(_start, size, horizon, count), plan)
+    def start() -> Memory:
+        return Memory(jnp.zeros((horizon, size)), jnp.zeros((count, horizon, size)), jnp.zeros((), bool))
+
+    return Planner(start, plan)
 
 
 def mppi(
@@ -194,7 +194,7 @@ def mppi(
         after = _shift(mean, jnp.zeros_like(mean[:1])) if warm_start else jnp.zeros_like(mean)
         return memory._replace(mean=after), mean[0]
 
-    return Planner(partial(_start, size, horizon, 0), plan)
+    return Planner(partial(_start, size, horizon), plan)
 
 
 def path_weights(value: Array, temperature: float) -> Array:
@@ -224,8 +224,8 @@ def coloured(horizon: int, exponent: float) -> np.ndarray:
     return (basis / np.sqrt(np.square(basis).sum(1, keepdims=True))).astype(np.float32)
 
 
-def _start(size: int, horizon: int, kept: int) -> Memory:
-    return Memory(jnp.zeros((horizon, size)), jnp.zeros((kept, horizon, size)), jnp.zeros((), bool))
+def _start(size: int, horizon: int) -> Memory:
+    return Memory(jnp.zeros((horizon, size)))
 
 
 def _shift(plan: Array, last: Array) -> Array:

@@ -2,7 +2,8 @@
 
     env = make("atari/Pong", num_envs=4, sticky=0.25)
 
-`suite/Task`: gymnax, minatar, probe and tabular are pure JAX (`env.pure`); atari, dmc, classic, box2d are host pools.
+`suite/Task`: continuous, gymnax, minatar, probe and tabular are pure JAX (`env.pure`); atari, dmc, classic, box2d are
+host pools.
 A new environment is two functions (`from_functions`) or any object with gymnasium's interface (`from_gymnasium`), and
 may be given a name with `register`. Neither gymnax nor envpool is imported before it is asked for.
 """
@@ -15,6 +16,7 @@ from typing import Any
 
 from jaxwm.envs import envpool as _envpool
 from jaxwm.envs import gymnax as _gymnax
+from jaxwm.envs.continuous import CONTINUOUS
 from jaxwm.envs.host import from_gymnasium
 from jaxwm.envs.probes import PROBES
 from jaxwm.envs.pure import check_num_envs, from_functions
@@ -38,6 +40,7 @@ _SUITES: dict[str, tuple[Callable[..., Env], tuple[str, ...]]] = {
 """Suite -> constructor `(task, num_envs, **options) -> Env` and its tasks."""
 
 _BUILT_IN = {f"{suite}/{task}" for suite, (_, tasks) in _SUITES.items() for task in tasks}
+_BUILT_IN |= {f"continuous/{task}" for task in CONTINUOUS}
 _BUILT_IN |= {f"probe/{task}" for task in PROBES} | {f"tabular/{task}" for task in TABULAR}
 
 _registered: dict[str, Constructor] = {}
@@ -47,7 +50,8 @@ def make(name: str, num_envs: int = 1, **options: Any) -> Env:
     """The environment `name` ("suite/Task", case matters), `num_envs` of it for each member.
 
     The options of a suite are the arguments of its constructor: `jaxwm.envs.envpool.atari`, `.dmc`, `.classic`,
-    `.box2d`, `jaxwm.envs.gymnax.gymnax`, `.minatar`, and the functions in `jaxwm.envs.probes` and `.tabular`.
+    `.box2d`, `jaxwm.envs.gymnax.gymnax`, `.minatar`, and the functions in `jaxwm.envs.probes`, `.continuous` and
+    `.tabular`.
 
     Raises ValueError for an unknown name or option (naming the nearest) and for a value out of range.
     """
@@ -58,8 +62,9 @@ def make(name: str, num_envs: int = 1, **options: Any) -> Env:
         constructor, arguments = _registered[name], (num_envs,)
     else:
         suite, task = name.split("/", 1)
-        constructor = {"probe": PROBES, "tabular": TABULAR}[suite][task] if suite not in _SUITES else _SUITES[suite][0]
-        arguments = (num_envs,) if suite == "probe" else (task, num_envs)
+        single = {"continuous": CONTINUOUS, "probe": PROBES, "tabular": TABULAR}
+        constructor = single[suite][task] if suite in single else _SUITES[suite][0]
+        arguments = (num_envs,) if suite in ("continuous", "probe") else (task, num_envs)
     _check_signature(name, constructor, len(arguments), options)
     env = constructor(*arguments, **options)
     if not isinstance(env, Env):
