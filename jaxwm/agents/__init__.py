@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from jaxwm.agents import dreamer_v3, dyna_q
+from jaxwm.agents import dreamer_v3, dyna_q, world_models
 from jaxwm.errors import suggest
 from jaxwm.types import Agent, Spec
 
@@ -33,6 +33,13 @@ AGENTS: dict[str, Entry] = {
         dyna_q.PRESETS,
         "maze",
         "tabular Q-learning with planning in a learned model; Dyna-Q+ with --bonus (Sutton 1990)",
+    ),
+    "world-models": Entry(
+        world_models.make,
+        world_models.Config,
+        world_models.PRESETS,
+        "takecover-small",
+        "autoencoder, mixture density LSTM, controller evolved in dreams (Ha & Schmidhuber 2018)",
     ),
 }
 
