@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxwm import replay
-from jaxwm.control.actor_critic import blank, random_action
+from jaxwm.control.actor_critic import blank, choices, random_action
 from jaxwm.control.evolution import Evolution, cma_es
 from jaxwm.errors import check_choice, check_number, check_range, check_types
 from jaxwm.models.mdn_rnn import MDNRNN, LSTMState, Prediction
@@ -308,14 +308,14 @@ class Networks:
         """The environment's action behind C's outputs `[..., A]`."""
         if isinstance(self.spec.action, Box):
             return output
-        options = self.spec.action.n  # type: ignore[union-attr]
+        options = choices(self.spec.action)[0]
         return jnp.clip(jnp.floor((output[..., 0] + 1) / 2 * options), 0, options - 1).astype(jnp.int32)
 
     def numbers(self, action: Array) -> Array:
         """An action as M sees it, `[..., A]`."""
         if isinstance(self.spec.action, Box):
             return action
-        options = self.spec.action.n  # type: ignore[union-attr]
+        options = choices(self.spec.action)[0]
         return (2 * action / max(1, options - 1) - 1.0)[..., None].astype(jnp.float32)
 
     # --- Dreams -----------------------------------------------------------------------------------------------------
