@@ -35,7 +35,7 @@ STARTS = 2000
 
 
 def runs(
-    preset: str = "takecover-small", seeds: int = 1, steps: int = 20_000, episodes: int = 100
+    preset: str = "takecover-small", seeds: int = 1, steps: int = 16_000, episodes: int = 100
 ) -> dict[str, run.Plan]:
     """World Models on TakeCover.
 

@@ -163,8 +163,8 @@ PRESETS = {
         capacity=10_000_000, vision_updates=1_000_000, memory_length=999, horizon=1000,
     ),
     "takecover-small": Config(
-        codes=32, depth=8, units=128, envs=8, random_steps=20_000, capacity=20_000, vision_updates=600, vision_lr=1e-3,
-        vision_batch=32, memory_updates=400, memory_batch=32, memory_length=50, memory_lr=3e-3, generations=30,
+        codes=32, depth=8, units=128, envs=8, random_steps=16_000, capacity=16_000, vision_updates=600, vision_lr=1e-3,
+        vision_batch=32, memory_updates=400, memory_batch=32, memory_length=50, memory_lr=3e-3, generations=25,
         population=32, rollouts=8,
     ),
 }  # fmt: skip
@@ -375,6 +375,7 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
     if not isinstance(spec.action, Discrete | Box):
         raise ValueError(f"world-models wants Discrete or Box actions; {spec.name} has {spec.action}")
     nets = Networks(spec, config)
+    sensor, _ = nets.image
     evolution = cma_es(config.population, nets.weights, config.std)
     adam = optax.scale_by_adam()
     capped = optax.chain(optax.clip(config.clip), adam)
@@ -422,7 +423,7 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
 
     def vision(state: State, batch: Batch, key: Key) -> tuple[State, dict, dict[str, Array]]:
         """V reconstructs images `[B, 1]`."""
-        image = sensors(batch.record.obs)[nets.image[0]][:, 0]
+        image = sensors(batch.record.obs)[sensor][:, 0]
         state, metrics = learn(state, "vision", adam, vision_loss, image, key)
         stale = state.memory._replace(encoded=jnp.zeros((), jnp.int32))
         return state._replace(memory=stale), {}, metrics
