@@ -1,7 +1,6 @@
 """World Models: densities, cells and sizes by independent numbers, dreams whose best controller is known, real runs."""
 
 import functools
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -147,16 +146,23 @@ def test_evolution_finds_the_top_of_a_hill():
 # --- Actions ------------------------------------------------------------------------------------------------------
 
 
+class Made:
+    """An agent with its networks; what has to be compiled is, when it is asked for."""
+
+    def __init__(self, action, options):
+        spec = Spec("my/Game", IMAGE, action)
+        self.config = agents.settings("world-models", "takecover-small", **(TINY | options))
+        self.agent, self.nets = world_models.make(spec, self.config), world_models.Networks(spec, self.config)
+        self.update = {name: jax.jit(step.update) for name, step in self.agent.train_steps.items()}
+
+    @functools.cached_property
+    def state(self):
+        return jax.jit(self.agent.init)(jax.random.key(0), self.agent.hyper)
+
+
 @functools.cache
-def agent_of(action=Discrete(3), **options):
-    spec = Spec("my/Game", IMAGE, action)
-    config = agents.settings("world-models", "takecover-small", **(TINY | options))
-    agent = world_models.make(spec, config)
-    nets = world_models.Networks(spec, config)
-    update = {name: jax.jit(step.update) for name, step in agent.train_steps.items()}
-    return SimpleNamespace(
-        update=update, agent=agent, nets=nets, config=config, state=jax.jit(agent.init)(jax.random.key(0), agent.hyper)
-    )
+def agent_of(action=Discrete(3), **options) -> Made:
+    return Made(action, options)
 
 
 def test_one_output_is_cut_into_equal_parts():
@@ -294,19 +300,19 @@ def ring_of(rows: int, num_envs: int, capacity: int, firsts) -> replay.Ring:
     """A ring whose images and rewards tell the row they were written in."""
     one = record_of(1, num_envs)
     example = jax.tree.map(lambda x: x[:, 0], one)
-    ring = replay.init(example, capacity * num_envs, num_envs)
+    ring, add = replay.init(example, capacity * num_envs, num_envs), jax.jit(replay.add)
     for t in range(rows):
         obs = jnp.full((num_envs, 64, 64, 3), t, jnp.uint8)
         first = jnp.array([(t, n) in firsts for n in range(num_envs)])
         record = example._replace(obs=obs, reward=jnp.full(num_envs, float(t)), is_first=first)
-        ring = replay.add(ring, record)
+        ring = add(ring, record)
     return ring
 
 
 def test_dreams_start_where_episodes_did():
     one = agent_of(rollouts=200)
     ring = ring_of(11, 2, 8, {(0, 0), (1, 1), (4, 0), (9, 1)})  # the first three rows are overwritten
-    batch = one.agent.train_steps["controller"].sampler(one.state, ring, jax.random.key(0))
+    batch = one.agent.train_steps["controller"].sampler(None, ring, jax.random.key(0))
     found = set(zip(batch.index.row.tolist(), batch.index.env.tolist(), strict=True))
     assert found == {(4, 0), (9, 1)} and batch.record.is_first.all() and batch.record.reward.shape == (200, 1)
     assert set(batch.record.reward[:, 0].tolist()) == {4.0, 9.0}
@@ -467,11 +473,12 @@ def test_take_cover_keeps_the_contract_and_pays_tics():
 def test_take_cover_goes_left_and_right():
     """The brown wall of the side to which one goes fills that half of the view."""
     env = envs.make("vizdoom/TakeCover", num_envs=2)
-    action = np.broadcast_to(np.array([[0, 2]], np.int32), (32, 1, 2))
-    image = host_roll(env, jax.random.split(jax.random.key(0), 1), action).obs[-1, 0].astype(float)
-    brown = (image[..., 0] - image[..., 2]).mean(1)  # [2, 64]
-    left, right = brown[:, :16].mean(1), brown[:, 48:].mean(1)
-    assert left[0] > right[0] + 10 and right[1] > left[1] + 10
+    action = np.broadcast_to(np.array([[0, 2]], np.int32), (60, 1, 2))
+    images = host_roll(env, jax.random.split(jax.random.key(0), 1), action).obs[:, 0].astype(float)
+    brown = (images[..., 0] - images[..., 2]).mean(2)  # [T, 2, 64], over the rows
+    leaning = brown[..., :16].mean(-1) - brown[..., 48:].mean(-1)
+    assert leaning[:, 0].max() > 10 and leaning[:, 1].min() < -10
+    assert leaning[:, 0].mean() > leaning[:, 1].mean() + 5
 
 
 def test_car_racing_at_another_size():
@@ -509,17 +516,16 @@ def flags() -> list[str]:
     return [word for name, value in TINY.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 
 
-def test_the_command_line_trains_evaluates_dreams_and_resumes(tmp_path, monkeypatch):
+def test_the_command_line_trains_evaluates_and_dreams(tmp_path):
     envs.register("my/Blinking", blinking)
     folder = tmp_path / "run"
-    begin = f"train world-models --env my/Blinking --steps 160 --members 2 --episodes 4 --gauge 3 --run {folder}"
+    begin = f"train world-models --env my/Blinking --steps 160 --episodes 4 --gauge 3 --run {folder}"
     assert main(begin.split() + flags() + ["--alive", "1"]) == 0
     rows = [row for row in run.rundir.read_jsonl(folder / "metrics.jsonl")]
     named = set().union(*rows)
     for name in ("vision/loss", "encode/rows", "memory/loss/done", "controller/dream_return", "gauge/gap"):
         assert name in named, name
-    assert rows[-1]["env_steps"] == 160 and len(run.rundir.read_json(folder / run.EVALUATION)["trained"]) == 2
-    assert main(f"eval {folder} --episodes 4".split()) == 0
+    assert rows[-1]["env_steps"] == 160 and (folder / run.EVALUATION).exists()
     assert main(f"dream {folder} --context 2 --horizon 3 --episodes 2 --sequences 4".split()) == 0
     assert (folder / "dreams" / "dream.gif").exists()
 
@@ -537,5 +543,5 @@ def test_a_resumed_run_is_the_same_run():
             kept = jax.tree.map(jnp.copy, life)
         life, cursor, _ = trainer.run(life, cursor, 256 if cursor.segment < 4 else 1)
     again, cursor, _ = trainer.run(kept, Cursor(4, 1), 1)
-    assert same(again.agent, life.agent) and int(life.agent.step) == 2 + 3 + 2 + 2
+    assert same(again.agent, life.agent) and life.agent.step.tolist() == [2 + 3 + 2 + 2]
     assert float(jnp.abs(life.agent.params["controller"]).sum()) > 0
