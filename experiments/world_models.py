@@ -1,7 +1,7 @@
 """World Models on TakeCover: one V and M, and a controller evolved in its dreams at each of five temperatures.
 
-Expected: one seed of the sweep's run: 775 tics (random 343) over 100 real episodes at temperature 1.15; the table is not
-          measured yet.
+Expected: one seed of the sweep's run: 775 tics (random 343) over 100 real episodes at temperature 1.15; the table is
+          not measured yet.
 Time:     14 minutes for that seed on a third of a core of a busy machine, evaluation included.
 Command:  make sweep EXPERIMENT=experiments/world_models.py
           python -m experiments.world_models runs/world_models/TakeCover   (the table; the path is the sweep's run)
