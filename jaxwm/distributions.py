@@ -175,3 +175,38 @@ def bounded_normal(mean: Array, std: Array, low: float = 0.1, high: float = 1.0)
     """Dreamer V3's continuous head: tanh mean and a standard deviation between `low` and `high`, from raw outputs."""
     mean, std = mean.astype(jnp.float32), std.astype(jnp.float32)
     return Normal(jnp.tanh(mean), low + (high - low) * jax.nn.sigmoid(std + 2.0))
+
+
+# --- Mixtures of normals ------------------------------------------------------------------------------------------
+
+
+class Mixture(NamedTuple):
+    """Independent mixtures of K normals, one for every entry of a vector (Bishop 1994): parameters `[..., K]`."""
+
+    logits: Array
+    mean: Array
+    log_std: Array
+
+    def log_prob(self, value: Array) -> Array:
+        """Log density, shape of `value [...]`; that of a narrow normal is above 0."""
+        z = (value[..., None] - self.mean) * jnp.exp(-self.log_std)
+        parts = -0.5 * z * z - self.log_std - 0.5 * np.log(2 * np.pi)
+        return jax.nn.logsumexp(jax.nn.log_softmax(self.logits) + parts, -1)
+
+    def tempered(self, temperature: float | Array) -> Mixture:
+        """Logits divided by the temperature, standard deviations multiplied by its square root (Ha & Eck 2018)."""
+        return Mixture(self.logits / temperature, self.mean, self.log_std + 0.5 * jnp.log(temperature))
+
+    def pick(self, uniform: Array, normal: Array) -> Array:
+        """The sample `[...]` that noise decides: `uniform [...]` chooses the component, `normal [...]` the place."""
+        index = OneHot(jax.nn.log_softmax(self.logits)).invert(uniform)
+        chosen = index[..., None] == jnp.arange(self.logits.shape[-1])
+        take = lambda x: jnp.where(chosen, x, 0.0).sum(-1)  # noqa: E731
+        return take(self.mean) + jnp.exp(take(self.log_std)) * normal
+
+
+def mixture(raw: Array, components: int, low: float = -5.0) -> Mixture:
+    """Mixtures for Z entries from a head's outputs `[..., 3 * Z * components]`; `low` bounds the log deviation."""
+    raw = raw.astype(jnp.float32).reshape(*raw.shape[:-1], 3, -1, components)
+    logits, mean, log_std = (raw[..., i, :, :] for i in range(3))
+    return Mixture(logits, mean, jnp.maximum(log_std, low))

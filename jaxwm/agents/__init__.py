@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from jaxwm.agents import dreamer_v1, dreamer_v2, dreamer_v3, dyna_q, pets, planet
+from jaxwm.agents import dreamer_v1, dreamer_v2, dreamer_v3, dyna_q, pets, planet, world_models
 from jaxwm.errors import suggest
 from jaxwm.types import Agent, Spec
 
@@ -109,6 +109,20 @@ AGENTS: dict[str, Entry] = {
         acts="CEM, iCEM or MPPI over action sequences, each judged by particles through the networks",
         env="continuous/CartPole",
         steps=2010,
+    ),
+    "world-models": Entry(
+        world_models.make,
+        world_models.Config,
+        world_models.PRESETS,
+        "takecover-small",
+        "autoencoder, mixture density LSTM, controller evolved in dreams (Ha & Schmidhuber 2018)",
+        year=2018,
+        paper="Ha and Schmidhuber, World Models",
+        sees="convolutional variational autoencoder",
+        predicts="LSTM with a mixture density for each latent; done head, reward head on request",
+        acts="linear controller evolved by CMA-ES, inside dreams or in the environment",
+        env="vizdoom/TakeCover",
+        steps=16000,
     ),
 }
 

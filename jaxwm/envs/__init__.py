@@ -2,8 +2,8 @@
 
     env = make("atari/Pong", num_envs=4, sticky=0.25)
 
-`suite/Task`: continuous, gymnax, minatar, probe and tabular are pure JAX (`env.pure`); atari, dmc, classic, box2d are
-host pools.
+`suite/Task`: continuous, gymnax, minatar, probe and tabular are pure JAX (`env.pure`); atari, dmc, classic, box2d and
+vizdoom are host pools.
 A new environment is two functions (`from_functions`) or any object with gymnasium's interface (`from_gymnasium`), and
 may be given a name with `register`. Neither gymnax nor envpool is imported before it is asked for.
 """
@@ -36,6 +36,7 @@ _SUITES: dict[str, tuple[Callable[..., Env], tuple[str, ...]]] = {
     "dmc": (_envpool.dmc, _envpool.DMC),
     "gymnax": (_gymnax.gymnax, _gymnax.GYMNAX),
     "minatar": (_gymnax.minatar, _gymnax.MINATAR),
+    "vizdoom": (_envpool.vizdoom, _envpool.VIZDOOM),
 }
 """Suite -> constructor `(task, num_envs, **options) -> Env` and its tasks."""
 
@@ -50,8 +51,8 @@ def make(name: str, num_envs: int = 1, **options: Any) -> Env:
     """The environment `name` ("suite/Task", case matters), `num_envs` of it for each member.
 
     The options of a suite are the arguments of its constructor: `jaxwm.envs.envpool.atari`, `.dmc`, `.classic`,
-    `.box2d`, `jaxwm.envs.gymnax.gymnax`, `.minatar`, and the functions in `jaxwm.envs.probes`, `.continuous` and
-    `.tabular`.
+    `.box2d`, `.vizdoom`, `jaxwm.envs.gymnax.gymnax`, `.minatar`, and the functions in `jaxwm.envs.probes`,
+    `.continuous` and `.tabular`.
 
     Raises ValueError for an unknown name or option (naming the nearest) and for a value out of range.
     """
