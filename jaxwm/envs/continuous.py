@@ -62,8 +62,8 @@ def ledge(num_envs: int = 1, *, max_steps: int = 50) -> Env:
     """A walk towards a ledge on slippery ground: the nearer, the better, but who steps over it earns nothing more.
 
     obs = position x, from [-0.05, 0.05] at the start; a step moves it by 0.1 * action, action in [-1, 1] (Box(1)), and
-    a normal slip of 0.05. The reward is the new x; beyond 1 it is 0 and the episode ends. Who plans with the mean of the
-    next position walks up to the edge and falls; who knows its spread keeps a distance.
+    a normal slip of 0.05. The reward is the new x; beyond 1 it is 0 and the episode ends. Who plans with the mean of
+    the next position walks up to the edge and falls; who knows its spread keeps a distance.
     """
     check_number("continuous/Ledge: max_steps", max_steps, least=1, whole=True)
 
