@@ -1,9 +1,11 @@
-"""PETS on a cart-pole and a pendulum, beside a single deterministic network and a model that never learned.
+"""PETS on a cart-pole, a pendulum and a slippery ledge, beside one deterministic network and a model without learning.
 
 Expected: minimum of three seeds after ten trials, the random one included (2026-11-21, 20 episodes each):
           continuous/CartPole (random 30)     ensemble 200.0, single 200.0, untrained 29.8
           gymnax/Pendulum-v1 (random -1276)   ensemble -238, single -221, untrained -1448
-          On tasks as easy and as free of noise as these, a single deterministic network plans as well.
+          continuous/Ledge (random -3)        ensemble 30.8, single 13.0, untrained -5.4
+          Where nothing is random a single deterministic network plans as well; where a slip may cost everything it
+          does not, as it plans with the mean of what comes next.
 Time:     two to six minutes a run on one CPU core that is shared.
 Command:  make sweep EXPERIMENT=experiments/pets.py
           python -m experiments.pets ROOT    (afterwards, with the sweep's directory: the table, the calibration plots)
@@ -29,7 +31,10 @@ from jaxwm.studio import charts, episodes
 from jaxwm.training import rundir
 from jaxwm.training.run import EVALUATION, Plan, read_plan
 
-TASKS = {"cartpole": "continuous/CartPole", "pendulum": "gymnax/Pendulum-v1"}
+TASKS = {"cartpole": "continuous/CartPole", "pendulum": "gymnax/Pendulum-v1", "ledge": "continuous/Ledge"}
+
+LENGTHS = {"cartpole": 200, "pendulum": 200, "ledge": 50}
+"""Steps of a trial."""
 
 MODELS: dict[str, dict[str, Any]] = {
     "ensemble": {},
@@ -49,17 +54,17 @@ def runs(
     """PETS and what it is to be compared with.
 
     Args:
-        tasks: Of cartpole and pendulum.
+        tasks: Of cartpole, pendulum and ledge.
         models: Of ensemble, single (one deterministic network) and untrained.
         seeds: Members of each population.
-        trials: Trials of 200 steps, the random one included.
+        trials: Trials, the random one included.
         episodes: Evaluation episodes of each member.
         preset: Size.
     """
     out = {}
     for task in tasks:
         for model in models:
-            settings = agents.settings("pets", preset, **MODELS[model])
+            settings = agents.settings("pets", preset, trial=LENGTHS[task], **MODELS[model])
             steps = trials * (settings.trial + 1)
             out[f"{task}-{model}"] = Plan("pets", TASKS[task], settings, steps, seeds, episodes=episodes, gauge=0)
     return out

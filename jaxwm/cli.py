@@ -238,7 +238,7 @@ def _train(arguments: list[str]) -> int:
     name, rest = arguments[0], arguments[1:]
     entry = agents.find(name)
     preset = _flag(rest, "preset") or entry.default
-    default = TrainOptions(settings=agents.settings(name, preset), preset=preset)
+    default = TrainOptions(settings=agents.settings(name, preset), preset=preset, env=entry.env, steps=entry.steps)
     options: Any = tyro.cli(
         TrainOptions[entry.config],  # type: ignore[name-defined]
         args=rest,

@@ -56,6 +56,27 @@ def test_the_cart_moves_as_in_gymnax():
     assert ended.sum() > 30
 
 
+def test_the_ledge_pays_height_until_someone_falls():
+    """Each step moves by 0.1 * action and a slip of 0.05; beyond 1 there is no reward, only an end."""
+    env = envs.make("continuous/Ledge", num_envs=2000, max_steps=30)
+    state, step = jax.jit(env.reset)(jax.random.key(0))
+    start, move = step.obs[:, 0], jax.jit(env.step)
+    state, step = move(state, jnp.full((2000, 1), -0.5))
+    moved = step.obs[:, 0] - start
+    assert abs(float(moved.mean()) + 0.05) < 0.005 and abs(float(moved.std()) - 0.05) < 0.003
+    np.testing.assert_allclose(step.reward, step.obs[:, 0], atol=1e-6)
+    for _ in range(9):
+        state, step = move(state, jnp.full((2000, 1), 5.0))  # as far as an action goes
+    standing = step.obs[:, 0] <= 1
+    assert 0.1 < float(standing.mean()) < 0.95, "some have fallen, some have not"
+    for _ in range(12):
+        state, step = move(state, jnp.ones((2000, 1)))
+        gone = step.obs[:, 0] > 1
+        np.testing.assert_array_equal(step.is_terminal, gone)
+        earned = jnp.where(gone | step.is_first, 0.0, step.obs[:, 0])
+        np.testing.assert_allclose(step.reward, earned, atol=1e-6)
+
+
 def test_the_cart_takes_any_force_and_stops_after_its_limit():
     env = envs.make("continuous/CartPole", max_steps=3)
     state, step = env.reset(jax.random.key(0))

@@ -13,7 +13,8 @@ class Entry(NamedTuple):
     """A system: its constructor `(spec, config) -> Agent`, its settings, its presets by name, and what is said of it.
 
     `sees`, `predicts` and `acts` are half a line each, read in docs/lineage.md and `jaxwm list NAME` (the order is
-    printed from `Agent.schedule`). `env` is the environment of the example there, `steps` its environment steps.
+    printed from `Agent.schedule`). `env` and `steps` (environment steps) are what it is trained on where nothing else
+    is said.
     """
 
     make: Any

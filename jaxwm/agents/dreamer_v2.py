@@ -140,19 +140,9 @@ NANO = replace(
     imag_length=8, discount=0.99, model_lr=8e-3, actor_lr=2e-3, value_lr=3e-3, entropy=2e-2, slow_every=20,
 )  # fmt: skip
 MICRO = replace(
-    NANO,
-    deter=64,
-    hidden=64,
-    stoch=8,
-    units=64,
-    layers=2,
-    depth=8,
-    batch_length=16,
-    collect=8,
-    imag_length=10,
-    model_lr=3e-3,
-    actor_lr=1e-3,
-)
+    NANO, deter=64, hidden=64, stoch=8, units=64, layers=2, depth=8, batch_length=16, collect=8, imag_length=10,
+    model_lr=3e-3, actor_lr=1e-3, entropy=2e-2,
+)  # fmt: skip
 PRESETS = {"atari": PUBLISHED, "nano": NANO, "micro": MICRO}
 """The paper's, and two for vectors and small grids on two CPU cores."""
 
