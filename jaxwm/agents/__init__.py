@@ -55,6 +55,7 @@ AGENTS: dict[str, Entry] = {
         sees="CNN or MLP; a latent of categoricals",
         predicts="RSSM: layer-norm GRU and categorical prior, balanced KL; reward and continue heads; decoder",
         acts="actor-critic inside dreams: REINFORCE mixed with the gradient through the dream; slow critic",
+        steps=9000,
     ),
     "dreamer-v1": Entry(
         dreamer_v1.make,
