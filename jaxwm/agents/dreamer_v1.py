@@ -186,7 +186,7 @@ def make(spec: Spec, config: Config = PUBLISHED) -> Agent:
                 return policy.mode()
             return ac.disturb(spec.action, policy.sample(k_sample), state.hyper["noise"], k_noise)
 
-        carry = world.act(state.params, carry, step, key, mode, choose)
+        carry = world.act(state, carry, step, key, mode, choose)
         return carry, carry.action, world.pack(carry.latent)
 
     def update(state: State, batch: Batch, key: Key) -> tuple[State, dict, dict[str, Array]]:

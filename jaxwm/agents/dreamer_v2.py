@@ -184,7 +184,7 @@ def make(spec: Spec, config: Config = PUBLISHED) -> Agent:
             policy = learner.actor(state.params, latent.feat())
             return policy.mode() if mode == "greedy" else policy.sample(key)
 
-        carry = world.act(state.params, carry, step, key, mode, choose)
+        carry = world.act(state, carry, step, key, mode, choose)
         return carry, carry.action, world.pack(carry.latent)
 
     def update(state: State, batch: Batch, key: Key) -> tuple[State, dict, dict[str, Array]]:

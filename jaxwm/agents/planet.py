@@ -200,7 +200,7 @@ def make(spec: Spec, config: Config = PUBLISHED) -> Agent:
                 return action
             return ac.disturb(spec.action, action, state.hyper["noise"], k_noise)
 
-        carry = world.act(state.params, carry, step, key, mode, choose)
+        carry = world.act(state, carry, step, key, mode, choose)
         return carry, carry.action, world.pack(carry.latent)
 
     def loss(params: Any, record: Record, uniform: Array) -> tuple[Array, dict[str, Array]]:

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from evosax.algorithms import CMA_ES
 
 from jaxwm.errors import check_number
 from jaxwm.types import Array, Key
@@ -34,6 +33,8 @@ def cma_es(population: int, size: int, std: float = 0.1) -> Evolution:
 
     Candidates of equal fitness are ranked by their place. ValueError for fewer than 2 candidates.
     """
+    from evosax.algorithms import CMA_ES  # importing it computes: not before someone evolves
+
     check_number("the number of candidates of a generation", population, least=2, whole=True)
     strategy = CMA_ES(population_size=population, solution=jnp.zeros(size))
     params = strategy.default_params.replace(std_init=jnp.asarray(std, jnp.float32))

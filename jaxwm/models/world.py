@@ -102,14 +102,14 @@ class World:
         return jax.tree.map(lambda x: x[:, 0], latents)
 
     def act(
-        self, params: Any, carry: Carry, step: Step, key: Key, mode: str, choose: Callable[[Latent, Key], Array]
+        self, state: Any, carry: Carry, step: Step, key: Key, mode: str, choose: Callable[[Latent, Key], Array]
     ) -> Carry:
-        """See the newest step, then act: `choose(latent, key) -> action` in the modes "explore" and "greedy"."""
+        """See the newest step with `state.params`, then act: by `choose(latent, key)` in "explore" and "greedy"."""
         check_choice("mode", mode, get_args(Mode))
         if mode == "logged" and not (isinstance(step.obs, Mapping) and "action" in step.obs):
             raise ValueError("mode 'logged' takes the actions from the observation, which has no 'action'")
         key, choice = jax.random.split(key)
-        latent = self.filter(params, carry, step, key)
+        latent = self.filter(state.params, carry, step, key)
         if mode == "logged":
             return Carry(latent, step.obs["action"])
         if mode == "random":
