@@ -1,7 +1,9 @@
 """PlaNet on a pendulum and a cart-pole that must swing up, from state, beside a model that never learned.
 
-Expected: EXPECTED
-Time:     TIME
+Expected: minimum of three seeds after 6,000 steps of the agent (2026-11-21, 20 episodes each):
+          gymnax/Pendulum-v1 (random -1336)   trained -404, untrained -1342
+          dmc/CartpoleSwingup (random 134)    trained 522, untrained 72
+Time:     four to eight minutes a trained run on one or two cores that are shared, half of that an untrained one.
 Command:  make sweep EXPERIMENT=experiments/planet.py
 
 The report at the end draws returns against environment steps, beside a random policy.
