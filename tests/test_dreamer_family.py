@@ -198,14 +198,15 @@ def random_record(agent, spec, config, key):
     return Record(obs, jax.random.normal(key, lead), first, flags, flags, action, extra)
 
 
+SLOW = pytest.mark.slow
 CASES = [
     ("planet", VECTOR, Box(2)),
-    ("dreamer-v1", VECTOR, Box(2)),
-    ("dreamer-v1", GRID, Discrete(3)),
     ("dreamer-v1", IMAGE, Box(1)),
-    ("dreamer-v2", IMAGE, Discrete(3)),
     ("dreamer-v2", GRID, MultiDiscrete((2, 3))),
-    ("dreamer-v2", VECTOR, Box(2)),
+    pytest.param("dreamer-v1", VECTOR, Box(2), marks=SLOW),
+    pytest.param("dreamer-v1", GRID, Discrete(3), marks=SLOW),
+    pytest.param("dreamer-v2", IMAGE, Discrete(3), marks=SLOW),
+    pytest.param("dreamer-v2", VECTOR, Box(2), marks=SLOW),
 ]
 
 
@@ -420,7 +421,9 @@ def test_continuous_probe_is_solved(name):
 # --- Going on -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", FAMILY)
+@pytest.mark.parametrize(
+    "name", [pytest.param("planet", marks=SLOW), pytest.param("dreamer-v1", marks=SLOW), "dreamer-v2"]
+)
 def test_save_and_resume(name, tmp_path):
     """A run that was saved and restored goes on with the same bits; evaluation and dreams of it work."""
     env = envs.make("gymnax/Pendulum-v1" if name != "dreamer-v2" else "gymnax/Catch-bsuite", 2)
