@@ -671,7 +671,7 @@ def test_bad_settings_are_named():
         make(preset="tiny")
     with pytest.raises(ValueError, match=r"has no setting 'imag_lenght'; did you mean imag_length"):
         make(imag_lenght=3)
-    with pytest.raises(ValueError, match="unknown agent 'dreamer'; did you mean dreamer-v3"):
+    with pytest.raises(ValueError, match="unknown agent 'dreamer'; did you mean dreamer-v1, dreamer-v2, dreamer-v3"):
         agents.make("dreamer", Spec("test", VECTOR, Discrete(2)))
     for bins in (1, 40):  # an even number would have two bins at zero
         with pytest.raises(ValueError, match=f"odd number of bins, at least 3, got {bins}"):
