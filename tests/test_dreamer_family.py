@@ -337,6 +337,7 @@ def test_actor_of_v2_mixes_two_gradients():
         jax.tree.map(partial(close, atol=1e-6), ours(params["pol"], mix), expected)
 
 
+@pytest.mark.slow
 def test_slow_critic_is_a_copy_every_few_updates():
     spec, config = Spec("test", VECTOR, Discrete(2), 10), tiny("dreamer-v2")
     agent = dreamer_v2.make(spec, config)
@@ -350,6 +351,7 @@ def test_slow_critic_is_a_copy_every_few_updates():
         assert same(state.slow, first) == (i < 3) and same(state.slow, state.params["val"]) == (i == 3)
 
 
+@pytest.mark.slow
 def test_free_nats_hold_the_mean_kl():
     """Below the free nats the KL has no gradient; above, all of it (Dreamer V1 and PlaNet: on the mean)."""
     learner, params, _ = built("dreamer-v1", Box(1))

@@ -454,6 +454,7 @@ def test_environments_that_do_not_fit_are_refused():
 # --- Learning -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_line_trains_and_scores(tmp_path, capsys):
     """Two members, which two devices share where there are two."""
     command = f"train pets --env continuous/CartPole --members 2 --steps 42 --episodes 2 --run {tmp_path / 'run'}"

@@ -373,6 +373,7 @@ def deadly(one):
     return state
 
 
+@pytest.mark.slow
 def test_evolution_inside_a_dream_finds_the_way_to_live():
     one = agent_of(population=16, rollouts=4, std=0.5)
     state, step = deadly(one), one.update["controller"]
@@ -470,6 +471,7 @@ def test_take_cover_keeps_the_contract_and_pays_tics():
     assert set(np.unique(again.reward)) == {0.0, 2.0}
 
 
+@pytest.mark.slow
 def test_take_cover_goes_left_and_right():
     """The brown wall of the side to which one goes fills that half of the view."""
     env = envs.make("vizdoom/TakeCover", num_envs=2)
@@ -481,6 +483,7 @@ def test_take_cover_goes_left_and_right():
     assert leaning[:, 0].mean() > leaning[:, 1].mean() + 5
 
 
+@pytest.mark.slow
 def test_car_racing_at_another_size():
     env, keys = envs.make("box2d/CarRacing", image_size=64), jax.random.split(jax.random.key(0), 1)
     assert env.spec.obs == IMAGE and env.spec.action == Box(3)
@@ -516,6 +519,7 @@ def flags() -> list[str]:
     return [word for name, value in TINY.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 
 
+@pytest.mark.slow
 def test_the_command_line_trains_evaluates_and_dreams(tmp_path):
     envs.register("my/Blinking", blinking)
     folder = tmp_path / "run"
