@@ -400,6 +400,7 @@ def seen(agent, env, life):
 def test_v2_values_of_a_probe():
     """obs_reward: V(s) = s with a critic that leaves out no step and no discount."""
     options = dict(classes=4, imag_length=3, model_lr=3e-3, value_lr=3e-3, actor_lr=1e-3, discount=0.9, kl_scale=0.1)
+    options["rec_scale"] = 30.0  # the latents are drawn: what is seen has to matter for them to be sure
     agent, env, life = trained("dreamer-v2", "probe/ObsReward", 1500, slow_every=20, **options)
     state, latent, step = seen(agent, env, life)
     same = {name: size for name, size in PROBE.items() if name != "free_nats"}
