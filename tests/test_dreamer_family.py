@@ -297,6 +297,15 @@ def test_behaviour_teaches_actor_and_critic_alone(name):
         assert taught == {owner}
 
 
+def test_dreams_of_v1_from_an_end_teach_nothing():
+    """A start whose own continue flag is 0 has weight 0, for actor and critic."""
+    learner, params, starts = built("dreamer-v1", Discrete(3), con_scale=10.0)
+    last = params["con"]["params"]["logit"]
+    params["con"]["params"]["logit"] = {"kernel": 0 * last["kernel"], "bias": 0 * last["bias"] - 200}
+    policy, value, _ = jax.jit(learner.behaviour)(params, numbers(discount=0.9, lam=0.8), starts, jax.random.key(2))
+    assert policy == 0 and value == 0
+
+
 def test_actor_of_v2_mixes_two_gradients():
     """1: REINFORCE with the slow critic as baseline; 0: the gradient through the dream; between: the mixture."""
     learner, params, starts = built("dreamer-v2", Discrete(3))

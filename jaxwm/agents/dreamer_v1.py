@@ -29,7 +29,7 @@ from jaxwm.distributions import TanhNormal, one_hot
 from jaxwm.errors import check_range, check_types
 from jaxwm.models import rssm
 from jaxwm.models.rssm import Gaussian, Latent
-from jaxwm.models.world import Carry, World, classic
+from jaxwm.models.world import Carry, World, classic, groups_of
 from jaxwm.nets.layers import Head, apply
 from jaxwm.types import (
     FOREVER,
@@ -152,10 +152,6 @@ class State(NamedTuple):
     step: Array  # updates so far
 
 
-GROUPS = {"model": ("enc", "dyn", "dec", "rew", "con"), "actor": ("pol",), "value": ("val",)}
-"""What has a gradient norm and a learning rate of its own."""
-
-
 def make(spec: Spec, config: Config = PUBLISHED) -> Agent:
     """Dreamer V1 for an environment.
 
@@ -164,10 +160,7 @@ def make(spec: Spec, config: Config = PUBLISHED) -> Agent:
     """
     learner = build(spec, config)
     world = learner.world
-    groups = {
-        group: tuple(n for n in names if n in ("enc", "dyn", "dec") or n in learner.heads)
-        for group, names in GROUPS.items()
-    }
+    groups = groups_of(learner.heads)
     tx = optim.apart(groups, optim.adam(config.clip, config.eps))
 
     def init(key: Key, hyper: Mapping[str, Any]) -> State:
@@ -271,7 +264,8 @@ class Learner:
         feat = dream.feat()
         reward, cont = self.judge(frozen, feat, hyper["discount"])
         returns = ac.lambda_return(reward, self.value(frozen, feat), cont, jnp.zeros_like(cont), hyper["lam"])
-        weight = sg(jnp.cumprod(jnp.concatenate([jnp.ones_like(cont[:1]), cont[1:-1]]), 0))
+        _, root = self.judge(frozen, feat[:1], 1.0)  # its own flag counts as well, but not yet a discount
+        weight = sg(jnp.cumprod(jnp.concatenate([root, cont[1:-1]]), 0))
         policy = -(weight * returns).mean()
         value = 0.5 * (weight * jnp.square(self.value(params, sg(feat[:-1])) - sg(returns))).mean()
         return policy, value, {"dream/reward": reward.mean(), "dream/return": returns[0].mean()}

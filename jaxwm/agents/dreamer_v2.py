@@ -27,7 +27,7 @@ from jaxwm import optim
 from jaxwm.control import actor_critic as ac
 from jaxwm.errors import check_range, check_types
 from jaxwm.models.rssm import Categorical, Latent
-from jaxwm.models.world import Carry, World, classic
+from jaxwm.models.world import Carry, World, classic, groups_of
 from jaxwm.nets.layers import Head, apply
 from jaxwm.types import (
     FOREVER,
@@ -146,9 +146,6 @@ MICRO = replace(
 PRESETS = {"atari": PUBLISHED, "nano": NANO, "micro": MICRO}
 """The paper's, and two for vectors and small grids on two CPU cores."""
 
-GROUPS = {"model": ("enc", "dyn", "dec", "rew", "con"), "actor": ("pol",), "value": ("val",)}
-"""What has a gradient norm and a learning rate of its own."""
-
 
 class State(NamedTuple):
     """Everything that learning changes."""
@@ -168,7 +165,8 @@ def make(spec: Spec, config: Config = PUBLISHED) -> Agent:
     """
     learner = build(spec, config)
     world = learner.world
-    tx = optim.apart(GROUPS, optim.adam(config.clip, config.eps))
+    groups = groups_of(learner.heads)
+    tx = optim.apart(groups, optim.adam(config.clip, config.eps))
 
     def init(key: Key, hyper: Mapping[str, Any]) -> State:
         params = world.init(key, learner.heads)
@@ -190,8 +188,8 @@ def make(spec: Spec, config: Config = PUBLISHED) -> Agent:
     def update(state: State, batch: Batch, key: Key) -> tuple[State, dict, dict[str, Array]]:
         grads, metrics = jax.grad(learner.loss, has_aux=True)(state.params, state, batch.record, key)
         direction, opt = tx.update(grads, state.opt, state.params)
-        rates = {group: state.hyper[f"{group}_lr"] for group in GROUPS}
-        params = optim.descend(state.params, direction, GROUPS, rates, config.decay)
+        rates = {group: state.hyper[f"{group}_lr"] for group in groups}
+        params = optim.descend(state.params, direction, groups, rates, config.decay)
         metrics["grad_norm"] = optim.norm(grads)
         copy = (state.step + 1) % config.slow_every == 0
         slow = jax.tree.map(lambda new, old: jnp.where(copy, new, old), params["val"], state.slow)

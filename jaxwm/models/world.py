@@ -31,6 +31,12 @@ class Carry(NamedTuple):
     action: Array
 
 
+def groups_of(heads: Mapping[str, Head]) -> dict[str, tuple[str, ...]]:
+    """What has a gradient norm and a learning rate of its own: the model and its heads, the actor, the critic."""
+    own = {"actor": ("pol",), "value": ("val",)}
+    return {"model": ("enc", "dyn", "dec", *(name for name in heads if name not in ("pol", "val")))} | own
+
+
 def classic(
     spec: Spec,
     latents: rssm.Latents,
