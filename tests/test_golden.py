@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from dreams import judged
 
+from jaxwm import acting, optim
 from jaxwm import distributions as d
-from jaxwm import optim
 from jaxwm.agents import dreamer_v3 as v3
 from jaxwm.control import actor_critic as ac
 from jaxwm.models import rssm
@@ -129,13 +129,13 @@ def test_bounded_normal():
     case = GOLDEN["bounded_normal"]
     action = f32(case["action"])
     raw = {"mean": f32(case["raw_mean"]), "std": f32(case["raw_std"])}
-    dist = ac.actor(Box(3), raw)
+    dist = acting.actor(Box(3), raw)
     close(dist.parts.mean, case["mean"])
     close(dist.parts.std, case["std"])
     close(dist.log_prob(action), case["logp"])
     close(dist.entropy(), case["entropy"])
     for name, of in (("logp", lambda a: a.log_prob(action)), ("entropy", lambda a: a.entropy())):
-        grad = jax.grad(lambda raw, of=of: of(ac.actor(Box(3), raw)).sum())(raw)
+        grad = jax.grad(lambda raw, of=of: of(acting.actor(Box(3), raw)).sum())(raw)
         close(grad["mean"], case[f"{name}_grad"]["raw_mean"])
         close(grad["std"], case[f"{name}_grad"]["raw_std"])
 

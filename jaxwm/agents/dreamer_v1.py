@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxwm import optim
+from jaxwm import acting, optim
 from jaxwm.control import actor_critic as ac
 from jaxwm.distributions import TanhNormal, one_hot
 from jaxwm.errors import check_range, check_types
@@ -177,7 +177,7 @@ def make(spec: Spec, config: Config = PUBLISHED) -> Agent:
             k_sample, k_noise = jax.random.split(key)
             if mode == "greedy":
                 return policy.mode()
-            return ac.disturb(spec.action, policy.sample(k_sample), state.hyper["noise"], k_noise)
+            return acting.disturb(spec.action, policy.sample(k_sample), state.hyper["noise"], k_noise)
 
         carry = world.act(state, carry, step, key, mode, choose)
         return carry, carry.action, world.pack(carry.latent)
@@ -214,7 +214,7 @@ def build(spec: Spec, config: Config) -> Learner:
     heads = {"rew": head({"mean": 1}, config.model_layers)}
     if config.con_scale:
         heads["con"] = head({"logit": 1}, config.model_layers)
-    heads["pol"] = head(ac.head_sizes(spec.action), config.policy_layers)
+    heads["pol"] = head(acting.head_sizes(spec.action), config.policy_layers)
     heads["val"] = head({"mean": 1}, config.value_layers)
     return Learner(world, heads, config)
 
@@ -227,13 +227,15 @@ class Learner:
     heads: dict[str, Head]
     config: Config
 
-    def actor(self, params: Any, feat: Array) -> ac.Actor:
+    def actor(self, params: Any, feat: Array) -> acting.Actor:
         """The policy at `feat [..., F]`: a normal squashed by tanh, or one-hot choices."""
         space, out = self.world.spec.action, apply(self.heads["pol"], params["pol"], feat)
         if not isinstance(space, Box):
-            return ac.Actor(tuple(one_hot(out[name]) for name in ac.head_sizes(space)), space)
+            return acting.Actor(tuple(one_hot(out[name]) for name in acting.head_sizes(space)), space)
         shift = jnp.log(jnp.expm1(self.config.init_std))
-        return ac.Actor(TanhNormal(5 * jnp.tanh(out["mean"] / 5), jax.nn.softplus(out["std"] + shift) + 1e-4), space)
+        return acting.Actor(
+            TanhNormal(5 * jnp.tanh(out["mean"] / 5), jax.nn.softplus(out["std"] + shift) + 1e-4), space
+        )
 
     def value(self, params: Any, feat: Array) -> Array:
         return apply(self.heads["val"], params["val"], feat)["mean"][..., 0]

@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxwm import optim
+from jaxwm import acting, optim
 from jaxwm.control import actor_critic as ac
 from jaxwm.distributions import TwoHot, symexp_bins, twohot
 from jaxwm.errors import check_range, check_types
@@ -228,7 +228,13 @@ def build(spec: Spec, config: Config, routes: Routes = PLAIN) -> Networks:
     tokens, _ = jax.eval_shape(enc.init_with_output, jax.random.key(0), lead)
     latents = Categorical(config.stoch, config.classes, config.unimix)
     dyn = RSSM(
-        ac.action_size(spec.action), tokens.shape[-1], config.deter, config.hidden, latents, config.blocks, dtype=dtype
+        acting.action_size(spec.action),
+        tokens.shape[-1],
+        config.deter,
+        config.hidden,
+        latents,
+        config.blocks,
+        dtype=dtype,
     )
     dec = sensors.Decoder(
         spec.obs, config.depth, config.units, config.deter, config.stoch * config.classes, config.sensor_layers,
@@ -241,7 +247,7 @@ def build(spec: Spec, config: Config, routes: Routes = PLAIN) -> Networks:
         dec,
         rew=Head({"bins": config.bins}, model_layers, config.units, 0.0, dtype),
         con=Head({"logit": 1}, model_layers, config.units, 1.0, dtype),
-        pol=Head(ac.head_sizes(spec.action), policy_layers, config.units, 0.01, dtype),
+        pol=Head(acting.head_sizes(spec.action), policy_layers, config.units, 0.01, dtype),
         val=Head({"bins": config.bins}, policy_layers, config.units, 0.0, dtype),
         dis=Head({"stoch": config.stoch * config.classes}, model_layers, config.units, 1.0, dtype)
         if config.disagreement
@@ -328,7 +334,7 @@ class Noise(NamedTuple):
     """The random numbers of an update, as drawn for the whole batch."""
 
     observe: Array  # [B, T, S], uniform
-    plan: Array  # [B, T, H + 1, ...], see `actor_critic.noise`
+    plan: Array  # [B, T, H + 1, ...], see `acting.noise`
     imagine: Array  # [B, T, H, S], uniform
 
 
@@ -358,8 +364,8 @@ class Learner:
 
     # Small views on the networks.
 
-    def actor(self, params: Any, feat: Array) -> ac.Actor:
-        return ac.actor(self.spec.action, apply(self.nets.pol, params["pol"], feat), self.config.actor_unimix)
+    def actor(self, params: Any, feat: Array) -> acting.Actor:
+        return acting.actor(self.spec.action, apply(self.nets.pol, params["pol"], feat), self.config.actor_unimix)
 
     def scalar(self, name: str, params: Any, feat: Array) -> TwoHot:
         """The reward ("rew") or value ("val") distribution; `params` are the head's own."""
@@ -383,11 +389,11 @@ class Learner:
 
         They come from one draw, as a generator takes longer to compile than to run.
         """
-        horizon, stoch, width = self.config.imag_length, self.config.stoch, ac.noise_size(self.spec.action)
+        horizon, stoch, width = self.config.imag_length, self.config.stoch, acting.noise_size(self.spec.action)
         sizes = stoch, (horizon + 1) * width, horizon * stoch
         draw = jax.random.uniform(key, (batch * (length - 1) * sum(sizes),)).reshape(batch, length - 1, sum(sizes))
         observe, plan, imagine = jnp.split(draw, (sizes[0], sizes[0] + sizes[1]), -1)
-        plan = ac.noise(self.spec.action, plan.reshape(*plan.shape[:2], horizon + 1, width))
+        plan = acting.noise(self.spec.action, plan.reshape(*plan.shape[:2], horizon + 1, width))
         return Noise(observe, plan, imagine.reshape(*imagine.shape[:2], horizon, stoch))
 
     def loss(self, params: Any, state: State, record: Record, noise: Noise, share: Share = ALONE):

@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 
+from jaxwm.acting import logged
 from jaxwm.errors import check_choice, check_number, check_range, check_types
 from jaxwm.types import (
     FOREVER,
@@ -148,7 +149,7 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
     def act(state: State, carry: tuple[()], step: Step, key: Key, mode: str) -> tuple[tuple[()], Array, dict]:
         check_choice("mode", mode, get_args(Mode))
         if mode == "logged":
-            return carry, step.obs["action"], {}
+            return carry, logged(step), {}
         k_tie, k_random, k_mix = jax.random.split(key, 3)
         q = state.params["q"][index(step.obs)]  # [N, A]
         best = jnp.argmax(jnp.where(q == q.max(-1, keepdims=True), jax.random.uniform(k_tie, q.shape), -1.0), -1)

@@ -25,8 +25,8 @@ import jax.numpy as jnp
 import optax
 
 from jaxwm import replay
+from jaxwm.acting import logged, random_action
 from jaxwm.control import planning
-from jaxwm.control.actor_critic import random_action
 from jaxwm.control.planning import Planner
 from jaxwm.envs import continuous
 from jaxwm.errors import check_choice, check_number, check_range, check_types
@@ -244,7 +244,7 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
     ) -> tuple[planning.Memory, Array, dict]:
         check_choice("mode", mode, get_args(Mode))
         if mode == "logged":
-            return carry, step.obs["action"], {}
+            return carry, logged(step), {}
         if mode == "random":
             return carry, random_action(spec.action, key, len(step.reward)), {}
         fresh = reset(state, len(step.reward))

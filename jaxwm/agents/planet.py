@@ -22,8 +22,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxwm import optim
-from jaxwm.control import actor_critic as ac
+from jaxwm import acting, optim
 from jaxwm.control import planning
 from jaxwm.errors import check_range, check_types
 from jaxwm.models import rssm
@@ -198,7 +197,7 @@ def make(spec: Spec, config: Config = PUBLISHED) -> Agent:
             action = jax.vmap(one)(latent, jax.random.split(k_plan, len(step.reward)))
             if mode == "greedy":
                 return action
-            return ac.disturb(spec.action, action, state.hyper["noise"], k_noise)
+            return acting.disturb(spec.action, action, state.hyper["noise"], k_noise)
 
         carry = world.act(state, carry, step, key, mode, choose)
         return carry, carry.action, world.pack(carry.latent)

@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxwm import replay
-from jaxwm.control.actor_critic import blank, choices, random_action
+from jaxwm.acting import blank, choices, logged, random_action
 from jaxwm.control.evolution import Evolution, cma_es
 from jaxwm.errors import check_choice, check_number, check_range, check_types
 from jaxwm.models.mdn_rnn import MDNRNN, LSTMState, Prediction
@@ -403,7 +403,7 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         code = sampled(codes, k_code)
         lstm = jax.tree.map(lambda x: jnp.where(step.is_first[:, None], 0.0, x), carry.lstm)
         if mode == "logged":
-            action = step.obs["action"]
+            action = logged(step)
         else:
             weights = state.params["controller"]
             if mode == "explore" and config.real:
