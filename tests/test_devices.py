@@ -25,6 +25,7 @@ def far(apart: dict[str, float], limit: float) -> dict[str, float]:
     return {path: value for path, value in apart.items() if not value <= limit}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["held", "quarters", "compiler"])
 def test_four_devices_make_one_update_of_their_parts(found, how):
     """Whether each holds all of the batch or its quarter, or the compiler places it: the update of one device."""
@@ -37,11 +38,13 @@ def test_four_devices_make_one_update_of_their_parts(found, how):
     assert not far({path: value for path, value in apart.items() if path not in moments}, 1e-6)
 
 
+@pytest.mark.slow
 def test_devices_end_with_the_same_state_and_metrics(found):
     assert found["between"] == 0, "the devices ended with different states"
     assert_same_metrics(*found["metrics"])
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_one_device(found):
     """Each tensor to 1e-5 of its largest entry (those that nearly cancel), the bulk of them to 1e-6."""
     gradients = found["gradients"]
@@ -49,17 +52,20 @@ def test_gradients_are_those_of_one_device(found):
     assert len(far(gradients, 1e-6)) < 0.2 * len(gradients), far(gradients, 1e-6)
 
 
+@pytest.mark.slow
 def test_pmap_is_a_loop_over_members(found):
     pmap = {path: value for path, value in found["pmap"].items() if not path.endswith(".first")}  # see above
     assert len(pmap) > 50 and not far(pmap, 1e-6)
 
 
+@pytest.mark.slow
 def test_members_on_four_devices_are_those_on_one_and_never_talk(found):
     assert found["updates"] > 0 and found["members of a device"] == [1, 1, 1, 1]
     assert found["population"] < 1e-6
     assert found["talk"] == []
 
 
+@pytest.mark.slow
 def test_shards_hold_their_part_of_the_replay_and_never_gather_it(found):
     assert found["held"] == [[1, 211, 1]] * 4
     assert found["shared updates"] > 0 and found["replay gathered"] == []

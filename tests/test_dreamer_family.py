@@ -199,8 +199,8 @@ def random_record(agent, spec, config, key):
 
 SLOW = pytest.mark.slow
 CASES = [
-    ("planet", VECTOR, Box(2)),
-    ("dreamer-v1", IMAGE, Box(1)),
+    pytest.param("planet", VECTOR, Box(2), marks=SLOW),
+    pytest.param("dreamer-v1", IMAGE, Box(1), marks=SLOW),
     ("dreamer-v2", GRID, MultiDiscrete((2, 3))),
     pytest.param("dreamer-v1", VECTOR, Box(2), marks=SLOW),
     pytest.param("dreamer-v1", GRID, Discrete(3), marks=SLOW),

@@ -581,6 +581,7 @@ def test_one_program_for_every_batch(catch, step):
     assert step._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_vmap_over_members_is_a_loop_over_members(catch, step, vmapped):
     keys = jax.random.split(jax.random.key(5), 2)
     together = vmapped(stacked(*catch.states), stacked(*catch.batches), keys)
@@ -599,6 +600,7 @@ def test_members_have_learning_rates_of_their_own(catch, vmapped):
     assert all((x != y).any() for x, y in zip(jax.tree.leaves(moved), jax.tree.leaves(still), strict=True))
 
 
+@pytest.mark.slow
 def test_members_have_horizons_of_their_own(catch, vmapped):
     """The horizon is one of the hyper-parameters that may differ, so it must reach the losses."""
     both = stacked(catch.states[0], catch.states[0])

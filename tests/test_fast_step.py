@@ -122,7 +122,9 @@ def scene(name: str) -> SimpleNamespace:
     return SimpleNamespace(learner=learner, state=state, record=record, noise=noise)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "vector" else pytest.mark.slow) for name in KINDS]
+)
 def test_the_step_in_pieces_with_own_gradients_is_the_plain_step(name):
     """The same noise gives the same latents, loss terms, metrics, and gradient of every tensor."""
     it = scene(name)
@@ -361,6 +363,7 @@ def chunk_of(trainer: Trainer, segment: int):
     return trainer._programs[trainer.segments[segment].body]
 
 
+@pytest.mark.slow
 def test_scratch_memory_of_a_chunk_does_not_grow_with_the_replay(trainer):
     """Collecting, sampling, learning and writing back in one program: no copy of the replay anywhere in it."""
     large = dreamer(100_000)

@@ -500,7 +500,9 @@ def golden_noise(learner: v3.Learner) -> v3.Noise:
     return noise._replace(plan=jnp.full_like(noise.plan, 0.5))
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "image_vector" else pytest.mark.slow) for name in CASES]
+)
 def test_whole_loss_and_gradient(name, no_chance):
     """One loss of the whole agent: every term, the return range, and the gradient of every tensor."""
     case, learner = WHOLE[name], learner_of(name)

@@ -39,6 +39,7 @@ ARGUMENTS = (
 # --- The environment ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_cart_moves_as_in_gymnax():
     """The discrete CartPole pushes with 10 N to either side."""
     ours, theirs = envs.make("continuous/CartPole", num_envs=64), envs.make("gymnax/CartPole-v1", num_envs=64)

@@ -133,6 +133,7 @@ def check_kills(experiment: Path, tmp_path: Path, flags: list[str], drivers: int
     assert again.returncode == 0 and stamps == {file: file.stat().st_mtime_ns for file in stamps}
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_ends_as_if_nothing_had_happened(experiment, tmp_path):
     check_kills(experiment, tmp_path, ["--count", "2", "--steps", "1200"], drivers=1)
 

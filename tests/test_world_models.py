@@ -565,6 +565,7 @@ def test_the_command_line_trains_evaluates_and_dreams(tmp_path):
     assert (folder / "dreams" / "dream.gif").exists()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_same_run():
     from jaxwm.training.trainer import Cursor, Trainer
 
