@@ -85,6 +85,8 @@ class TrainOptions(Generic[C]):
     """Episodes of the evaluation at the end."""
     env_option: tuple[str, ...] = ()
     """Options of the environment as NAME=VALUE."""
+    score_option: tuple[str, ...] = ()
+    """Options of the environment in which the policy is scored, where they differ, as NAME=VALUE."""
     checkpoint_minutes: float = 5.0
     """Minutes between checkpoints; one more is written at the end."""
     keep: int = 2
@@ -123,6 +125,8 @@ class EvalOptions:
     """Seed of the evaluation's environments."""
     mode: str = "greedy"
     """Policy: greedy or explore."""
+    score_option: tuple[str, ...] = ()
+    """Options of the environment as NAME=VALUE, over those of the run (opponent=mcts, side=first, ...)."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -257,6 +261,7 @@ def _train(arguments: list[str]) -> int:
         options.gauge,
         options.shards,
         dict(map(_values, options.vary)),
+        dict(map(_option, options.score_option)),
     )
     folder = options.run or rundir.default_path(name, options.env)
     if not options.run and count > 1:
@@ -304,7 +309,7 @@ def _option(text: str) -> tuple[str, Any]:
     """`name=value` with Python's literals; anything else is a string."""
     name, sign, value = text.partition("=")
     if not sign:
-        raise ValueError(f"--env-option wants NAME=VALUE, got {text!r}")
+        raise ValueError(f"options of an environment are NAME=VALUE, got {text!r}")
     try:
         return name, ast.literal_eval(value)
     except (ValueError, SyntaxError):
@@ -332,6 +337,7 @@ def _eval(arguments: list[str]) -> int:
     check_number("--episodes", options.episodes, least=1, most=2**31 - 1, whole=True)
     check_number("--seed", options.seed, least=0, most=2**32 - 1, whole=True)
     plan, agent, state, steps = run.load(options.run, options.checkpoint)
+    plan = replace(plan, score_options=plan.score_options | dict(map(_option, options.score_option)))
     trained = run.score(plan, agent, state, options.episodes, options.mode, options.seed)
     chance = run.score(plan, agent, state, options.episodes, "random", options.seed)
     Console().print(run.table(replace(plan, seed=options.seed), trained, chance, steps))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from jaxwm.agents import dreamer_v3, dyna_q
+from jaxwm.agents import alphazero, dreamer_v3, dyna_q
 from jaxwm.errors import suggest
 from jaxwm.types import Agent, Spec
 
@@ -20,6 +20,13 @@ class Entry(NamedTuple):
 
 
 AGENTS: dict[str, Entry] = {
+    "alphazero": Entry(
+        alphazero.make,
+        alphazero.Config,
+        alphazero.PRESETS,
+        "tictactoe",
+        "tree search in the environment itself, learned from self-play (Silver et al. 2018)",
+    ),
     "dreamer-v3": Entry(
         dreamer_v3.make,
         dreamer_v3.Config,

@@ -2,9 +2,10 @@
 
     env = make("atari/Pong", num_envs=4, sticky=0.25)
 
-`suite/Task`: gymnax, minatar, probe and tabular are pure JAX (`env.pure`); atari, dmc, classic, box2d are host pools.
+`suite/Task`: gymnax, minatar, pgx, probe and tabular are pure JAX (`env.pure`); atari, dmc, classic, box2d are host
+pools.
 A new environment is two functions (`from_functions`) or any object with gymnasium's interface (`from_gymnasium`), and
-may be given a name with `register`. Neither gymnax nor envpool is imported before it is asked for.
+may be given a name with `register`. gymnax, pgx and envpool are not imported before they are asked for.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 from jaxwm.envs import envpool as _envpool
 from jaxwm.envs import gymnax as _gymnax
+from jaxwm.envs import pgx as _pgx
 from jaxwm.envs.host import from_gymnasium
 from jaxwm.envs.probes import PROBES
 from jaxwm.envs.pure import check_num_envs, from_functions
@@ -22,7 +24,7 @@ from jaxwm.envs.tabular import TABULAR
 from jaxwm.errors import check_options, nearest
 from jaxwm.types import Env
 
-__all__ = ["from_functions", "from_gymnasium", "make", "names", "register"]
+__all__ = ["SCORED", "from_functions", "from_gymnasium", "make", "names", "register"]
 
 Constructor = Callable[..., Env]
 """`constructor(num_envs, **options) -> Env`."""
@@ -34,8 +36,12 @@ _SUITES: dict[str, tuple[Callable[..., Env], tuple[str, ...]]] = {
     "dmc": (_envpool.dmc, _envpool.DMC),
     "gymnax": (_gymnax.gymnax, _gymnax.GYMNAX),
     "minatar": (_gymnax.minatar, _gymnax.MINATAR),
+    "pgx": (_pgx.pgx, _pgx.PGX),
 }
 """Suite -> constructor `(task, num_envs, **options) -> Env` and its tasks."""
+
+SCORED: dict[str, dict[str, Any]] = {"pgx": {"opponent": "random"}}
+"""Suite -> options with which its environments are scored, where that needs others: self-play has no score."""
 
 _BUILT_IN = {f"{suite}/{task}" for suite, (_, tasks) in _SUITES.items() for task in tasks}
 _BUILT_IN |= {f"probe/{task}" for task in PROBES} | {f"tabular/{task}" for task in TABULAR}
@@ -47,7 +53,8 @@ def make(name: str, num_envs: int = 1, **options: Any) -> Env:
     """The environment `name` ("suite/Task", case matters), `num_envs` of it for each member.
 
     The options of a suite are the arguments of its constructor: `jaxwm.envs.envpool.atari`, `.dmc`, `.classic`,
-    `.box2d`, `jaxwm.envs.gymnax.gymnax`, `.minatar`, and the functions in `jaxwm.envs.probes` and `.tabular`.
+    `.box2d`, `jaxwm.envs.gymnax.gymnax`, `.minatar`, `jaxwm.envs.pgx.pgx`, and the functions in `jaxwm.envs.probes` and
+    `.tabular`.
 
     Raises ValueError for an unknown name or option (naming the nearest) and for a value out of range.
     """

@@ -72,6 +72,7 @@ class Plan:
     gauge: int = 15
     shards: int = 1
     vary: dict[str, list[float]] = field(default_factory=dict)  # hyper-parameters with a value for each member
+    score_options: dict[str, Any] = field(default_factory=dict)  # of the environment in which the policy is scored
 
     def __post_init__(self):
         check_types(self)
@@ -80,8 +81,9 @@ class Plan:
         check_range(self, "checkpoint_minutes gauge", least=0)
         if not isinstance(self.settings, config := agents.find(self.agent).config):
             raise ValueError(f"the settings of {self.agent} are a {config.__module__}.Config, not {self.settings!r}")
-        if not isinstance(self.env_options, dict):
-            raise ValueError(f"env_options must be a dict of the environment's options, not {self.env_options!r}")
+        for name in ("env_options", "score_options"):
+            if not isinstance(options := getattr(self, name), dict):
+                raise ValueError(f"{name} must be a dict of the environment's options, not {options!r}")
         if not isinstance(self.vary, dict):
             raise ValueError(f"vary must be a dict of lists with a value for each member, not {self.vary!r}")
         for name, values in self.vary.items():
@@ -180,8 +182,9 @@ def export_params(folder: Path, file: Path, which: str = "newest") -> int:
 
 def score(plan: Plan, agent: Agent, state: Any, episodes: int, mode: Any = "greedy", seed: int = 0) -> Scores:
     """Evaluate every member over `episodes` episodes in environments of their own."""
-    pure = envs.make(plan.env, num_envs=1, **plan.env_options).pure
-    env = envs.make(plan.env, num_envs=parallel(pure, episodes), **plan.env_options)
+    options = envs.SCORED.get(plan.env.split("/")[0], {}) | plan.env_options | plan.score_options
+    pure = envs.make(plan.env, num_envs=1, **options).pure
+    env = envs.make(plan.env, num_envs=parallel(pure, episodes), **options)
     return evaluate(agent, env, state, member_keys(seed, plan.members), episodes, mode)
 
 
