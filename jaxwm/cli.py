@@ -1,4 +1,4 @@
-"""The command line: `jaxwm list | train | resume | eval | dream | watch | report | export | sweep`.
+"""The command line: `jaxwm list | train | resume | eval | dream | watch | play | report | export | sweep`.
 
 Every setting of an agent is a flag of `jaxwm train AGENT`; `jaxwm train AGENT --help` explains them.
 """
@@ -32,6 +32,7 @@ USAGE = """jaxwm: world-model reinforcement learning in JAX
   jaxwm eval RUN [--help]        score a run's newest checkpoint beside a random policy
   jaxwm dream RUN [--help]       what its world model dreams beside what happens: video, plots, error by horizon
   jaxwm watch RUN [--help]       a video of its policy
+  jaxwm play RUN [--help]        a board game against it, in the terminal
   jaxwm report RUN...            a page with figures and tables about runs, side by side, or about an experiment
   jaxwm export RUN [--help]      write a run's weights as one safetensors file
   jaxwm sweep FILE [--help]      run all of an experiment file that is not finished yet, on every device
@@ -140,6 +141,7 @@ def main(arguments: list[str] | None = None) -> int:
         "eval": _eval,
         "dream": _dream,
         "watch": _watch,
+        "play": _play,
         "report": _report,
         "export": _export,
         "sweep": _sweep,
@@ -457,6 +459,32 @@ def _watch(arguments: list[str]) -> int:
     settings = watch.Settings(options.episodes, options.max_steps, options.mode)
     console, out = Console(), options.out
     watch.watch(options.run, out, options.member, options.seed, settings, options.format, console, options.checkpoint)
+    return 0
+
+
+@dataclass(frozen=True)
+class PlayOptions:
+    """Play a board game against the agent of a run, in the terminal. It answers with its greedy policy."""
+
+    run: tyro.conf.Positional[Path]
+    """Run directory, or a file written by jaxwm export."""
+    side: str = "first"
+    """Your side: first or second."""
+    checkpoint: str = "newest"
+    """Checkpoint: newest, best (highest training return) or its environment step."""
+    member: int = 0
+    """Member of the population."""
+    seed: int = 1
+    """Seed of the agent."""
+
+
+def _play(arguments: list[str]) -> int:
+    from rich.console import Console
+
+    from jaxwm.studio import play
+
+    options = tyro.cli(PlayOptions, args=arguments, prog="jaxwm play")
+    play.play(options.run, Console(), options.side, options.member, options.seed, options.checkpoint)
     return 0
 
 

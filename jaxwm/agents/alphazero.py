@@ -13,7 +13,7 @@ the search gave the last position).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -176,6 +176,7 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
     net, tree = Net(spec.action.n, config), config.tree()
     scale = optax.trace(0.9) if config.optimizer == "sgd" else optax.scale_by_adam()
     look = lambda params, board: apply(net, params, board)  # noqa: E731
+    model = perfect_model(simulate, look)
 
     def init(key: Key, hyper: Mapping[str, Any]) -> State:
         board = jnp.zeros((1, *obs["board"].shape), obs["board"].dtype)
@@ -200,20 +201,6 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         heat = 0.0 if mode == "greedy" else (moves < config.sampling_moves).astype(jnp.float32)
         found = search.search(tree, state.params, root, model, key, heat)
         return moves + 1, found.action, {"policy": found.policy, "value": found.value}
-
-    def model(params: Any, key: Key, action: Array, place: tuple[Any, Array]) -> tuple[search.Node, tuple[Any, Array]]:
-        """The environment as the model of a search; `place` is its state and the player to move."""
-        sim, mover = place
-        step: Step = simulate(sim, action)
-        logits, value = look(params, step.obs["board"])
-        after, over = step.obs["to_play"], step.is_last
-        node = search.Node(
-            reward=step.reward,
-            discount=jnp.where(over, 0.0, jnp.where(after == mover, 1.0, -1.0)),
-            prior_logits=search.mask(logits, step.obs["legal"]),
-            value=jnp.where(over, 0.0, value),
-        )  # type: ignore[call-arg]
-        return node, (step.obs["sim"], after)
 
     def loss(params: Any, record: Record, l2: Array) -> tuple[Array, dict[str, Array]]:
         """(z - v)^2 - pi log p + l2 |params|^2 over the positions of `record [B, L]` in which a move was made."""
@@ -240,6 +227,28 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
 
     steps = {"all": TrainStep(update, config.batch_size, config.batch_length)}
     return Agent(init, reset, act, steps, None, schedule(config), {"lr": config.lr, "l2": config.l2})
+
+
+def perfect_model(simulate: Callable[[Any, Array], Step], look: Callable[[Any, Array], Any]) -> search.Model:
+    """The environment as the model of a search, and the network's judgement of where it leads.
+
+    `look(params, board) -> (logits, value)`. An embedding is the environment's state and the player to move there.
+    """
+
+    def model(params: Any, key: Key, action: Array, place: tuple[Any, Array]) -> tuple[search.Node, tuple[Any, Array]]:
+        sim, mover = place
+        step = simulate(sim, action)
+        logits, value = look(params, step.obs["board"])
+        after, over = step.obs["to_play"], step.is_last
+        node = search.Node(
+            reward=step.reward,
+            discount=jnp.where(over, 0.0, jnp.where(after == mover, 1.0, -1.0)),
+            prior_logits=search.mask(logits, step.obs["legal"]),
+            value=jnp.where(over, 0.0, value),
+        )  # type: ignore[call-arg]
+        return node, (step.obs["sim"], after)
+
+    return model
 
 
 def results(record: Record, bootstrap: bool) -> tuple[Array, Array]:
