@@ -79,9 +79,9 @@ def mlp(batch: int) -> Problem:
     net, latent = Small(), jax.random.normal(jax.random.key(0), (batch, WIDTH))
     params = net.init(jax.random.key(1), latent, jnp.zeros(batch, jnp.int32))
 
-    def model(params: Any, key: Any, action: Any, latent: Any) -> tuple[search.Node, Any]:
+    def model(params: Any, key: Any, action: Any, latent: Any) -> tuple[Any, Any]:
         reward, value, logits, latent = apply(net, params, latent, action)
-        return search.Node(reward=reward, discount=0.99 + 0 * value, prior_logits=logits, value=value), latent  # type: ignore[call-arg]
+        return search.Node(reward=reward, discount=0.99 + 0 * value, prior_logits=logits, value=value), latent
 
     _, value, logits, latent = net.apply(params, latent, jnp.zeros(batch, jnp.int32))
     return params, search.Root(logits, value, latent, jnp.ones((batch, ACTIONS), bool)), model
@@ -98,11 +98,11 @@ def connect_four(batch: int) -> Problem:
     return params, root, alphazero.perfect_model(env.spec.simulate, look)  # type: ignore[arg-type]
 
 
-def free(params: Any, key: Any, action: Any, place: Any) -> tuple[search.Node, Any]:
+def free(params: Any, key: Any, action: Any, place: Any) -> tuple[Any, Any]:
     """A model that costs nothing: numbers that differ enough for a tree to grow as with another one."""
     chance = jax.random.uniform(key, (*action.shape, params))
     zero = 0 * chance[:, 0]
-    return search.Node(reward=zero, discount=zero + 0.99, prior_logits=chance, value=chance[:, 0]), place  # type: ignore[call-arg]
+    return search.Node(reward=zero, discount=zero + 0.99, prior_logits=chance, value=chance[:, 0]), place
 
 
 def seconds(settings: search.Settings, params: Any, root: search.Root, model: Callable, repeats: int) -> list[float]:

@@ -19,7 +19,18 @@ from jaxwm.training.evaluation import evaluate
 from jaxwm.training.trainer import Cursor, Trainer, member_keys
 from jaxwm.types import Batch, Index, Record
 
-TINY = dict(simulations=4, blocks=0, channels=4, head=2, units=4, batch_size=4, batch_length=10, envs=4, capacity=400)
+TINY = dict(
+    simulations=4,
+    match_simulations=4,
+    blocks=0,
+    channels=4,
+    head=2,
+    units=4,
+    batch_size=4,
+    batch_length=10,
+    envs=4,
+    capacity=400,
+)
 
 
 def walk(env, moves):
@@ -266,7 +277,7 @@ def test_an_untrained_search_wins_and_parries():
     """With 64 simulations a network that knows nothing is enough to see one or two moves ahead."""
     env = envs.make("pgx/TicTacToe", 2)
     for kind in ("gumbel", "puct"):
-        agent = agents.make("alphazero", env.spec, "tictactoe", **TINY | dict(simulations=64, search=kind))
+        agent = agents.make("alphazero", env.spec, "tictactoe", **TINY | dict(match_simulations=64, search=kind))
         state = jax.jit(agent.init)(jax.random.key(0), agent.hyper)
         act = jax.jit(lambda step, a=agent, s=state: a.act(s, a.reset(s, 2), step, jax.random.key(0), "greedy")[1:])
         for moves, answer in (([0, 3, 1, 4], 2), ([0, 3, 1], 2)):
@@ -296,8 +307,9 @@ def test_environments_that_cannot_be_simulated_are_refused():
         agents.make("alphazero", envs.make("gymnax/Catch-bsuite").spec)
     with pytest.raises(ValueError, match="capacity must be"):
         agents.settings("alphazero", "tictactoe", capacity=10)
-    with pytest.raises(ValueError, match="simulations must be"):
-        agents.settings("alphazero", "tictactoe", simulations=0)
+    for name in ("simulations", "match_simulations"):
+        with pytest.raises(ValueError, match="simulations must be"):
+            agents.settings("alphazero", "tictactoe", **{name: 0})
 
 
 # --- Runs and play ------------------------------------------------------------------------------------------------

@@ -54,7 +54,9 @@ class Config:
     search: Literal["puct", "gumbel"] = "puct"
     """Kind of tree search."""
     simulations: int = 800
-    """Simulations of each search."""
+    """Simulations of each search of self-play."""
+    match_simulations: int = 800
+    """Simulations of each search in the greedy mode."""
     considered: int = 16
     """Actions that a Gumbel root draws."""
     dirichlet: float = 0.3
@@ -98,13 +100,14 @@ class Config:
         check_range(self, "capacity", least=self.batch_length * self.envs)
         check_range(self, "train_ratio lr", above=0)
         check_range(self, "l2", least=0)
-        search.check(self.tree())
+        for mode in ("explore", "greedy"):
+            search.check(self.tree(mode))
 
-    def tree(self) -> search.Settings:
+    def tree(self, mode: str = "explore") -> search.Settings:
         """The settings of the search; results of games are in [-1, 1]."""
         return search.Settings(
             kind=self.search,
-            simulations=self.simulations,
+            simulations=self.match_simulations if mode == "greedy" else self.simulations,
             considered=self.considered,
             dirichlet=self.dirichlet,
             noise=self.noise,
@@ -117,15 +120,16 @@ _SMALL: Any = dict(search="gumbel", optimizer="adam", l2=1e-5, head=16, units=64
 PRESETS = {
     "alphazero": Config(),
     "gumbel": Config(
-        search="gumbel", simulations=32, blocks=6, channels=128, optimizer="adam", lr=1e-3, envs=1024, train_ratio=1.0
+        search="gumbel", simulations=32, match_simulations=32, blocks=6, channels=128, train_ratio=1.0,
+        optimizer="adam", lr=1e-3, envs=1024,
     ),
     "tictactoe": Config(
-        **_SMALL, simulations=32, considered=9, sampling_moves=9, blocks=1, channels=32, batch_size=32, batch_length=16,
-        train_ratio=4.0, lr=3e-3, envs=32, capacity=20_000,
+        **_SMALL, simulations=32, match_simulations=32, considered=9, sampling_moves=9, blocks=1, channels=32,
+        batch_size=32, batch_length=16, train_ratio=4.0, lr=3e-3, envs=32, capacity=20_000,
     ),
     "connect-four": Config(
-        **_SMALL, simulations=32, considered=7, sampling_moves=42, blocks=2, channels=32, batch_size=32,
-        batch_length=32, train_ratio=4.0, lr=2e-3, envs=64, capacity=100_000,
+        **_SMALL, simulations=16, match_simulations=64, considered=7, sampling_moves=42, blocks=2, channels=32,
+        batch_size=32, batch_length=32, train_ratio=4.0, lr=2e-3, envs=64, capacity=100_000,
     ),
 }  # fmt: skip
 
@@ -173,7 +177,7 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
             "pgx (`jaxwm list`), or give the Spec a `simulate`, discrete actions and the observations board, legal, "
             "to_play and sim"
         )
-    net, tree = Net(spec.action.n, config), config.tree()
+    net = Net(spec.action.n, config)
     scale = optax.trace(0.9) if config.optimizer == "sgd" else optax.scale_by_adam()
     look = lambda params, board: apply(net, params, board)  # noqa: E731
     model = perfect_model(simulate, look)
@@ -199,7 +203,7 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         logits, value = look(state.params, step.obs["board"])
         root = search.Root(logits, value, (step.obs["sim"], step.obs["to_play"]), legal)
         heat = 0.0 if mode == "greedy" else (moves < config.sampling_moves).astype(jnp.float32)
-        found = search.search(tree, state.params, root, model, key, heat)
+        found = search.search(config.tree(mode), state.params, root, model, key, heat)
         return moves + 1, found.action, {"policy": found.policy, "value": found.value}
 
     def loss(params: Any, record: Record, l2: Array) -> tuple[Array, dict[str, Array]]:
@@ -235,7 +239,7 @@ def perfect_model(simulate: Callable[[Any, Array], Step], look: Callable[[Any, A
     `look(params, board) -> (logits, value)`. An embedding is the environment's state and the player to move there.
     """
 
-    def model(params: Any, key: Key, action: Array, place: tuple[Any, Array]) -> tuple[search.Node, tuple[Any, Array]]:
+    def model(params: Any, key: Key, action: Array, place: tuple[Any, Array]) -> tuple[Any, tuple[Any, Array]]:
         sim, mover = place
         step = simulate(sim, action)
         logits, value = look(params, step.obs["board"])
@@ -245,7 +249,7 @@ def perfect_model(simulate: Callable[[Any, Array], Step], look: Callable[[Any, A
             discount=jnp.where(over, 0.0, jnp.where(after == mover, 1.0, -1.0)),
             prior_logits=search.mask(logits, step.obs["legal"]),
             value=jnp.where(over, 0.0, value),
-        )  # type: ignore[call-arg]
+        )
         return node, (step.obs["sim"], after)
 
     return model

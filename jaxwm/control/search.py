@@ -21,19 +21,21 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
-import mctx
+import mctx as _mctx
 import numpy as np
 
 from jaxwm.errors import check_choice, check_number
 from jaxwm.types import Array, Key, PyTree
 
+mctx: Any = _mctx  # its annotations are too narrow for a type checker: leaves alone count as trees
+
 MASKED = float(np.finfo(np.float32).min)
 """The logit of an illegal action; mctx gives the same one to those of the root."""
 
-Node = mctx.RecurrentFnOutput
+Node: Any = mctx.RecurrentFnOutput
 """What a model says of an edge and the node behind it: `reward`, `discount`, `value` [B], `prior_logits` [B, A]."""
 
-Model = Callable[[Any, Key, Array, PyTree], tuple[Node, PyTree]]
+Model = Callable[[Any, Key, Array, PyTree], tuple[Any, PyTree]]
 """`(params, key, action [B], embedding [B, ...]) -> (Node, embedding)`."""
 
 

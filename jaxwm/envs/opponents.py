@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 import jax
@@ -79,7 +80,7 @@ def _after(cells: tuple[int, ...], move: int) -> tuple[int, ...]:
 
 def mcts(simulate: Callable[[PyTree, Array], Step], simulations: int) -> Opponent:
     """UCT (Kocsis & Szepesvari 2006): UCB1 in the tree, one random playout for each new node, the most visited move."""
-    import mctx  # here, as most environments have no use for it
+    mctx: Any = import_module("mctx")  # here, as most environments have no use for it
 
     def playout(key: Key, sim: Any) -> Array:
         """The outcome `[N]` of a random game, for the player to move."""
@@ -101,12 +102,12 @@ def mcts(simulate: Callable[[PyTree, Array], Step], simulations: int) -> Opponen
             discount=jnp.where(step.is_terminal, 0.0, -1.0),
             prior_logits=jnp.where(step.obs["legal"], 0.0, ILLEGAL),
             value=playout(key, after),
-        )  # type: ignore[call-arg]
+        )
         return node, after
 
     def choose(key: Key, sim: Any) -> Array:
         logits = jnp.where(sim.legal_action_mask, 0.0, ILLEGAL)
-        root = mctx.RootFnOutput(prior_logits=logits, value=jnp.zeros(len(logits)), embedding=sim)  # type: ignore[call-arg]
+        root = mctx.RootFnOutput(prior_logits=logits, value=jnp.zeros(len(logits)), embedding=sim)
         tree = mctx.search(
             None,
             key,

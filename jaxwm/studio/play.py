@@ -100,7 +100,7 @@ def _asked(known: dict[str, int], console: Console, ask: Callable[[str], str]) -
 
 def moves(task: str, step: Step) -> dict[str, int]:
     """The legal moves of a game `[1]` by name."""
-    return {_name(task, action, step): int(action) for action in np.flatnonzero(step.obs["legal"][0])}
+    return {_name(task, int(action), step): int(action) for action in np.flatnonzero(step.obs["legal"][0])}
 
 
 def _name(task: str, action: int, step: Step) -> str:
