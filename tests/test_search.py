@@ -90,15 +90,18 @@ def test_the_move_that_wins_is_found(settings):
     assert found.action == 2 and found.policy.argmax() == 2 and found.q.tolist() == [-1.0, 0.0, 1.0]
 
 
-def test_the_gumbel_policy_is_that_of_the_paper():
-    """Two simulations visit two of three actions: softmax(logits + (50 + max N) 0.1 q), q completed and rescaled."""
+@pytest.mark.parametrize("bounds", [None, (-1.0, 1.0)])
+def test_the_gumbel_policy_is_that_of_the_paper(bounds):
+    """Two simulations visit two of three actions: softmax(logits + (50 + max N) c q), q completed and scaled."""
     logits, rewards, value = np.array([0.5, 0.2, -1.0]), np.array([0.3, -0.6, 0.9]), 0.1
-    found = run(Settings("gumbel", 2, considered=2), fork(tuple(rewards)), value, (True,) * A, tuple(logits))
+    settings = Settings("gumbel", 2, considered=2, bounds=bounds)
+    found = run(settings, fork(tuple(rewards)), value, (True,) * A, tuple(logits))
     prior = np.exp(logits) / np.exp(logits).sum()
     tried = prior[:2] / prior[:2].sum()
     mixed = (value + 2 * tried @ rewards[:2]) / 3
     q = np.array([*rewards[:2], mixed])
-    scores = logits + (50 + 1) * 0.1 * (q - q.min()) / (q.max() - q.min())
+    scaled = (q + 1) / 2 if bounds else 0.1 * (q - q.min()) / (q.max() - q.min())
+    scores = logits + (50 + 1) * scaled
     expected = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
     np.testing.assert_allclose(found.policy, expected, rtol=1e-4)
     assert found.q[2] == 0 and found.action == 0

@@ -124,8 +124,8 @@ PRESETS = {
         optimizer="adam", lr=1e-3, envs=1024,
     ),
     "tictactoe": Config(
-        **_SMALL, simulations=32, match_simulations=32, considered=9, sampling_moves=9, blocks=1, channels=32,
-        batch_size=32, batch_length=16, train_ratio=4.0, lr=3e-3, envs=32, capacity=20_000,
+        **_SMALL, simulations=32, match_simulations=50, considered=9, sampling_moves=9, blocks=1, channels=32,
+        batch_size=32, batch_length=16, train_ratio=12.0, lr=3e-3, envs=32, capacity=20_000,
     ),
     "connect-four": Config(
         **_SMALL, simulations=16, match_simulations=64, considered=7, sampling_moves=42, blocks=2, channels=32,

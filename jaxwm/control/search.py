@@ -53,14 +53,16 @@ class Settings(NamedTuple):
 
     With them "puct" scales q to [0, 1] as AlphaZero does, without them by the least and the greatest q of the whole
     tree, as MuZero does. In both an action that was not tried counts as the worst. The rule by the tree compares q of
-    different nodes, so it is meant for one player; games have bounds. "gumbel" always scales by the node itself.
+    different nodes, so it is meant for one player; games have bounds. "gumbel" scales by the bounds too, and without
+    them by the least and the greatest q of the node; then small differences count as much as large ones, so its
+    `c_scale` is a tenth (Danihelka et al. 2022: 1 for board games, 0.1 for Atari).
     """
 
     kind: Literal["gumbel", "puct"] = "gumbel"
     simulations: int = 32
     considered: int = 16  # gumbel: actions of the root that are drawn
     c_visit: float = 50.0  # gumbel
-    c_scale: float = 0.1  # gumbel, for q scaled to [0, 1]
+    c_scale: float | None = None  # gumbel, for q scaled to [0, 1]; None is 1 with bounds and 0.1 without
     c_init: float = 1.25  # puct
     c_base: float = 19652.0  # puct
     dirichlet: float = 0.3  # puct: concentration of the noise of the root
@@ -83,7 +85,8 @@ def check(settings: Settings) -> None:
     for name in ("simulations", "considered"):
         check_number(name, getattr(settings, name), least=1, whole=True)
     for name in ("c_visit", "c_scale", "c_init", "c_base", "dirichlet"):
-        check_number(name, getattr(settings, name), above=0)
+        if getattr(settings, name) is not None:
+            check_number(name, getattr(settings, name), above=0)
     check_number("noise", settings.noise, least=0, most=1)
 
 
@@ -114,7 +117,10 @@ def _tree(settings: Settings, params: Any, root: Root, model: Model, key: Key, t
     common = (params, key, start, model, settings.simulations, ~root.legal)
     if settings.kind == "gumbel":
         rule = partial(
-            mctx.qtransform_completed_by_mix_value, value_scale=settings.c_scale, maxvisit_init=settings.c_visit
+            mctx.qtransform_completed_by_mix_value,
+            value_scale=_scale(settings),
+            maxvisit_init=settings.c_visit,
+            rescale_values=settings.bounds is None,
         )
         considered = min(settings.considered, root.logits.shape[-1])
         return mctx.gumbel_muzero_policy(
@@ -130,6 +136,14 @@ def _tree(settings: Settings, params: Any, root: Root, model: Model, key: Key, t
         pb_c_base=settings.c_base,
         temperature=heat,
     )
+
+
+def _scale(settings: Settings) -> float:
+    """The factor of q in a Gumbel search; where q lies on its scale makes no difference."""
+    if settings.bounds is None:
+        return 0.1 if settings.c_scale is None else settings.c_scale
+    low, high = settings.bounds
+    return (1.0 if settings.c_scale is None else settings.c_scale) / (high - low)
 
 
 # --- What PUCT makes of q, for one node of one tree ---------------------------------------------------------------
