@@ -41,7 +41,8 @@ def walk(env, moves):
     for move in moves:
         handle, step = advance(handle, jnp.array([move]))
         steps.append(step)
-    return [jax.tree.map(lambda x: np.asarray(x[0]), step._replace(obs={**step.obs, "sim": 0})) for step in steps]
+    bare = [step._replace(obs={k: x for k, x in step.obs.items() if k != "sim"}) for step in steps]
+    return jax.tree.map(lambda x: np.asarray(x[0]), bare)
 
 
 # --- Environments -------------------------------------------------------------------------------------------------
@@ -127,7 +128,7 @@ def test_perfect_players_draw_and_beat_random_ones():
             return (handle, step, total + ~over * step.reward, over | step.is_last), None
 
         start = *env.reset(jax.random.key(0)), jnp.zeros(200), jnp.zeros(200, bool)
-        return np.asarray(jax.lax.scan(turn, start, jax.random.split(jax.random.key(2), 6))[0][2])
+        return jax.lax.scan(turn, start, jax.random.split(jax.random.key(2), 6))[0][2]
 
     assert (jax.jit(lambda: game(opponents.minimax))() == 0).all()
     chance = jax.jit(lambda: game(opponents.at_random))()
@@ -274,10 +275,10 @@ def test_moves_are_legal_and_extras_have_one_structure(tiny, mode):
 
 
 def test_an_untrained_search_wins_and_parries():
-    """With 64 simulations a network that knows nothing is enough to see one or two moves ahead."""
+    """With 200 simulations a network that knows nothing is enough to see one or two moves ahead."""
     env = envs.make("pgx/TicTacToe", 2)
     for kind in ("gumbel", "puct"):
-        agent = agents.make("alphazero", env.spec, "tictactoe", **TINY | dict(match_simulations=64, search=kind))
+        agent = agents.make("alphazero", env.spec, "tictactoe", **TINY | dict(match_simulations=200, search=kind))
         state = jax.jit(agent.init)(jax.random.key(0), agent.hyper)
         act = jax.jit(lambda step, a=agent, s=state: a.act(s, a.reset(s, 2), step, jax.random.key(0), "greedy")[1:])
         for moves, answer in (([0, 3, 1, 4], 2), ([0, 3, 1], 2)):
@@ -320,11 +321,13 @@ FLAGS = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in TINY.i
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run that was stopped halfway and resumed, and the same without a stop."""
-    root = tmp_path_factory.mktemp("runs")
-    command = f"train alphazero --env pgx/TicTacToe --members 1 --steps 160 --episodes 10 {FLAGS}"
-    assert main(f"{command} --run {root / 'whole'} --score-option opponent=minimax".split()) == 0
-    return root / "whole"
+    """A run by the command line, which reads its own checkpoint once more: the games on the table are part of it."""
+    folder = tmp_path_factory.mktemp("runs") / "games"
+    command = f"train alphazero --env pgx/TicTacToe --members 1 --steps 160 --episodes 10 {FLAGS} --run {folder}"
+    assert main(f"{command} --score-option opponent=nobody".split()) == 2
+    assert main(f"{command} --score-option opponent=minimax".split()) == 0
+    assert main(f"resume {folder}".split()) == 0
+    return folder
 
 
 def test_scores_are_those_of_an_opponent(run, capsys):

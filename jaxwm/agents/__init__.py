@@ -20,13 +20,6 @@ class Entry(NamedTuple):
 
 
 AGENTS: dict[str, Entry] = {
-    "alphazero": Entry(
-        alphazero.make,
-        alphazero.Config,
-        alphazero.PRESETS,
-        "tictactoe",
-        "tree search in the environment itself, learned from self-play (Silver et al. 2018)",
-    ),
     "dreamer-v3": Entry(
         dreamer_v3.make,
         dreamer_v3.Config,
@@ -40,6 +33,13 @@ AGENTS: dict[str, Entry] = {
         dyna_q.PRESETS,
         "maze",
         "tabular Q-learning with planning in a learned model; Dyna-Q+ with --bonus (Sutton 1990)",
+    ),
+    "alphazero": Entry(
+        alphazero.make,
+        alphazero.Config,
+        alphazero.PRESETS,
+        "tictactoe",
+        "tree search in the environment itself, learned from self-play (Silver et al. 2018)",
     ),
 }
 

@@ -71,9 +71,8 @@ def _game(player: Player, task: str, person: int, console: Console, ask: Callabl
         else:
             memory, chosen, extras = act(memory, step, t)
             action = int(chosen[0])
-            word = next(name for name, number in known.items() if number == action)
             value = f" (expects {float(extras['value'][0]):+.2f})" if "value" in extras else ""
-            console.print(f"the agent plays {word}{value}", highlight=False)
+            console.print(f"the agent plays {_name(task, action, step)}{value}", highlight=False)
         handle, step = advance(handle, np.array([action], np.int32))
     # the reward is that of the player who has moved last, which is the other of the one to play
     result = float(step.reward[0]) * (1 if mover != person else -1)
@@ -115,7 +114,7 @@ def _chess(action: int, step: Step) -> str:
     from pgx.gardner_chess import Action
 
     black = int(step.obs["to_play"][0])
-    move = Action._from_label(action)  # type: ignore[arg-type]
+    move = Action._from_label(np.int32(action))  # type: ignore[arg-type]
     squares = [divmod(int(square), 5) for square in (move.from_, move.to)]
     word = "".join(f"{'ABCDE'[column]}{(5 - row) if black else row + 1}" for column, row in squares)
     return word + ("" if int(move.underpromotion) < 0 else "RBN"[int(move.underpromotion)])

@@ -180,11 +180,16 @@ def export_params(folder: Path, file: Path, which: str = "newest") -> int:
     return export.write(file, state.params, {"plan": plan.to_json(), "steps": steps})
 
 
-def score(plan: Plan, agent: Agent, state: Any, episodes: int, mode: Any = "greedy", seed: int = 0) -> Scores:
-    """Evaluate every member over `episodes` episodes in environments of their own."""
+def judge(plan: Plan, episodes: int) -> Env:
+    """The environment in which a policy is scored: that of the plan, with options of its own where there are any."""
     options = envs.SCORED.get(plan.env.split("/")[0], {}) | plan.env_options | plan.score_options
     pure = envs.make(plan.env, num_envs=1, **options).pure
-    env = envs.make(plan.env, num_envs=parallel(pure, episodes), **options)
+    return envs.make(plan.env, num_envs=parallel(pure, episodes), **options)
+
+
+def score(plan: Plan, agent: Agent, state: Any, episodes: int, mode: Any = "greedy", seed: int = 0) -> Scores:
+    """Evaluate every member over `episodes` episodes in environments of their own."""
+    env = judge(plan, episodes)
     return evaluate(agent, env, state, member_keys(seed, plan.members), episodes, mode)
 
 
@@ -195,6 +200,7 @@ class Run:
         self.plan, self.folder, self.lock, self.console = plan, folder, lock, console
         if plan.tensorboard:
             rundir.import_tensorboard()  # missing? told before anything is computed
+        judge(plan, plan.episodes)  # a wrong option is told now and not after training
         self.env, self.agent, self.trainer = build(plan)
         self.cursor, self.began, self.stopping = Cursor(), time.time(), False
         self.before = 0.0  # seconds of earlier sessions
