@@ -77,7 +77,7 @@ def pgx(
         """The opponent's move, where it is its turn; then what the agent sees."""
         if reply:
             theirs = ~sim.terminated & (_to_play(sim) != side)
-            answer = simulate(sim, reply(key[0], sim))
+            answer = simulate(sim, reply(jax.random.fold_in(key[0], 1), sim))
             sim = _select(theirs, answer.obs["sim"], sim)
             reward = reward - jnp.where(theirs, answer.reward, 0.0)
         return Table(sim, side, sim.terminated, key), _step(sim, reward, first)
