@@ -26,7 +26,7 @@ ERRORS = (ValueError, OSError, ImportError, EnvironmentDied)
 
 USAGE = """jaxwm: world-model reinforcement learning in JAX
 
-  jaxwm list                     agents, presets and environments
+  jaxwm list [AGENT]             agents, presets and environments; how one agent sees, predicts, acts, and its order
   jaxwm train AGENT [--help]     train a population, evaluate it, keep everything in a run directory
   jaxwm resume RUN               go on with a run that was stopped
   jaxwm eval RUN [--help]        score a run's newest checkpoint beside a random policy
@@ -207,9 +207,13 @@ def _list(arguments: list[str]) -> int:
     from rich.table import Table
 
     from jaxwm import agents, envs
+    from jaxwm.studio import lineage
 
+    if len(arguments) > 1:
+        raise ValueError(f"jaxwm list takes the name of one agent or nothing, got {' '.join(arguments)}")
     if arguments and arguments[0] not in ("-h", "--help"):
-        raise ValueError(f"jaxwm list takes no arguments, got {' '.join(arguments)}")
+        print(lineage.describe(arguments[0]))
+        return 0
     console, table = Console(), Table("agent", "presets", "what it is")
     for name, entry in agents.AGENTS.items():
         table.add_row(name, ", ".join(entry.presets), entry.summary)
@@ -240,7 +244,7 @@ def _train(arguments: list[str]) -> int:
     name, rest = arguments[0], arguments[1:]
     entry = agents.find(name)
     preset = _flag(rest, "preset") or entry.default
-    default = TrainOptions(settings=agents.settings(name, preset), preset=preset)
+    default = TrainOptions(settings=agents.settings(name, preset), preset=preset, env=entry.env, steps=entry.steps)
     options: Any = tyro.cli(
         TrainOptions[entry.config],  # type: ignore[name-defined]
         args=rest,

@@ -118,7 +118,7 @@ def one_hot(logits: Array, unimix: float = 0.0) -> OneHot:
     return OneHot(jnp.log(probs))
 
 
-# --- Continuous actions -------------------------------------------------------------------------------------------
+# --- Gaussian latents, continuous actions -------------------------------------------------------------------------
 
 
 class Normal(NamedTuple):
@@ -137,8 +137,76 @@ class Normal(NamedTuple):
     def entropy(self) -> Array:
         return jnp.broadcast_to(0.5 * np.log(2 * np.pi * np.e) + jnp.log(self.std), self.mean.shape)
 
+    def pick(self, noise: Array) -> Array:
+        """The sample that standard normal `noise` decides, with gradients."""
+        return self.mean + self.std * noise
+
+    def kl(self, other: Normal) -> Array:
+        """KL(self || other), per entry."""
+        ratio, gap = self.std / other.std, (self.mean - other.mean) / other.std
+        return 0.5 * (ratio * ratio + gap * gap - 1) - jnp.log(ratio)
+
+
+class TanhNormal(NamedTuple):
+    """A normal squashed into (-1, 1) by tanh; everything is per entry, shape of `mean`, which is that before tanh."""
+
+    mean: Array
+    std: Array
+
+    def mode(self) -> Array:
+        """tanh of the mean: the median, where the density may peak at the bounds."""
+        return jnp.tanh(self.mean)
+
+    def log_prob(self, value: Array) -> Array:
+        value = jnp.clip(value, -1 + 1e-6, 1 - 1e-6)
+        return Normal(self.mean, self.std).log_prob(jnp.arctanh(value)) - jnp.log1p(-value * value)
+
+    def pick(self, noise: Array) -> Array:
+        """The sample that standard normal `noise` decides, with gradients."""
+        return jnp.tanh(self.mean + self.std * noise)
+
+
+def normal_noise(uniform: Array) -> Array:
+    """Standard normal numbers from `uniform [...]` in [0, 1), symmetric: uniform numbers are multiples of 2^-23."""
+    return jnp.sqrt(2.0) * jax.lax.erf_inv(2 * uniform - (1 - 2**-23))
+
 
 def bounded_normal(mean: Array, std: Array, low: float = 0.1, high: float = 1.0) -> Normal:
     """Dreamer V3's continuous head: tanh mean and a standard deviation between `low` and `high`, from raw outputs."""
     mean, std = mean.astype(jnp.float32), std.astype(jnp.float32)
     return Normal(jnp.tanh(mean), low + (high - low) * jax.nn.sigmoid(std + 2.0))
+
+
+# --- Mixtures of normals ------------------------------------------------------------------------------------------
+
+
+class Mixture(NamedTuple):
+    """Independent mixtures of K normals, one for every entry of a vector (Bishop 1994): parameters `[..., K]`."""
+
+    logits: Array
+    mean: Array
+    log_std: Array
+
+    def log_prob(self, value: Array) -> Array:
+        """Log density, shape of `value [...]`; that of a narrow normal is above 0."""
+        z = (value[..., None] - self.mean) * jnp.exp(-self.log_std)
+        parts = -0.5 * z * z - self.log_std - 0.5 * np.log(2 * np.pi)
+        return jax.nn.logsumexp(jax.nn.log_softmax(self.logits) + parts, -1)
+
+    def tempered(self, temperature: float | Array) -> Mixture:
+        """Logits divided by the temperature, standard deviations multiplied by its square root (Ha & Eck 2018)."""
+        return Mixture(self.logits / temperature, self.mean, self.log_std + 0.5 * jnp.log(temperature))
+
+    def pick(self, uniform: Array, normal: Array) -> Array:
+        """The sample `[...]` that noise decides: `uniform [...]` chooses the component, `normal [...]` the place."""
+        index = OneHot(jax.nn.log_softmax(self.logits)).invert(uniform)
+        chosen = index[..., None] == jnp.arange(self.logits.shape[-1])
+        take = lambda x: jnp.where(chosen, x, 0.0).sum(-1)  # noqa: E731
+        return take(self.mean) + jnp.exp(take(self.log_std)) * normal
+
+
+def mixture(raw: Array, components: int, low: float = -5.0) -> Mixture:
+    """Mixtures for Z entries from a head's outputs `[..., 3 * Z * components]`; `low` bounds the log deviation."""
+    raw = raw.astype(jnp.float32).reshape(*raw.shape[:-1], 3, -1, components)
+    logits, mean, log_std = (raw[..., i, :, :] for i in range(3))
+    return Mixture(logits, mean, jnp.maximum(log_std, low))

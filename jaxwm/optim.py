@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -79,6 +81,47 @@ def laprop(agc: float = 0.3, beta1: float = 0.9, beta2: float = 0.999, eps: floa
         return unpack(optax.tree.bias_correction(first, beta1, count), params), LaProp(count, first, second)
 
     return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
+
+
+def apart(groups: Mapping[str, Sequence[str]], tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`tx` for each group of components on its own, each packed into one matrix: so that each has its own clipping.
+
+    `groups` names the components `{group: (component, ...)}` of trees `{component: tree}`. Gives ascent directions.
+    """
+
+    def pick(tree: PyTree, group: str) -> PyTree:
+        return {name: tree[name] for name in groups[group]}
+
+    def init(params: PyTree) -> dict[str, Any]:
+        return {group: tx.init(pack(pick(params, group))) for group in groups}
+
+    def update(grads: PyTree, state: dict[str, Any], params: PyTree) -> tuple[PyTree, dict[str, Any]]:
+        directions, new = {}, {}
+        for group in groups:
+            like = pick(params, group)
+            rows, new[group] = tx.update(pack(pick(grads, group)), state[group], pack(like))
+            directions |= unpack(jnp.asarray(rows), like)
+        return directions, new
+
+    return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
+
+
+def descend(
+    params: PyTree,
+    direction: PyTree,
+    groups: Mapping[str, Sequence[str]],
+    rates: Mapping[str, Array],
+    decay: float = 0.0,
+) -> PyTree:
+    """A step down, each group with its own learning rate; weights shrink by `decay` times that rate."""
+    rate = {name: rates[group] for group, names in groups.items() for name in names}
+    step = lambda rate, p, d: (1 - decay * rate) * p - rate * d  # noqa: E731
+    return {name: jax.tree.map(partial(step, rate[name]), params[name], direction[name]) for name in params}
+
+
+def adam(clip: float, eps: float) -> optax.GradientTransformation:
+    """Adam's directions for gradients whose norm is first cut at `clip` (Kingma & Ba 2015)."""
+    return optax.chain(optax.clip_by_global_norm(clip), optax.scale_by_adam(eps=eps))
 
 
 def norm(tree: PyTree) -> Array:

@@ -143,10 +143,11 @@ COMMANDS = [
     # Names.
     ("trian dreamer-v3", "unknown command 'trian'", "did you mean train"),
     ("frobnicate", "unknown command", "there are list, train, resume"),
-    ("list everything", "takes no arguments"),
+    ("list everything", "unknown agent 'everything'", "there are dreamer-v3"),
+    ("list dyna-q planet", "the name of one agent or nothing"),
     ("train", "which agent?", "dreamer-v3"),
     ("train --steps 5", "which agent?"),
-    ("train dreamer", "unknown agent 'dreamer'", "did you mean dreamer-v3"),
+    ("train dreamer", "unknown agent 'dreamer'", "did you mean dreamer-v1, dreamer-v2, dreamer-v3"),
     ("train muzero", "unknown agent 'muzero'", "there are dreamer-v3"),
     ("train dreamer-v3 --preset nan0", "unknown preset 'nan0' of dreamer-v3", "did you mean nano"),
     ("train dreamer-v3 --preset 13m", "unknown preset '13m'", "12m"),
@@ -550,7 +551,7 @@ def act(mode):
 
 
 NOTEBOOK = [
-    ("unknown agent", lambda: agents.settings("dreamr"), "did you mean dreamer-v3"),
+    ("unknown agent", lambda: agents.settings("dreamr"), "did you mean dreamer-v1, dreamer-v2, dreamer-v3"),
     ("unknown preset", lambda: agents.settings("dreamer-v3", "mikro"), "did you mean micro"),
     ("unknown setting", lambda: dreamer(imag_lenght=3), "did you mean imag_length"),
     ("text for a number", lambda: dreamer(deter="64"), "deter must be a whole number, not '64'"),

@@ -52,6 +52,25 @@ def files(folder, step=STEPS[-1]):
     return [path for path in paths if path.name != DIGEST]
 
 
+def test_learning_without_new_steps_is_saved(life, tmp_path):
+    """What was saved is not saved twice; what was learned since is, although the environment stood still."""
+    with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
+        checkpoints.save(8, marked(life, 1), Cursor(1, 1), {})
+        checkpoints.save(8, marked(life, 2), Cursor(1, 1), {})
+        checkpoints.wait()
+        assert checkpoints.steps() == [8]
+        checkpoints.save(8, marked(life, 3), Cursor(2, 0), {})
+        checkpoints.wait()
+        restored = checkpoints.restore(life)
+        assert (mark(restored.life.agent), restored.cursor) == (3, Cursor(2, 0))
+    with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
+        cursor = checkpoints.restore(life).cursor
+        checkpoints.save(8, marked(life, 4), cursor, {})
+        checkpoints.save(8, marked(life, 5), Cursor(2, 7), {})
+        checkpoints.wait()
+        assert mark(checkpoints.restore(life).life.agent) == 5
+
+
 def test_every_file_has_a_checksum(saved, life):
     assert len(files(saved)) > 15
     with Checkpoints(saved, writing=False) as checkpoints:

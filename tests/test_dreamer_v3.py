@@ -19,6 +19,7 @@ from jaxwm import agents, envs, replay
 from jaxwm import distributions as d
 from jaxwm.agents import dreamer_v3 as v3
 from jaxwm.control import actor_critic as ac
+from jaxwm.models import rssm
 from jaxwm.training.checkpoint import Checkpoints
 from jaxwm.training.trainer import Cursor, Trainer
 from jaxwm.types import Batch, Box, Discrete, Index, MultiDiscrete, Record, Spec, Step
@@ -270,7 +271,7 @@ def filtering(catch):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(d.OneHot, "invert", lambda self, uniform: self.mode())
         sequence = jax.jit(lambda p, r: learner.world_model(p, r, uniform, 10.0)[0]).lower(params, record).compile()
-        single = jax.jit(lambda p, c, s: learner.filter(p, c, s, key)).lower(params, carry, step).compile()
+        single = jax.jit(lambda p, c, s: learner.world.filter(p, c, s, key)).lower(params, carry, step).compile()
     return SimpleNamespace(sequence=sequence, single=single)
 
 
@@ -321,10 +322,10 @@ def test_acting_filters_like_training(catch, filtering):
     carry, walked = catch.agent.reset(catch.states[0], 2), []
     for t in range(5):
         latent = filtering.single(params, carry, Step(*jax.tree.map(lambda x, t=t: x[:, t], record[:5])))
-        walked.append(catch.learner.pack(latent))
+        walked.append(catch.learner.world.pack(latent))
         carry = v3.Carry(latent, record.action[:, t])
     extras = jax.tree.map(lambda *x: jnp.stack(x, 1), *walked)
-    latents = catch.learner.pack(filtering.sequence(params, record._replace(extras=extras)))
+    latents = catch.learner.world.pack(filtering.sequence(params, record._replace(extras=extras)))
     assert_close(latents, jax.tree.map(lambda x: x[:, 1:], extras))
 
 
@@ -335,7 +336,7 @@ def test_a_sequence_can_start_from_refreshed_latents(catch, filtering):
     row, env = jnp.array([0, 0]), jnp.array([0, 1])
     early = batch._replace(record=replay.take(ring, Index(row, env), 5), index=Index(row, env))
     latents = filtering.sequence(params, early.record)
-    ring = replay.update(ring, early, catch.learner.pack(latents))
+    ring = replay.update(ring, early, catch.learner.world.pack(latents))
     late = filtering.sequence(params, replay.take(ring, Index(row + 1, env), 5))
     assert_close(jax.tree.map(lambda x: x[:, :3], late), jax.tree.map(lambda x: x[:, 1:], latents))
     assert_same(ring.data.extras["deter"][0], catch.life.ring.data.extras["deter"][0, 0])  # the context is left alone
@@ -487,7 +488,7 @@ def test_free_nats_stop_both_pushes():
     threshold = float(jnp.median(kl))
 
     def total(post, prior, free, which):
-        return v3.kl_losses(post, prior, free)[which].sum()
+        return rssm.kl_losses(post, prior, free)[which].sum()
 
     for which in (0, 1):
         grads = [jax.grad(total, 1 - which)(post, prior, free, which).logp for free in (0.0, threshold)]
@@ -550,9 +551,9 @@ def test_feedback_is_what_the_loss_computed(catch, gradients):
     state, record = catch.states[0], catch.batches[0].record
     latents, _, _ = jax.jit(catch.learner.world_model)(state.params, record, noise.observe, state.hyper["horizon"])
     assert_close(latents, gradients[1])
-    packed = catch.learner.pack(gradients[1])
+    packed = catch.learner.world.pack(gradients[1])
     assert packed["stoch"].shape == (2, 4, 4)
-    assert_close(catch.learner.unpack(packed), gradients[1])
+    assert_close(catch.learner.world.unpack(packed), gradients[1])
 
 
 # --- Populations --------------------------------------------------------------------------------------------------
@@ -670,7 +671,7 @@ def test_bad_settings_are_named():
         make(preset="tiny")
     with pytest.raises(ValueError, match=r"has no setting 'imag_lenght'; did you mean imag_length"):
         make(imag_lenght=3)
-    with pytest.raises(ValueError, match="unknown agent 'dreamer'; did you mean dreamer-v3"):
+    with pytest.raises(ValueError, match="unknown agent 'dreamer'; did you mean dreamer-v1, dreamer-v2, dreamer-v3"):
         agents.make("dreamer", Spec("test", VECTOR, Discrete(2)))
     for bins in (1, 40):  # an even number would have two bins at zero
         with pytest.raises(ValueError, match=f"odd number of bins, at least 3, got {bins}"):

@@ -1,19 +1,22 @@
 """Dyna-Q: the worlds by exhaustive computation, one update by hand, and learning against the book's figures."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import dyna
 from jaxwm import agents, envs
 from jaxwm.agents import dyna_q
 from jaxwm.cli import main
 from jaxwm.envs.pure import EnvState
-from jaxwm.envs.tabular import GOAL
+from jaxwm.envs.tabular import COLUMNS, GOAL, MOVES, ROWS, WALLS
+from jaxwm.studio.charts import Series
 from jaxwm.training.evaluation import evaluate
-from jaxwm.training.trainer import Cursor, Trainer, member_keys
+from jaxwm.training.trainer import member_keys
 from jaxwm.types import Batch, Index, Record
 
 # --- The worlds ---------------------------------------------------------------------------------------------------
@@ -24,7 +27,8 @@ def transitions(env, states, time, actions: int):
     count = len(states)
     keys = jax.random.split(jax.random.key(0), count)
     now = EnvState((states, jnp.full(count, time)), keys, jnp.zeros(count, bool))
-    found = [env.step(now, jnp.full(count, a)) for a in range(actions)]
+    step = jax.jit(env.step)
+    found = [step(now, jnp.full(count, a)) for a in range(actions)]
     after = np.stack([state.state[0] for state, _ in found])
     return after, np.stack([step.reward for _, step in found]), np.stack([step.is_terminal for _, step in found])
 
@@ -136,9 +140,9 @@ def test_planning_learns_from_the_model_and_the_bonus():
     state, _, _ = one.agent.train_steps["real"].update(one.state, pair(3, 1, 1.0, 7, terminal=True), jax.random.key(0))
     assert int(state.memory.count) == 4, "with a bonus, all actions of a state become known"
     state = state._replace(memory=state.memory._replace(time=jnp.int32(5)), params={"q": jnp.zeros((16, 4))})
-    seen = {}
+    seen, plan = {}, jax.jit(one.agent.train_steps["plan"].update)
     for seed in range(40):
-        new, _, _ = one.agent.train_steps["plan"].update(state, pair(0, 0, 0, 0), jax.random.key(seed))
+        new, _, _ = plan(state, pair(0, 0, 0, 0), jax.random.key(seed))
         where = np.argwhere(np.asarray(new.params["q"]))
         assert len(where) == 1 and where[0, 0] == 3
         seen[int(where[0, 1])] = float(new.params["q"][3, where[0, 1]])
@@ -188,61 +192,86 @@ def test_observations_that_are_no_table_are_refused():
 # --- Learning -----------------------------------------------------------------------------------------------------
 
 
-def train(task: str, members: int, steps: int, preset: str = "maze", **options) -> SimpleNamespace:
-    """Episodes `(steps before, length, return)` of every member, and the agents."""
-    config = agents.settings("dyna-q", preset, **options)
-    env = envs.make(f"tabular/{task}")
-    agent = agents.find("dyna-q").make(env.spec, config)
-    trainer = Trainer(agent, env, members, config.capacity, max_iterations=1024)
-    life, cursor = trainer.init(0), Cursor()
-    episodes = [[] for _ in range(members)]
-    while int(life.counters.steps) < steps:
-        life, cursor, report = trainer.run(life, cursor, 1024)
-        for episode in report.episodes:
-            episodes[episode["member"]].append((episode["env_steps"], episode["length"], episode["return"]))
-    return SimpleNamespace(episodes=episodes, agent=agent, state=life.agent, members=members)
-
-
-def lengths(trained) -> np.ndarray:
-    """Steps per episode `[episodes]`, mean over members."""
-    count = min(map(len, trained.episodes))
-    return np.array([[length for _, length, _ in each[:count]] for each in trained.episodes]).mean(0)
-
-
 def test_planning_shortens_the_second_episode():
     """The book's figure 8.2, 30 runs: about 40 steps with n = 50, and the shortest ways (14) from the fourth on."""
-    found = lengths(train("DynaMaze", 30, 9000, planning=50))
+    trained = dyna.train("DynaMaze", 30, episodes=20, planning=50)
+    found = dyna.lengths(trained)
     assert found[1] < 80 and (found[3:20] <= 20).all() and (found >= 14).all()
+    for each in trained.episodes:  # real steps until the end, length, return
+        assert (each[:, 0] == each[:, 1].cumsum()).all() and (each[:, 1] >= 14).all() and (each[:, 2] == 1).all()
+
+
+def test_cumulative_reward_counts_real_steps():
+    """Episodes of 3, 2 and 4 steps with rewards 1, 0 and 2, and one of 9 steps with reward 1."""
+    episodes = [np.array([[3.0, 3, 1], [5, 2, 0], [9, 4, 2]]), np.array([[9.0, 9, 1]])]
+    found = dyna.rewards(dyna.Trained(episodes, agent_of().agent, None), 9)
+    assert found[:, 0].tolist() == [0, 0, 0, 1, 1, 1, 1, 1, 1, 3] and found[:, 1].tolist() == [0] * 9 + [1]
+
+
+def test_the_goal_is_reached_by_the_worst_member():
+    curve = Series("", 0, np.array([2, 10, 20]), np.array([[0.0, 0.8], [0.6, 0.9], [0.7, 0.7]]))
+    assert dyna.steps_to(curve, 0.6) == 10 and dyna.steps_to(curve, 0.7) == 20 and dyna.steps_to(curve, 0.8) is None
+
+
+@pytest.mark.slow
+def test_first_episodes_without_planning_are_those_of_a_random_walk():
+    """Expected steps from the start by linear algebra: before the first reward all actions are equal, and in the second
+    episode all but the last one of the first, which leads into the goal from below."""
+    free = [(r, c) for r in range(ROWS) for c in range(COLUMNS) if (r, c) not in WALLS["DynaMaze"] and (r, c) != GOAL]
+    expected = []
+    for sure in (0.25, 0.9 + 0.1 / 4):
+        moves = np.zeros((len(free), len(free)))
+        for i, (r, c) in enumerate(free):
+            for action, (down, right) in enumerate(MOVES):
+                odds = [sure, *[(1 - sure) / 3] * 3][action] if (r, c) == (1, 8) else 0.25
+                to = (min(max(r + down, 0), ROWS - 1), min(max(c + right, 0), COLUMNS - 1))
+                if to != GOAL:
+                    moves[i, free.index(to) if to in free else i] += odds
+        expected.append(np.linalg.solve(np.eye(len(free)) - moves, np.ones(len(free)))[free.index((2, 0))])
+    trained = dyna.train("DynaMaze", 300, episodes=2, planning=0)
+    for episode in (0, 1):
+        found = np.array([each[episode, 1] for each in trained.episodes])
+        assert found.mean() == pytest.approx(expected[episode], abs=3 * found.std() / 300**0.5)
 
 
 @pytest.mark.slow
 def test_steps_per_episode_are_those_of_the_book():
-    none, five = lengths(train("DynaMaze", 30, 30_000, planning=0)), lengths(train("DynaMaze", 30, 9000, planning=5))
-    first = lambda found: int(np.argmax(found <= 20)) + 1  # noqa: E731
-    assert first(none) >= 20 and 4 <= first(five) <= 8
+    none, five = (dyna.lengths(dyna.train("DynaMaze", 30, episodes=40, planning=n)) for n in (0, 5))
+    assert dyna.first_good(none) >= 20 and 4 <= dyna.first_good(five) <= 8
     assert none[1] > 3 * five[1] and 100 < five[1] < 250
 
 
-def gained(trained, after: int) -> list[float]:
-    return [sum(total for steps, _, total in each if steps > after) for each in trained.episodes]
+def after_the_change(task: str, members: int, preset: str, steps: int, change: int) -> list[np.ndarray]:
+    """Reward of Dyna-Q+ and Dyna-Q `[M]` between the change and the end."""
+    both: tuple[dict[str, Any], ...] = ({}, {"bonus": 0.0})
+    trained = [dyna.train(task, members, steps, preset=preset, **options) for options in both]
+    return [total[-1] - total[change] for total in (dyna.rewards(each, steps) for each in trained)]
 
 
 @pytest.mark.slow
 def test_the_bonus_finds_the_shortcut():
-    plus, plain = (train("ShortcutMaze", 3, 6000, planning=50, bonus=bonus) for bonus in (1e-3, 0.0))
-    assert min(gained(plus, 3000)) >= 200 and max(gained(plain, 3000)) <= 180
+    plus, plain = after_the_change("ShortcutMaze", 3, "plus", 6000, 3000)
+    assert plus.min() >= 200 and plain.max() <= 180
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("task", "preset", "goal"), [("FrozenLake", "lake", 0.70), ("Taxi", "taxi", 7.7)])
+def test_the_bonus_finds_a_way_around_the_block():
+    plus, plain = after_the_change("BlockingMaze", 10, "blocking", 3000, 1000)
+    assert plus.min() >= 40 and np.median(plain) <= 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("task", "preset", "goal"),
+    [("FrozenLake", "lake", 0.70), ("FrozenLake8x8", "lake8x8", 0.85), ("Taxi", "taxi", 7.7)],
+)
 def test_models_save_real_steps(task, preset, goal):
     """The minimum of three seeds over 1,000 episodes, after 20,000 real steps; without planning nobody gets there."""
     env = envs.make(f"tabular/{task}", num_envs=1000)
-    for planning, there in ((None, True), (0, False)):
-        options = {} if planning is None else {"planning": planning}
-        trained = train(task, 3, 20_000, preset, **options)
-        scores = evaluate(trained.agent, env, trained.state, member_keys(1, 3), 1000).means()
-        assert (scores >= goal).all() if there else (scores < goal).all()
+    for options, there in (({}, True), ({"planning": 0}, False)):
+        trained = dyna.train(task, 3, steps=20_000, preset=preset, **options)
+        found = evaluate(trained.agent, env, trained.state, member_keys(1, 3), 1000).means()
+        assert (found >= goal).all() if there else (found < goal).all()
 
 
 def test_the_command_line_trains_stops_and_dreams(tmp_path, capsys):

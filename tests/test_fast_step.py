@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from dreams import judged
 
-from jaxwm import agents, envs, replay
+from jaxwm import acting, agents, envs, replay
 from jaxwm.agents import dreamer_v3 as v3
 from jaxwm.control import actor_critic as ac
 from jaxwm.nets import chunks
@@ -86,7 +86,7 @@ def random_record(spec: Spec, key, lead: tuple[int, int]) -> Record:
     obs = jax.tree.map(lambda s: random_sensor(s, next(keys), lead), spec.obs)
     action = jax.random.normal(next(keys), (*lead, 2)) if isinstance(spec.action, Box) else None
     if action is None:
-        options = jnp.asarray(ac.choices(spec.action))
+        options = jnp.asarray(acting.choices(spec.action))
         action = jax.random.randint(next(keys), (*lead, len(options)), 0, options)
         action = action[..., 0] if isinstance(spec.action, Discrete) else action
     flag = jnp.zeros(lead, bool)
@@ -147,7 +147,7 @@ def test_dreams_are_judged_as_they_would_be_one_by_one(dreams):
     """`behaviour` is a rollout judged by `dreams.judged`, the composition that other tests hold against numbers."""
     it = scene("continuous")
     learner = it.learner(Routes(dreams=dreams))
-    latents = learner.unpack(jax.tree.map(lambda x: x[:, 1:], it.record.extras))
+    latents = learner.world.unpack(jax.tree.map(lambda x: x[:, 1:], it.record.extras))
 
     def whole(params):
         losses, *rest = learner.behaviour(params, it.state, latents, it.noise)

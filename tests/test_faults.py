@@ -274,7 +274,7 @@ def test_cold_dreams_do_not_depend_on_the_key():
         @jax.jit
         def roll(key, learner=learner, state=state, start=start, plan=plan):
             steps = jnp.concatenate([plan, plan[:, -1:]], 1).swapaxes(0, 1)
-            policy = lambda latent, action: (action, learner.encode(action))  # noqa: E731
+            policy = lambda latent, action: (action, learner.world.encode(action))  # noqa: E731
             uniform, heat = jax.random.uniform(key, (3, 5, 4)), learner.config.temperature
             return rssm.imagine(learner.nets.dyn, state.params["dyn"], start, policy, steps, uniform, heat)[0]
 

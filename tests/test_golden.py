@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 from dreams import judged
 
+from jaxwm import acting, optim
 from jaxwm import distributions as d
-from jaxwm import optim
 from jaxwm.agents import dreamer_v3 as v3
 from jaxwm.control import actor_critic as ac
+from jaxwm.models import rssm
 from jaxwm.models.rssm import Latent
 from jaxwm.nets import layers
 from jaxwm.types import Box, Discrete, MultiDiscrete, Record, Spec
@@ -101,9 +102,9 @@ def test_kl_losses():
     post, prior = f32(case["post"]), f32(case["prior"])
 
     def loss(index):
-        return lambda q, p: v3.kl_losses(d.one_hot(q, case["unimix"]), d.one_hot(p, case["unimix"]), 1.0)[index].sum()
+        return lambda q, p: rssm.kl_losses(d.one_hot(q, case["unimix"]), d.one_hot(p, case["unimix"]), 1.0)[index].sum()
 
-    dyn, rep = v3.kl_losses(d.one_hot(post, case["unimix"]), d.one_hot(prior, case["unimix"]), case["free_nats"])
+    dyn, rep = rssm.kl_losses(d.one_hot(post, case["unimix"]), d.one_hot(prior, case["unimix"]), case["free_nats"])
     close(dyn, case["dyn"])
     close(rep, case["rep"])
     close(d.one_hot(post, case["unimix"]).kl(d.one_hot(prior, case["unimix"])).sum(-1), case["kl"])
@@ -128,13 +129,13 @@ def test_bounded_normal():
     case = GOLDEN["bounded_normal"]
     action = f32(case["action"])
     raw = {"mean": f32(case["raw_mean"]), "std": f32(case["raw_std"])}
-    dist = ac.actor(Box(3), raw)
+    dist = acting.actor(Box(3), raw)
     close(dist.parts.mean, case["mean"])
     close(dist.parts.std, case["std"])
     close(dist.log_prob(action), case["logp"])
     close(dist.entropy(), case["entropy"])
     for name, of in (("logp", lambda a: a.log_prob(action)), ("entropy", lambda a: a.entropy())):
-        grad = jax.grad(lambda raw, of=of: of(ac.actor(Box(3), raw)).sum())(raw)
+        grad = jax.grad(lambda raw, of=of: of(acting.actor(Box(3), raw)).sum())(raw)
         close(grad["mean"], case[f"{name}_grad"]["raw_mean"])
         close(grad["std"], case[f"{name}_grad"]["raw_std"])
 
@@ -357,22 +358,22 @@ def test_names_cover_every_parameter():
 def test_rssm():
     """The recurrent core, prior and posterior, without and with a reset."""
     case = GOLDEN["rssm"]
-    rssm, params = learner_of("continuous").nets.dyn, parameters(WHOLE["continuous"])["dyn"]
+    dyn, params = learner_of("continuous").nets.dyn, parameters(WHOLE["continuous"])["dyn"]
     deter, action, tokens = (f32(case[k]) for k in ("deter_in", "action", "tokens"))
     stoch = jax.nn.one_hot(jnp.asarray(case["stoch_index"]), 4)
 
     def step(deter, stoch, action):
-        embedded = rssm.apply(params, action, method="embed_action")
-        blocks = layers.to_blocks(deter, rssm.blocks)
-        blocks = rssm.apply(params, blocks, Latent(deter, stoch), embedded, method="recur")
+        embedded = dyn.apply(params, action, method="embed_action")
+        blocks = layers.to_blocks(deter, dyn.blocks)
+        blocks = dyn.apply(params, blocks, Latent(deter, stoch), embedded, method="recur")
         deter = layers.from_blocks(blocks)
-        embedded = rssm.apply(params, tokens, method="embed_tokens")
-        return deter, rssm.apply(params, deter, embedded, method="posterior").logp
+        embedded = dyn.apply(params, tokens, method="embed_tokens")
+        return deter, dyn.apply(params, deter, embedded, method="posterior").logp
 
     out, post = step(deter, stoch, action)
     close(out, case["deter_out"])
     close(post, d.one_hot(f32(case["post_logits"]), 0.01).logp, atol=3e-6)
-    close(rssm.apply(params, deter, method="prior").logp, d.one_hot(f32(case["prior_logits"]), 0.01).logp, atol=3e-6)
+    close(dyn.apply(params, deter, method="prior").logp, d.one_hot(f32(case["prior_logits"]), 0.01).logp, atol=3e-6)
     out, post = step(0 * deter, 0 * stoch, 0 * action)
     close(out, case["deter_out_first"])
     close(post, d.one_hot(f32(case["post_logits_first"]), 0.01).logp, atol=3e-6)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from jaxwm import agents
+
 README = (Path(__file__).parent.parent / "README.md").read_text()
 ROW = re.compile(r"^\| ([\w/-]+) \| ([^|]+) \| [^\n]*`jaxwm (train [^`]+)` \|$", re.MULTILINE)
 """environment | goal | ... | `jaxwm train ...` |"""
@@ -23,9 +25,19 @@ def test_the_table_is_read():
         "gymnax/Pendulum-v1",
         "minatar/Breakout",
         "probe/Recall",
+        "gymnax/Catch-bsuite",
+        "minatar/Breakout",
+        "gymnax/Pendulum-v1",
+        "gymnax/Pendulum-v1",
+        "dmc/CartpoleSwingup",
+        "continuous/CartPole",
+        "gymnax/Pendulum-v1",
+        "continuous/Ledge",
+        "vizdoom/TakeCover",
     ]
     for name, _, command in ROWS:
-        assert name in command or "--env" not in command  # Catch is the default
+        agent = command.split()[1]
+        assert name in command or ("--env" not in command and name == agents.find(agent).env)
 
 
 @pytest.mark.slow
@@ -36,5 +48,6 @@ def test_command_reaches_its_goal(name, goal, command, tmp_path):
     result = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     times = re.fullmatch(r"(\d+)x random", goal.strip())
     needed = float(times[1]) * max(result["random"]) if times else float(goal)
-    assert result["episodes"] == 100 and len(result["trained"]) == 3
+    given = re.search(r"--episodes (\d+)", command)
+    assert result["episodes"] == (int(given[1]) if given else 100) and len(result["trained"]) == 3
     assert min(result["trained"]) >= needed > max(result["random"])

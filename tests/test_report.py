@@ -253,6 +253,13 @@ def test_several_runs_go_to_a_directory_of_their_own(tmp_path, monkeypatch, caps
     assert capsys.readouterr().out.strip() == f"{folder.name}/report.md" and (folder / "report.md").exists()
 
 
+def test_a_run_that_never_learned_stands_beside_one_that_did(tmp_path):
+    """It has no losses: its curves are left out, not its scores."""
+    learned, idle = write(tmp_path / "learned"), write(tmp_path / "idle", metrics=default_metrics()[:1])
+    text = text_of([learned, idle], tmp_path / "report")
+    assert "idle" in text and "losses-gymnax-Catch-bsuite.png" in text
+
+
 def test_flatten():
     nested = {"a": 1, "b": {"c": [1], "d": {"e": None}}, "f": {}}
     assert flatten(nested) == {"a": 1, "b.c": [1], "b.d.e": None, "f": {}}

@@ -4,19 +4,31 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from jaxwm.agents import alphazero, dreamer_v3, dyna_q
+from jaxwm.agents import alphazero, dreamer_v1, dreamer_v2, dreamer_v3, dyna_q, pets, planet, world_models
 from jaxwm.errors import suggest
 from jaxwm.types import Agent, Spec
 
 
 class Entry(NamedTuple):
-    """A system: its constructor `(spec, config) -> Agent`, its settings, and its presets by name."""
+    """A system: its constructor `(spec, config) -> Agent`, its settings, its presets by name, and what is said of it.
+
+    `sees`, `predicts` and `acts` are half a line each, read in docs/lineage.md and `jaxwm list NAME` (the order is
+    printed from `Agent.schedule`). `env` and `steps` (environment steps) are what it is trained on where nothing else
+    is said.
+    """
 
     make: Any
     config: type
     presets: dict[str, Any]
     default: str  # preset used when none is named
     summary: str
+    year: int = 0
+    paper: str = ""  # authors, title
+    sees: str = ""
+    predicts: str = ""
+    acts: str = ""
+    env: str = "gymnax/Catch-bsuite"
+    steps: int = 6000
 
 
 AGENTS: dict[str, Entry] = {
@@ -26,6 +38,52 @@ AGENTS: dict[str, Entry] = {
         dreamer_v3.PRESETS,
         "nano",
         "recurrent state-space model, actor-critic inside dreams (Hafner et al. 2023)",
+        year=2023,
+        paper="Hafner et al., Mastering Diverse Domains through World Models",
+        sees="CNN or MLP, by the kind of observation; a latent of categoricals",
+        predicts="RSSM: block GRU and categorical prior; reward and continue heads; decoder",
+        acts="actor-critic on lambda-returns inside dreams",
+    ),
+    "dreamer-v2": Entry(
+        dreamer_v2.make,
+        dreamer_v2.Config,
+        dreamer_v2.PRESETS,
+        "nano",
+        "categorical latents, REINFORCE and gradients through dreams mixed (Hafner et al. 2021)",
+        year=2021,
+        paper="Hafner et al., Mastering Atari with Discrete World Models",
+        sees="CNN or MLP; a latent of categoricals",
+        predicts="RSSM: layer-norm GRU and categorical prior, balanced KL; reward and continue heads; decoder",
+        acts="actor-critic inside dreams: REINFORCE mixed with the gradient through the dream; slow critic",
+        steps=9000,
+    ),
+    "dreamer-v1": Entry(
+        dreamer_v1.make,
+        dreamer_v1.Config,
+        dreamer_v1.PRESETS,
+        "micro",
+        "Gaussian latents, value gradients through dreams (Hafner et al. 2020)",
+        year=2020,
+        paper="Hafner et al., Dream to Control",
+        sees="CNN or MLP; a Gaussian latent",
+        predicts="RSSM: GRU and Gaussian prior; reward head, continue head on request; decoder",
+        acts="actor-critic inside dreams: the actor follows the gradient of values through the dream",
+        env="gymnax/Pendulum-v1",
+        steps=14000,
+    ),
+    "planet": Entry(
+        planet.make,
+        planet.Config,
+        planet.PRESETS,
+        "micro",
+        "Gaussian latents, cross-entropy planning in latent space (Hafner et al. 2019)",
+        year=2019,
+        paper="Hafner et al., Learning Latent Dynamics for Planning from Pixels",
+        sees="CNN or MLP; a Gaussian latent",
+        predicts="RSSM: GRU and Gaussian prior; reward head; decoder",
+        acts="cross-entropy method over action sequences in latent space, anew at every step",
+        env="gymnax/Pendulum-v1",
+        steps=6000,
     ),
     "dyna-q": Entry(
         dyna_q.make,
@@ -33,6 +91,40 @@ AGENTS: dict[str, Entry] = {
         dyna_q.PRESETS,
         "maze",
         "tabular Q-learning with planning in a learned model; Dyna-Q+ with --bonus (Sutton 1990)",
+        year=1990,
+        paper="Sutton, Integrated Architectures for Learning, Planning, and Reacting",
+        sees="the index of the state",
+        predicts="table: the last reward and next state of a pair, or counts of all",
+        acts="epsilon-greedy on a Q-table taught by each real step and n planned ones",
+        env="tabular/DynaMaze",
+    ),
+    "pets": Entry(
+        pets.make,
+        pets.Config,
+        pets.PRESETS,
+        "small",
+        "planning with an ensemble of probabilistic networks (Chua et al. 2018)",
+        year=2018,
+        paper="Chua et al., Deep Reinforcement Learning in a Handful of Trials",
+        sees="the numbers of the observation, standardised",
+        predicts="bootstrapped ensemble of probabilistic MLPs; reward and end known or learned",
+        acts="CEM, iCEM or MPPI over action sequences, each judged by particles through the networks",
+        env="continuous/CartPole",
+        steps=2010,
+    ),
+    "world-models": Entry(
+        world_models.make,
+        world_models.Config,
+        world_models.PRESETS,
+        "takecover-small",
+        "autoencoder, mixture density LSTM, controller evolved in dreams (Ha & Schmidhuber 2018)",
+        year=2018,
+        paper="Ha and Schmidhuber, World Models",
+        sees="convolutional variational autoencoder",
+        predicts="LSTM with a mixture density for each latent; done head, reward head on request",
+        acts="linear controller evolved by CMA-ES, inside dreams or in the environment",
+        env="vizdoom/TakeCover",
+        steps=16000,
     ),
     "alphazero": Entry(
         alphazero.make,
@@ -40,6 +132,12 @@ AGENTS: dict[str, Entry] = {
         alphazero.PRESETS,
         "tictactoe",
         "tree search in the environment itself, learned from self-play (Silver et al. 2018)",
+        year=2017,
+        paper="Silver et al., A General Reinforcement Learning Algorithm That Masters Chess, Shogi and Go",
+        sees="the board",
+        predicts="nothing: the rules are given, the environment itself is the model",
+        acts="tree search (PUCT or Gumbel) with a network's policy and value at the leaves",
+        env="pgx/TicTacToe",
     ),
 }
 

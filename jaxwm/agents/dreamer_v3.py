@@ -16,21 +16,21 @@ Where the paper and the official code differ, this file does the following:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxwm import optim
+from jaxwm import acting, optim
 from jaxwm.control import actor_critic as ac
 from jaxwm.distributions import TwoHot, symexp_bins, twohot
-from jaxwm.errors import check_choice, check_number, check_range, check_types
-from jaxwm.models import rssm as model
-from jaxwm.models.rssm import RSSM, Latent, flatten
+from jaxwm.errors import check_range, check_types
+from jaxwm.models import rssm
+from jaxwm.models.rssm import RSSM, Categorical, Latent, flatten
+from jaxwm.models.world import Carry, World
 from jaxwm.nets import observation as sensors
-from jaxwm.nets.chunks import PLAIN, Routes, cut, join, over, routes, terminal
+from jaxwm.nets.chunks import PLAIN, Routes, cut, join, routes, terminal
 from jaxwm.nets.layers import Head, apply
 from jaxwm.share import ALONE, Share
 from jaxwm.types import (
@@ -41,7 +41,6 @@ from jaxwm.types import (
     Collect,
     Dream,
     Key,
-    Mode,
     Record,
     Repeat,
     Spec,
@@ -208,13 +207,6 @@ class State(NamedTuple):
     step: Array  # updates so far
 
 
-class Carry(NamedTuple):
-    """The policy's memory: the last latent and the action taken in it."""
-
-    latent: Latent
-    action: Array
-
-
 class Networks(NamedTuple):
     """The components; each is a flax module, its parameters live under the same name in `State.params`."""
 
@@ -234,10 +226,16 @@ def build(spec: Spec, config: Config, routes: Routes = PLAIN) -> Networks:
     enc = sensors.Encoder(spec.obs, config.depth, config.units, config.sensor_layers, dtype, routes)
     lead = jax.tree.map(lambda s: jax.ShapeDtypeStruct((1, *s.shape), s.dtype), spec.obs)
     tokens, _ = jax.eval_shape(enc.init_with_output, jax.random.key(0), lead)
+    latents = Categorical(config.stoch, config.classes, config.unimix)
     dyn = RSSM(
-        ac.action_size(spec.action), tokens.shape[-1], config.deter, config.hidden, config.stoch, config.classes,
-        config.blocks, unimix=config.unimix, dtype=dtype,
-    )  # fmt: skip
+        acting.action_size(spec.action),
+        tokens.shape[-1],
+        config.deter,
+        config.hidden,
+        latents,
+        config.blocks,
+        dtype=dtype,
+    )
     dec = sensors.Decoder(
         spec.obs, config.depth, config.units, config.deter, config.stoch * config.classes, config.sensor_layers,
         config.blocks, dtype, routes,
@@ -249,7 +247,7 @@ def build(spec: Spec, config: Config, routes: Routes = PLAIN) -> Networks:
         dec,
         rew=Head({"bins": config.bins}, model_layers, config.units, 0.0, dtype),
         con=Head({"logit": 1}, model_layers, config.units, 1.0, dtype),
-        pol=Head(ac.head_sizes(spec.action), policy_layers, config.units, 0.01, dtype),
+        pol=Head(acting.head_sizes(spec.action), policy_layers, config.units, 0.01, dtype),
         val=Head({"bins": config.bins}, policy_layers, config.units, 0.0, dtype),
         dis=Head({"stoch": config.stoch * config.classes}, model_layers, config.units, 1.0, dtype)
         if config.disagreement
@@ -259,18 +257,12 @@ def build(spec: Spec, config: Config, routes: Routes = PLAIN) -> Networks:
 
 def init_params(nets: Networks, spec: Spec, key: Key, ensemble: int = 0) -> dict[str, Any]:
     """Fresh parameters `{component: tree}`."""
-    keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(Networks._fields)}
-    obs = jax.tree.map(lambda s: jnp.zeros((1, *s.shape), s.dtype), spec.obs)
-    latent = nets.dyn.initial(1)
-    params: dict[str, Any] = {"enc": nets.enc.init(keys["enc"], obs)}
-    tokens = jnp.zeros((1, nets.dyn.tokens))
-    params["dyn"] = nets.dyn.init(keys["dyn"], tokens, jnp.zeros((1, nets.dyn.actions)))
-    params["dec"] = nets.dec.init(keys["dec"], latent.deter, flatten(latent.stoch))
-    for name in ("rew", "con", "pol", "val"):
-        params[name] = getattr(nets, name).init(keys[name], latent.feat())
+    heads = {name: getattr(nets, name) for name in ("rew", "con", "pol", "val")}
+    params = World(spec, nets.enc, nets.dyn, nets.dec).init(key, heads)
     if nets.dis:
-        inputs = jnp.concatenate([latent.feat(), jnp.zeros((1, nets.dyn.actions))], -1)
-        params["dis"] = jax.vmap(nets.dis.init, (0, None))(jax.random.split(keys["dis"], ensemble), inputs)
+        inputs = jnp.concatenate([rssm.initial(nets.dyn, 1).feat(), jnp.zeros((1, nets.dyn.actions))], -1)
+        keys = jax.random.split(jax.random.fold_in(key, len(params)), ensemble)
+        params["dis"] = jax.vmap(nets.dis.init, (0, None))(keys, inputs)
     return params
 
 
@@ -282,6 +274,7 @@ def make(spec: Spec, config: Config = PRESETS["12m"]) -> Agent:
     """
     nets = build(spec, config, routes())
     learner = Learner(nets, spec, config, routes())
+    world = learner.world
     tx = optim.laprop(config.agc)
 
     def init(key: Key, hyper: Any) -> State:
@@ -291,22 +284,15 @@ def make(spec: Spec, config: Config = PRESETS["12m"]) -> Agent:
         return State(params, slow, ac.initial_range(), tx.init(params), hyper, jnp.zeros((), jnp.int32))
 
     def reset(state: State, num_envs: int) -> Carry:
-        return Carry(nets.dyn.initial(num_envs), ac.blank(spec.action, num_envs))
+        return world.reset(num_envs)
 
     def act(state: State, carry: Carry, step: Step, key: Key, mode: str) -> tuple[Carry, Array, dict[str, Array]]:
-        check_choice("mode", mode, get_args(Mode))
-        if mode == "logged" and not (isinstance(step.obs, Mapping) and "action" in step.obs):
-            raise ValueError("mode 'logged' takes the actions from the observation, which has no 'action'")
-        key, choice = jax.random.split(key)
-        latent = learner.filter(state.params, carry, step, key)
-        if mode == "logged":
-            action = step.obs["action"]
-        elif mode == "random":
-            action = ac.random_action(spec.action, choice, len(step.reward))
-        else:
+        def choose(latent: Latent, key: Key) -> Array:
             policy = learner.actor(state.params, latent.feat())
-            action = policy.mode() if mode == "greedy" else policy.sample(choice)
-        return Carry(latent, action), action, learner.pack(latent)
+            return policy.mode() if mode == "greedy" else policy.sample(key)
+
+        carry = world.act(state, carry, step, key, mode, choose)
+        return carry, carry.action, world.pack(carry.latent)
 
     def update(
         state: State, batch: Batch, key: Key, share: Share = ALONE
@@ -321,16 +307,11 @@ def make(spec: Spec, config: Config = PRESETS["12m"]) -> Agent:
         params = jax.tree.map(lambda p, d: p - rate * d, state.params, direction)
         metrics["grad_norm"] = optim.norm(grads)
         slow = ac.track(params["val"], state.slow, config.slow_rate)
-        feedback = share.back(learner.pack(latents))
+        feedback = share.back(world.pack(latents))
         return State(params, slow, returns, opt, state.hyper, state.step + 1), feedback, metrics
 
     def imagine(state: State, context: Record, actions: Array | None, key: Key, horizon: int) -> Dream:
-        check_number("horizon", horizon, least=1, whole=True)
-        check_number("the length of the context", context.reward.shape[-1], least=2)  # the first record gives the start
-        if actions is not None:
-            expected = (len(context.reward), horizon, *ac.blank(spec.action, 1).shape[1:])
-            if actions.shape != expected:
-                raise ValueError(f"actions are [B, H, ...] = {expected} here, got {actions.shape}")
+        world.check_dream(context, actions, horizon)
         return learner.dream(state, context, actions, key, horizon)
 
     sampler = "online" if config.online else "uniform"
@@ -353,7 +334,7 @@ class Noise(NamedTuple):
     """The random numbers of an update, as drawn for the whole batch."""
 
     observe: Array  # [B, T, S], uniform
-    plan: Array  # [B, T, H + 1, ...], see `actor_critic.noise`
+    plan: Array  # [B, T, H + 1, ...], see `acting.noise`
     imagine: Array  # [B, T, H, S], uniform
 
 
@@ -377,10 +358,14 @@ class Learner:
     config: Config
     routes: Routes = PLAIN
 
+    @property
+    def world(self) -> World:
+        return World(self.spec, self.nets.enc, self.nets.dyn, self.nets.dec, self.routes)
+
     # Small views on the networks.
 
-    def actor(self, params: Any, feat: Array) -> ac.Actor:
-        return ac.actor(self.spec.action, apply(self.nets.pol, params["pol"], feat), self.config.actor_unimix)
+    def actor(self, params: Any, feat: Array) -> acting.Actor:
+        return acting.actor(self.spec.action, apply(self.nets.pol, params["pol"], feat), self.config.actor_unimix)
 
     def scalar(self, name: str, params: Any, feat: Array) -> TwoHot:
         """The reward ("rew") or value ("val") distribution; `params` are the head's own."""
@@ -390,29 +375,11 @@ class Learner:
         """Logit of the discounted continue flag, `[...]`."""
         return apply(self.nets.con, params["con"], feat)["logit"][..., 0]
 
-    def encode(self, action: Array) -> Array:
-        return ac.encode(self.spec.action, action)
-
-    def pack(self, latent: Latent) -> dict[str, Array]:
-        """Latents as replay extras."""
-        return {"deter": latent.deter, "stoch": jnp.argmax(latent.stoch, -1).astype(jnp.uint8)}
-
-    def unpack(self, extras: dict[str, Array]) -> Latent:
-        return Latent(extras["deter"], jax.nn.one_hot(extras["stoch"], self.config.classes, dtype=self.nets.dyn.dtype))
-
-    def filter(self, params: Any, carry: Carry, step: Step, key: Key) -> Latent:
-        """One step of `observe`, for acting: `[N, ...]`."""
-        tokens = apply(self.nets.enc, params["enc"], step.obs)
-        inputs = tokens[:, None], self.encode(carry.action)[:, None], step.is_first[:, None]
-        uniform = jax.random.uniform(key, (len(tokens), 1, self.config.stoch))
-        latents, _ = model.observe(self.nets.dyn, params["dyn"], carry.latent, *inputs, uniform)
-        return jax.tree.map(lambda x: x[:, 0], latents)
-
     def guesses(self, params: Any, feat: Array, action: Array) -> Array:
         """The ensemble's predictions of the next stoch `[K, ..., S * C]` from `feat [..., F]` and the action there."""
         head = self.nets.dis
         assert head is not None
-        inputs = jnp.concatenate([feat, self.encode(action).astype(feat.dtype)], -1)
+        inputs = jnp.concatenate([feat, self.world.encode(action).astype(feat.dtype)], -1)
         return jax.vmap(lambda p: apply(head, p, inputs)["stoch"])(params["dis"])
 
     # The loss.
@@ -422,11 +389,11 @@ class Learner:
 
         They come from one draw, as a generator takes longer to compile than to run.
         """
-        horizon, stoch, width = self.config.imag_length, self.config.stoch, ac.noise_size(self.spec.action)
+        horizon, stoch, width = self.config.imag_length, self.config.stoch, acting.noise_size(self.spec.action)
         sizes = stoch, (horizon + 1) * width, horizon * stoch
         draw = jax.random.uniform(key, (batch * (length - 1) * sum(sizes),)).reshape(batch, length - 1, sum(sizes))
         observe, plan, imagine = jnp.split(draw, (sizes[0], sizes[0] + sizes[1]), -1)
-        plan = ac.noise(self.spec.action, plan.reshape(*plan.shape[:2], horizon + 1, width))
+        plan = acting.noise(self.spec.action, plan.reshape(*plan.shape[:2], horizon + 1, width))
         return Noise(observe, plan, imagine.reshape(*imagine.shape[:2], horizon, stoch))
 
     def loss(self, params: Any, state: State, record: Record, noise: Noise, share: Share = ALONE):
@@ -448,14 +415,12 @@ class Learner:
 
     def world_model(self, params: Any, record: Record, uniform: Array, horizon: float | Array):
         """Posterior latents `[B, T]`, the mean losses of everything that is predicted from them, and metrics."""
-        nets, config = self.nets, self.config
-        context = jax.tree.map(lambda x: x[:, 0], self.unpack(record.extras))
-        previous = self.encode(record.action)[:, :-1]
+        config, world = self.config, self.world
+        context = jax.tree.map(lambda x: x[:, 0], world.unpack(record.extras))
+        latents, post, prior = world.infer(params, record, uniform, context)
         record = jax.tree.map(lambda x: x[:, 1:], record)
-        tokens = self.tokens(params, record.obs)
-        latents, post = model.observe(nets.dyn, params["dyn"], context, tokens, previous, record.is_first, uniform)
-        prior = apply(nets.dyn, params["dyn"], latents.deter, method="prior")
-        losses: dict[str, Array] = dict(zip(("dyn", "rep"), kl_losses(post, prior, config.free_nats), strict=True))
+        dyn, rep = rssm.kl_losses(post, prior, config.free_nats)
+        losses: dict[str, Array] = {"dyn": dyn, "rep": rep}
         feat = latents.feat()
         reward = self.scalar("rew", params["rew"], feat)
         losses["rew"] = reward.loss(twohot(record.reward, reward.bins))
@@ -463,41 +428,8 @@ class Learner:
         logit = self.continues(params, feat)
         losses["con"] = jax.nn.softplus(logit) - logit * target
         losses = {name: loss.mean() for name, loss in losses.items()}
-        losses["rec"], metrics = self.reconstruction(params["dec"], latents, record.obs)
+        losses["rec"], metrics = world.reconstruction(params["dec"], latents, record.obs)
         return latents, losses, metrics
-
-    def tokens(self, params: Any, obs: Any) -> Array:
-        """Encoded observations `[B, T, E]`; images a few at a time."""
-        lead, flat = sensors.rows(obs, self.spec.obs)
-        pieces = cut(flat, self.routes.images if self.images else 0)
-        tokens = over(lambda params, piece: apply(self.nets.enc, params, piece), params["enc"], pieces)
-        return join(tokens).reshape(*lead, -1)
-
-    @property
-    def images(self) -> bool:
-        return "image" in sensors.kinds(self.spec.obs).values()
-
-    def reconstruction(self, params: Any, latents: Latent, obs: Any) -> tuple[Array, dict[str, Array]]:
-        """Mean loss over all sensors, and that of each where there are several; images a few at a time."""
-        inputs = latents.deter, flatten(latents.stoch)
-        numbers = apply(self.nets.dec, params, *inputs, method="numbers")
-        losses = {k: v.mean() for k, v in sensors.reconstruction_loss(obs, numbers, self.spec.obs).items()}
-        total = sum(losses.values(), jnp.zeros(()))
-        if self.images:
-            canvas = apply(self.nets.dec, params, *inputs, method="canvas")
-            rows = canvas.reshape(-1, *canvas.shape[2:])
-
-            def paint(params, canvas, obs, _):
-                painted = apply(self.nets.dec, params, canvas, method="paint")
-                parts = sensors.reconstruction_loss(obs, painted, self.spec.obs)
-                sums = {name: part.sum() for name, part in parts.items()}
-                return sum(sums.values(), jnp.zeros(())), sums
-
-            size, (_, targets) = self.routes.images, sensors.rows(obs, self.spec.obs)
-            loss, sums = terminal(paint, params, cut(rows, size), cut(targets, size))
-            losses |= {name: part.sum() / len(rows) for name, part in sums.items()}
-            total += loss / len(rows)
-        return total, {f"loss/rec/{name}": loss for name, loss in losses.items()} if len(losses) > 1 else {}
 
     def ensemble_loss(self, params: Any, latents: Latent, record: Record) -> Array:
         """Squared errors `[B, T - 1]` of all one-step models, summed; 0 across the start of an episode."""
@@ -507,13 +439,8 @@ class Learner:
 
     def rollout(self, params: Any, starts: Latent, plan: Array, uniform: Array) -> tuple[Latent, Array]:
         """Dreams `[H + 1, R, ...]` under the policy, without gradients; the noise is time first."""
-
-        def policy(latent: Latent, noise: Array) -> tuple[Array, Array]:
-            action = self.actor(params, latent.feat()).pick(noise)
-            return action, self.encode(action)
-
-        temperature = self.config.temperature
-        return model.imagine(self.nets.dyn, params["dyn"], starts, policy, plan, uniform, temperature)
+        actor = lambda feat: self.actor(params, feat)  # noqa: E731
+        return self.world.rollout(params, starts, actor, plan, uniform, self.config.temperature)
 
     def behaviour(self, params: Any, state: State, latents: Latent, noise: Noise, share: Share = ALONE):
         """Actor and critic learn in dreams that start at every latent `[B, T]`.
@@ -605,47 +532,10 @@ class Learner:
     def dream(self, state: State, context: Record, actions: Array | None, key: Key, horizon: int) -> Dream:
         """Filter `context [B, L]` from its stored first latent, then roll on; see `Agent.imagine`."""
         params, discount = state.params, 1 - 1 / state.hyper["horizon"]
-        k_observe, k_plan, k_imagine = jax.random.split(key, 3)
-        start = jax.tree.map(lambda x: x[:, 0], self.unpack(context.extras))
-        rest = jax.tree.map(lambda x: x[:, 1:], context)
-        tokens = apply(self.nets.enc, params["enc"], rest.obs)
-        previous = self.encode(context.action)[:, :-1]
-        uniform = jax.random.uniform(k_observe, (*rest.is_first.shape, self.config.stoch))
-        latents, _ = model.observe(self.nets.dyn, params["dyn"], start, tokens, previous, rest.is_first, uniform)
-        start = jax.tree.map(lambda x: x[:, -1], latents)
-        batch = len(context.reward)
-        uniform = jax.random.uniform(k_imagine, (horizon, batch, self.config.stoch))
-        if actions is None:
-            width = ac.noise_size(self.spec.action)
-            plan = ac.noise(self.spec.action, jax.random.uniform(k_plan, (horizon + 1, batch, width)))
-            latent, taken = self.rollout(params, start, plan, uniform)
-        else:
-            latent, taken = self.replay_actions(params, start, actions, uniform)
-        latent = jax.tree.map(lambda x: x[1:], latent)
+        actor = lambda feat: self.actor(params, feat)  # noqa: E731
+        latent, taken = self.world.dream(params, context, actions, actor, key, horizon, self.config.temperature)
         feat = latent.feat()
-        decoded = apply(self.nets.dec, params["dec"], latent.deter, flatten(latent.stoch))
-        dream = Dream(
-            sensors.observation(decoded, self.spec.obs),
-            self.scalar("rew", params["rew"], feat).mean(),
-            jnp.minimum(1.0, jax.nn.sigmoid(self.continues(params, feat)) / discount),  # the flag was learnt discounted
-            taken[:-1],
-            latent,
-        )
+        reward = self.scalar("rew", params["rew"], feat).mean()
+        cont = jax.nn.sigmoid(self.continues(params, feat)) / discount  # the flag was learnt discounted
+        dream = Dream(self.world.decode(params, latent), reward, jnp.minimum(1.0, cont), taken, latent)
         return jax.tree.map(lambda x: x.swapaxes(0, 1), dream)
-
-    def replay_actions(self, params: Any, start: Latent, actions: Array, uniform: Array) -> tuple[Latent, Array]:
-        """Roll the prior under given `actions [B, H, ...]`, open loop."""
-        plan = jnp.concatenate([actions, actions[:, -1:]], 1).swapaxes(0, 1)  # the last one is never applied
-
-        def policy(latent: Latent, action: Array) -> tuple[Array, Array]:
-            return action, self.encode(action)
-
-        return model.imagine(self.nets.dyn, params["dyn"], start, policy, plan, uniform)
-
-
-def kl_losses(post: Any, prior: Any, free_nats: float) -> tuple[Array, Array]:
-    """Dynamics and representation losses `[...]`: KL summed over the latents, not pushed below `free_nats`."""
-    frozen = jax.tree.map(sg, (post, prior))
-    dyn = frozen[0].kl(prior).sum(-1)
-    rep = post.kl(frozen[1]).sum(-1)
-    return jnp.maximum(dyn, free_nats), jnp.maximum(rep, free_nats)

@@ -13,12 +13,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 
+from jaxwm.acting import logged
 from jaxwm.errors import check_choice, check_number, check_range, check_types
 from jaxwm.types import (
     FOREVER,
@@ -69,10 +69,12 @@ class Config:
         check_range(self, "bonus", least=0)
 
 
-PRESETS = {
+PRESETS = {  # in worlds without chance a step size of 1 forgets at once what is no longer so
     "maze": Config(),
-    "plus": Config(planning=50, bonus=1e-3),
+    "plus": Config(planning=50, bonus=1e-3, step_size=1.0),
+    "blocking": Config(planning=10, bonus=1e-4, step_size=1.0),
     "lake": Config(planning=10, model="counts", discount=0.99),
+    "lake8x8": Config(planning=50, model="counts", discount=0.999, bonus=1e-6),  # leads to what is new, until a reward
     "taxi": Config(planning=20, discount=0.99, step_size=0.5),
 }
 
@@ -147,7 +149,7 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
     def act(state: State, carry: tuple[()], step: Step, key: Key, mode: str) -> tuple[tuple[()], Array, dict]:
         check_choice("mode", mode, get_args(Mode))
         if mode == "logged":
-            return carry, step.obs["action"], {}
+            return carry, logged(step), {}
         k_tie, k_random, k_mix = jax.random.split(key, 3)
         q = state.params["q"][index(step.obs)]  # [N, A]
         best = jnp.argmax(jnp.where(q == q.max(-1, keepdims=True), jax.random.uniform(k_tie, q.shape), -1.0), -1)
@@ -162,60 +164,64 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         def one(state: State, b: Array) -> tuple[State, Array]:
             s, after = index(record.obs[b, 0]), index(record.obs[b, 1])
             pair, reward, alive = (s, record.action[b, 0]), record.reward[b, 1], ~record.is_terminal[b, 1]
-            q = state.params["q"]
-            q, error = nudge(q, pair, reward + state.hyper["discount"] * alive * q[after].max(), state.hyper)
-            memory = remember(state.memory, pair, reward, after, alive)
-            new = state._replace(params={"q": q}, memory=memory, step=state.step + 1)
-            skip = record.is_first[b, 1]  # the first observation of an episode follows from nothing
-            return jax.tree.map(partial(jnp.where, skip), state, new), jnp.where(skip, 0.0, jnp.abs(error))
+            keep = ~record.is_first[b, 1]  # the first observation of an episode follows from nothing
+            q, hyper = state.params["q"], state.hyper
+            target = reward + hyper["discount"] * alive * q[after].max()
+            q, error = nudge(q, pair, target, hyper["step_size"] * keep)
+            memory = remember(state.memory, pair, reward, after, alive, keep)
+            return state._replace(params={"q": q}, memory=memory, step=state.step + keep), jnp.abs(error) * keep
 
         state, errors = jax.lax.scan(one, state, jnp.arange(config.envs))
         return state, {}, {"td_error": errors.mean(), "known_pairs": state.memory.count.astype(jnp.float32)}
 
-    def nudge(q: Array, pair: tuple[Array, Array], target: Array, hyper: dict[str, Array]) -> tuple[Array, Array]:
+    def nudge(q: Array, pair: tuple[Array, Array], target: Array, step_size: Array) -> tuple[Array, Array]:
         """Q(s, a) a step towards the target; the error."""
         error = target - q[pair]
-        return q.at[pair].add(hyper["step_size"] * error), error
+        return q.at[pair].add(step_size * error), error
 
-    def remember(memory: Memory, pair: tuple[Array, Array], reward: Array, after: Array, alive: Array) -> Memory:
+    def remember(
+        memory: Memory, pair: tuple[Array, Array], reward: Array, after: Array, alive: Array, keep: Array
+    ) -> Memory:
+        """The memory with one more transition; as it was unless `keep`. Only what changes is written."""
         s, a = pair
-        model = memory.model
+        model, time = memory.model, memory.time + keep
         if isinstance(model, Last):
-            model = jax.tree.map(lambda x, new: x.at[pair].set(new), model, Last(after, reward, alive))
+            model = jax.tree.map(lambda x, new: put(x, pair, new, keep), model, Last(after, reward, alive))
         else:
-            model = Counts(
-                model.visits.at[pair].add(1), model.reward.at[pair].add(reward), model.alive.at[s, a, after].add(alive)
-            )
-        if plus:  # all actions of a state become known with it
-            fresh, new = ~memory.known[s].any(), s * actions + jnp.arange(actions)
-            known = memory.known.at[s].set(True)
-        else:
-            fresh, new = ~memory.known[pair], (s * actions + a)[None]
-            known = memory.known.at[pair].set(True)
-        pairs = jax.lax.dynamic_update_slice(memory.pairs, new.astype(jnp.int32), (memory.count,))
-        pairs, count = jnp.where(fresh, pairs, memory.pairs), memory.count + fresh * len(new)
-        time = memory.time + 1
-        return Memory(model, pairs, known, count, memory.tried.at[pair].set(time), time)
+            visits, total = model.visits.at[pair].add(keep), model.reward.at[pair].add(reward * keep)
+            model = Counts(visits, total, model.alive.at[s, a, after].add(alive & keep))
+        where, new = ((s,), s * actions + jnp.arange(actions)) if plus else (pair, (s * actions + a)[None])
+        fresh = keep & ~memory.known[where].any()  # with a bonus, all actions of a state become known with it
+        known = memory.known.at[where].max(keep)
+        listed = jax.lax.dynamic_slice(memory.pairs, (memory.count,), new.shape)
+        listed = jnp.where(fresh, new.astype(jnp.int32), listed)
+        pairs = jax.lax.dynamic_update_slice(memory.pairs, listed, (memory.count,))
+        count = memory.count + fresh * len(new)
+        return Memory(model, pairs, known, count, put(memory.tried, pair, time, keep), time)
+
+    def put(table: Array, pair: tuple[Array, Array], value: Array, keep: Array) -> Array:
+        """A table `[S, A]` with another entry, where `keep`."""
+        return table.at[pair].set(jnp.where(keep, value, table[pair]))
 
     def expected(model: Any, q: Array, pair: tuple[Array, Array], gamma: Array) -> Array:
         """Reward and discounted value that the model expects of a pair."""
-        values = q.max(-1)
         if isinstance(model, Last):
-            return model.reward[pair] + gamma * model.alive[pair] * values[model.state[pair]]
+            return model.reward[pair] + gamma * model.alive[pair] * q[model.state[pair]].max()
         visits = model.visits[pair]
-        seen = (model.reward[pair] + gamma * model.alive[pair] @ values) / jnp.maximum(visits, 1)
-        return jnp.where(visits > 0, seen, gamma * values[pair[0]])
+        seen = (model.reward[pair] + gamma * model.alive[pair] @ q.max(-1)) / jnp.maximum(visits, 1)
+        return jnp.where(visits > 0, seen, gamma * q[pair[0]].max())
 
     def plan(state: State, batch: Batch, key: Key) -> tuple[State, dict, dict[str, Array]]:
         """`planning` updates for each real step, from known pairs, drawn uniformly."""
         memory, hyper = state.memory, state.hyper
+        step_size = hyper["step_size"] * (memory.count > 0)
         draws = jax.random.randint(key, (config.planning * config.envs,), 0, jnp.maximum(memory.count, 1))
 
         def one(q: Array, draw: Array) -> tuple[Array, Array]:
             pair = jnp.divmod(memory.pairs[draw], actions)
             novelty = hyper["bonus"] * jnp.sqrt((memory.time - memory.tried[pair]).astype(jnp.float32))
-            new, error = nudge(q, pair, expected(memory.model, q, pair, hyper["discount"]) + novelty, hyper)
-            return jnp.where(memory.count > 0, new, q), jnp.abs(error)
+            q, error = nudge(q, pair, expected(memory.model, q, pair, hyper["discount"]) + novelty, step_size)
+            return q, jnp.abs(error)
 
         q, errors = jax.lax.scan(one, state.params["q"], draws)
         return state._replace(params={"q": q}), {}, {"planned_error": errors.mean()}

@@ -1,4 +1,4 @@
-"""Actor-critic pieces of the Dreamer family: action distributions, lambda-returns, return normalisation."""
+"""Actor-critic pieces of the Dreamer family: lambda-returns, return normalisation, slow copies."""
 
 from __future__ import annotations
 
@@ -7,115 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxwm.distributions import Normal, OneHot, bounded_normal, one_hot
-from jaxwm.types import ActionSpace, Array, Box, Discrete, Key, MultiDiscrete
-
-# --- Actions ------------------------------------------------------------------------------------------------------
-
-
-def choices(space: ActionSpace) -> tuple[int, ...]:
-    """Number of options of every independent discrete choice; empty for a `Box`."""
-    if isinstance(space, Discrete):
-        return (space.n,)
-    return space.n if isinstance(space, MultiDiscrete) else ()
-
-
-def head_sizes(space: ActionSpace) -> dict[str, int]:
-    """Outputs of an actor's last layer by name."""
-    if isinstance(space, Box):
-        return {"mean": space.size, "std": space.size}
-    return {f"logits{i}": n for i, n in enumerate(choices(space))}
-
-
-def action_size(space: ActionSpace) -> int:
-    """Width A of an encoded action."""
-    return space.size if isinstance(space, Box) else sum(choices(space))
-
-
-def encode(space: ActionSpace, action: Array) -> Array:
-    """An action as numbers for a network: one-hot choices side by side, or the vector itself, float32 `[..., A]`."""
-    if isinstance(space, Box):
-        return action
-    parts = action[..., None] if isinstance(space, Discrete) else action
-    return jnp.concatenate([jax.nn.one_hot(parts[..., i], n) for i, n in enumerate(choices(space))], -1)
-
-
-def blank(space: ActionSpace, num: int) -> Array:
-    """A placeholder action `[num, ...]` of the right shape and dtype."""
-    if isinstance(space, Box):
-        return jnp.zeros((num, space.size), jnp.float32)
-    return jnp.zeros((num,) if isinstance(space, Discrete) else (num, len(choices(space))), jnp.int32)
-
-
-class Actor(NamedTuple):
-    """A policy's distribution: one categorical per choice, or a normal per entry of a vector."""
-
-    parts: tuple[OneHot, ...] | Normal
-    space: ActionSpace
-
-    def _join(self, indices: list[Array]) -> Array:
-        return indices[0] if isinstance(self.space, Discrete) else jnp.stack(indices, -1)
-
-    def sample(self, key: Key) -> Array:
-        lead = self.parts.mean.shape[:-1] if isinstance(self.parts, Normal) else self.parts[0].logp.shape[:-1]
-        return self.pick(noise(self.space, jax.random.uniform(key, (*lead, noise_size(self.space)))))
-
-    def pick(self, noise: Array) -> Array:
-        """The action that `noise(space, ...)` decides."""
-        if isinstance(self.parts, Normal):
-            return self.parts.mean + self.parts.std * noise
-        split = noise[..., None] if isinstance(self.space, Discrete) else noise
-        return self._join([part.invert(split[..., i]) for i, part in enumerate(self.parts)])
-
-    def mode(self) -> Array:
-        return self.parts.mode() if isinstance(self.parts, Normal) else self._join([p.mode() for p in self.parts])
-
-    def log_prob(self, action: Array) -> Array:
-        """Summed over the entries of an action: `[...]`."""
-        if isinstance(self.parts, Normal):
-            return self.parts.log_prob(action).sum(-1)
-        split = action[..., None] if isinstance(self.space, Discrete) else action
-        return sum(part.log_prob(split[..., i]) for i, part in enumerate(self.parts))  # type: ignore[return-value]
-
-    def entropy(self) -> Array:
-        """Summed over the entries of an action: `[...]`."""
-        if isinstance(self.parts, Normal):
-            return self.parts.entropy().sum(-1)
-        return sum(part.entropy() for part in self.parts)  # type: ignore[return-value]
-
-
-def actor(space: ActionSpace, outputs: dict[str, Array], unimix: float = 0.0) -> Actor:
-    """The distribution behind the outputs of a head with `head_sizes(space)`."""
-    if isinstance(space, Box):
-        return Actor(bounded_normal(outputs["mean"], outputs["std"]), space)
-    return Actor(tuple(one_hot(outputs[name], unimix) for name in head_sizes(space)), space)
-
-
-def noise_size(space: ActionSpace) -> int:
-    """Uniform numbers behind one random choice: one for each of its parts."""
-    return space.size if isinstance(space, Box) else len(choices(space))
-
-
-def noise(space: ActionSpace, uniform: Array) -> Array:
-    """What decides random choices, from `uniform [..., noise_size(space)]` in [0, 1): normal for vectors.
-
-    The last axis is gone where there is one choice.
-    """
-    if isinstance(space, Box):
-        centred = 2 * uniform - (1 - 2**-23)  # symmetric: uniform numbers are multiples of 2^-23
-        return jnp.sqrt(2.0) * jax.lax.erf_inv(centred)
-    return uniform[..., 0] if isinstance(space, Discrete) else uniform
-
-
-def random_action(space: ActionSpace, key: Key, num: int) -> Array:
-    """Uniform actions `[num, ...]`."""
-    if isinstance(space, Box):
-        return jax.random.uniform(key, (num, space.size), minval=-1.0, maxval=1.0)
-    parts = [jax.random.randint(jax.random.fold_in(key, i), (num,), 0, n) for i, n in enumerate(choices(space))]
-    return parts[0] if isinstance(space, Discrete) else jnp.stack(parts, -1)
-
-
-# --- Returns ------------------------------------------------------------------------------------------------------
+from jaxwm.types import Array
 
 
 def lambda_return(reward: Array, bootstrap: Array, discount: Array, last: Array, lam: float | Array) -> Array:

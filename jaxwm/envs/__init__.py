@@ -2,8 +2,8 @@
 
     env = make("atari/Pong", num_envs=4, sticky=0.25)
 
-`suite/Task`: gymnax, minatar, pgx, probe and tabular are pure JAX (`env.pure`); atari, dmc, classic, box2d are host
-pools.
+`suite/Task`: continuous, gymnax, minatar, pgx, probe and tabular are pure JAX (`env.pure`); atari, dmc, classic, box2d
+and vizdoom are host pools.
 A new environment is two functions (`from_functions`) or any object with gymnasium's interface (`from_gymnasium`), and
 may be given a name with `register`. gymnax, pgx and envpool are not imported before they are asked for.
 """
@@ -17,6 +17,7 @@ from typing import Any
 from jaxwm.envs import envpool as _envpool
 from jaxwm.envs import gymnax as _gymnax
 from jaxwm.envs import pgx as _pgx
+from jaxwm.envs.continuous import CONTINUOUS
 from jaxwm.envs.host import from_gymnasium
 from jaxwm.envs.probes import PROBES
 from jaxwm.envs.pure import check_num_envs, from_functions
@@ -24,7 +25,7 @@ from jaxwm.envs.tabular import TABULAR
 from jaxwm.errors import check_options, nearest
 from jaxwm.types import Env
 
-__all__ = ["SCORED", "from_functions", "from_gymnasium", "make", "names", "register"]
+__all__ = ["from_functions", "from_gymnasium", "make", "names", "register"]
 
 Constructor = Callable[..., Env]
 """`constructor(num_envs, **options) -> Env`."""
@@ -37,6 +38,7 @@ _SUITES: dict[str, tuple[Callable[..., Env], tuple[str, ...]]] = {
     "gymnax": (_gymnax.gymnax, _gymnax.GYMNAX),
     "minatar": (_gymnax.minatar, _gymnax.MINATAR),
     "pgx": (_pgx.pgx, _pgx.PGX),
+    "vizdoom": (_envpool.vizdoom, _envpool.VIZDOOM),
 }
 """Suite -> constructor `(task, num_envs, **options) -> Env` and its tasks."""
 
@@ -44,6 +46,7 @@ SCORED: dict[str, dict[str, Any]] = {"pgx": {"opponent": "random"}}
 """Suite -> options with which its environments are scored, where that needs others: self-play has no score."""
 
 _BUILT_IN = {f"{suite}/{task}" for suite, (_, tasks) in _SUITES.items() for task in tasks}
+_BUILT_IN |= {f"continuous/{task}" for task in CONTINUOUS}
 _BUILT_IN |= {f"probe/{task}" for task in PROBES} | {f"tabular/{task}" for task in TABULAR}
 
 _registered: dict[str, Constructor] = {}
@@ -53,8 +56,8 @@ def make(name: str, num_envs: int = 1, **options: Any) -> Env:
     """The environment `name` ("suite/Task", case matters), `num_envs` of it for each member.
 
     The options of a suite are the arguments of its constructor: `jaxwm.envs.envpool.atari`, `.dmc`, `.classic`,
-    `.box2d`, `jaxwm.envs.gymnax.gymnax`, `.minatar`, `jaxwm.envs.pgx.pgx`, and the functions in `jaxwm.envs.probes` and
-    `.tabular`.
+    `.box2d`, `.vizdoom`, `jaxwm.envs.gymnax.gymnax`, `.minatar`, `jaxwm.envs.pgx.pgx`, and the functions in
+    `jaxwm.envs.probes`, `.continuous` and `.tabular`.
 
     Raises ValueError for an unknown name or option (naming the nearest) and for a value out of range.
     """
@@ -65,8 +68,9 @@ def make(name: str, num_envs: int = 1, **options: Any) -> Env:
         constructor, arguments = _registered[name], (num_envs,)
     else:
         suite, task = name.split("/", 1)
-        constructor = {"probe": PROBES, "tabular": TABULAR}[suite][task] if suite not in _SUITES else _SUITES[suite][0]
-        arguments = (num_envs,) if suite == "probe" else (task, num_envs)
+        single = {"continuous": CONTINUOUS, "probe": PROBES, "tabular": TABULAR}
+        constructor = single[suite][task] if suite in single else _SUITES[suite][0]
+        arguments = (num_envs,) if suite in ("continuous", "probe") else (task, num_envs)
     _check_signature(name, constructor, len(arguments), options)
     env = constructor(*arguments, **options)
     if not isinstance(env, Env):

@@ -1,4 +1,4 @@
-"""envpool: Atari, DeepMind Control from state, classic control and Box2D, as C++ pools on the host.
+"""envpool: Atari, DeepMind Control from state, classic control, Box2D and ViZDoom, as C++ pools on the host.
 
 envpool already resets at the step after the last one and ignores that step's action, gives every environment its own
 seed, and draws the same stream for a seed whatever the size of the pool. Its ROMs come inside its assets package.
@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+from PIL import Image
 
 from jaxwm.envs import spaces
 from jaxwm.envs.host import Outcome, host_env
@@ -59,6 +60,10 @@ _BOX2D_NEWEST = {
 }
 BOX2D = (*_BOX2D_NEWEST, *_BOX2D_NEWEST.values(), "CarRacing-v2", "LunarLander-v2", "LunarLanderContinuous-v2")
 """Every name of envpool, and without a version the newest."""
+VIZDOOM = ("TakeCover",)
+
+CAR_RACING_BAR = 12
+"""Rows at the bottom of CarRacing's 96 x 96 image that show speed and steering instead of the road."""
 
 
 def atari(
@@ -160,27 +165,97 @@ def classic(
 
 
 def box2d(
-    task: str, num_envs: int = 1, *, action_repeat: int = 1, max_steps: int | None = None, num_threads: int = 0
+    task: str,
+    num_envs: int = 1,
+    *,
+    action_repeat: int = 1,
+    max_steps: int | None = None,
+    num_threads: int = 0,
+    image_size: int | None = None,
 ) -> Env:
     """A Box2D task, such as "LunarLander" (float32 vector) or "CarRacing" (uint8 `[96, 96, 3]`, Box(3)).
 
-    Without a version it is the newest. Options as for `dmc`.
+    Without a version it is the newest. With an `image_size`, CarRacing's image loses the status bar at its bottom and
+    is resized to `[image_size, image_size, 3]`, as in World Models (64). Other options as for `dmc`.
+
+    Raises ValueError for an `image_size` where there is no image.
     """
-    native = _BOX2D_NEWEST.get(task, task)
-    return _timed(f"box2d/{task}", native, num_envs, action_repeat, max_steps, num_threads)
+    name, native = f"box2d/{task}", _BOX2D_NEWEST.get(task, task)
+    if image_size is None:
+        return _timed(name, native, num_envs, action_repeat, max_steps, num_threads)
+    _check_at_least(name, "image_size", image_size, 1)
+    if not native.startswith("CarRacing"):
+        raise ValueError(f"{name} has no image: leave image_size out")
+    obs = jax.ShapeDtypeStruct((image_size, image_size, 3), np.uint8)
+
+    def shrink(images: np.ndarray) -> np.ndarray:
+        rows = [Image.fromarray(image[:-CAR_RACING_BAR]) for image in images]
+        return np.stack([np.asarray(row.resize(obs.shape[:2], Image.Resampling.BILINEAR)) for row in rows])
+
+    return _timed(name, native, num_envs, action_repeat, max_steps, num_threads, view=(obs, shrink))
+
+
+def vizdoom(
+    task: str,
+    num_envs: int = 1,
+    *,
+    image_size: int = 64,
+    frame_skip: int = 4,
+    max_tics: int = 2100,
+    num_threads: int = 0,
+) -> Env:
+    """ViZDoom's "TakeCover": step aside from fireballs, as long as possible.
+
+    Observations are uint8 `[image_size, image_size, 3]`, the whole view without a status bar; actions are
+    `Discrete(3)`: left, stay, right. The reward is the number of tics (game frames, 35 a second) that were survived:
+    frame_skip at every step, 0 at the one that ends in death. A return is therefore the survival in tics that is
+    published, less what was survived of the last step.
+
+    frame_skip   tics that an action is held.
+    max_tics     time limit; there `is_last` is set alone. `Spec.max_steps` is that over frame_skip.
+    num_threads  threads of the pool; 0 lets envpool choose.
+
+    Raises ValueError for a value out of range.
+    """
+    name = f"vizdoom/{task}"
+    _check_at_least(name, "image_size", image_size, 1)
+    _check_at_least(name, "frame_skip", frame_skip, 1)
+    _check_at_least(name, "max_tics", max_tics, frame_skip)
+    native = dict(
+        img_height=image_size,
+        img_width=image_size,
+        stack_num=1,
+        frame_skip=frame_skip,
+        use_combined_action=True,
+        use_inter_area_resize=True,
+        max_episode_steps=max_tics // frame_skip,
+        num_threads=num_threads,
+    )
+    order = np.array([2, 0, 1], np.int32)  # envpool's: stay, right, left
+    # envpool's own reward is 0 throughout
+    alive = lambda terminated: np.where(terminated, 0.0, frame_skip)  # noqa: E731
+    return _env(name, f"{task}-v1", num_envs, native, channels_first=True, order=order, reward=alive)
 
 
 # --- Construction -------------------------------------------------------------------------------------------------
 
 
-def _timed(name: str, task: str, num_envs: int, repeat: int, max_steps: int | None, num_threads: int) -> Env:
+def _timed(
+    name: str,
+    task: str,
+    num_envs: int,
+    repeat: int,
+    max_steps: int | None,
+    num_threads: int,
+    view: tuple[PyTree, Callable] | None = None,
+) -> Env:
     """A task whose time limit envpool counts in its own steps, with `repeat` of them to one of ours."""
     _check_at_least(name, "action_repeat", repeat, 1)
     native: dict[str, Any] = {"num_threads": num_threads}
     if max_steps is not None:
         _check_at_least(name, "max_steps", max_steps, 1)
         native["max_episode_steps"] = max_steps * repeat
-    return _env(name, task, num_envs, native, repeat=repeat)
+    return _env(name, task, num_envs, native, repeat=repeat, view=view)
 
 
 def _env(
@@ -192,8 +267,15 @@ def _env(
     channels_first: bool = False,
     lives: bool = False,
     repeat: int = 1,
+    view: tuple[PyTree, Callable] | None = None,
+    order: np.ndarray | None = None,
+    reward: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Env:
-    """The `Env` of envpool's `task` with envpool's options `native`."""
+    """The `Env` of envpool's `task` with envpool's options `native`.
+
+    `view` is another observation spec and the function to it, `order` the native action behind each of ours, and
+    `reward` a function of `terminated [K]` that takes the place of envpool's.
+    """
     check_num_envs(num_envs)
     _check_at_least(name, "num_threads", native["num_threads"], 0)
     try:
@@ -209,11 +291,16 @@ def _env(
         task_spec = envpool.make_spec(task, **native)
         obs, read = spaces.observation_space(task_spec.observation_space, channels_first)
         action, write = spaces.action_space(task_spec.action_space)
+    if view is not None:
+        native_read, (obs, show) = read, view
+        read = lambda images: show(native_read(images))  # noqa: E731
+    if order is not None:
+        write = lambda chosen: order[chosen]  # noqa: E731
 
     def open_pool(seeds: list[int]) -> _Pool:
         with _quiet():
             pool = envpool.make_gymnasium(task, num_envs=len(seeds), seed=seeds, **native)
-        return _Pool(pool, len(seeds), read, write, lives, repeat)
+        return _Pool(pool, len(seeds), read, write, lives, repeat, reward)
 
     limit = -(-int(task_spec.config.max_episode_steps) // repeat)
     return host_env(Spec(name, obs, action, limit), num_envs, open_pool)
@@ -222,9 +309,11 @@ def _env(
 class _Pool:
     """envpool's pool behind the protocol `jaxwm.envs.host.Pool`."""
 
-    def __init__(self, pool: Any, size: int, read: Callable, write: Callable, lives: bool, repeat: int):
+    def __init__(
+        self, pool: Any, size: int, read: Callable, write: Callable, lives: bool, repeat: int, reward: Callable | None
+    ):
         self.pool, self.read, self.write = pool, read, write
-        self.watch_lives, self.repeat = lives, repeat
+        self.watch_lives, self.repeat, self.reward = lives, repeat, reward
         self.is_last = np.zeros(size, bool)
         self.lives = np.zeros(size, np.int32)
 
@@ -250,6 +339,7 @@ class _Pool:
             terminated[ids], last[ids] = term, term | trunc
         lost = self._lost_life(info) & ~self.is_last
         self.is_last = last
+        reward = reward if self.reward is None else self.reward(terminated)
         return Outcome(self.read(obs), reward, last, terminated | lost)
 
     def close(self) -> None:

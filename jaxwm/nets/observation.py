@@ -21,6 +21,7 @@ import numpy as np
 from jaxwm.distributions import symexp, symlog
 from jaxwm.nets.chunks import PLAIN, Routes
 from jaxwm.nets.layers import MLP, BlockLinear, Conv, Linear, NormSilu, to_blocks
+from jaxwm.nets.strided import StridedDecoder, StridedEncoder
 from jaxwm.types import RESERVED, Array
 
 MULTIPLIERS = (2, 3, 4, 4)
@@ -87,6 +88,8 @@ class Encoder(nn.Module):
     layers: int = 3
     dtype: Any = jnp.float32
     routes: Routes = PLAIN
+    act: str = "norm_silu"
+    """Of the MLP and the convolutions; without a norm these are the strided ones of older systems (`nets.strided`)."""
 
     @nn.compact
     def __call__(self, obs: Any) -> Array:
@@ -98,10 +101,12 @@ class Encoder(nn.Module):
             if what != "image"
         ]
         if numbers:
-            outputs.append(MLP(self.layers, self.units, self.dtype, name="mlp")(jnp.concatenate(numbers, -1)))
+            outputs.append(MLP(self.layers, self.units, self.dtype, self.act, name="mlp")(jnp.concatenate(numbers, -1)))
         images = [obs[name] for name, what in which.items() if what == "image"]
         if images:
-            outputs.append(self.convolve(jnp.concatenate(images, -1)))
+            image = jnp.concatenate(images, -1)
+            plain = self.act != "norm_silu"
+            outputs.append(StridedEncoder(self.depth, self.act, self.dtype)(image) if plain else self.convolve(image))
         return jnp.concatenate(outputs, -1)
 
     def convolve(self, image: Array) -> Array:
@@ -135,16 +140,21 @@ class Decoder(nn.Module):
     blocks: int = 8
     dtype: Any = jnp.float32
     routes: Routes = PLAIN
+    act: str = "norm_silu"
+    """As for the encoder."""
 
     def setup(self):
         spec, dtype = sensors(self.spec), self.dtype
         self.vectors = {name: spec[name].shape for name, what in kinds(self.spec).items() if what != "image"}
         self.images = {name: spec[name].shape for name, what in kinds(self.spec).items() if what == "image"}
         if self.vectors:
-            self.mlp = MLP(self.layers, self.units, dtype)
+            self.mlp = MLP(self.layers, self.units, dtype, self.act)
             for name, shape in self.vectors.items():
                 setattr(self, f"out_{name}", Linear(self.units, math.prod(shape), dtype=dtype))
-        if self.images:
+        channels = sum(shape[-1] for shape in self.images.values())
+        if self.images and self.act != "norm_silu":
+            self.strided = StridedDecoder(channels, self.depth, self.act, dtype)
+        elif self.images:
             height, width, _ = next(iter(self.images.values()))
             self.size = height // 16, width // 16, self.depth * MULTIPLIERS[-1]
             area = math.prod(self.size)
@@ -156,7 +166,6 @@ class Decoder(nn.Module):
             for i, multiplier in enumerate(MULTIPLIERS[:-1]):
                 setattr(self, f"conv{i}", Conv(self.depth * multiplier, doubled=True, routes=self.routes, dtype=dtype))
                 setattr(self, f"act{i}", NormSilu())
-            channels = sum(shape[-1] for shape in self.images.values())
             self.image = Conv(channels, doubled=True, routes=self.routes, dtype=dtype)
 
     def __call__(self, deter: Array, stoch: Array) -> dict[str, Array]:
@@ -171,7 +180,9 @@ class Decoder(nn.Module):
         return {name: y.reshape(*y.shape[:-1], *self.vectors[name]) for name, y in out.items()}
 
     def canvas(self, deter: Array, stoch: Array) -> Array:
-        """What images are painted from: `[..., H / 16, W / 16, C]`."""
+        """What images are painted from: `[..., H / 16, W / 16, C]`, or `[..., 1, 1, C]` where these are strided."""
+        if self.act != "norm_silu":
+            return jnp.concatenate([deter, stoch], -1)[..., None, None, :]
         lead, (height, width, depth), g = deter.shape[:-1], self.size, self.blocks
         # Each block of the recurrent state paints its own group of channels.
         x = self.from_deter(to_blocks(deter, g)).reshape(g, -1, height, width, depth // g)
@@ -180,11 +191,14 @@ class Decoder(nn.Module):
         return self.space_act(x + y.reshape(x.shape))
 
     def paint(self, canvas: Array) -> dict[str, Array]:
-        """Images `[..., H, W, C]` with values in 0..1."""
+        """Images `[..., H, W, C]`: values in 0..1, or around it where the convolutions are strided."""
         x = canvas.reshape(-1, *canvas.shape[-3:])
-        for i in reversed(range(len(MULTIPLIERS) - 1)):
-            x = getattr(self, f"act{i}")(getattr(self, f"conv{i}")(x))
-        x = jax.nn.sigmoid(self.image(x).astype(jnp.float32))
+        if self.act != "norm_silu":
+            x = self.strided(x[:, 0, 0]) + 0.5
+        else:
+            for i in reversed(range(len(MULTIPLIERS) - 1)):
+                x = getattr(self, f"act{i}")(getattr(self, f"conv{i}")(x))
+            x = jax.nn.sigmoid(self.image(x).astype(jnp.float32))
         x = x.reshape(*canvas.shape[:-3], *x.shape[1:])
         ends = np.cumsum([shape[-1] for shape in self.images.values()])[:-1]
         return dict(zip(self.images, jnp.split(x, ends, -1), strict=True))

@@ -198,7 +198,7 @@ def binned(steps: np.ndarray, values: np.ndarray, edges: np.ndarray) -> tuple[np
     used = np.unique(which)
     means = [np.ma.masked_invalid(values[which == bin]).mean(0).filled(np.nan) for bin in used]
     centres = (edges[:-1] + edges[1:]) / 2
-    return centres[used], np.array(means).reshape(len(used), values.shape[1])
+    return centres[used], np.array(means, float).reshape(len(used), values.shape[1])
 
 
 def learning_curve(story: Story, edges: np.ndarray) -> charts.Series:
@@ -218,7 +218,7 @@ def column(story: Story, name: str) -> tuple[np.ndarray, np.ndarray]:
     """A metric as `steps [K]`, `values [K, M]`, of the rows that have it; null is NaN. A scalar has one column."""
     rows = [row for row in story.metrics if name in row]
     values = [row[name] if isinstance(row[name], list) else [row[name]] for row in rows]
-    table = np.array(values, float).reshape(len(rows), -1)  # None becomes NaN
+    table = np.array(values, float).reshape(len(rows), -1 if rows else story.members)  # None becomes NaN
     return np.array([row["env_steps"] for row in rows], float), table
 
 

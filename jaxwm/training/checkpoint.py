@@ -71,6 +71,7 @@ class Checkpoints:
         self.scores = {int(path.parent.name): _score(path) for path in self.folder.glob(f"*/{DIGEST}")}
         self._job: threading.Thread | None = None
         self._error: Exception | None = None
+        self._saved: Cursor | None = None  # of the newest checkpoint
         if writing:
             self._clean()
         hosts.together("checkpoints")
@@ -89,13 +90,17 @@ class Checkpoints:
     # --- Saving ---------------------------------------------------------------------------------------------------
 
     def save(self, step: int, life: Life, cursor: Cursor, about: dict[str, Any], score: float = -math.inf) -> None:
-        """Save under the environment step; the checkpoint with the highest `score` is kept as the best.
+        """Save under the environment step, or the next free number where learning went on without new steps.
 
-        `life` is copied to the host before this returns, so it may be donated next.
+        What was saved last is not saved again. The checkpoint with the highest `score` is kept as the best. `life` is
+        copied to the host before this returns, so it may be donated next.
         """
         self.wait()
-        if step in self.steps():
-            return
+        if self.steps() and step <= (newest := self.steps()[-1]):
+            if cursor == self._saved:
+                return
+            step = newest + 1
+        self._saved = cursor
         arguments = ocp.args.Composite(
             agent=ocp.args.StandardSave(life.agent),
             rest=ocp.args.StandardSave(life._replace(agent=None)._asdict()),
@@ -127,7 +132,7 @@ class Checkpoints:
         failed, _ = hosts.agree(error is not None)  # a fresh manager is opened by all processes or by none
         if not failed:
             return
-        self.failed += 1
+        self.failed, self._saved = self.failed + 1, None
         self._reopen()
         if self.failed == 1:
             good = f"the last good one is at step {self.steps()[-1]:,}" if self.steps() else "there is none yet"
@@ -176,7 +181,8 @@ class Checkpoints:
         step, item = self._newest_good(items, {"agent": like.agent, "rest/ring/data": like.ring.data})
         about = dict(item["about"])
         life = Life(**{**item["rest"], "agent": item["agent"]})
-        return Restored(life, Cursor(*about.pop("cursor")), about, step)
+        self._saved = Cursor(*about.pop("cursor"))
+        return Restored(life, self._saved, about, step)
 
     def restore_agent(self, like: Any, which: str = "newest") -> tuple[Any, int]:
         """The agent's state `[M, ...]` and its environment step; errors as in `restore`.

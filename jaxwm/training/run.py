@@ -426,7 +426,7 @@ class _Display:
         self.task = self.progress.add_task("train", total=plan.steps, completed=steps, text="")
         self.recent: list[list[float]] = [[] for _ in range(plan.members)]
         self.marks: list[tuple[float, int, int]] = []
-        self.told = 0.0
+        self.told, self.shown = 0.0, steps  # when something was said, and of which step
 
     def __enter__(self) -> _Display:
         self.progress.start()
@@ -445,8 +445,9 @@ class _Display:
             self.marks = [*self.marks[-20:], (now, steps, updates)]
         text = self._text(steps, metrics)
         self.progress.update(self.task, completed=min(steps, self.plan.steps), text=text)
-        if not self.live and (now - self.told > QUIET_SECONDS or steps >= self.plan.steps):
-            self.told = now
+        done = steps >= self.plan.steps > self.shown
+        if not self.live and (done or now - self.told > QUIET_SECONDS):
+            self.told, self.shown = now, steps
             self.console.print(f"{steps:>9,}/{self.plan.steps:,} steps  {text}", highlight=False, soft_wrap=True)
 
     def _text(self, steps: int, metrics: dict[str, np.ndarray]) -> str:

@@ -1,0 +1,144 @@
+"""Actions as agents meet them: how they are encoded, drawn, explored and read from a log, for every kind of space."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxwm.distributions import Normal, OneHot, TanhNormal, bounded_normal, normal_noise, one_hot
+from jaxwm.types import ActionSpace, Array, Box, Discrete, Key, MultiDiscrete, Step
+
+
+def choices(space: ActionSpace) -> tuple[int, ...]:
+    """Number of options of every independent discrete choice; empty for a `Box`."""
+    if isinstance(space, Discrete):
+        return (space.n,)
+    return space.n if isinstance(space, MultiDiscrete) else ()
+
+
+def head_sizes(space: ActionSpace) -> dict[str, int]:
+    """Outputs of an actor's last layer by name."""
+    if isinstance(space, Box):
+        return {"mean": space.size, "std": space.size}
+    return {f"logits{i}": n for i, n in enumerate(choices(space))}
+
+
+def action_size(space: ActionSpace) -> int:
+    """Width A of an encoded action."""
+    return space.size if isinstance(space, Box) else sum(choices(space))
+
+
+def encode(space: ActionSpace, action: Array) -> Array:
+    """An action as numbers for a network: one-hot choices side by side, or the vector itself, float32 `[..., A]`."""
+    if isinstance(space, Box):
+        return action
+    parts = action[..., None] if isinstance(space, Discrete) else action
+    return jnp.concatenate([jax.nn.one_hot(parts[..., i], n) for i, n in enumerate(choices(space))], -1)
+
+
+def blank(space: ActionSpace, num: int) -> Array:
+    """A placeholder action `[num, ...]` of the right shape and dtype."""
+    if isinstance(space, Box):
+        return jnp.zeros((num, space.size), jnp.float32)
+    return jnp.zeros((num,) if isinstance(space, Discrete) else (num, len(choices(space))), jnp.int32)
+
+
+class Actor(NamedTuple):
+    """A policy's distribution: one categorical per choice, or one density per entry of a vector."""
+
+    parts: tuple[OneHot, ...] | Normal | TanhNormal
+    space: ActionSpace
+
+    @property
+    def _vector(self) -> Normal | TanhNormal | None:
+        return self.parts if isinstance(self.parts, Normal | TanhNormal) else None
+
+    def _choices(self, values: Array) -> Iterator[tuple[OneHot, Array]]:
+        """Every categorical with its own entry of `values`."""
+        split = values[..., None] if isinstance(self.space, Discrete) else values
+        return ((part, split[..., i]) for i, part in enumerate(self.parts))  # type: ignore[misc]
+
+    def _join(self, indices: list[Array]) -> Array:
+        return indices[0] if isinstance(self.space, Discrete) else jnp.stack(indices, -1)
+
+    def sample(self, key: Key) -> Array:
+        lead = self._vector.mean.shape[:-1] if self._vector else self.parts[0].logp.shape[:-1]  # type: ignore[union-attr]
+        return self.pick(noise(self.space, jax.random.uniform(key, (*lead, noise_size(self.space)))))
+
+    def pick(self, noise: Array) -> Array:
+        """The action that `noise(space, ...)` decides; of a vector, with gradients."""
+        if self._vector:
+            return self._vector.pick(noise)
+        return self._join([part.invert(uniform) for part, uniform in self._choices(noise)])
+
+    def mode(self) -> Array:
+        return self._vector.mode() if self._vector else self._join([part.mode() for part in self.parts])  # type: ignore[union-attr]
+
+    def log_prob(self, action: Array) -> Array:
+        """Summed over the entries of an action: `[...]`."""
+        if self._vector:
+            return self._vector.log_prob(action).sum(-1)
+        return sum(part.log_prob(index) for part, index in self._choices(action))  # type: ignore[return-value]
+
+    def entropy(self) -> Array:
+        """Summed over the entries of an action: `[...]`; of `TanhNormal` it has no closed form."""
+        if isinstance(self.parts, Normal):
+            return self.parts.entropy().sum(-1)
+        return sum(part.entropy() for part in self.parts)  # type: ignore[union-attr, return-value]
+
+    def encoded(self, action: Array) -> Array:
+        """`encode(space, action)` with gradients of the policy: straight-through where the action is discrete."""
+        if self._vector:
+            return action
+        return jnp.concatenate([part.straight_through(index) for part, index in self._choices(action)], -1)
+
+
+def actor(space: ActionSpace, outputs: dict[str, Array], unimix: float = 0.0) -> Actor:
+    """The distribution behind the outputs of a head with `head_sizes(space)`."""
+    if isinstance(space, Box):
+        return Actor(bounded_normal(outputs["mean"], outputs["std"]), space)
+    return Actor(tuple(one_hot(outputs[name], unimix) for name in head_sizes(space)), space)
+
+
+def noise_size(space: ActionSpace) -> int:
+    """Uniform numbers behind one random choice: one for each of its parts."""
+    return space.size if isinstance(space, Box) else len(choices(space))
+
+
+def noise(space: ActionSpace, uniform: Array) -> Array:
+    """What decides random choices, from `uniform [..., noise_size(space)]` in [0, 1): normal for vectors.
+
+    The last axis is gone where there is one choice.
+    """
+    if isinstance(space, Box):
+        return normal_noise(uniform)
+    return uniform[..., 0] if isinstance(space, Discrete) else uniform
+
+
+def random_action(space: ActionSpace, key: Key, num: int) -> Array:
+    """Uniform actions `[num, ...]`."""
+    if isinstance(space, Box):
+        return jax.random.uniform(key, (num, space.size), minval=-1.0, maxval=1.0)
+    parts = [jax.random.randint(jax.random.fold_in(key, i), (num,), 0, n) for i, n in enumerate(choices(space))]
+    return parts[0] if isinstance(space, Discrete) else jnp.stack(parts, -1)
+
+
+def logged(step: Step) -> Array:
+    """The action `[N, ...]` that the observation says someone took; ValueError where it says nothing."""
+    if isinstance(step.obs, Mapping) and "action" in step.obs:
+        return step.obs["action"]
+    raise ValueError("mode 'logged' takes the actions from the observation, which has no 'action'")
+
+
+def disturb(space: ActionSpace, action: Array, amount: Array, key: Key) -> Array:
+    """Exploration of the older agents: normal noise of standard deviation `amount` on vectors, which stay in [-1, 1];
+    elsewhere that share of the actions is random."""
+    k_noise, k_mix = jax.random.split(key)
+    if isinstance(space, Box):
+        return jnp.clip(action + amount * jax.random.normal(k_noise, action.shape), -1.0, 1.0)
+    swap = jax.random.uniform(k_mix, (len(action),)) < amount
+    swap = swap.reshape(-1, *(1,) * (action.ndim - 1))
+    return jnp.where(swap, random_action(space, k_noise, len(action)), action)

@@ -1,0 +1,471 @@
+"""PETS (Chua et al. 2018): plan with an ensemble of probabilistic networks, by trajectory sampling.
+
+One trial of random actions; then, for ever: learn the dynamics from all data, and play a trial in which every action is
+the first of a plan. A plan is judged by particles that move through the networks: TS-infinity keeps each in one network
+for the whole rollout, TS1 redraws its network at every step. Reward and termination are known functions of the
+observation (`KNOWN`), or two more outputs of the networks (`reward="learned"`).
+
+Letters: E networks, B batch, D numbers of the observation, A actions, H horizon, P candidates, N environments.
+Observations are float vectors, actions a `Box`. Where paper and official code differ, this follows the code: 5 epochs
+in batches of 32 after each trial, weights kept between trials, learned bounds of the log-variances, variances of CEM
+bounded by the distance to the action bounds. Three things differ from the code: a network's bootstrap is made of
+Poisson counts that stay as they are when data are added; CEM runs all its iterations; and the plans of an iteration are
+compared under the same noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxwm import replay
+from jaxwm.acting import logged, random_action
+from jaxwm.control import planning
+from jaxwm.control.planning import Planner
+from jaxwm.envs import continuous
+from jaxwm.errors import check_choice, check_number, check_range, check_types
+from jaxwm.models import ensemble
+from jaxwm.models.ensemble import Rollout, Transition
+from jaxwm.nets.observation import flat, kind, sensors
+from jaxwm.replay import Ring
+from jaxwm.types import (
+    FOREVER,
+    Agent,
+    Array,
+    Batch,
+    Box,
+    Collect,
+    Dream,
+    Index,
+    Key,
+    Mode,
+    PyTree,
+    Record,
+    Repeat,
+    Spec,
+    Step,
+    Train,
+    TrainStep,
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of PETS; defaults are those of the official code for its cartpole."""
+
+    networks: int = 5
+    """Networks of the ensemble, E."""
+    layers: int = 3
+    """Hidden layers of a network."""
+    units: int = 500
+    """Width of the hidden layers."""
+    decay: tuple[float, ...] = (1e-4, 2.5e-4, 2.5e-4, 5e-4)
+    """Weight decay of each layer, the output layer included."""
+    lr: float = 1e-3
+    """Learning rate of Adam."""
+    batch_size: int = 32
+    """Transitions that each network sees in an update."""
+    epochs: float = 5.0
+    """Passes through all data after each trial; 0 leaves the model untrained."""
+    deterministic: bool = False
+    """Squared error and no noise instead of Gaussians: with one network and one particle, the usual baseline."""
+    bounds: Literal["learned", "fixed"] = "learned"
+    """Whether the bounds of the log-variances are learned (official code) or stay at +0.5 and -10."""
+    bound_scale: float = 0.01
+    """Weight of the distance between the bounds in the loss."""
+    scale_targets: bool = False
+    """Whether the targets are standardised too, not the inputs alone."""
+    reward: Literal["known", "learned"] = "known"
+    """Where reward and termination come from: the environment's own functions, or the networks."""
+    particles: int = 20
+    """Particles that judge a plan."""
+    propagation: Literal["TSinf", "TS1"] = "TSinf"
+    """Whether a particle keeps its network for the whole rollout."""
+    planner: Literal["cem", "icem", "mppi"] = "cem"
+    """How plans are found."""
+    horizon: int = 25
+    """Steps of a plan, H."""
+    candidates: int = 400
+    """Plans that are judged in an iteration, P."""
+    elites: int = 40
+    """Best plans, to which the next iteration moves."""
+    iterations: int = 5
+    """Iterations of the planner."""
+    momentum: float = 0.1
+    """Share of the old mean and variance that an iteration of cem or icem keeps."""
+    init_std: float = 0.5
+    """First standard deviation of the actions in a plan."""
+    exponent: float = 2.0
+    """icem: colour of the noise; 0 is white."""
+    temperature: float = 0.5
+    """mppi: weight of a return in the exponent."""
+    trial: int = 200
+    """Environment steps of a trial, per environment."""
+    envs: int = 1
+    """Environments."""
+    capacity: int = 20_000
+    """Replay size in environment steps."""
+
+    def __post_init__(self):
+        object.__setattr__(self, "decay", tuple(self.decay))  # a list where it comes out of a file
+        check_types(self)
+        check_range(self, "networks layers units batch_size horizon candidates iterations trial envs", least=1)
+        check_range(self, "elites", least=1, most=self.candidates)
+        check_range(self, "lr init_std temperature", above=0)
+        check_range(self, "epochs bound_scale exponent", least=0)
+        check_range(self, "momentum", least=0, most=1)
+        check_range(self, "capacity", least=2 * self.envs)
+        self._check_lists()
+
+    def _check_lists(self) -> None:
+        """ValueError where two settings do not fit together."""
+        if self.particles < 1 or self.particles % self.networks:
+            raise ValueError(
+                f"particles must be a multiple of the {self.networks} networks, not {self.particles}: each network "
+                "moves the same number of them"
+            )
+        if len(self.decay) != self.layers + 1:
+            raise ValueError(
+                f"decay must be {self.layers + 1} numbers, one a layer and one for the output, not {self.decay}"
+            )
+        for rate in self.decay:
+            check_number("decay", rate, least=0)
+
+
+PRESETS = {
+    "cartpole": Config(),
+    "reacher": Config(layers=4, units=200, decay=(2.5e-4, 5e-4, 5e-4, 5e-4, 7.5e-4), lr=7.5e-4, trial=150),
+    "pusher": Config(units=200, decay=(2.5e-4, 5e-4, 5e-4, 7.5e-4), candidates=500, elites=50, trial=150),
+    "halfcheetah": Config(
+        layers=4,
+        units=200,
+        decay=(2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4),
+        candidates=500,
+        elites=50,
+        horizon=30,
+        trial=1000,
+        capacity=300_000,
+    ),
+    "small": Config(
+        layers=2,
+        units=64,
+        decay=(1e-5, 2.5e-5, 5e-5),
+        batch_size=64,
+        epochs=30.0,
+        scale_targets=True,
+        particles=5,
+        horizon=20,
+        candidates=50,
+        elites=10,
+        iterations=3,
+    ),
+}
+
+
+class Known(NamedTuple):
+    """Functions of an environment over any leading axes: `reward(obs, action, next obs)`, and whether `next obs` is an
+    end, as floats. Actions are those of the agent, in [-1, 1]."""
+
+    reward: Callable[[Array, Array, Array], Array]
+    ends: Callable[[Array], Array]
+
+
+def _pendulum_reward(obs: Array, action: Array, after: Array) -> Array:
+    """-(angle^2 + 0.1 speed^2 + 0.001 torque^2) before the step, with obs = cos, sin, speed and a torque of 2 Nm."""
+    angle = jnp.arctan2(obs[..., 1], obs[..., 0])
+    return -(angle**2 + 0.1 * obs[..., 2] ** 2 + 0.001 * (2 * jnp.clip(action[..., 0], -1, 1)) ** 2)
+
+
+KNOWN = {
+    "gymnax/Pendulum-v1": Known(_pendulum_reward, lambda after: jnp.zeros(after.shape[:-1])),
+    "continuous/CartPole": Known(
+        lambda obs, action, after: jnp.ones(after.shape[:-1]),
+        lambda after: continuous.fallen(after).astype(jnp.float32),
+    ),
+    "continuous/Ledge": Known(
+        lambda obs, action, after: continuous.height(after), lambda after: continuous.over(after).astype(jnp.float32)
+    ),
+}
+"""Environments whose reward and termination are known."""
+
+
+class State(NamedTuple):
+    """All of an agent.
+
+    `params` holds the networks (`model`) and the scales of their inputs and targets, which are fitted and not learned;
+    `memory`, a number, decides the bootstraps.
+    """
+
+    params: dict[str, Any]
+    opt: Any
+    hyper: dict[str, Array]
+    step: Array
+    memory: Array
+
+
+def make(spec: Spec, config: Config = Config()) -> Agent:
+    """PETS for an environment.
+
+    ValueError unless observations are float vectors and actions a `Box`, and where a reward that is to be known is not.
+    """
+    _check_spec(spec, config)
+    size, actions = _width(spec), spec.action.size  # type: ignore[union-attr]
+    learned = config.reward == "learned"
+    outputs = size + learned
+    networks, planner = config.networks, build_planner(actions, config)
+    adam = optax.scale_by_adam()
+    world = partial(transition, config, KNOWN.get(spec.name))
+    mix = config.propagation == "TS1"
+    sample = partial(ensemble.rollout, networks=networks, particles=config.particles, outputs=outputs, mix=mix)
+
+    def init(key: Key, hyper: Mapping[str, Any]) -> State:
+        k_model, k_memory = jax.random.split(key)
+        model = ensemble.init(
+            k_model, networks, size + actions, config.units, config.layers, outputs, logits=int(learned)
+        )
+        params = {"model": model, "inputs": ensemble.unit(size + actions), "targets": ensemble.unit(outputs)}
+        numbers = {name: jnp.asarray(value, jnp.float32) for name, value in hyper.items()}
+        zero = jnp.zeros((), jnp.int32)
+        return State(params, adam.init(model), numbers, zero, jax.random.bits(k_memory, (), jnp.uint32))
+
+    # --- Acting ---------------------------------------------------------------------------------------------------
+
+    def reset(state: State, num_envs: int) -> planning.Memory:
+        return jax.tree.map(lambda x: jnp.broadcast_to(x, (num_envs, *x.shape)), planner.start())
+
+    def act(
+        state: State, carry: planning.Memory, step: Step, key: Key, mode: str
+    ) -> tuple[planning.Memory, Array, dict]:
+        check_choice("mode", mode, get_args(Mode))
+        if mode == "logged":
+            return carry, logged(step), {}
+        if mode == "random":
+            return carry, random_action(spec.action, key, len(step.reward)), {}
+        fresh = reset(state, len(step.reward))
+        start = jax.tree.map(lambda x, y: jnp.where(_wide(step.is_first, x), x, y), fresh, carry)
+        memory, action = plan(state, start, _vector(spec, step.obs), key)
+        return memory, action, {}
+
+    def plan(state: State, memory: planning.Memory, obs: Array, key: Key) -> tuple[planning.Memory, Array]:
+        """The action `[N, A]` for observations `[N, D]`."""
+        moves = world(state.params)
+
+        def one(memory: planning.Memory, obs: Array, key: Key) -> tuple[planning.Memory, Array]:
+            def score(candidates: Array, key: Key) -> Array:
+                start = jnp.broadcast_to(obs, (len(candidates), size))
+                return sample(moves, start, candidates, key).returns()
+
+            return planner.plan(score, memory, key)
+
+        return jax.vmap(one)(memory, obs, jax.random.split(key, len(obs)))
+
+    # --- Learning -------------------------------------------------------------------------------------------------
+
+    def pairs(record: Record) -> tuple[Array, Array, Array, Array]:
+        """Of records `[B, 2]`: inputs `[B, D + A]`, targets `[B, O]`, whether it ended, whether it is a step at all."""
+        obs = _vector(spec, record.obs)
+        inputs = jnp.concatenate([obs[:, 0], record.action[:, 0]], -1)
+        target = obs[:, 1] - obs[:, 0]
+        if learned:
+            target = jnp.concatenate([target, record.reward[:, 1:]], -1)
+        real = ~record.is_first[:, 1] & ~record.is_last[:, 0]
+        return inputs, target, record.is_terminal[:, 1].astype(jnp.float32), real.astype(jnp.float32)
+
+    def scale(state: State, batch: Batch, key: Key) -> tuple[State, dict, dict[str, Array]]:
+        """Mean and standard deviation of all transitions so far."""
+        inputs, target, _, real = pairs(batch.record)
+        weight = real * batch.weight
+        new = {"inputs": ensemble.fit(inputs, weight)}
+        if config.scale_targets:
+            new["targets"] = ensemble.fit(target, weight)
+        return state._replace(params=state.params | new), {}, {"transitions": weight.sum()}
+
+    def learn(state: State, batch: Batch, key: Key) -> tuple[State, dict, dict[str, Array]]:
+        """A step of Adam for every network, on transitions of its own `[E, B]`."""
+        split = lambda x: x.reshape(networks, -1, *x.shape[1:])  # noqa: E731
+        inputs, target, ended, real = pairs(batch.record)
+        network = jnp.arange(networks).repeat(config.batch_size)
+        counts = ensemble.bootstrap(state.memory, batch.index.row, batch.index.env, network)
+        weight = real if networks == 1 else real * counts  # a single network has no others to differ from
+        scales = state.params["inputs"], state.params["targets"]
+        data = scales[0].forward(inputs), scales[1].forward(target), ended, weight
+        grads, metrics = jax.grad(partial(loss, config), has_aux=True)(
+            state.params["model"], *jax.tree.map(split, data)
+        )
+        step, opt = adam.update(grads, state.opt)
+        model = jax.tree.map(lambda p, s: p - state.hyper["lr"] * s, state.params["model"], step)
+        return state._replace(params=state.params | {"model": model}, opt=opt, step=state.step + 1), {}, metrics
+
+    # --- Dreaming -------------------------------------------------------------------------------------------------
+
+    def intend(state: State, obs: Array, key: Key, horizon: int) -> Array:
+        """The actions `[B, horizon, A]` that the agent means to take: its plan, made anew where that ends."""
+
+        def extend(obs: Array, key: Key) -> tuple[Array, Array]:
+            k_plan, k_roll = jax.random.split(key)
+            memory, action = plan(state, reset(state, len(obs)), obs, k_plan)
+            meant = jnp.concatenate([action[:, None], memory.mean[:, :-1]], 1)
+            found = sample(world(state.params), obs, meant, k_roll)
+            return found.obs[-1].mean((0, 1)), meant
+
+        _, parts = jax.lax.scan(extend, obs, jax.random.split(key, -(-horizon // config.horizon)))
+        return parts.swapaxes(0, 1).reshape(len(obs), -1, actions)[:, :horizon]
+
+    def imagine(state: State, context: Record, given: Array | None, key: Key, horizon: int) -> Dream:
+        """The mean of the particles; `latent` is their standard deviation `[B, H, D]`.
+
+        Without `given` actions a plan is followed to its end, where the next is made from the mean of the particles.
+        """
+        check_number("horizon", horizon, least=1, whole=True)
+        k_plan, k_roll = jax.random.split(key)
+        start = _vector(spec, context.obs)[:, -1]
+        taken = intend(state, start, k_plan, horizon) if given is None else given
+        return _dream(spec, sample(world(state.params), start, taken, k_roll), taken)
+
+    steps = {
+        "scale": TrainStep(scale, config.capacity, 2, everything),
+        "model": TrainStep(learn, networks * config.batch_size, 2),
+    }
+    return Agent(init, reset, act, steps, imagine, schedule(config), {"lr": config.lr})
+
+
+def schedule(config: Config) -> tuple[Collect | Repeat, ...]:
+    """A trial of random actions; then learn from everything and play a trial, for ever.
+
+    A trial is one record longer than its steps, so that its end is seen.
+    """
+    rows = (config.trial + 1) * config.envs
+
+    def updates(steps: Array) -> Array:
+        data = jnp.minimum(steps, config.capacity)
+        return jnp.round(config.epochs * data / config.batch_size).astype(jnp.int32)
+
+    body = (Train("scale"), Train("model", updates), Collect(rows, "explore", fresh=True))
+    return Collect(rows, "random", fresh=True), Repeat(FOREVER, body)
+
+
+def build_planner(actions: int, config: Config) -> Planner:
+    """The planner of the settings, for actions of so many numbers."""
+    sizes = actions, config.horizon, config.candidates, config.elites, config.iterations
+    if config.planner == "cem":
+        return planning.cem(*sizes, momentum=config.momentum, init_std=config.init_std)
+    if config.planner == "icem":
+        return planning.icem(*sizes, momentum=config.momentum, init_std=config.init_std, exponent=config.exponent)
+    least = min(0.05, config.init_std)
+    return planning.mppi(*sizes, temperature=config.temperature, max_std=config.init_std, min_std=least)
+
+
+# --- The model ----------------------------------------------------------------------------------------------------
+
+
+def transition(config: Config, known: Known | None, params: PyTree) -> Transition:
+    """How the ensemble moves particles: a draw from each network's Gaussian, added to the observation.
+
+    A learned reward is the Gaussian's mean; a learned end is a probability, which is taken from the particle's life.
+    """
+    model, inputs, targets = params["model"], params["inputs"], params["targets"]
+
+    def step(obs: Array, action: Array, noise: Array) -> tuple[Array, Array, Array]:
+        found = ensemble.predict(model, inputs.forward(jnp.concatenate([obs, action], -1)))
+        drawn = found.mean
+        if not config.deterministic:
+            drawn += jnp.exp(found.logvar / 2) * noise
+        size = obs.shape[-1]
+        after = obs + targets.back(drawn)[..., :size]
+        if config.reward == "known":
+            assert known is not None
+            return after, known.reward(obs, action, after), 1 - known.ends(after)
+        return after, targets.back(found.mean)[..., size], 1 - jax.nn.sigmoid(found.logits[..., 0])
+
+    return step
+
+
+def loss(
+    config: Config, model: PyTree, inputs: Array, target: Array, ended: Array, weight: Array
+) -> tuple[Array, dict[str, Array]]:
+    """Sum over networks of the mean negative log-likelihood, with weight decay and the price of wide bounds.
+
+    `inputs` `[E, B, D + A]` and `target` `[E, B, O]` are standardised; `weight` `[E, B]` counts a transition.
+    """
+    if config.bounds == "fixed":
+        still = {name: jax.lax.stop_gradient(model[name]) for name in ("max_logvar", "min_logvar")}
+        model = model | still
+    found = ensemble.predict(model, inputs)
+    error = jnp.square(found.mean - target).mean(-1)
+    each = error if config.deterministic else ensemble.nll(found, target).mean(-1)
+    if config.reward == "learned":
+        each += optax.sigmoid_binary_cross_entropy(found.logits[..., 0], ended)
+    mean = lambda x: (x * weight).sum(-1) / jnp.maximum(weight.sum(-1), 1.0)  # noqa: E731
+    total = mean(each).sum() + ensemble.decay(model, config.decay)
+    if config.bounds == "learned" and not config.deterministic:
+        total += config.bound_scale * (model["max_logvar"].sum() - model["min_logvar"].sum())
+    return total, {"loss": mean(each).mean(), "squared_error": mean(error).mean(), "logvar": found.logvar.mean()}
+
+
+def everything(state: PyTree, ring: Ring, key: Key) -> Batch:
+    """All pairs of records that the replay can hold, `[B, 2]`; `weight` is 0 for those that are not there yet."""
+    rows, num_envs = replay.capacity(ring) - 1, ring.data.reward.shape[1]
+    row = replay.oldest(ring) + jnp.arange(rows).repeat(num_envs)
+    index = Index(row, jnp.tile(jnp.arange(num_envs), rows))
+    weight = (row + 1 < ring.rows).astype(jnp.float32)
+    return Batch(replay.take(ring, index, 2), index, weight, jnp.zeros((), jnp.int32))
+
+
+# --- Observations -------------------------------------------------------------------------------------------------
+
+
+def _check_spec(spec: Spec, config: Config) -> None:
+    if not isinstance(spec.action, Box):
+        raise ValueError(
+            f"pets plans over continuous actions (Box); {spec.name} has {spec.action}: take an environment such as "
+            "continuous/CartPole or gymnax/Pendulum-v1, or an agent for discrete actions"
+        )
+    wrong = [name for name, leaf in sensors(spec.obs).items() if kind(leaf) != "vector"]
+    if wrong or not sensors(spec.obs):
+        raise ValueError(
+            f"pets predicts vectors of floats; {spec.name} observes {spec.obs}: take an environment's vector "
+            "observations"
+        )
+    if config.reward == "known" and spec.name not in KNOWN:
+        raise ValueError(
+            f"the reward of {spec.name} is not known (those of {', '.join(KNOWN)} are): add it to "
+            "jaxwm.agents.pets.KNOWN or set --reward learned"
+        )
+
+
+def _width(spec: Spec) -> int:
+    return sum(leaf.size for leaf in sensors(spec.obs).values())
+
+
+def _vector(spec: Spec, obs: PyTree) -> Array:
+    """All sensors side by side, `[..., D]`."""
+    given = sensors(obs)
+    return jnp.concatenate([flat(given[name], leaf) for name, leaf in sensors(spec.obs).items()], -1)
+
+
+def _sensors(spec: Spec, vector: Array) -> PyTree:
+    """The inverse of `_vector`."""
+    out, start = {}, 0
+    for name, leaf in sensors(spec.obs).items():
+        out[name] = vector[..., start : start + leaf.size].reshape(*vector.shape[:-1], *leaf.shape)
+        start += leaf.size
+    return out if isinstance(spec.obs, Mapping) else out["obs"]
+
+
+def _dream(spec: Spec, found: Rollout, actions: Array) -> Dream:
+    """Particles `[H, E, Q, B, ...]` as means `[B, H, ...]`; reward and continuing are those of the living."""
+    mean = lambda x: x.mean((1, 2)).swapaxes(0, 1)  # noqa: E731
+    alive = mean(found.alive)
+    before = jnp.maximum(jnp.concatenate([jnp.ones_like(alive[:, :1]), alive[:, :-1]], 1), 1e-6)
+    spread = found.obs.std((1, 2)).swapaxes(0, 1)
+    return Dream(_sensors(spec, mean(found.obs)), mean(found.reward) / before, alive / before, actions, spread)
+
+
+def _wide(flag: Array, like: Array) -> Array:
+    return flag.reshape(-1, *[1] * (like.ndim - 1))

@@ -1,0 +1,574 @@
+"""World Models (Ha & Schmidhuber 2018): a variational autoencoder, an MDN-RNN, and a linear controller by CMA-ES.
+
+Sees through V, a convolutional autoencoder trained on random play; predicts with M, an LSTM whose output is a mixture
+of normals over the next code; acts with C, a linear map of code and LSTM state. The three are trained one after the
+other: C by evolution, wholly inside M's dreams (TakeCover) or on the real environment (CarRacing, `real`).
+
+Letters: N environments, B batch, L records, Z size of a code, P candidates, R rollouts of each, A width of an action.
+
+What the paper leaves open, or its official code does otherwise:
+
+- codes are sampled everywhere, when M is trained and when C acts, as in the code;
+- a discrete action has one controller output: tanh, cut into equal parts in the order of the actions (for three of
+  them at -1/3 and 1/3); M sees it as one number in [-1, 1]. `Box` actions are the tanh itself, so CarRacing's brake is
+  half pressed at output 0, where the code clips it to 0;
+- a dream ends where M's end logit is above 0. Ends weigh `done_weight` in M's loss, as in the code, so that is a
+  probability of 1 / (1 + done_weight);
+- random play keeps an action for `repeat` steps on average (drawn anew with probability 1 / repeat); the code draws
+  the number of steps uniformly;
+- the temperature divides the mixture's logits and multiplies its variances, as in the code;
+- M is trained on sequences from anywhere in the replay, not on padded whole episodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, get_args
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxwm import replay
+from jaxwm.acting import blank, choices, logged, random_action
+from jaxwm.control.evolution import Evolution, cma_es
+from jaxwm.errors import check_choice, check_number, check_range, check_types
+from jaxwm.models.mdn_rnn import MDNRNN, LSTMState, Prediction
+from jaxwm.nets.layers import Linear, apply
+from jaxwm.nets.observation import sensors
+from jaxwm.nets.strided import StridedDecoder, StridedEncoder, check_side
+from jaxwm.replay import Ring
+from jaxwm.types import (
+    Agent,
+    Array,
+    Batch,
+    Box,
+    Collect,
+    Discrete,
+    Dream,
+    Index,
+    Key,
+    Mode,
+    Record,
+    Repeat,
+    Spec,
+    Step,
+    Train,
+    TrainStep,
+)
+
+BLOCK = 16
+"""Rows of the replay that one update of "encode" looks at."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of World Models; defaults are those of TakeCover, with C trained in dreams."""
+
+    # Sizes.
+    codes: int = 64
+    """Size of a code, z."""
+    depth: int = 32
+    """Channels of V's convolutions: depth, 2, 4 and 8 times as many."""
+    units: int = 512
+    """Width of the LSTM."""
+    mixtures: int = 5
+    """Normals in the mixture of every entry of a code."""
+    done: bool = True
+    """M predicts the end of the episode."""
+    reward: bool = False
+    """M predicts the reward; without it a dreamed step is worth `alive`."""
+    cell: bool = True
+    """C sees the LSTM's cell beside its hidden state."""
+    bias: bool = False
+    """C has a bias for each output."""
+
+    # Data.
+    envs: int = 16
+    """Parallel environments of each member."""
+    random_steps: int = 500_000
+    """Environment steps of random play; about 10,000 episodes of TakeCover."""
+    repeat: int = 5
+    """Steps for which random play keeps an action, on average."""
+    capacity: int = 500_000
+    """Replay size of a member in environment steps (never more than the run collects); images are its bulk."""
+
+    # V.
+    vision_updates: int = 50_000
+    """Updates of V: ten passes over the data."""
+    vision_batch: int = 100
+    """Images of an update."""
+    vision_lr: float = 1e-4
+    """Learning rate of V."""
+    free_nats: float = 0.5
+    """KL of each entry of a code, on average over them, below which it is not pushed."""
+
+    # M.
+    memory_updates: int = 4000
+    """Updates of M."""
+    memory_batch: int = 100
+    """Sequences of an update."""
+    memory_length: int = 500
+    """Transitions of a sequence; one record more is read."""
+    memory_lr: float = 1e-3
+    """Learning rate of M."""
+    clip: float = 1.0
+    """Largest gradient of any of M's weights."""
+    done_weight: float = 10.0
+    """Weight of steps that end an episode, in the loss of M's end flag."""
+
+    # C.
+    generations: int = 200
+    """Generations of CMA-ES."""
+    population: int = 64
+    """Candidates of a generation."""
+    rollouts: int = 16
+    """Dreams, or real episodes, of each candidate; all candidates meet the same starts and the same noise."""
+    std: float = 0.1
+    """First step size of CMA-ES."""
+    weight_decay: float = 0.01
+    """Fitness taken off for the mean square of a candidate's weights."""
+    temperature: float = 1.15
+    """Temperature of dreams: above 1 they are less certain, and harder to exploit."""
+    horizon: int = 525
+    """Longest dream, or longest episode of a real rollout, in steps."""
+    alive: float = 4.0
+    """Reward of a dreamed step that is no end, where M does not predict rewards: TakeCover's 4 tics."""
+    real: bool = False
+    """Evolve C on the real environment instead: environment n plays candidate n % population."""
+
+    def __post_init__(self):
+        check_types(self)
+        check_range(self, "codes depth units mixtures envs random_steps repeat capacity rollouts horizon", least=1)
+        check_range(self, "vision_updates memory_updates generations", least=0)
+        check_range(self, "vision_batch memory_batch memory_length", least=1)
+        check_range(self, "population", least=2)
+        check_range(self, "vision_lr memory_lr clip std temperature", above=0)
+        check_range(self, "free_nats done_weight weight_decay", least=0)
+        if not self.real and not self.done and not self.reward:
+            raise ValueError("dreams that neither end nor pay teach nothing: set --done or --reward, or --real")
+        if self.real and self.envs != self.population * self.rollouts:
+            raise ValueError(
+                f"with --real every environment plays one rollout of one candidate: set --envs to population x "
+                f"rollouts, {self.population * self.rollouts}, not {self.envs}"
+            )
+
+
+PRESETS = {
+    "takecover": Config(),
+    "carracing": Config(
+        codes=32, units=256, done=False, cell=False, bias=True, real=True, envs=1024, random_steps=10_000_000,
+        capacity=10_000_000, vision_updates=1_000_000, memory_length=999, horizon=1000,
+    ),
+    "takecover-small": Config(
+        codes=32, depth=8, units=128, envs=8, random_steps=16_000, capacity=16_000, vision_updates=600, vision_lr=1e-3,
+        vision_batch=32, memory_updates=400, memory_batch=32, memory_length=50, memory_lr=3e-3, generations=25,
+        population=32, rollouts=8,
+    ),
+}  # fmt: skip
+"""Published settings (CarRacing's replay takes 123 GB, as the paper's data did) and a small one for two CPU cores."""
+
+
+class Memory(NamedTuple):
+    """Beside what is learned: the candidates of this generation `[P, D]`, and rows whose codes are those of this V."""
+
+    candidates: Array
+    encoded: Array
+
+
+class State(NamedTuple):
+    """Everything that learning changes. `params` holds "vision", "memory" and "controller", the mean of CMA-ES."""
+
+    params: dict[str, Any]
+    opt: dict[str, Any]
+    hyper: dict[str, Array]
+    step: Array  # updates so far
+    memory: Memory
+
+
+class Carry(NamedTuple):
+    """The policy's memory: the LSTM's state, and the action that random play keeps."""
+
+    lstm: LSTMState
+    action: Array
+
+
+class Vision(nn.Module):
+    """V: images uint8 `[..., 64, 64, C]` to means and log-variances of codes `[..., Z]`, and codes to images."""
+
+    codes: int
+    channels: int
+    depth: int
+
+    def setup(self):
+        self.encoder = StridedEncoder(self.depth)
+        self.mean = Linear(32 * self.depth, self.codes)
+        self.log_var = Linear(32 * self.depth, self.codes)
+        self.decoder = StridedDecoder(self.channels, self.depth)
+
+    def __call__(self, image: Array) -> Array:
+        return self.decode(self.encode(image)[0])
+
+    def encode(self, image: Array) -> tuple[Array, Array]:
+        feat = self.encoder(image)
+        return self.mean(feat), self.log_var(feat)
+
+    def decode(self, code: Array) -> Array:
+        """Images `[..., 64, 64, C]` in [0, 1]."""
+        return jax.nn.sigmoid(self.decoder(code))
+
+
+@dataclass(frozen=True)
+class Networks:
+    """V, M and C over explicit parameters, for one kind of environment."""
+
+    spec: Spec
+    config: Config
+
+    @property
+    def image(self) -> tuple[str, tuple[int, ...]]:
+        """Name and shape of the one sensor. ValueError unless it is an image of 64 x 64."""
+        found = sensors(self.spec.obs)
+        name, sensor = next(iter(found.items()))
+        if len(found) > 1 or sensor.dtype != jnp.uint8 or len(sensor.shape) != 3:
+            raise ValueError(
+                f"world-models wants one image (uint8 [64, 64, C]); {self.spec.name} has {self.spec.obs}: take "
+                "vizdoom/TakeCover, or box2d/CarRacing with --env-option image_size=64"
+            )
+        check_side(sensor.shape)
+        return name, sensor.shape
+
+    @property
+    def action_width(self) -> int:
+        """Outputs of C, and width of an action for M."""
+        return self.spec.action.size if isinstance(self.spec.action, Box) else 1
+
+    @property
+    def features(self) -> int:
+        """Inputs of C."""
+        return self.config.codes + self.config.units * (1 + self.config.cell)
+
+    @property
+    def weights(self) -> int:
+        """Parameters of C, D."""
+        return (self.features + self.config.bias) * self.action_width
+
+    @property
+    def vision(self) -> Vision:
+        return Vision(self.config.codes, self.image[1][-1], self.config.depth)
+
+    @property
+    def memory(self) -> MDNRNN:
+        c = self.config
+        return MDNRNN(c.codes, self.action_width, c.units, c.mixtures, c.done, c.reward)
+
+    def init(self, key: Key) -> dict[str, Any]:
+        """Fresh parameters of V and M, and a controller of zeros."""
+        k_vision, k_memory = jax.random.split(key)
+        code, action = jnp.zeros((1, self.config.codes)), jnp.zeros((1, self.action_width))
+        return {
+            "vision": self.vision.init(k_vision, jnp.zeros((1, *self.image[1]), jnp.uint8)),
+            "memory": self.memory.init(k_memory, code, action),
+            "controller": jnp.zeros(self.weights),
+        }
+
+    # --- V and M ----------------------------------------------------------------------------------------------------
+
+    def encode(self, params: Any, obs: Any) -> dict[str, Array]:
+        """`mean` and `log_var` `[..., Z]` of observations."""
+        mean, log_var = apply(self.vision, params["vision"], sensors(obs)[self.image[0]], method="encode")
+        return {"mean": mean, "log_var": log_var}
+
+    def decode(self, params: Any, code: Array) -> Any:
+        """Observations of codes `[..., Z]`: uint8 images."""
+        painted = apply(self.vision, params["vision"], code, method="decode")
+        image = jnp.round(255 * painted).astype(jnp.uint8)
+        return {self.image[0]: image} if isinstance(self.spec.obs, Mapping) else image
+
+    def follow(self, params: Any, lstm: LSTMState, code: Array, action: Array, first: Array) -> LSTMState:
+        """M's state after a step: it has seen `code [..., Z]` and `action`, as numbers `[..., A]`."""
+        return apply(self.memory, params["memory"], lstm, code, action, first, method="step")
+
+    def predict(self, params: Any, hidden: Array) -> Prediction:
+        return apply(self.memory, params["memory"], hidden, method="predict")
+
+    # --- C ----------------------------------------------------------------------------------------------------------
+
+    def control(self, weights: Array, code: Array, lstm: LSTMState) -> Array:
+        """C's outputs `[..., A]` in [-1, 1]; leading axes of `weights [..., D]` are those of candidates."""
+        kernel, bias = jnp.split(weights, [self.features * self.action_width], -1)
+        kernel = kernel.reshape(*weights.shape[:-1], self.features, self.action_width)
+        feat = jnp.concatenate([code, lstm.hidden] + ([lstm.cell] if self.config.cell else []), -1)
+        out = jnp.einsum("...f,...fa->...a", feat, kernel) + (bias if self.config.bias else 0.0)
+        return jnp.tanh(out)
+
+    def decide(self, output: Array) -> Array:
+        """The environment's action behind C's outputs `[..., A]`."""
+        if isinstance(self.spec.action, Box):
+            return output
+        options = choices(self.spec.action)[0]
+        return jnp.clip(jnp.floor((output[..., 0] + 1) / 2 * options), 0, options - 1).astype(jnp.int32)
+
+    def numbers(self, action: Array) -> Array:
+        """An action as M sees it, `[..., A]`."""
+        if isinstance(self.spec.action, Box):
+            return action
+        options = choices(self.spec.action)[0]
+        return (2 * action / max(1, options - 1) - 1.0)[..., None].astype(jnp.float32)
+
+    # --- Dreams -----------------------------------------------------------------------------------------------------
+
+    def dreamed(self, params: Any, hidden: Array, noise: Array, temperature: Array) -> tuple[Array, Array, Array]:
+        """The next code `[..., Z]`, end logit and reward `[...]`, from M's state; `noise [2, ..., Z]` decides."""
+        guess = self.predict(params, hidden)
+        code = guess.code.tempered(temperature).pick(*noise)
+        end = jnp.full(hidden.shape[:-1], -jnp.inf) if guess.done is None else guess.done
+        return code, end, jnp.full_like(end, self.config.alive) if guess.reward is None else guess.reward
+
+    def returns(self, params: Any, weights: Array, starts: Array, key: Key, temperature: Array) -> Array:
+        """Undiscounted returns `[P, R]` of candidates `[P, D]` in dreams from first codes `[R, Z]`.
+
+        All candidates dream with the same noise. A dream ends where M says so, or after `horizon` steps; the program
+        stops when the last one has ended.
+        """
+        size = len(weights), len(starts)
+        code = jnp.broadcast_to(starts, (*size, starts.shape[-1]))
+        zeros = jnp.zeros((*size, self.config.units))
+        weights = weights[:, None]
+
+        def go(carry: tuple) -> Array:
+            t, _, _, alive, _ = carry
+            return (t < self.config.horizon) & alive.any()
+
+        def turn(carry: tuple) -> tuple:
+            t, code, lstm, alive, total = carry
+            action = self.numbers(self.decide(self.control(weights, code, lstm)))
+            lstm = self.follow(params, lstm, code, action, jnp.broadcast_to(t == 0, size))
+            noise = jnp.broadcast_to(draw(jax.random.fold_in(key, t), starts.shape)[:, None], (2, *code.shape))
+            code, end, reward = self.dreamed(params, lstm.hidden, noise, temperature)
+            # without a reward head the step that ends the dream pays nothing
+            paid = alive if self.config.reward else alive & (end <= 0)
+            return t + 1, code, lstm, alive & (end <= 0), total + paid * reward
+
+        start = (jnp.zeros((), jnp.int32), code, LSTMState(zeros, zeros), jnp.ones(size, bool), jnp.zeros(size))
+        return jax.lax.while_loop(go, turn, start)[-1]
+
+
+def draw(key: Key, shape: tuple[int, ...]) -> Array:
+    """The noise behind one dreamed step `[2, *shape]`: uniform, then normal."""
+    k_uniform, k_normal = jax.random.split(key)
+    return jnp.stack([jax.random.uniform(k_uniform, shape), jax.random.normal(k_normal, shape)])
+
+
+def sampled(codes: dict[str, Array], key: Key) -> Array:
+    """Codes `[..., Z]` drawn from V's normals."""
+    return codes["mean"] + jnp.exp(codes["log_var"] / 2) * jax.random.normal(key, codes["mean"].shape)
+
+
+def make(spec: Spec, config: Config = Config()) -> Agent:
+    """World Models for an environment of images; the replay extras are V's codes, `mean` and `log_var` `[N, Z]`.
+
+    ValueError unless the observation is one image of 64 x 64 and actions are `Discrete` or `Box`.
+    """
+    if not isinstance(spec.action, Discrete | Box):
+        raise ValueError(f"world-models wants Discrete or Box actions; {spec.name} has {spec.action}")
+    nets = Networks(spec, config)
+    sensor, _ = nets.image
+    evolution = cma_es(config.population, nets.weights, config.std)
+    adam = optax.scale_by_adam()
+    capped = optax.chain(optax.clip(config.clip), adam)
+
+    def init(key: Key, hyper: Mapping[str, Any]) -> State:
+        k_params, k_evolution, k_ask = jax.random.split(key, 3)
+        params = nets.init(k_params)
+        candidates, strategy = evolution.ask(k_ask, evolution.init(k_evolution, params["controller"]))
+        opt = {"vision": adam.init(params["vision"]), "memory": capped.init(params["memory"]), "controller": strategy}
+        numbers = {name: jnp.asarray(value, jnp.float32) for name, value in hyper.items()}
+        zero = jnp.zeros((), jnp.int32)
+        return State(params, opt, numbers, zero, Memory(candidates, zero))
+
+    def reset(state: State, num_envs: int) -> Carry:
+        return Carry(nets.memory.initial(num_envs), blank(spec.action, num_envs))
+
+    def act(state: State, carry: Carry, step: Step, key: Key, mode: str) -> tuple[Carry, Array, dict[str, Array]]:
+        check_choice("mode", mode, get_args(Mode))
+        k_action, k_code = jax.random.split(key)
+        none = jnp.zeros((len(step.reward), config.codes))
+        if mode == "random":
+            action = _sticky(spec, config.repeat, carry.action, step.is_first, k_action)
+            return carry._replace(action=action), action, {"mean": none, "log_var": none}
+        codes = nets.encode(state.params, step.obs)
+        code = sampled(codes, k_code)
+        lstm = jax.tree.map(lambda x: jnp.where(step.is_first[:, None], 0.0, x), carry.lstm)
+        if mode == "logged":
+            action = logged(step)
+        else:
+            weights = state.params["controller"]
+            if mode == "explore" and config.real:
+                weights = state.memory.candidates[jnp.arange(len(none)) % config.population]
+            action = nets.decide(nets.control(weights, code, lstm))
+        lstm = nets.follow(state.params, lstm, code, nets.numbers(action), step.is_first)
+        return Carry(lstm, action), action, codes
+
+    def learn(state: State, part: str, tx: Any, loss: Any, *inputs: Any) -> tuple[State, dict[str, Array]]:
+        """A gradient step of V or M."""
+        grads, metrics = jax.grad(loss, has_aux=True)(state.params[part], *inputs)
+        direction, opt = tx.update(grads, state.opt[part])
+        rate = state.hyper[f"{part}_lr"]
+        params = jax.tree.map(lambda p, d: p - rate * d, state.params[part], direction)
+        state = state._replace(params=state.params | {part: params}, opt=state.opt | {part: opt}, step=state.step + 1)
+        return state, metrics
+
+    def vision(state: State, batch: Batch, key: Key) -> tuple[State, dict, dict[str, Array]]:
+        """V reconstructs images `[B, 1]`."""
+        image = sensors(batch.record.obs)[sensor][:, 0]
+        state, metrics = learn(state, "vision", adam, vision_loss, image, key)
+        stale = state.memory._replace(encoded=jnp.zeros((), jnp.int32))
+        return state._replace(memory=stale), {}, metrics
+
+    def vision_loss(params: Any, image: Array, key: Key) -> tuple[Array, dict[str, Array]]:
+        """Squared error summed over an image, and the KL to a standard normal with a floor."""
+        mean, log_var = apply(nets.vision, params, image, method="encode")
+        painted = apply(nets.vision, params, sampled({"mean": mean, "log_var": log_var}, key), method="decode")
+        error = jnp.square(painted - image.astype(jnp.float32) / 255).sum((1, 2, 3)).mean()
+        kl = 0.5 * (jnp.square(mean) + jnp.exp(log_var) - log_var - 1).sum(-1)
+        total = error + jnp.maximum(kl, config.free_nats * config.codes).mean()
+        return total, {"loss": total, "squared_error": error, "kl": kl.mean()}
+
+    def encode(state: State, batch: Batch, key: Key) -> tuple[State, dict, dict[str, Array]]:
+        """V's codes go into the replay, a block of rows at a time."""
+        done = state.memory.encoded + BLOCK
+        state = state._replace(memory=state.memory._replace(encoded=done), step=state.step + 1)
+        return state, nets.encode(state.params, batch.record.obs), {"rows": done.astype(jnp.float32)}
+
+    def block(state: State, ring: Ring, key: Key) -> Batch:
+        """The next rows without codes, of all environments."""
+        first = jnp.minimum(replay.oldest(ring) + state.memory.encoded, ring.rows - BLOCK)
+        index = Index(jnp.broadcast_to(first, (config.envs,)), jnp.arange(config.envs))
+        return _batch(ring, index, BLOCK)
+
+    def memory(state: State, batch: Batch, key: Key) -> tuple[State, dict, dict[str, Array]]:
+        """M predicts each next record of sequences `[B, L + 1]`."""
+        state, metrics = learn(state, "memory", capped, memory_loss, batch.record, key)
+        return state, {}, metrics
+
+    def memory_loss(params: Any, record: Record, key: Key) -> tuple[Array, dict[str, Array]]:
+        """Negative log-likelihood of an entry of the next code, and the losses of end and reward."""
+        code, first = sampled(record.extras, key), record.is_first
+        inputs = code[:, :-1], nets.numbers(record.action[:, :-1]), first[:, :-1]
+        start = nets.memory.initial(len(code))
+        _, hidden = apply(nets.memory, params, start, *inputs, method="unroll")
+        guess, valid = nets.predict({"memory": params}, hidden), 1.0 - first[:, 1:]
+        mean = lambda x: (x * valid).sum() / jnp.maximum(valid.sum(), 1.0)  # noqa: E731
+        losses = {"code": mean(-guess.code.log_prob(code[:, 1:]).mean(-1))}
+        if guess.done is not None:
+            end = record.is_terminal[:, 1:].astype(jnp.float32)
+            weight = 1 + (config.done_weight - 1) * end
+            losses["done"] = mean(weight * (jax.nn.softplus(guess.done) - guess.done * end))
+        if guess.reward is not None:
+            losses["reward"] = mean(jnp.square(guess.reward - record.reward[:, 1:]))
+        total = jnp.stack(list(losses.values())).sum()
+        return total, {"loss": total} | {f"loss/{name}": loss for name, loss in losses.items()}
+
+    def starts(state: State, ring: Ring, key: Key) -> Batch:
+        """First records of episodes, drawn from all that the replay holds."""
+        rows = replay.oldest(ring) + jnp.arange(replay.capacity(ring))
+        first = ring.data.is_first[rows % replay.capacity(ring)] & (rows < ring.rows)[:, None]
+        flat = jax.random.categorical(key, jnp.where(first, 0.0, -jnp.inf).ravel(), shape=(config.rollouts,))
+        row, env = jnp.divmod(flat, first.shape[1])
+        return _batch(ring, Index(rows[row], env), 1)
+
+    def controller(state: State, batch: Batch, key: Key) -> tuple[State, dict, dict[str, Array]]:
+        """A generation of CMA-ES in dreams; what the mean of the last one earns in them is told too."""
+        k_code, k_dream, k_evolve = jax.random.split(key, 3)
+        first = sampled(batch.record.extras, k_code)[:, 0]
+        everyone = jnp.concatenate([state.memory.candidates, state.params["controller"][None]])
+        returns = nets.returns(state.params, everyone, first, k_dream, state.hyper["temperature"]).mean(1)
+        state, metrics = evolve(state, evolution, returns[:-1], k_evolve)
+        return state, {}, metrics | {"dream_return": returns[-1]}
+
+    def real_controller(state: State, batch: Batch, key: Key) -> tuple[State, dict, dict[str, Array]]:
+        """A generation of CMA-ES on real episodes, the first ones in sequences `[N, L]`."""
+        record = batch.record
+        ended = jnp.cumsum(record.is_last, 1) - record.is_last  # ends before each record
+        returns = (record.reward * (ended == 0)).sum(1)
+        state, metrics = evolve(state, evolution, returns.reshape(-1, config.population).mean(0), key)
+        return state, {}, metrics
+
+    def evolve(state: State, evolution: Evolution, returns: Array, key: Key) -> tuple[State, dict[str, Array]]:
+        """The next candidates, from the mean returns `[P]` of these."""
+        k_tell, k_ask = jax.random.split(key)
+        candidates = state.memory.candidates
+        fitness = returns - config.weight_decay * jnp.square(candidates).mean(-1)
+        strategy = evolution.tell(k_tell, candidates, fitness, state.opt["controller"])
+        params, (candidates, strategy) = state.params | {"controller": strategy.mean}, evolution.ask(k_ask, strategy)
+        opt, kept = state.opt | {"controller": strategy}, state.memory._replace(candidates=candidates)
+        state = state._replace(params=params, opt=opt, memory=kept, step=state.step + 1)
+        return state, {"mean": returns.mean(), "best": returns.max(), "std": strategy.std}
+
+    def imagine(state: State, context: Record, given: Array | None, key: Key, horizon: int) -> Dream:
+        """Rolls M on from `context [B, L]`; the end is as likely as it was in M's data, whatever ends weighed."""
+        check_number("horizon", horizon, least=1, whole=True)
+        params, size = state.params, len(context.reward)
+        code = nets.encode(params, context.obs)["mean"]
+        past = code[:, :-1], nets.numbers(context.action[:, :-1]), context.is_first[:, :-1]
+        lstm, _ = apply(nets.memory, params["memory"], nets.memory.initial(size), *past, method="unroll")
+        # a last record that begins an episode knows nothing of what came before
+        lstm = jax.tree.map(lambda x: jnp.where(context.is_first[:, -1:], 0.0, x), lstm)
+
+        def turn(carry: tuple[Array, LSTMState], x: tuple[Array, Array, Array]) -> tuple[Any, Any]:
+            (code, lstm), (t, first, chosen) = carry, x
+            action = chosen if given is not None else nets.decide(nets.control(params["controller"], code, lstm))
+            lstm = nets.follow(params, lstm, code, nets.numbers(action), first)
+            noise = draw(jax.random.fold_in(key, t), code.shape)
+            code, end, reward = nets.dreamed(params, lstm.hidden, noise, state.hyper["temperature"])
+            return (code, lstm), (code, end, reward, action)
+
+        first = jnp.zeros((horizon, size), bool).at[0].set(context.is_first[:, -1])
+        chosen = jnp.zeros((horizon, 1)) if given is None else given.swapaxes(0, 1)
+        _, found = jax.lax.scan(turn, (code[:, -1], lstm), (jnp.arange(horizon), first, chosen))
+        code, end, reward, action = jax.tree.map(lambda x: x.swapaxes(0, 1), found)
+        cont = 1 - jax.nn.sigmoid(end - jnp.log(jnp.maximum(config.done_weight, 1e-6)))
+        reward = reward if config.reward else reward * cont
+        return Dream(nets.decode(params, code), reward, cont, action, {"code": code})
+
+    steps = {
+        "vision": TrainStep(vision, config.vision_batch, 1),
+        "encode": TrainStep(encode, config.envs, BLOCK, block),
+        "memory": TrainStep(memory, config.memory_batch, config.memory_length + 1),
+        "controller": TrainStep(controller, config.rollouts, 1, starts),
+    }
+    if config.real:
+        steps["controller"] = TrainStep(real_controller, config.envs, config.horizon + 1, "latest")
+    hyper = {name: getattr(config, name) for name in ("temperature", "vision_lr", "memory_lr")}
+    return Agent(init, reset, act, steps, imagine, schedule(config), hyper)
+
+
+def schedule(config: Config) -> tuple[Collect | Train | Repeat, ...]:
+    """Random play; V, the codes of all that was seen, M, and C, one after the other."""
+    blocks = lambda steps: -(-jnp.minimum(steps, config.capacity) // (config.envs * BLOCK))  # noqa: E731
+    model = (
+        Collect(config.random_steps, "random"),
+        Train("vision", config.vision_updates),
+        Train("encode", blocks),
+        Train("memory", config.memory_updates),
+    )
+    if not config.real:
+        return *model, Train("controller", config.generations)
+    generation = Collect(config.envs * (config.horizon + 1), "explore", fresh=True), Train("controller")
+    return *model, Repeat(config.generations, generation)
+
+
+def _batch(ring: Ring, index: Index, length: int) -> Batch:
+    record = replay.take(ring, index, length)
+    return Batch(record, index, jnp.ones(len(index.row)), jnp.zeros((), jnp.int32))
+
+
+def _sticky(spec: Spec, repeat: int, kept: Array, first: Array, key: Key) -> Array:
+    """Random actions that stay for `repeat` steps on average, but not into the next episode: motion, not trembling."""
+    k_new, k_action = jax.random.split(key)
+    new = first | (jax.random.uniform(k_new, first.shape) < 1 / repeat)
+    fresh = random_action(spec.action, k_action, len(first))
+    return jnp.where(new.reshape(-1, *(1,) * (kept.ndim - 1)), fresh, kept)

@@ -1,0 +1,97 @@
+"""The MDN-RNN of World Models: an LSTM and a mixture of normals over the next code (Ha & Schmidhuber 2018, A.2).
+
+B batch, T time, Z size of a code, A width of an action, U units, K mixture components of every entry of a code.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxwm.distributions import Mixture, mixture
+from jaxwm.nets.layers import Linear
+from jaxwm.types import Array
+
+
+class LSTMState(NamedTuple):
+    """Hidden state and cell, `[..., U]`; what was predicted follows from `hidden` alone."""
+
+    hidden: Array
+    cell: Array
+
+
+class Prediction(NamedTuple):
+    """Of the next step: the code `[..., Z]`, and, where there are such heads, logit of the end and reward `[...]`."""
+
+    code: Mixture
+    done: Array | None
+    reward: Array | None
+
+
+class MDNRNN(nn.Module):
+    """LSTM with a mixture density head, and heads for the end of the episode and the reward where asked for.
+
+    Its input is the code, the action, and, with a done head, the flag of a first step, as in the published one. The
+    state starts at 0 with every episode.
+    """
+
+    codes: int
+    actions: int
+    units: int
+    mixtures: int = 5
+    done: bool = True
+    reward: bool = False
+
+    def setup(self):
+        width = self.codes + self.actions + self.done
+        self.gates = Linear(width + self.units, 4 * self.units)
+        self.mdn = Linear(self.units, 3 * self.codes * self.mixtures)
+        if self.done:
+            self.end = Linear(self.units, 1)
+        if self.reward:
+            self.gain = Linear(self.units, 1)
+
+    def __call__(self, code: Array, action: Array) -> Prediction:
+        """Touches every parameter, for `init`: `[B, Z]` and `[B, A]`."""
+        first = jnp.ones(len(code), bool)
+        return self.predict(self.step(self.initial(len(code)), code, action, first).hidden)
+
+    def initial(self, batch: int) -> LSTMState:
+        return LSTMState(jnp.zeros((batch, self.units)), jnp.zeros((batch, self.units)))
+
+    def inputs(self, code: Array, action: Array, first: Array) -> Array:
+        """What code, action and flag `[..., *]` contribute to the gates, `[..., 4U]`."""
+        parts = [code, action] + ([first[..., None].astype(code.dtype)] if self.done else [])
+        return self.gates(jnp.concatenate(parts, -1))
+
+    def step(self, state: LSTMState, code: Array, action: Array, first: Array) -> LSTMState:
+        """One step of any batch shape `[..., *]`."""
+        return self.advance(state, self.inputs(code, action, first), first)
+
+    def advance(self, state: LSTMState, inputs: Array, first: Array) -> LSTMState:
+        """The recurrence alone: an LSTM whose forget gate is biased by 1 (Jozefowicz et al. 2015)."""
+        hidden, cell = (jnp.where(first[..., None], 0.0, x) for x in state)
+        new, keep, fresh, out = jnp.split(inputs + self.gates.rows(hidden, self.gates.inputs - self.units), 4, -1)
+        cell = jax.nn.sigmoid(keep + 1.0) * cell + jax.nn.sigmoid(new) * jnp.tanh(fresh)
+        return LSTMState(jax.nn.sigmoid(out) * jnp.tanh(cell), cell)
+
+    def unroll(self, state: LSTMState, code: Array, action: Array, first: Array) -> tuple[LSTMState, Array]:
+        """States after every step of `[B, T, *]`: the last one, and all hidden ones `[B, T, U]`."""
+        time_first = lambda x: x.swapaxes(0, 1)  # noqa: E731
+        inputs = time_first(self.inputs(code, action, first)), time_first(first)
+
+        def one(state: LSTMState, x: tuple[Array, Array]) -> tuple[LSTMState, Array]:
+            state = self.advance(state, *x)
+            return state, state.hidden
+
+        state, hidden = jax.lax.scan(one, state, inputs)
+        return state, hidden.swapaxes(0, 1)
+
+    def predict(self, hidden: Array) -> Prediction:
+        """The next step, from hidden states `[..., U]`."""
+        code = mixture(self.mdn(hidden), self.mixtures)
+        done = self.end(hidden)[..., 0] if self.done else None
+        return Prediction(code, done, self.gain(hidden)[..., 0] if self.reward else None)

@@ -1,0 +1,288 @@
+"""What PlaNet and Dreamer V1, V2 and V3 share: an encoder, a recurrent state-space model, a decoder, and their uses.
+
+What differs between them: layers and latents of the model (`models.rssm`), the heads that read it, and how they act.
+Letters as in `models.rssm`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+
+from jaxwm import acting
+from jaxwm.errors import check_choice, check_number
+from jaxwm.models import rssm
+from jaxwm.models.rssm import Latent, Model, flatten
+from jaxwm.nets import observation as sensors
+from jaxwm.nets.chunks import PLAIN, Routes, cut, join, over, terminal
+from jaxwm.nets.layers import Head, apply
+from jaxwm.types import Array, Key, Mode, Record, Spec, Step
+
+
+class Carry(NamedTuple):
+    """The policy's memory: the last latent and the action taken in it."""
+
+    latent: Latent
+    action: Array
+
+
+def groups_of(heads: Mapping[str, Head]) -> dict[str, tuple[str, ...]]:
+    """What has a gradient norm and a learning rate of its own: the model and its heads, the actor, the critic."""
+    own = {"actor": ("pol",), "value": ("val",)}
+    return {"model": ("enc", "dyn", "dec", *(name for name in heads if name not in ("pol", "val")))} | own
+
+
+def classic(
+    spec: Spec,
+    latents: rssm.Latents,
+    deter: int,
+    hidden: int,
+    units: int,
+    layers: int,
+    depth: int,
+    acts: tuple[str, str],
+    norm: bool = False,
+    dtype: Any = jnp.float32,
+) -> World:
+    """The components of PlaNet, Dreamer V1 and V2. `acts` are the activations of sensors and of the recurrent model."""
+    enc = sensors.Encoder(spec.obs, depth, units, layers, dtype, act=acts[0])
+    lead = jax.tree.map(lambda s: jax.ShapeDtypeStruct((1, *s.shape), s.dtype), spec.obs)
+    tokens, _ = jax.eval_shape(enc.init_with_output, jax.random.key(0), lead)
+    actions, size = acting.action_size(spec.action), math.prod(latents.shape)
+    dyn = rssm.ClassicRSSM(actions, tokens.shape[-1], deter, hidden, latents, acts[1], norm, dtype)
+    dec = sensors.Decoder(spec.obs, depth, units, deter, size, layers, 1, dtype, act=acts[0])
+    return World(spec, enc, dyn, dec)
+
+
+@dataclass(frozen=True)
+class World:
+    """The components, each a flax module whose parameters stand under its name: `enc`, `dyn`, `dec`."""
+
+    spec: Spec
+    enc: sensors.Encoder
+    dyn: Model
+    dec: sensors.Decoder
+    routes: Routes = PLAIN
+
+    def init(self, key: Key, heads: Mapping[str, Head]) -> dict[str, Any]:
+        """Fresh parameters of the components and of the heads on top of them."""
+        names = ("enc", "dyn", "dec", *heads)
+        keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(names)}
+        obs = jax.tree.map(lambda s: jnp.zeros((1, *s.shape), s.dtype), self.spec.obs)
+        latent = rssm.initial(self.dyn, 1)
+        params: dict[str, Any] = {"enc": self.enc.init(keys["enc"], obs)}
+        tokens = jnp.zeros((1, self.dyn.tokens))
+        params["dyn"] = self.dyn.init(keys["dyn"], tokens, jnp.zeros((1, self.dyn.actions)))
+        params["dec"] = self.dec.init(keys["dec"], latent.deter, flatten(latent.stoch))
+        for name, head in heads.items():
+            params[name] = head.init(keys[name], latent.feat())
+        return params
+
+    def encode(self, action: Array) -> Array:
+        return acting.encode(self.spec.action, action)
+
+    def pack(self, latent: Latent) -> dict[str, Array]:
+        """Latents as replay extras."""
+        return {"deter": latent.deter, "stoch": self.dyn.latents.pack(latent.stoch)}
+
+    def unpack(self, extras: dict[str, Array]) -> Latent:
+        """The inverse of `pack`."""
+        return Latent(extras["deter"], self.dyn.latents.unpack(extras["stoch"]).astype(self.dyn.dtype))
+
+    # Acting.
+
+    def reset(self, num_envs: int) -> Carry:
+        return Carry(rssm.initial(self.dyn, num_envs), acting.blank(self.spec.action, num_envs))
+
+    def filter(self, params: Any, carry: Carry, step: Step, key: Key) -> Latent:
+        """One step of `rssm.observe`: `[N, ...]`."""
+        tokens = apply(self.enc, params["enc"], step.obs)
+        inputs = tokens[:, None], self.encode(carry.action)[:, None], step.is_first[:, None]
+        uniform = jax.random.uniform(key, (len(tokens), 1, self.dyn.latents.stoch))
+        latents, _ = rssm.observe(self.dyn, params["dyn"], carry.latent, *inputs, uniform)
+        return jax.tree.map(lambda x: x[:, 0], latents)
+
+    def act(
+        self, state: Any, carry: Carry, step: Step, key: Key, mode: str, choose: Callable[[Latent, Key], Array]
+    ) -> Carry:
+        """See the newest step with `state.params`, then act: by `choose(latent, key)` in "explore" and "greedy"."""
+        check_choice("mode", mode, get_args(Mode))
+        taken = acting.logged(step) if mode == "logged" else None
+        key, choice = jax.random.split(key)
+        latent = self.filter(state.params, carry, step, key)
+        if taken is not None:
+            return Carry(latent, taken)
+        if mode == "random":
+            return Carry(latent, acting.random_action(self.spec.action, choice, len(step.reward)))
+        return Carry(latent, choose(latent, choice))
+
+    # Learning.
+
+    def infer(
+        self, params: Any, record: Record, uniform: Array, start: Latent | None = None
+    ) -> tuple[Latent, Any, Any]:
+        """Posterior latents of sequences, their distributions and the priors, `[B, T, ...]`.
+
+        `start [B, ...]` is the latent of the first record, whose own is then left out. Without it, sequences start from
+        nothing. `uniform [B, T, S]` decides the latents.
+        """
+        previous, is_first = self.encode(record.action), record.is_first
+        if start is None:
+            start, is_first = rssm.initial(self.dyn, len(is_first)), is_first.at[:, 0].set(True)
+            previous = jnp.concatenate([jnp.zeros_like(previous[:, :1]), previous[:, :-1]], 1)
+            obs = record.obs
+        else:
+            previous, is_first = previous[:, :-1], is_first[:, 1:]
+            obs = jax.tree.map(lambda x: x[:, 1:], record.obs)
+        tokens = self.tokens(params, obs)
+        latents, post = rssm.observe(self.dyn, params["dyn"], start, tokens, previous, is_first, uniform)
+        return latents, post, apply(self.dyn, params["dyn"], latents.deter, method="prior")
+
+    def tokens(self, params: Any, obs: Any) -> Array:
+        """Encoded observations `[B, T, E]`; images a few at a time."""
+        lead, flat = sensors.rows(obs, self.spec.obs)
+        pieces = cut(flat, self.routes.images if self.images else 0)
+        tokens = over(lambda params, piece: apply(self.enc, params, piece), params["enc"], pieces)
+        return join(tokens).reshape(*lead, -1)
+
+    @property
+    def images(self) -> bool:
+        return "image" in sensors.kinds(self.spec.obs).values()
+
+    def reconstruction(self, params: Any, latents: Latent, obs: Any) -> tuple[Array, dict[str, Array]]:
+        """Mean loss over all sensors, and that of each where there are several; images a few at a time.
+
+        `params` are the decoder's own.
+        """
+        inputs = latents.deter, flatten(latents.stoch)
+        numbers = apply(self.dec, params, *inputs, method="numbers")
+        losses = {k: v.mean() for k, v in sensors.reconstruction_loss(obs, numbers, self.spec.obs).items()}
+        total = sum(losses.values(), jnp.zeros(()))
+        if self.images:
+            canvas = apply(self.dec, params, *inputs, method="canvas")
+            rows = canvas.reshape(-1, *canvas.shape[2:])
+
+            def paint(params, canvas, obs, _):
+                painted = apply(self.dec, params, canvas, method="paint")
+                parts = sensors.reconstruction_loss(obs, painted, self.spec.obs)
+                sums = {name: part.sum() for name, part in parts.items()}
+                return sum(sums.values(), jnp.zeros(())), sums
+
+            size, (_, targets) = self.routes.images, sensors.rows(obs, self.spec.obs)
+            loss, sums = terminal(paint, params, cut(rows, size), cut(targets, size))
+            losses |= {name: part.sum() / len(rows) for name, part in sums.items()}
+            total += loss / len(rows)
+        return total, {f"loss/rec/{name}": loss for name, loss in losses.items()} if len(losses) > 1 else {}
+
+    def predictions(
+        self, params: Any, heads: Mapping[str, Head], record: Record, uniform: Array
+    ) -> tuple[Latent, dict[str, Array], dict[str, Array]]:
+        """Posterior latents `[B, T]` of sequences from nothing, the mean losses of all that is predicted, and metrics.
+
+        `rec` observations, `rew` rewards as unit normals, `con` the continue flag where there is such a head,
+        `dyn` and `rep` the KL towards the posterior and towards the prior.
+        """
+        latents, post, prior = self.infer(params, record, uniform)
+        feat, losses = latents.feat(), {}
+        losses["dyn"], losses["rep"] = (x.mean() for x in rssm.kl_losses(post, prior))
+        guess = apply(heads["rew"], params["rew"], feat)["mean"][..., 0]
+        losses["rew"] = 0.5 * jnp.square(guess - record.reward).mean()
+        if "con" in heads:
+            logit = apply(heads["con"], params["con"], feat)["logit"][..., 0]
+            losses["con"] = (jax.nn.softplus(logit) - logit * (1.0 - record.is_terminal)).mean()
+        losses["rec"], metrics = self.reconstruction(params["dec"], latents, record.obs)
+        return latents, losses, metrics | {f"loss/{name}": loss for name, loss in losses.items()}
+
+    # Dreaming.
+
+    def rollout(
+        self,
+        params: Any,
+        starts: Latent,
+        actor: Callable[[Array], acting.Actor],
+        plan: Array,
+        uniform: Array,
+        temperature: float = 1.0,
+        gradients: bool = False,
+    ) -> tuple[Latent, Array]:
+        """Dreams `[H + 1, R, ...]` under `actor(feat)`; see `rssm.imagine`.
+
+        With `gradients` they run through latents and actions; what the actor sees is constant (Hafner et al. 2020).
+        """
+
+        def policy(latent: Latent, noise: Array) -> tuple[Array, Array]:
+            policy = actor(jax.lax.stop_gradient(latent.feat()) if gradients else latent.feat())
+            action = policy.pick(noise)
+            return action, policy.encoded(action) if gradients else self.encode(action)
+
+        return rssm.imagine(self.dyn, params["dyn"], starts, policy, plan, uniform, temperature, gradients)
+
+    def check_dream(self, context: Record, actions: Array | None, horizon: int) -> None:
+        """ValueError where the arguments of `Agent.imagine` do not fit."""
+        check_number("horizon", horizon, least=1, whole=True)
+        check_number("the length of the context", context.reward.shape[-1], least=2)  # the first record gives the start
+        if actions is not None:
+            expected = (len(context.reward), horizon, *acting.blank(self.spec.action, 1).shape[1:])
+            if actions.shape != expected:
+                raise ValueError(f"actions are [B, H, ...] = {expected} here, got {actions.shape}")
+
+    def explore(
+        self, params: Any, starts: Latent, actor: Callable[[Array], acting.Actor], horizon: int, key: Key
+    ) -> tuple[Latent, Array]:
+        """`rollout` with gradients and fresh noise, for learning: dreams and actions `[H + 1, R, ...]`."""
+        k_plan, k_dream = jax.random.split(key)
+        count, space = len(starts.deter), self.spec.action
+        plan = acting.noise(space, jax.random.uniform(k_plan, (horizon + 1, count, acting.noise_size(space))))
+        uniform = jax.random.uniform(k_dream, (horizon, count, self.dyn.latents.stoch))
+        return self.rollout(params, starts, actor, plan, uniform, gradients=True)
+
+    def last(self, params: Any, context: Record, key: Key) -> Latent:
+        """The latent `[B, ...]` of a context's last record, filtered from the stored one of its first."""
+        batch, length = context.reward.shape
+        start = jax.tree.map(lambda x: x[:, 0], self.unpack(context.extras))
+        uniform = jax.random.uniform(key, (batch, length - 1, self.dyn.latents.stoch))
+        latents, _, _ = self.infer(params, context, uniform, start)
+        return jax.tree.map(lambda x: x[:, -1], latents)
+
+    def open_loop(self, params: Any, starts: Latent, actions: Array, key: Key) -> Latent:
+        """Roll the prior under given actions `[H, R, ...]`: the latents `[H, R, ...]` that they lead to."""
+        plan = jnp.concatenate([actions, actions[-1:]])  # the last one is never applied
+        uniform = jax.random.uniform(key, (*plan[:-1].shape[:2], self.dyn.latents.stoch))
+        pick = lambda latent, action: (action, self.encode(action))  # noqa: E731
+        latents, _ = rssm.imagine(self.dyn, params["dyn"], starts, pick, plan, uniform)
+        return jax.tree.map(lambda x: x[1:], latents)
+
+    def dream(
+        self,
+        params: Any,
+        context: Record,
+        actions: Array | None,
+        actor: Callable[[Array], acting.Actor],
+        key: Key,
+        horizon: int,
+        temperature: float = 1.0,
+    ) -> tuple[Latent, Array]:
+        """Latents and actions `[H, B, ...]` that follow a context, under given actions `[B, H, ...]` or `actor(feat)`.
+
+        Given actions are followed at temperature 1.
+        """
+        k_observe, k_plan, k_imagine = jax.random.split(key, 3)
+        start = self.last(params, context, k_observe)
+        if actions is not None:
+            given = actions.swapaxes(0, 1)
+            return self.open_loop(params, start, given, k_imagine), given
+        batch, width = len(context.reward), acting.noise_size(self.spec.action)
+        uniform = jax.random.uniform(k_imagine, (horizon, batch, self.dyn.latents.stoch))
+        plan = acting.noise(self.spec.action, jax.random.uniform(k_plan, (horizon + 1, batch, width)))
+        latents, taken = self.rollout(params, start, actor, plan, uniform, temperature)
+        return jax.tree.map(lambda x: x[1:], latents), taken[:-1]
+
+    def decode(self, params: Any, latents: Latent) -> Any:
+        """What is seen in latents `[..., D]`, as the environment would show it."""
+        decoded = apply(self.dec, params["dec"], latents.deter, flatten(latents.stoch))
+        return sensors.observation(decoded, self.spec.obs)
