@@ -1,6 +1,12 @@
 """World Models: densities, cells and sizes by independent numbers, dreams whose best controller is known, real runs."""
 
+import contextlib
 import functools
+import os
+import signal
+import subprocess
+import sys
+import textwrap
 
 import jax
 import jax.numpy as jnp
@@ -469,6 +475,31 @@ def test_take_cover_keeps_the_contract_and_pays_tics():
     fast = envs.make("vizdoom/TakeCover", max_tics=240, frame_skip=2)
     again = host_roll(fast, jax.random.split(jax.random.key(0), 1), action[:9, :, :1])
     assert set(np.unique(again.reward)) == {0.0, 2.0}
+
+
+def test_pools_open_beside_the_threads_of_blas():
+    """Four games start from threads of their own, each by a fork, in which OpenBLAS joins its threads."""
+    script = textwrap.dedent("""
+        import os
+        import jax, numpy as np, scipy.linalg
+        from jaxwm import envs
+        matrix = np.random.default_rng(0).normal(size=(600, 600))
+        for i in range(3):
+            scipy.linalg.eigh(matrix + matrix.T), np.linalg.eigh(matrix + matrix.T)
+            env = envs.make("vizdoom/TakeCover", num_envs=4, max_tics=240)
+            handle, step = env.reset(jax.random.split(jax.random.key(i), 1))
+            env.close(handle)
+        print("opened", step.obs.shape, flush=True)
+        os._exit(0)
+    """)
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        try:
+            said, _ = process.communicate(timeout=120)
+        finally:  # the games are children that outlive a killed Python
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert "opened (1, 4, 64, 64, 3)" in said
 
 
 @pytest.mark.slow

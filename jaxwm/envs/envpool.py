@@ -6,6 +6,9 @@ seed, and draws the same stream for a seed whatever the size of the pool. Its RO
 
 from __future__ import annotations
 
+import ctypes
+import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -298,12 +301,32 @@ def _env(
         write = lambda chosen: order[chosen]  # noqa: E731
 
     def open_pool(seeds: list[int]) -> _Pool:
+        if task.startswith(VIZDOOM):
+            _stop_blas_threads()
         with _quiet():
             pool = envpool.make_gymnasium(task, num_envs=len(seeds), seed=seeds, **native)
         return _Pool(pool, len(seeds), read, write, lives, repeat, reward)
 
     limit = -(-int(task_spec.config.max_episode_steps) // repeat)
     return host_env(Spec(name, obs, action, limit), num_envs, open_pool)
+
+
+def _stop_blas_threads() -> None:
+    """Fork once, alone, so that OpenBLAS (in NumPy and SciPy) has no threads left to join at a fork.
+
+    A pool of ViZDoom forks from several threads at once, and when OpenBLAS joins its threads in two forks at the same
+    time, one of them waits for ever. It starts them again when it needs them. C's fork, because Python's warns of
+    threads, and the child leaves at once.
+    """
+    if sys.platform != "linux":
+        return
+    libc = ctypes.PyDLL(None)
+    fork, leave = libc.fork, libc._exit
+    child = fork()
+    if child == 0:
+        leave(0)
+    if child > 0:
+        os.waitpid(child, 0)
 
 
 class _Pool:
