@@ -22,10 +22,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxwm.acting import logged
 from jaxwm.control import search
 from jaxwm.errors import check_choice, check_range, check_types
-from jaxwm.nets.chunks import Routes
-from jaxwm.nets.layers import MLP, Conv, Linear, NormSilu, RMSNorm, apply
+from jaxwm.nets.layers import MLP, Linear, apply
+from jaxwm.nets.residual import Cut, Tower
 from jaxwm.types import (
     FOREVER,
     Agent,
@@ -151,21 +152,12 @@ class Net(nn.Module):
 
     @nn.compact
     def __call__(self, board: Array) -> tuple[Array, Array]:
-        c, routes = self.config, Routes(own_gradients=True)
-        x = NormSilu(name="act")(Conv(c.channels, 3, routes=routes, name="stem")(board.astype(jnp.float32)))
-        for i in range(c.blocks):
-            y = NormSilu(name=f"act{i}")(Conv(c.channels, 3, routes=routes, name=f"in{i}")(x))
-            y = RMSNorm(name=f"norm{i}")(Conv(c.channels, 3, routes=routes, name=f"out{i}")(y))
-            x = nn.silu(x + y)
-        policy, value = (self.cut(x, name) for name in ("policy", "value"))
+        c = self.config
+        x = Tower(c.channels, c.blocks, name="tower")(board.astype(jnp.float32))
+        policy, value = (Cut(c.head, name=name)(x) for name in ("policy", "value"))
         logits = Linear(policy.shape[-1], self.actions, outscale=0.1, name="logits")(policy)
         value = Linear(c.units, 1, outscale=0.1, name="result")(MLP(1, c.units, name="hidden")(value))
         return logits, jnp.tanh(value[..., 0])
-
-    def cut(self, x: Array, name: str) -> Array:
-        """The tower's output through few channels, flat."""
-        y = NormSilu(name=f"{name}_act")(Linear(x.shape[-1], self.config.head, name=f"{name}_cut")(x))
-        return y.reshape(len(y), -1)
 
 
 def make(spec: Spec, config: Config = Config()) -> Agent:
@@ -197,7 +189,7 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         moves, legal = jnp.where(step.is_first, 0, carry), step.obs["legal"]
         if mode in ("random", "logged"):
             any_ = jax.random.categorical(key, search.mask(jnp.zeros(legal.shape), legal))
-            action = any_ if mode == "random" else step.obs["action"]
+            action = any_ if mode == "random" else logged(step)
             extras = {"policy": legal / legal.sum(-1, keepdims=True), "value": jnp.zeros(len(legal))}
             return moves + 1, action, extras
         logits, value = look(state.params, step.obs["board"])
