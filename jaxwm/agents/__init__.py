@@ -161,7 +161,7 @@ AGENTS: dict[str, Entry] = {
         sees="residual CNN or MLP; a latent scaled to [0, 1]",
         predicts="residual CNN or MLP: next latent, reward, value, policy; no observations (decoder on request)",
         acts="tree search (PUCT or Gumbel) in the latent; over sampled actions where they are vectors",
-        steps=10_000,
+        steps=8000,
     ),
     "efficientzero": Entry(
         efficientzero.make,
@@ -174,7 +174,7 @@ AGENTS: dict[str, Entry] = {
         sees="as MuZero",
         predicts="as MuZero; sums of rewards by an LSTM; latents that agree with what is then seen",
         acts="as MuZero",
-        steps=10_000,
+        steps=8000,
     ),
 }
 

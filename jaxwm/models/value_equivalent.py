@@ -120,7 +120,9 @@ class Net(nn.Module):
             self.move = MLP(self.layers + 1, self.units)
             self.change = Linear(self.units, self.width)
         if self.prefix:
-            self.lstm = nn.OptimizedLSTMCell(self.units)
+            # flax's orthogonal start takes QR factorisations, which on CPUs can wait for each other for ever under vmap
+            plain = nn.initializers.lecun_normal()
+            self.lstm = nn.OptimizedLSTMCell(self.units, recurrent_kernel_init=plain)
         self.gain = Head({"reward": self.support.count}, 1, self.units, 0.0)
         self.policy = Head(self.outputs, 1, self.units, 0.0)
         self.worth = Head({"value": self.support.count}, 1, self.units, 0.0)

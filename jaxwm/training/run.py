@@ -233,6 +233,7 @@ class Run:
             self.console.print("the run stopped before its first checkpoint: starting it again")
             return
         self.life, self.cursor = self.trainer.restored(saved.life), saved.cursor
+        self.checkpoints.saved = saved.cursor
         self.writer.truncate(saved.about["offsets"])
         self.before = saved.about["seconds"]
         hosts.together("truncated")
@@ -262,7 +263,7 @@ class Run:
         say(f"  agent state    {cost.human(state, 'B')}")
         say(f"  replay         {cost.human(replay, 'B')} for {self.trainer.capacity:,} steps of each member")
         for name, (fn, args) in sizes["updates"].items():
-            say(f"  update {name:<8}{cost.human(cost.flops(fn, *args), 'FLOP')} each")
+            say(f"  update {name:<7} {cost.human(cost.flops(fn, *args), 'FLOP')} each")
         if idle := self.trainer.idle:
             say(f"  idle           {idle} devices: make --members a multiple of {idle + self.trainer.busy}")
         need, free = 2 * state + replay, cost.available_memory()  # gradients and temporaries at least double the state
