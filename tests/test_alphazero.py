@@ -86,7 +86,7 @@ def test_the_perfect_model_of_a_search():
     assert found == [(0.0, -1.0, 0.5)] * 4 + [(1.0, 0.0, 0.0), (0.0, 0.0, 0.0)]
 
 
-@pytest.mark.parametrize("task", ["TicTacToe", "ConnectFour"])
+@pytest.mark.parametrize("task", ["TicTacToe", pytest.param("ConnectFour", marks=pytest.mark.slow)])
 def test_sides_alternate_and_the_score_is_the_agents(task):
     """Random moves against random ones: every game ends in 1, 0 or -1, and both sides win some."""
     env = envs.make(f"pgx/{task}", 64, opponent="random")
@@ -274,6 +274,7 @@ def test_moves_are_legal_and_extras_have_one_structure(tiny, mode):
     np.testing.assert_allclose(extras["policy"].sum(-1), 1, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_untrained_search_wins_and_parries():
     """With 200 simulations a network that knows nothing is enough to see one or two moves ahead."""
     env = envs.make("pgx/TicTacToe", 2)
@@ -290,6 +291,7 @@ def test_an_untrained_search_wins_and_parries():
             assert (extras["policy"].argmax(-1) == answer).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("task", "actions"), [("GardnerChess", 1225), ("Go9x9", 82)])
 def test_larger_games_play_and_learn(task, actions):
     env = envs.make(f"pgx/{task}", 2)
@@ -337,6 +339,7 @@ def test_scores_are_those_of_an_opponent(run, capsys):
     assert "20 episodes after 160 steps" in " ".join(said.out.split()) and "opponent must be one of" in said.err
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_same_run():
     """Two halves of a run, with everything carried over, give the bits of the whole."""
     env = envs.make("pgx/TicTacToe", 4)
@@ -379,6 +382,7 @@ def test_a_person_plays_in_the_terminal(run):
         played(run, "third", [])
 
 
+@pytest.mark.slow
 def test_boards_and_moves_in_words():
     step = envs.make("pgx/ConnectFour").reset(jax.random.key(0))[1]
     assert play.moves("ConnectFour", step) == {str(i + 1): i for i in range(7)}

@@ -209,7 +209,11 @@ CASES = {
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow if n in ("grid", "image", "everything") else ()) for n in CASES]
+    "name",
+    [
+        pytest.param(n, marks=pytest.mark.slow if n in ("grid", "continuous", "image", "everything") else ())
+        for n in CASES
+    ],
 )
 def test_shapes_types_and_learning(name):
     case = small(**CASES[name])
@@ -314,6 +318,7 @@ def test_values_and_actions_of_probes(extra):
     np.testing.assert_allclose(value, 0.5, atol=0.1)
 
 
+@pytest.mark.slow
 def test_save_and_resume(tmp_path):
     """Searches, priorities and reanalysed policies go on after a checkpoint as if nothing had happened."""
     env = envs.make("probe/ActionReward", num_envs=2)
