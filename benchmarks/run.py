@@ -224,9 +224,9 @@ def _scale(options: Options, console: Console) -> None:
             _kept(keep("growth", results), console)
 
 
-def command(arguments: Sequence[str]) -> str:
+def command(arguments: Sequence[str], module: str = "benchmarks.run") -> str:
     """The command of a run, without the folders of the machine that it ran on."""
-    return " ".join(["python -m benchmarks.run", *map(_hidden, arguments)])
+    return " ".join([f"python -m {module}", *map(_hidden, arguments)])
 
 
 def _hidden(argument: str) -> str:
@@ -234,14 +234,16 @@ def _hidden(argument: str) -> str:
     return f"{head}{sign}PATH" if "/" in tail or "\\" in tail or tail.startswith("~") else argument
 
 
-def keep(kind: str, results: Any, folder: Path = Path(__file__).parent / "results") -> Path:
+def keep(
+    kind: str, results: Any, folder: Path = Path(__file__).parent / "results", module: str = "benchmarks.run"
+) -> Path:
     """Write results with date, device, versions and command; the file."""
     now = datetime.datetime.now(datetime.UTC)
     versions = {name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "jaxwm")}
     device = f"{jax.devices()[0].device_kind}, {platform.machine()}, {os.cpu_count()} cores"
     record = dict(
         date=now.isoformat(timespec="seconds"), device=device, load=round(os.getloadavg()[0], 2), versions=versions,
-        command=command(sys.argv[1:]), results=results,
+        command=command(sys.argv[1:], module), results=results,
     )  # fmt: skip
     file = folder / f"{kind}-{jax.default_backend()}-{now:%Y%m%d-%H%M%S}.json"
     file.write_text(json.dumps(record, indent=1) + "\n")

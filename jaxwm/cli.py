@@ -1,4 +1,4 @@
-"""The command line: `jaxwm list | train | resume | eval | dream | watch | report | export | sweep`.
+"""The command line: `jaxwm list | train | resume | eval | dream | watch | play | report | export | sweep`.
 
 Every setting of an agent is a flag of `jaxwm train AGENT`; `jaxwm train AGENT --help` explains them.
 """
@@ -32,6 +32,7 @@ USAGE = """jaxwm: world-model reinforcement learning in JAX
   jaxwm eval RUN [--help]        score a run's newest checkpoint beside a random policy
   jaxwm dream RUN [--help]       what its world model dreams beside what happens: video, plots, error by horizon
   jaxwm watch RUN [--help]       a video of its policy
+  jaxwm play RUN [--help]        a board game against it, in the terminal
   jaxwm report RUN...            a page with figures and tables about runs, side by side, or about an experiment
   jaxwm export RUN [--help]      write a run's weights as one safetensors file
   jaxwm sweep FILE [--help]      run all of an experiment file that is not finished yet, on every device
@@ -85,6 +86,8 @@ class TrainOptions(Generic[C]):
     """Episodes of the evaluation at the end."""
     env_option: tuple[str, ...] = ()
     """Options of the environment as NAME=VALUE."""
+    score_option: tuple[str, ...] = ()
+    """Options of the environment in which the policy is scored, where they differ, as NAME=VALUE."""
     checkpoint_minutes: float = 5.0
     """Minutes between checkpoints; one more is written at the end."""
     keep: int = 2
@@ -123,6 +126,8 @@ class EvalOptions:
     """Seed of the evaluation's environments."""
     mode: str = "greedy"
     """Policy: greedy or explore."""
+    score_option: tuple[str, ...] = ()
+    """Options of the environment as NAME=VALUE, over those of the run (opponent=mcts, side=first, ...)."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -136,6 +141,7 @@ def main(arguments: list[str] | None = None) -> int:
         "eval": _eval,
         "dream": _dream,
         "watch": _watch,
+        "play": _play,
         "report": _report,
         "export": _export,
         "sweep": _sweep,
@@ -261,6 +267,7 @@ def _train(arguments: list[str]) -> int:
         options.gauge,
         options.shards,
         dict(map(_values, options.vary)),
+        dict(map(_option, options.score_option)),
     )
     folder = options.run or rundir.default_path(name, options.env)
     if not options.run and count > 1:
@@ -308,7 +315,7 @@ def _option(text: str) -> tuple[str, Any]:
     """`name=value` with Python's literals; anything else is a string."""
     name, sign, value = text.partition("=")
     if not sign:
-        raise ValueError(f"--env-option wants NAME=VALUE, got {text!r}")
+        raise ValueError(f"options of an environment are NAME=VALUE, got {text!r}")
     try:
         return name, ast.literal_eval(value)
     except (ValueError, SyntaxError):
@@ -336,6 +343,7 @@ def _eval(arguments: list[str]) -> int:
     check_number("--episodes", options.episodes, least=1, most=2**31 - 1, whole=True)
     check_number("--seed", options.seed, least=0, most=2**32 - 1, whole=True)
     plan, agent, state, steps = run.load(options.run, options.checkpoint)
+    plan = replace(plan, score_options=plan.score_options | dict(map(_option, options.score_option)))
     trained = run.score(plan, agent, state, options.episodes, options.mode, options.seed)
     chance = run.score(plan, agent, state, options.episodes, "random", options.seed)
     Console().print(run.table(replace(plan, seed=options.seed), trained, chance, steps))
@@ -455,6 +463,32 @@ def _watch(arguments: list[str]) -> int:
     settings = watch.Settings(options.episodes, options.max_steps, options.mode)
     console, out = Console(), options.out
     watch.watch(options.run, out, options.member, options.seed, settings, options.format, console, options.checkpoint)
+    return 0
+
+
+@dataclass(frozen=True)
+class PlayOptions:
+    """Play a board game against the agent of a run, in the terminal. It answers with its greedy policy."""
+
+    run: tyro.conf.Positional[Path]
+    """Run directory, or a file written by jaxwm export."""
+    side: str = "first"
+    """Your side: first or second."""
+    checkpoint: str = "newest"
+    """Checkpoint: newest, best (highest training return) or its environment step."""
+    member: int = 0
+    """Member of the population."""
+    seed: int = 1
+    """Seed of the agent."""
+
+
+def _play(arguments: list[str]) -> int:
+    from rich.console import Console
+
+    from jaxwm.studio import play
+
+    options = tyro.cli(PlayOptions, args=arguments, prog="jaxwm play")
+    play.play(options.run, Console(), options.side, options.member, options.seed, options.checkpoint)
     return 0
 
 

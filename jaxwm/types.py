@@ -78,12 +78,17 @@ class Spec:
     `obs` is one `jax.ShapeDtypeStruct` or a dict of them, without the `[N]` axis. The dtype tells the kind: uint8
     `[H, W, C]` is an image, bool is a set of 0/1 planes or flags, float32 a vector. `max_steps` is the time limit of an
     episode in environment steps (None: unknown).
+
+    `simulate(sim, action) -> Step` is the environment itself as a model, for systems that search in it: `sim` is the
+    observation of that name, leaves `[N, ...]`, and so is the `sim` in the observation of the result. No auto-reset:
+    after an end it stays there, with reward 0. In a game the reward is that of the player who moved.
     """
 
     name: str
     obs: PyTree
     action: ActionSpace
     max_steps: int | None = None
+    simulate: Callable[[PyTree, Array], Step] | None = None
 
     def __post_init__(self):
         if not isinstance(self.action, ActionSpace):

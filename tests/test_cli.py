@@ -4,7 +4,7 @@ import pytest
 
 from jaxwm import cli
 
-COMMANDS = ("resume", "eval", "dream", "watch", "report", "export", "sweep")
+COMMANDS = ("resume", "eval", "dream", "watch", "play", "report", "export", "sweep")
 
 
 def test_listing(capsys):

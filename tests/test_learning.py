@@ -34,6 +34,10 @@ def test_the_table_is_read():
         "gymnax/Pendulum-v1",
         "continuous/Ledge",
         "vizdoom/TakeCover",
+        "gymnax/Catch-bsuite",
+        "gymnax/CartPole-v1",
+        "gymnax/Pendulum-v1",
+        "gymnax/Catch-bsuite",
     ]
     for name, _, command in ROWS:
         agent = command.split()[1]

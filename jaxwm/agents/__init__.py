@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from jaxwm.agents import dreamer_v1, dreamer_v2, dreamer_v3, dyna_q, pets, planet, world_models
+from jaxwm.agents import (
+    alphazero,
+    dreamer_v1,
+    dreamer_v2,
+    dreamer_v3,
+    dyna_q,
+    efficientzero,
+    muzero,
+    pets,
+    planet,
+    world_models,
+)
 from jaxwm.errors import suggest
 from jaxwm.types import Agent, Spec
 
@@ -125,6 +136,45 @@ AGENTS: dict[str, Entry] = {
         acts="linear controller evolved by CMA-ES, inside dreams or in the environment",
         env="vizdoom/TakeCover",
         steps=16000,
+    ),
+    "alphazero": Entry(
+        alphazero.make,
+        alphazero.Config,
+        alphazero.PRESETS,
+        "tictactoe",
+        "tree search in the environment itself, learned from self-play (Silver et al. 2018)",
+        year=2017,
+        paper="Silver et al., A General Reinforcement Learning Algorithm That Masters Chess, Shogi and Go",
+        sees="the board",
+        predicts="nothing: the rules are given, the environment itself is the model",
+        acts="tree search (PUCT or Gumbel) with a network's policy and value at the leaves",
+        env="pgx/TicTacToe",
+    ),
+    "muzero": Entry(
+        muzero.make,
+        muzero.Config,
+        muzero.PRESETS,
+        "catch",
+        "tree search in a learned model of rewards, values and policies (Schrittwieser et al. 2020)",
+        year=2019,
+        paper="Schrittwieser et al., Mastering Atari, Go, Chess and Shogi by Planning with a Learned Model",
+        sees="residual CNN or MLP; a latent scaled to [0, 1]",
+        predicts="residual CNN or MLP: next latent, reward, value, policy; no observations (decoder on request)",
+        acts="tree search (PUCT or Gumbel) in the latent; over sampled actions where they are vectors",
+        steps=8000,
+    ),
+    "efficientzero": Entry(
+        efficientzero.make,
+        efficientzero.Config,
+        efficientzero.PRESETS,
+        "catch",
+        "MuZero with consistency, value prefixes and corrected old data (Ye et al. 2021)",
+        year=2021,
+        paper="Ye et al., Mastering Atari Games with Limited Data",
+        sees="as MuZero",
+        predicts="as MuZero; sums of rewards by an LSTM; latents that agree with what is then seen",
+        acts="as MuZero",
+        steps=8000,
     ),
 }
 

@@ -2,10 +2,10 @@
 
     env = make("atari/Pong", num_envs=4, sticky=0.25)
 
-`suite/Task`: continuous, gymnax, minatar, probe and tabular are pure JAX (`env.pure`); atari, dmc, classic, box2d and
-vizdoom are host pools.
+`suite/Task`: continuous, gymnax, minatar, pgx, probe and tabular are pure JAX (`env.pure`); atari, dmc, classic, box2d
+and vizdoom are host pools.
 A new environment is two functions (`from_functions`) or any object with gymnasium's interface (`from_gymnasium`), and
-may be given a name with `register`. Neither gymnax nor envpool is imported before it is asked for.
+may be given a name with `register`. gymnax, pgx and envpool are not imported before they are asked for.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 from jaxwm.envs import envpool as _envpool
 from jaxwm.envs import gymnax as _gymnax
+from jaxwm.envs import pgx as _pgx
 from jaxwm.envs.continuous import CONTINUOUS
 from jaxwm.envs.host import from_gymnasium
 from jaxwm.envs.probes import PROBES
@@ -36,9 +37,13 @@ _SUITES: dict[str, tuple[Callable[..., Env], tuple[str, ...]]] = {
     "dmc": (_envpool.dmc, _envpool.DMC),
     "gymnax": (_gymnax.gymnax, _gymnax.GYMNAX),
     "minatar": (_gymnax.minatar, _gymnax.MINATAR),
+    "pgx": (_pgx.pgx, _pgx.PGX),
     "vizdoom": (_envpool.vizdoom, _envpool.VIZDOOM),
 }
 """Suite -> constructor `(task, num_envs, **options) -> Env` and its tasks."""
+
+SCORED: dict[str, dict[str, Any]] = {"pgx": {"opponent": "random"}}
+"""Suite -> options with which its environments are scored, where that needs others: self-play has no score."""
 
 _BUILT_IN = {f"{suite}/{task}" for suite, (_, tasks) in _SUITES.items() for task in tasks}
 _BUILT_IN |= {f"continuous/{task}" for task in CONTINUOUS}
@@ -51,8 +56,8 @@ def make(name: str, num_envs: int = 1, **options: Any) -> Env:
     """The environment `name` ("suite/Task", case matters), `num_envs` of it for each member.
 
     The options of a suite are the arguments of its constructor: `jaxwm.envs.envpool.atari`, `.dmc`, `.classic`,
-    `.box2d`, `.vizdoom`, `jaxwm.envs.gymnax.gymnax`, `.minatar`, and the functions in `jaxwm.envs.probes`,
-    `.continuous` and `.tabular`.
+    `.box2d`, `.vizdoom`, `jaxwm.envs.gymnax.gymnax`, `.minatar`, `jaxwm.envs.pgx.pgx`, and the functions in
+    `jaxwm.envs.probes`, `.continuous` and `.tabular`.
 
     Raises ValueError for an unknown name or option (naming the nearest) and for a value out of range.
     """

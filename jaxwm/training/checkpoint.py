@@ -71,7 +71,7 @@ class Checkpoints:
         self.scores = {int(path.parent.name): _score(path) for path in self.folder.glob(f"*/{DIGEST}")}
         self._job: threading.Thread | None = None
         self._error: Exception | None = None
-        self._saved: Cursor | None = None  # of the newest checkpoint
+        self.saved: Cursor | None = None  # of the newest checkpoint
         if writing:
             self._clean()
         hosts.together("checkpoints")
@@ -97,10 +97,10 @@ class Checkpoints:
         """
         self.wait()
         if self.steps() and step <= (newest := self.steps()[-1]):
-            if cursor == self._saved:
+            if cursor == self.saved:
                 return
             step = newest + 1
-        self._saved = cursor
+        self.saved = cursor
         arguments = ocp.args.Composite(
             agent=ocp.args.StandardSave(life.agent),
             rest=ocp.args.StandardSave(life._replace(agent=None)._asdict()),
@@ -132,7 +132,7 @@ class Checkpoints:
         failed, _ = hosts.agree(error is not None)  # a fresh manager is opened by all processes or by none
         if not failed:
             return
-        self.failed, self._saved = self.failed + 1, None
+        self.failed, self.saved = self.failed + 1, None
         self._reopen()
         if self.failed == 1:
             good = f"the last good one is at step {self.steps()[-1]:,}" if self.steps() else "there is none yet"
@@ -181,8 +181,8 @@ class Checkpoints:
         step, item = self._newest_good(items, {"agent": like.agent, "rest/ring/data": like.ring.data})
         about = dict(item["about"])
         life = Life(**{**item["rest"], "agent": item["agent"]})
-        self._saved = Cursor(*about.pop("cursor"))
-        return Restored(life, self._saved, about, step)
+        self.saved = Cursor(*about.pop("cursor"))
+        return Restored(life, self.saved, about, step)
 
     def restore_agent(self, like: Any, which: str = "newest") -> tuple[Any, int]:
         """The agent's state `[M, ...]` and its environment step; errors as in `restore`.

@@ -72,6 +72,7 @@ class Plan:
     gauge: int = 15
     shards: int = 1
     vary: dict[str, list[float]] = field(default_factory=dict)  # hyper-parameters with a value for each member
+    score_options: dict[str, Any] = field(default_factory=dict)  # of the environment in which the policy is scored
 
     def __post_init__(self):
         check_types(self)
@@ -80,8 +81,9 @@ class Plan:
         check_range(self, "checkpoint_minutes gauge", least=0)
         if not isinstance(self.settings, config := agents.find(self.agent).config):
             raise ValueError(f"the settings of {self.agent} are a {config.__module__}.Config, not {self.settings!r}")
-        if not isinstance(self.env_options, dict):
-            raise ValueError(f"env_options must be a dict of the environment's options, not {self.env_options!r}")
+        for name in ("env_options", "score_options"):
+            if not isinstance(options := getattr(self, name), dict):
+                raise ValueError(f"{name} must be a dict of the environment's options, not {options!r}")
         if not isinstance(self.vary, dict):
             raise ValueError(f"vary must be a dict of lists with a value for each member, not {self.vary!r}")
         for name, values in self.vary.items():
@@ -178,10 +180,16 @@ def export_params(folder: Path, file: Path, which: str = "newest") -> int:
     return export.write(file, state.params, {"plan": plan.to_json(), "steps": steps})
 
 
+def judge(plan: Plan, episodes: int) -> Env:
+    """The environment in which a policy is scored: that of the plan, with options of its own where there are any."""
+    options = envs.SCORED.get(plan.env.split("/")[0], {}) | plan.env_options | plan.score_options
+    pure = envs.make(plan.env, num_envs=1, **options).pure
+    return envs.make(plan.env, num_envs=parallel(pure, episodes), **options)
+
+
 def score(plan: Plan, agent: Agent, state: Any, episodes: int, mode: Any = "greedy", seed: int = 0) -> Scores:
     """Evaluate every member over `episodes` episodes in environments of their own."""
-    pure = envs.make(plan.env, num_envs=1, **plan.env_options).pure
-    env = envs.make(plan.env, num_envs=parallel(pure, episodes), **plan.env_options)
+    env = judge(plan, episodes)
     return evaluate(agent, env, state, member_keys(seed, plan.members), episodes, mode)
 
 
@@ -192,6 +200,7 @@ class Run:
         self.plan, self.folder, self.lock, self.console = plan, folder, lock, console
         if plan.tensorboard:
             rundir.import_tensorboard()  # missing? told before anything is computed
+        judge(plan, plan.episodes)  # a wrong option is told now and not after training
         self.env, self.agent, self.trainer = build(plan)
         self.cursor, self.began, self.stopping = Cursor(), time.time(), False
         self.before = 0.0  # seconds of earlier sessions
@@ -224,6 +233,7 @@ class Run:
             self.console.print("the run stopped before its first checkpoint: starting it again")
             return
         self.life, self.cursor = self.trainer.restored(saved.life), saved.cursor
+        self.checkpoints.saved = saved.cursor
         self.writer.truncate(saved.about["offsets"])
         self.before = saved.about["seconds"]
         hosts.together("truncated")
@@ -253,7 +263,7 @@ class Run:
         say(f"  agent state    {cost.human(state, 'B')}")
         say(f"  replay         {cost.human(replay, 'B')} for {self.trainer.capacity:,} steps of each member")
         for name, (fn, args) in sizes["updates"].items():
-            say(f"  update {name:<8}{cost.human(cost.flops(fn, *args), 'FLOP')} each")
+            say(f"  update {name:<7} {cost.human(cost.flops(fn, *args), 'FLOP')} each")
         if idle := self.trainer.idle:
             say(f"  idle           {idle} devices: make --members a multiple of {idle + self.trainer.busy}")
         need, free = 2 * state + replay, cost.available_memory()  # gradients and temporaries at least double the state

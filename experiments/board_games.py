@@ -1,0 +1,37 @@
+"""AlphaZero on board games, scored against opponents that it has never met: three seeds each as one population.
+
+Expected: not measured with these settings yet. Goals: tic-tac-toe 0.00 against perfect play (none lost, either side);
+          connect four at least 0.40 (70 %) against Monte Carlo tree search and 0.96 (98 %) against random moves.
+Time:     not measured yet.
+Command:  make sweep EXPERIMENT=experiments/board_games.py ARGS=--no-ray
+          jaxwm eval runs/board_games/ConnectFour --episodes 200 --score-option opponent=random
+          jaxwm play runs/board_games/ConnectFour
+"""
+
+from jaxwm import agents
+from jaxwm.training.run import Plan
+
+GAMES = {"TicTacToe": ("tictactoe", 40_000, "minimax"), "ConnectFour": ("connect-four", 80_000, "mcts")}
+"""Game -> preset, moves of each member, opponent of the evaluation (see `jaxwm.envs.pgx.pgx`)."""
+
+
+def runs(
+    games: tuple[str, ...] = tuple(GAMES), seeds: int = 3, steps: int | None = None, episodes: int = 400
+) -> dict[str, Plan]:
+    """AlphaZero on tic-tac-toe (against perfect play) and connect four (against Monte Carlo tree search).
+
+    Args:
+        games: TicTacToe, ConnectFour.
+        seeds: Members of the population of each game.
+        steps: Moves of self-play of each member (default: 40,000 and 80,000).
+        episodes: Games of the evaluation of each member, half of them from each side.
+    """
+    plans = {}
+    for game in games:
+        preset, moves, opponent = GAMES[game]
+        settings = agents.settings("alphazero", preset)
+        score = {"opponent": opponent}
+        plans[game] = Plan(
+            "alphazero", f"pgx/{game}", settings, steps or moves, seeds, episodes=episodes, keep=20, score_options=score
+        )
+    return plans

@@ -1,0 +1,286 @@
+"""AlphaZero (Silver et al. 2018), with PUCT or with the Gumbel root of Danihelka et al. (2022).
+
+The environment itself is the model (`spec.simulate`): a tree search with it chooses the moves of self-play, and the
+network learns to say at once what the search found (policy) and how the game ended (value). One environment is one game
+in which the agent moves for both sides; values are always those of the player to move, so nothing in the network or the
+loss knows who that is.
+
+B positions, L records of a sequence, A actions. Differences from the paper: the towers have RMS norm and SiLU in place
+of batch norm and ReLU, so that acting and learning see the same network; learning and self-play alternate at a fixed
+ratio in one program; games cut off at the end of a sequence have no value target (or, with `bootstrap`, the value that
+the search gave the last position).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxwm.acting import logged
+from jaxwm.control import search
+from jaxwm.errors import check_choice, check_range, check_types
+from jaxwm.nets.layers import MLP, Linear, apply
+from jaxwm.nets.residual import Cut, Tower
+from jaxwm.types import (
+    FOREVER,
+    Agent,
+    Array,
+    Batch,
+    Collect,
+    Discrete,
+    Key,
+    Mode,
+    Record,
+    Repeat,
+    Spec,
+    Step,
+    Train,
+    TrainStep,
+)
+
+DROPS = (100_000, 300_000, 500_000)
+"""Updates after which the learning rate falls to a tenth."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of AlphaZero; defaults are those published for chess."""
+
+    search: Literal["puct", "gumbel"] = "puct"
+    """Kind of tree search."""
+    simulations: int = 800
+    """Simulations of each search of self-play."""
+    match_simulations: int = 800
+    """Simulations of each search in the greedy mode."""
+    considered: int = 16
+    """Actions that a Gumbel root draws."""
+    dirichlet: float = 0.3
+    """Concentration of the noise at a PUCT root: 0.3 for chess, 0.03 for Go."""
+    noise: float = 0.25
+    """Share of that noise in the prior."""
+    sampling_moves: int = 30
+    """First moves of a game of self-play that are drawn at temperature 1; later ones are the best of the search."""
+    blocks: int = 20
+    """Residual blocks of two 3 x 3 convolutions."""
+    channels: int = 256
+    """Channels of the convolutions."""
+    head: int = 32
+    """Channels of the 1 x 1 convolution before each head."""
+    units: int = 256
+    """Units of the hidden layer of the value head."""
+    batch_size: int = 64
+    """Sequences of a batch."""
+    batch_length: int = 64
+    """Records of a sequence; with the batch size, 4,096 positions."""
+    train_ratio: float = 0.7
+    """Positions learned from for each position played: about 700,000 batches for 44 million games."""
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    """SGD has momentum 0.9."""
+    lr: float = 0.2
+    """Learning rate; a tenth of it after 100,000 updates, and again after 300,000 and 500,000."""
+    l2: float = 1e-4
+    """Weight of the squared norm of the parameters."""
+    bootstrap: bool = False
+    """Learn from the value of the search where a sequence ends before its game."""
+    envs: int = 5000
+    """Games played at once."""
+    capacity: int = 10_000_000
+    """Replay size in positions (published: the last million games)."""
+
+    def __post_init__(self):
+        check_types(self)
+        check_range(self, "blocks sampling_moves", least=0)
+        check_range(self, "channels head units batch_size envs", least=1)
+        check_range(self, "batch_length", least=2)
+        check_range(self, "capacity", least=self.batch_length * self.envs)
+        check_range(self, "train_ratio lr", above=0)
+        check_range(self, "l2", least=0)
+        for mode in ("explore", "greedy"):
+            search.check(self.tree(mode))
+
+    def tree(self, mode: str = "explore") -> search.Settings:
+        """The settings of the search; results of games are in [-1, 1]."""
+        return search.Settings(
+            kind=self.search,
+            simulations=self.match_simulations if mode == "greedy" else self.simulations,
+            considered=self.considered,
+            dirichlet=self.dirichlet,
+            noise=self.noise,
+            bounds=(-1.0, 1.0),
+        )
+
+
+_SMALL: Any = dict(search="gumbel", optimizer="adam", l2=1e-5, head=16, units=64, bootstrap=True)
+
+PRESETS = {
+    "alphazero": Config(),
+    "gumbel": Config(
+        search="gumbel", simulations=32, match_simulations=32, blocks=6, channels=128, train_ratio=1.0,
+        optimizer="adam", lr=1e-3, envs=1024,
+    ),
+    "tictactoe": Config(
+        **_SMALL, simulations=32, match_simulations=50, considered=9, sampling_moves=9, blocks=1, channels=32,
+        batch_size=32, batch_length=16, train_ratio=12.0, lr=3e-3, envs=32, capacity=20_000,
+    ),
+    "connect-four": Config(
+        **_SMALL, simulations=16, match_simulations=64, considered=7, sampling_moves=42, blocks=2, channels=32,
+        batch_size=32, batch_length=32, train_ratio=4.0, lr=2e-3, envs=64, capacity=100_000,
+    ),
+}  # fmt: skip
+
+
+class State(NamedTuple):
+    """All of an agent."""
+
+    params: Any
+    opt: Any
+    hyper: dict[str, Array]
+    step: Array
+
+
+class Net(nn.Module):
+    """`board [B, H, W, C] -> logits [B, A], value [B]` in [-1, 1]: a residual tower and two heads."""
+
+    actions: int
+    config: Config
+
+    @nn.compact
+    def __call__(self, board: Array) -> tuple[Array, Array]:
+        c = self.config
+        x = Tower(c.channels, c.blocks, name="tower")(board.astype(jnp.float32))
+        policy, value = (Cut(c.head, name=name)(x) for name in ("policy", "value"))
+        logits = Linear(policy.shape[-1], self.actions, outscale=0.1, name="logits")(policy)
+        value = Linear(c.units, 1, outscale=0.1, name="result")(MLP(1, c.units, name="hidden")(value))
+        return logits, jnp.tanh(value[..., 0])
+
+
+def make(spec: Spec, config: Config = Config()) -> Agent:
+    """AlphaZero for an environment that can be simulated. ValueError for any other."""
+    simulate, obs = spec.simulate, spec.obs
+    if simulate is None or not isinstance(spec.action, Discrete) or len(obs["board"].shape) != 3:
+        raise ValueError(
+            f"alphazero searches in the environment itself, and {spec.name} cannot be simulated: take one of the suite "
+            "pgx (`jaxwm list`), or give the Spec a `simulate`, discrete actions and the observations board, legal, "
+            "to_play and sim"
+        )
+    net = Net(spec.action.n, config)
+    scale = optax.trace(0.9) if config.optimizer == "sgd" else optax.scale_by_adam()
+    look = lambda params, board: apply(net, params, board)  # noqa: E731
+    model = perfect_model(simulate, look)
+
+    def init(key: Key, hyper: Mapping[str, Any]) -> State:
+        board = jnp.zeros((1, *obs["board"].shape), obs["board"].dtype)
+        params = net.init(key, board)
+        numbers = {name: jnp.asarray(value, jnp.float32) for name, value in hyper.items()}
+        return State(params, scale.init(params), numbers, jnp.zeros((), jnp.int32))
+
+    def reset(state: State, num_envs: int) -> Array:
+        """Moves made in the games, `[N]`."""
+        return jnp.zeros(num_envs, jnp.int32)
+
+    def act(state: State, carry: Array, step: Step, key: Key, mode: str) -> tuple[Array, Array, dict]:
+        check_choice("mode", mode, get_args(Mode))
+        moves, legal = jnp.where(step.is_first, 0, carry), step.obs["legal"]
+        if mode in ("random", "logged"):
+            any_ = jax.random.categorical(key, search.mask(jnp.zeros(legal.shape), legal))
+            action = any_ if mode == "random" else logged(step)
+            extras = {"policy": legal / legal.sum(-1, keepdims=True), "value": jnp.zeros(len(legal))}
+            return moves + 1, action, extras
+        logits, value = look(state.params, step.obs["board"])
+        root = search.Root(logits, value, (step.obs["sim"], step.obs["to_play"]), legal)
+        heat = 0.0 if mode == "greedy" else (moves < config.sampling_moves).astype(jnp.float32)
+        found = search.search(config.tree(mode), state.params, root, model, key, heat)
+        return moves + 1, found.action, {"policy": found.policy, "value": found.value}
+
+    def loss(params: Any, record: Record, l2: Array) -> tuple[Array, dict[str, Array]]:
+        """(z - v)^2 - pi log p + l2 |params|^2 over the positions of `record [B, L]` in which a move was made."""
+        result, known = results(record, config.bootstrap)
+        used = ~record.is_last[:, :-1]
+        now = jax.tree.map(lambda x: x[:, :-1].reshape(-1, *x.shape[2:]), (record.obs, record.extras["policy"]))
+        (seen, target), shape = now, used.shape
+        logits, value = look(params, seen["board"])
+        log_p = jax.nn.log_softmax(search.mask(logits, seen["legal"]))
+        cross = -jnp.where(seen["legal"], target * log_p, 0.0).sum(-1).reshape(shape)
+        error = jnp.square(result - value.reshape(shape))
+        parts = {"loss/policy": _mean(cross, used), "loss/value": _mean(error, used & known)}
+        entropy = -jnp.where(seen["legal"], jnp.exp(log_p) * log_p, 0.0).sum(-1).reshape(shape)
+        total = sum(parts.values()) + l2 * optax.tree.norm(params, squared=True)
+        about = {"loss": total, "entropy": _mean(entropy, used), "known": _mean(known, used)}
+        return total, parts | about
+
+    def update(state: State, batch: Batch, key: Key) -> tuple[State, dict, dict[str, Array]]:
+        grads, metrics = jax.grad(loss, has_aux=True)(state.params, batch.record, state.hyper["l2"])
+        ascent, opt = scale.update(grads, state.opt, state.params)
+        rate = state.hyper["lr"] * 0.1 ** sum(state.step >= drop for drop in DROPS)
+        params = jax.tree.map(lambda p, u: p - rate * u, state.params, ascent)
+        return State(params, opt, state.hyper, state.step + 1), {}, metrics
+
+    steps = {"all": TrainStep(update, config.batch_size, config.batch_length)}
+    return Agent(init, reset, act, steps, None, schedule(config), {"lr": config.lr, "l2": config.l2})
+
+
+def perfect_model(simulate: Callable[[Any, Array], Step], look: Callable[[Any, Array], Any]) -> search.Model:
+    """The environment as the model of a search, and the network's judgement of where it leads.
+
+    `look(params, board) -> (logits, value)`. An embedding is the environment's state and the player to move there.
+    """
+
+    def model(params: Any, key: Key, action: Array, place: tuple[Any, Array]) -> tuple[Any, tuple[Any, Array]]:
+        sim, mover = place
+        step = simulate(sim, action)
+        logits, value = look(params, step.obs["board"])
+        after, over = step.obs["to_play"], step.is_last
+        node = search.Node(
+            reward=step.reward,
+            discount=jnp.where(over, 0.0, jnp.where(after == mover, 1.0, -1.0)),
+            prior_logits=search.mask(logits, step.obs["legal"]),
+            value=jnp.where(over, 0.0, value),
+        )
+        return node, (step.obs["sim"], after)
+
+    return model
+
+
+def results(record: Record, bootstrap: bool) -> tuple[Array, Array]:
+    """How games `[B, L]` ended for the players to move, `[B, L - 1]`, and where that is known.
+
+    The reward of a record is that of the player who moved in the record before. Where the sequence ends first, or a
+    time limit ends the game, the value of the search stands in; with `bootstrap` the former counts as known too.
+    """
+    to_play = record.obs["to_play"]
+    sign = jnp.where(to_play[:, 1:] == to_play[:, :-1], 1.0, -1.0)
+
+    def back(carry: tuple[Array, Array], x: tuple[Array, ...]) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+        reward, sign, value, first, last, terminal = x
+        later, known = carry
+        later = jnp.where(last, jnp.where(terminal, 0.0, value), later)
+        out = reward + sign * later, (last | known) & ~first
+        return out, out
+
+    after = (record.reward, record.extras["value"], record.is_first, record.is_last, record.is_terminal)
+    reward, value, first, last, terminal = (x[:, 1:].swapaxes(0, 1) for x in after)
+    start = value[-1], jnp.full(len(to_play), bootstrap)
+    _, (result, known) = jax.lax.scan(
+        back, start, (reward, sign.swapaxes(0, 1), value, first, last, terminal), reverse=True
+    )
+    return result.swapaxes(0, 1), known.swapaxes(0, 1)
+
+
+def _mean(x: Array, used: Array) -> Array:
+    """Mean over the entries that are used; 0 without any."""
+    return (x * used).sum() / jnp.maximum(used.sum(), 1)
+
+
+def schedule(config: Config) -> tuple[Collect | Repeat, ...]:
+    """Self-play and learning in turn, so that each position is learned from `train_ratio` times."""
+    per_update = config.batch_size * config.batch_length / config.train_ratio  # positions
+    rows = max(1, round(per_update / config.envs))
+    updates = max(1, round(rows * config.envs / per_update))
+    body = (Collect(rows * config.envs), Train("all", updates))
+    return Collect(config.batch_length * config.envs), Repeat(FOREVER, body)

@@ -1,0 +1,42 @@
+"""A tower of residual blocks on planes, for board games, grids and images made small."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+
+from jaxwm.nets.chunks import Routes
+from jaxwm.nets.layers import Conv, Linear, NormSilu, RMSNorm
+from jaxwm.types import Array
+
+ROUTES = Routes(own_gradients=True)
+
+
+class Tower(nn.Module):
+    """`[B, H, W, C] -> [B, H, W, channels]`: a 3 x 3 convolution, then `blocks` of two with a way around them.
+
+    He et al. (2016), with RMS norm and SiLU in place of batch norm and ReLU, so that acting and learning see the same
+    network.
+    """
+
+    channels: int
+    blocks: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        x = NormSilu(name="act")(Conv(self.channels, 3, routes=ROUTES, name="stem")(x))
+        for i in range(self.blocks):
+            y = NormSilu(name=f"act{i}")(Conv(self.channels, 3, routes=ROUTES, name=f"in{i}")(x))
+            y = RMSNorm(name=f"norm{i}")(Conv(self.channels, 3, routes=ROUTES, name=f"out{i}")(y))
+            x = nn.silu(x + y)
+        return x
+
+
+class Cut(nn.Module):
+    """Planes through `channels` of them, flat: `[B, H, W, C] -> [B, H * W * channels]`, what a head starts with."""
+
+    channels: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        y = NormSilu(name="act")(Linear(x.shape[-1], self.channels, name="cut")(x))
+        return y.reshape(len(y), -1)
