@@ -148,7 +148,7 @@ COMMANDS = [
     ("train", "which agent?", "dreamer-v3"),
     ("train --steps 5", "which agent?"),
     ("train dreamer", "unknown agent 'dreamer'", "did you mean dreamer-v1, dreamer-v2, dreamer-v3"),
-    ("train muzero", "unknown agent 'muzero'", "there are dreamer-v3"),
+    ("train rainbow", "unknown agent 'rainbow'", "there are dreamer-v3"),
     ("train dreamer-v3 --preset nan0", "unknown preset 'nan0' of dreamer-v3", "did you mean nano"),
     ("train dreamer-v3 --preset 13m", "unknown preset '13m'", "12m"),
     ("train dreamer-v3 --env gymnax/Cach", "unknown environment", "gymnax/Catch-bsuite"),

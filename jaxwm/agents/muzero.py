@@ -329,6 +329,19 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         _, logits = call(state.target, Net.predict, call(state.target, Net.represent, rows))
         return support.mean(logits).reshape(record.reward.shape)
 
+    def disagreement(params: Any, latents: Array, obs: Any, real: Array) -> Array:
+        """EfficientZero's consistency loss `[B]` of unrolled latents `[B, K + 1, ...]` with what was then seen."""
+        seen, ahead = jax.tree.map(lambda x: x[:, 1:].reshape(-1, *x.shape[2:]), (obs, latents))
+        goals = call(params, Net.projected, sg(call(params, Net.represent, seen)))
+        alike = similarity(call(params, Net.compare, ahead), goals).reshape(-1, config.unroll)
+        return -(alike * real[:, 1:]).mean(1)
+
+    def misses(params: Any, latents: Array, obs: Any, real: Array) -> Array:
+        """What the decoder fails to show, `[B]`."""
+        rows, seen = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (latents, obs))
+        parts = observation.reconstruction_loss(seen, call(params, Net.decode, rows), spec.obs)
+        return (jnp.stack(list(parts.values())).sum(0).reshape(real.shape) * real).mean(1)
+
     def loss(params: Any, record: Record, targets: Targets, weight: Array, l2: Array, key: Key) -> tuple[Array, Any]:
         """Equation 1, with the mean over the unrolled steps in place of their sum."""
         k = config.unroll
@@ -372,18 +385,10 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         total = terms["reward"] + config.value_scale * terms["value"] + terms["policy"]
         total -= config.entropy * terms["entropy"]
         if config.consistency:
-            seen = jax.tree.map(lambda x: x[:, 1:].reshape(-1, *x.shape[2:]), obs)
-            goals = call(params, Net.projected, sg(call(params, Net.represent, seen)))
-            ahead = latents[:, 1:].reshape(-1, *latents.shape[2:])
-            alike = similarity(call(params, Net.compare, ahead), goals).reshape(-1, k)
-            terms["consistency"] = -(alike * targets.real[:, 1:]).mean(1)
+            terms["consistency"] = disagreement(params, latents, obs, targets.real)
             total += config.consistency * terms["consistency"]
         if config.decoder:
-            raw = call(params, Net.decode, rows)
-            parts = observation.reconstruction_loss(
-                jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), near.obs), raw, spec.obs
-            )
-            terms["decoder"] = (sum(parts.values()).reshape(-1, k + 1) * targets.real).mean(1)  # type: ignore[union-attr]
+            terms["decoder"] = misses(params, latents, near.obs, targets.real)
             total += terms["decoder"]
         squares = l2 * optax.tree.norm(params, squared=True)
         error = jnp.abs(support.mean(value[:, 0]) - targets.value[:, 0])

@@ -386,6 +386,8 @@ class Run:
         if hosts.first():
             rundir.write_json(self.folder / EVALUATION, result)
         self.console.print(table(self.plan, trained, chance, steps))
+        if not result["updates"]:
+            self.console.print(f"nothing was learned: all {steps:,} steps came before the first update; raise --steps")
         return result
 
 
