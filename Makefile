@@ -46,7 +46,7 @@ notebook: setup  ## Open the notebooks of experiments/ in Jupyter Lab (installs 
 	@test -x $(BIN)/jupyter-lab || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[notebook]'
 	$(BIN)/jupyter lab --notebook-dir=experiments $(ARGS)
 
-test: setup  ## Run the tests, a few minutes
+test: setup  ## Run the tests, about twelve minutes on two cores
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-slow: setup  ## Run the tests that take minutes each

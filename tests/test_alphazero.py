@@ -332,6 +332,7 @@ def run(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_an_opponent(run, capsys):
     assert main(f"eval {run} --episodes 20 --score-option side=first".split()) == 0
     assert main(f"eval {run} --episodes 20 --score-option opponent=nobody".split()) == 2
@@ -370,6 +371,7 @@ def played(run, side, words):
     return result, out.getvalue()
 
 
+@pytest.mark.slow
 def test_a_person_plays_in_the_terminal(run):
     result, said = played(run, "first", ["5", "ten", "5", "1", "2", "3", "4", "6", "7", "8", "9"])
     assert result in (-1.0, 0.0, 1.0) and "not 'ten'; you can play" in said and "not '5'" in said

@@ -432,9 +432,8 @@ def test_continuous_probe_is_solved(name):
 # --- Going on -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param("planet", marks=SLOW), pytest.param("dreamer-v1", marks=SLOW), "dreamer-v2"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["planet", "dreamer-v1", "dreamer-v2"])
 def test_save_and_resume(name, tmp_path):
     """A run that was saved and restored goes on with the same bits; evaluation and dreams of it work."""
     env = envs.make("gymnax/Pendulum-v1" if name != "dreamer-v2" else "gymnax/Catch-bsuite", 2)

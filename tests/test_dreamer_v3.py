@@ -231,6 +231,7 @@ def test_feedback_refreshes_the_replay(catch):
     assert_same(life.ring.data.obs[:, :rows], catch.life.ring.data.obs[:, :rows])
 
 
+@pytest.mark.slow
 def test_slow_critic_is_a_copy_at_first_and_follows_slowly(catch, step):
     agent = catch.agent
     fresh = jax.eval_shape(lambda: agent.init(jax.random.key(0), agent.hyper))  # same structure, nothing computed
@@ -589,6 +590,7 @@ def test_vmap_over_members_is_a_loop_over_members(catch, step, vmapped):
     assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_members_have_learning_rates_of_their_own(catch, vmapped):
     """Equal but for the learning rate: the parameters move by as much as the rates say, and not at all for 0."""
     state, rates = catch.states[0], jnp.array([0.0, 1e-3])

@@ -274,6 +274,7 @@ def test_models_save_real_steps(task, preset, goal):
         assert (found >= goal).all() if there else (found < goal).all()
 
 
+@pytest.mark.slow
 def test_the_command_line_trains_stops_and_dreams(tmp_path, capsys):
     run = str(tmp_path / "run")
     assert main(f"train dyna-q --env tabular/DynaMaze --members 2 --steps 3000 --episodes 5 --run {run}".split()) == 0

@@ -122,9 +122,8 @@ def scene(name: str) -> SimpleNamespace:
     return SimpleNamespace(learner=learner, state=state, record=record, noise=noise)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name == "vector" else pytest.mark.slow) for name in KINDS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KINDS)
 def test_the_step_in_pieces_with_own_gradients_is_the_plain_step(name):
     """The same noise gives the same latents, loss terms, metrics, and gradient of every tensor."""
     it = scene(name)
@@ -144,6 +143,7 @@ def test_the_step_in_pieces_with_own_gradients_is_the_plain_step(name):
         assert_near(fast[component], plain[component], 2e-5 if component in convolutions else 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dreams", [0, 4])
 def test_dreams_are_judged_as_they_would_be_one_by_one(dreams):
     """`behaviour` is a rollout judged by `dreams.judged`, the composition that other tests hold against numbers."""

@@ -39,6 +39,7 @@ def faulty(agent, bad):
     return agent._replace(train_steps={"average": step._replace(update=update)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("host", [False, True])
 def test_bad_updates_are_skipped_and_counted_member_by_member(host):
     """Member 1, told by its learning rate, never has a finite update: it stays as it began; member 0 is untouched."""

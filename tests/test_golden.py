@@ -220,6 +220,7 @@ def test_initialiser(name):
     assert np.abs(kernel).max() == pytest.approx(case["bound"], rel=0.01)
 
 
+@pytest.mark.slow
 def test_output_scales():
     """Reward and critic start at zero, the actor at a hundredth."""
     spec, units = Spec("test", jax.ShapeDtypeStruct((5,), jnp.float32), Discrete(6)), v3.PRESETS["1m"].units

@@ -143,6 +143,7 @@ def test_sequences_are_drawn_by_the_priority_of_their_last_record(before):
 # --- The networks -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_value_prefixes_are_sums_that_start_anew():
     """Rewards add up to the prefix that is predicted; after the third step it begins at 0 again."""
     net = ve.Net(VECTOR, 2, {"logits0": 2}, ve.Support(5.0, 11), width=4, units=4, prefix=3)

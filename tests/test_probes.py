@@ -4,8 +4,8 @@ The value of a state leaves out the reward that arrived with it: V(s_t) = E[r_{t
 trained policy, with gamma = 1 - 1 / horizon at every state that is not terminal and 0 at those that are. The horizon is
 short here, so that a discount too many or too few is seen.
 
-Compiling takes longer than learning. The default suite therefore trains once, on `medley`, whose episodes are the
-probes in turn; the slow tests train on each probe alone.
+Compiling takes longer than learning. The first tests therefore train once, on `medley`, whose episodes are the probes in
+turn; the others train on each probe alone.
 """
 
 from types import SimpleNamespace
@@ -129,11 +129,13 @@ def of(seen, kind: int, time: int = 0):
     return [(seen.sign[m][chosen[m]], seen.value[m][chosen[m]]) for m in range(MEMBERS)]
 
 
+@pytest.mark.slow
 def test_constant_reward(seen):
     for _, value in of(seen, 0):
         check(value, 1.0)
 
 
+@pytest.mark.slow
 def test_reward_that_is_seen(seen):
     for sign, value in of(seen, 1):
         assert set(sign) == {-1.0, 1.0}
@@ -141,6 +143,7 @@ def test_reward_that_is_seen(seen):
         check(value[sign > 0], 0.5)
 
 
+@pytest.mark.slow
 def test_reward_two_steps_away_is_discounted_once(seen):
     for _, value in of(seen, 2):
         check(value, GAMMA)
@@ -148,11 +151,13 @@ def test_reward_two_steps_away_is_discounted_once(seen):
         check(value, 1.0)
 
 
+@pytest.mark.slow
 def test_reward_for_an_action(seen):
     for _, value in of(seen, 3):
         check(value, OPTIMAL)
 
 
+@pytest.mark.slow
 def test_returns_of_the_trained_policy(trained):
     """-1 comes from the wrong action alone, taken in an eighth of all episodes by chance.
 

@@ -208,6 +208,7 @@ def guarded(work: str):
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=400)
 
 
+@pytest.mark.slow
 def test_loading_evaluating_exporting_and_resuming_unpickle_nothing(finished, tmp_path):
     weights = tmp_path / "weights.safetensors"
     work = f"""
@@ -238,6 +239,7 @@ def test_the_guard_itself_catches_unpickling(work):
 # --- Weights alone ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_exported_weights_act_like_the_run(finished, tmp_path):
     file = tmp_path / "w.safetensors"
     out = jaxwm("export", finished, "--out", file)
