@@ -4,8 +4,8 @@ The value of a state leaves out the reward that arrived with it: V(s_t) = E[r_{t
 trained policy, with gamma = 1 - 1 / horizon at every state that is not terminal and 0 at those that are. The horizon is
 short here, so that a discount too many or too few is seen.
 
-Compiling takes longer than learning. The first tests therefore train once, on `medley`, whose episodes are the probes in
-turn; the others train on each probe alone.
+Compiling takes longer than learning. The first tests therefore train once, on `medley`, whose episodes are the probes
+in turn; the others train on each probe alone.
 """
 
 from types import SimpleNamespace
