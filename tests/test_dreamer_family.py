@@ -201,7 +201,7 @@ SLOW = pytest.mark.slow
 CASES = [
     pytest.param("planet", VECTOR, Box(2), marks=SLOW),
     pytest.param("dreamer-v1", IMAGE, Box(1), marks=SLOW),
-    ("dreamer-v2", GRID, MultiDiscrete((2, 3))),
+    pytest.param("dreamer-v2", GRID, MultiDiscrete((2, 3)), marks=SLOW),
     pytest.param("dreamer-v1", VECTOR, Box(2), marks=SLOW),
     pytest.param("dreamer-v1", GRID, Discrete(3), marks=SLOW),
     pytest.param("dreamer-v2", IMAGE, Discrete(3), marks=SLOW),
@@ -283,6 +283,7 @@ def test_actor_of_v1_climbs_the_dreamed_return():
     np.testing.assert_allclose(jax.grad(loss)(at)[0], slope, rtol=2e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dreamer-v1", "dreamer-v2"])
 def test_behaviour_teaches_actor_and_critic_alone(name):
     """The actor's loss reaches the actor, the critic's the critic, and no dream teaches the model."""
@@ -305,6 +306,7 @@ def test_dreams_of_v1_from_an_end_teach_nothing():
     assert policy == 0 and value == 0
 
 
+@pytest.mark.slow
 def test_actor_of_v2_mixes_two_gradients():
     """1: REINFORCE with the slow critic as baseline; 0: the gradient through the dream; between: the mixture."""
     learner, params, starts = built("dreamer-v2", Discrete(3))

@@ -373,6 +373,7 @@ def test_scratch_memory_of_a_chunk_does_not_grow_with_the_replay(trainer):
     assert after.temp_size_in_bytes == before.temp_size_in_bytes
 
 
+@pytest.mark.slow
 def test_chunks_run_without_the_host_and_are_compiled_once(trainer):
     """No transfer, no callback; a chunk of another length is the same program, and consumes what it is given."""
     assert not any(word in chunk_of(trainer, i).as_text() for i in (0, 1) for word in ("callback", "infeed", "outfeed"))

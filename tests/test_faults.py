@@ -266,6 +266,7 @@ def test_tempered_probabilities():
         np.testing.assert_allclose(dist.tempered(temperature).probs, powers / powers.sum(), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_cold_dreams_do_not_depend_on_the_key():
     """At temperature 0.001 latents are the likeliest ones; at 1 they are samples."""
     for temperature, same in ((1e-3, True), (1.0, False)):
@@ -310,6 +311,7 @@ def test_ensemble_loss_is_the_squared_error_of_the_next_latent():
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_disagreement_is_taken_off_the_reward():
     """The same parameters with and without the penalty: every dreamed return falls by the discounted spread."""
     _, learner, state = learner_with(disagreement=0.5, ensemble=3)

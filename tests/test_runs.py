@@ -66,6 +66,7 @@ def test_a_run_is_plain_files(finished):
     assert (finished / "checkpoints" / "400").is_dir()
 
 
+@pytest.mark.slow
 def test_eval_scores_a_finished_run(finished):
     out = jaxwm("eval", finished, "--episodes", 20)
     assert "20 episodes after 400 steps" in " ".join(out.stdout.split())
