@@ -86,7 +86,8 @@ def test_the_perfect_model_of_a_search():
     assert found == [(0.0, -1.0, 0.5)] * 4 + [(1.0, 0.0, 0.0), (0.0, 0.0, 0.0)]
 
 
-@pytest.mark.parametrize("task", ["TicTacToe", pytest.param("ConnectFour", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["TicTacToe", "ConnectFour"])
 def test_sides_alternate_and_the_score_is_the_agents(task):
     """Random moves against random ones: every game ends in 1, 0 or -1, and both sides win some."""
     env = envs.make(f"pgx/{task}", 64, opponent="random")
@@ -135,6 +136,7 @@ def test_perfect_players_draw_and_beat_random_ones():
     assert chance.max() <= 0 and chance.mean() < -0.7
 
 
+@pytest.mark.slow
 def test_plain_tree_search_wins_parries_and_tries_every_move():
     spec = envs.make("pgx/TicTacToe").spec
     start = envs.make("pgx/TicTacToe", 8).reset(jax.random.key(0))[1].obs["sim"]

@@ -201,7 +201,7 @@ SLOW = pytest.mark.slow
 CASES = [
     pytest.param("planet", VECTOR, Box(2), marks=SLOW),
     pytest.param("dreamer-v1", IMAGE, Box(1), marks=SLOW),
-    pytest.param("dreamer-v2", GRID, MultiDiscrete((2, 3)), marks=SLOW),
+    ("dreamer-v2", GRID, MultiDiscrete((2, 3))),
     pytest.param("dreamer-v1", VECTOR, Box(2), marks=SLOW),
     pytest.param("dreamer-v1", GRID, Discrete(3), marks=SLOW),
     pytest.param("dreamer-v2", IMAGE, Discrete(3), marks=SLOW),
