@@ -319,3 +319,9 @@ class Repeat:
 
 
 Word = Collect | Train | Repeat
+
+
+def pace(per_update: float, envs: int) -> tuple[int, int]:
+    """Environment steps to collect, whole rows of `envs`, and updates after them, for `per_update` steps an update."""
+    rows = max(1, round(per_update / envs))
+    return rows * envs, max(1, round(rows * envs / per_update))

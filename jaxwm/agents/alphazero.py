@@ -42,6 +42,7 @@ from jaxwm.types import (
     Step,
     Train,
     TrainStep,
+    pace,
 )
 
 DROPS = (100_000, 300_000, 500_000)
@@ -280,7 +281,6 @@ def _mean(x: Array, used: Array) -> Array:
 def schedule(config: Config) -> tuple[Collect | Repeat, ...]:
     """Self-play and learning in turn, so that each position is learned from `train_ratio` times."""
     per_update = config.batch_size * config.batch_length / config.train_ratio  # positions
-    rows = max(1, round(per_update / config.envs))
-    updates = max(1, round(rows * config.envs / per_update))
-    body = (Collect(rows * config.envs), Train("all", updates))
+    steps, updates = pace(per_update, config.envs)
+    body = (Collect(steps), Train("all", updates))
     return Collect(config.batch_length * config.envs), Repeat(FOREVER, body)

@@ -47,6 +47,7 @@ from jaxwm.types import (
     Step,
     Train,
     TrainStep,
+    pace,
 )
 
 sg = jax.lax.stop_gradient
@@ -323,9 +324,8 @@ def make(spec: Spec, config: Config = PRESETS["12m"]) -> Agent:
 def schedule(config: Config) -> tuple[Collect | Repeat, ...]:
     """Random play, then collecting and learning in turn so that each step is replayed `train_ratio` times."""
     per_update = config.batch_size * config.batch_length / config.train_ratio  # environment steps
-    rows = max(1, round(per_update / config.envs))
-    updates = max(1, round(rows * config.envs / per_update))
-    body = (Collect(rows * config.envs), Train("all", updates))
+    steps, updates = pace(per_update, config.envs)
+    body = (Collect(steps), Train("all", updates))
     prefill = max(config.prefill, config.envs * (config.batch_length + 1))  # at least one whole sequence
     return Collect(prefill, "random"), Repeat(FOREVER, body)
 

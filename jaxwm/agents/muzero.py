@@ -54,6 +54,7 @@ from jaxwm.types import (
     Step,
     Train,
     TrainStep,
+    pace,
 )
 
 
@@ -244,8 +245,7 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         return apply(net, params["net"], *args, method=method)
 
     def init(key: Key, hyper: Mapping[str, Any]) -> State:
-        obs = jax.tree.map(lambda x: jnp.zeros((1, *x.shape), x.dtype), observation.sensors(spec.obs))
-        obs = obs if isinstance(spec.obs, Mapping) else obs["obs"]
+        obs = jax.tree.map(lambda x: jnp.zeros((1, *x.shape), x.dtype), spec.obs)
         params = {"net": net.init(key, obs, acting.encode(spec.action, acting.blank(spec.action, 1)))}
         numbers = {name: jnp.asarray(value, jnp.float32) for name, value in hyper.items()}
         target = jax.tree.map(jnp.copy, params)
@@ -526,8 +526,7 @@ def observation_noise(obs: Any, key: Key) -> Any:
 def schedule(config: Config) -> tuple[Collect | Repeat, ...]:
     """Random play, then acting and learning in turn, so that each step is learned from `train_ratio` times."""
     per_update = config.batch_size / config.train_ratio  # environment steps
-    rows = max(1, round(per_update / config.envs))
-    updates = max(1, round(rows * config.envs / per_update))
+    steps, updates = pace(per_update, config.envs)
     again = (Train("reanalyse", updates),) if config.reanalyse else ()
-    body = (Collect(rows * config.envs), *again, Train("learn", updates))
+    body = (Collect(steps), *again, Train("learn", updates))
     return Collect(max(config.prefill, config.envs * config.length), "random"), Repeat(FOREVER, body)

@@ -11,6 +11,7 @@ import numpy as np
 from rich.console import Console
 
 from jaxwm import envs
+from jaxwm.envs.pgx import PGX
 from jaxwm.errors import check_choice
 from jaxwm.studio import episodes
 from jaxwm.studio.episodes import Player
@@ -22,8 +23,6 @@ STONES = (" ", "[bold red]X[/bold red]", "[bold cyan]O[/bold cyan]")
 
 LETTERS = "ABCDEFGHJ"
 """Columns of a Go board; there is no I."""
-
-GAMES = ("TicTacToe", "ConnectFour", "GardnerChess", "Go9x9")
 
 QUIT = ("q", "quit", "exit")
 
@@ -45,8 +44,8 @@ def play(
     check_choice("--side", side, ("first", "second"))
     player = episodes.load(folder, member, seed, checkpoint)
     suite, task = player.plan.env.split("/")
-    if suite != "pgx" or task not in GAMES:
-        raise ValueError(f"jaxwm play is for board games ({', '.join(GAMES)}); this run's is {player.plan.env}")
+    if suite != "pgx" or task not in PGX:
+        raise ValueError(f"jaxwm play is for board games ({', '.join(PGX)}); this run's is {player.plan.env}")
     console.print(f"{player.title()}. You are {STONES[1 + (side == 'second')]}; q leaves.", highlight=False)
     return _game(player, task, int(side == "second"), console, ask)
 
