@@ -274,7 +274,7 @@ def _train(arguments: list[str]) -> int:
         raise ValueError("several processes need --run DIR, the same for all of them")
     result = run.train(plan, folder)
     if result and hosts.first():
-        print(f"\nrun directory: {folder}\n\nnext:\n" + _next_commands(folder))
+        print(f"\nrun directory: {folder}\n\nnext:\n" + _next_commands(folder, options.env))
     return 0 if result else 1
 
 
@@ -298,11 +298,14 @@ def _start_jax(meet: Hosts, members: int, shards: int) -> int:
     return count
 
 
-def _next_commands(folder: Path) -> str:
-    commands = {
-        f"jaxwm eval {folder}": "score the checkpoint again",
+def _next_commands(folder: Path, env: str) -> str:
+    look = {
         f"jaxwm dream {folder}": "see what the world model dreams",
         f"jaxwm watch {folder}": "see the policy play",
+    }
+    commands = {
+        f"jaxwm eval {folder}": "score the checkpoint again",
+        **({f"jaxwm play {folder}": "play against it"} if env.startswith("pgx/") else look),
         f"jaxwm report {folder}": "curves, losses and the exploitation gauge as a page",
         "jaxwm train dreamer-v3 --env minatar/Breakout --help": "another environment, every setting",
         "jaxwm list": "all agents and environments",

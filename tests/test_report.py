@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from jaxwm import agents, cli
-from jaxwm.studio.report import binned, column, command, flatten, learning_curve, read, report
+from jaxwm.studio.charts import Series
+from jaxwm.studio.report import binned, column, command, flatten, learning_curve, reached, read, report
 from jaxwm.studio.statistics import published_runs
 from jaxwm.training import run, rundir
 
@@ -88,6 +89,15 @@ def test_evaluation_is_a_table_with_means_and_minima(pair):
     part = rows_after(pair[0], "### Evaluation")
     assert row_of(part, "a") == ["a", "400", "10", "0.50 1.00 -0.30", "0.40", "-0.30", "-0.60"]
     assert row_of(part, "b") == ["b", "400", "10", "0.00 0.25 0.50", "0.25", "0.00", "-0.60"]
+
+
+def test_how_soon_runs_are_good(pair):
+    """Random -0.6, best 0.4: the mark is 0.3. Returns are m + steps / 100, points in the middle of 20 steps."""
+    after = rows_after(pair[0], "### Steps to the mark")
+    assert row_of(after, "a")[1:] == row_of(after, "b")[1:] == ["50 30 30", "30", "50"]
+    assert "a training return of 0.30, 90% of the way" in after
+    curve = Series("", 0, np.array([1.0, 2, 3]), np.array([[np.nan, 0, 5], [1, 2, np.nan], [4, 0, 0]]))
+    assert reached(curve, 1.5).tolist() == [3, 2, 1] and reached(curve, 4.5).tolist() == [np.inf, np.inf, 1]
 
 
 def test_only_differing_settings_stand_side_by_side(pair):

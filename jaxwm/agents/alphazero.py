@@ -67,6 +67,9 @@ class Config:
     """Share of that noise in the prior."""
     sampling_moves: int = 30
     """First moves of a game of self-play that are drawn at temperature 1; later ones are the best of the search."""
+    random_moves: int = 0
+    """Games of self-play begin with up to so many moves at random, each number equally likely: a player that has become
+    good meets few positions on its own. Their values are not learned (KataGo does the like: Wu 2019)."""
     blocks: int = 20
     """Residual blocks of two 3 x 3 convolutions."""
     channels: int = 256
@@ -96,7 +99,7 @@ class Config:
 
     def __post_init__(self):
         check_types(self)
-        check_range(self, "blocks sampling_moves", least=0)
+        check_range(self, "blocks sampling_moves random_moves", least=0)
         check_range(self, "channels head units batch_size envs", least=1)
         check_range(self, "batch_length", least=2)
         check_range(self, "capacity", least=self.batch_length * self.envs)
@@ -126,12 +129,13 @@ PRESETS = {
         optimizer="adam", lr=1e-3, envs=1024,
     ),
     "tictactoe": Config(
-        **_SMALL, simulations=32, match_simulations=50, considered=9, sampling_moves=9, blocks=1, channels=32,
+        **_SMALL, simulations=32, match_simulations=50, considered=9, sampling_moves=9, random_moves=4, blocks=1,
+        channels=32,
         batch_size=32, batch_length=16, train_ratio=12.0, lr=3e-3, envs=32, capacity=20_000,
     ),
     "connect-four": Config(
-        **_SMALL, simulations=16, match_simulations=64, considered=7, sampling_moves=42, blocks=2, channels=32,
-        batch_size=32, batch_length=32, train_ratio=4.0, lr=2e-3, envs=64, capacity=100_000,
+        **_SMALL, simulations=16, match_simulations=64, considered=7, sampling_moves=42, random_moves=8, blocks=2,
+        channels=32, batch_size=8, batch_length=32, train_ratio=4.0, lr=2e-3, envs=64, capacity=100_000,
     ),
 }  # fmt: skip
 
@@ -143,6 +147,13 @@ class State(NamedTuple):
     opt: Any
     hyper: dict[str, Array]
     step: Array
+
+
+class Played(NamedTuple):
+    """What is known of games `[N]`: `moves` made so far, and how many of them are the `opening` at random."""
+
+    moves: Array
+    opening: Array
 
 
 class Net(nn.Module):
@@ -181,28 +192,33 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         numbers = {name: jnp.asarray(value, jnp.float32) for name, value in hyper.items()}
         return State(params, scale.init(params), numbers, jnp.zeros((), jnp.int32))
 
-    def reset(state: State, num_envs: int) -> Array:
-        """Moves made in the games, `[N]`."""
-        return jnp.zeros(num_envs, jnp.int32)
+    def reset(state: State, num_envs: int) -> Played:
+        return Played(jnp.zeros(num_envs, jnp.int32), jnp.zeros(num_envs, jnp.int32))
 
-    def act(state: State, carry: Array, step: Step, key: Key, mode: str) -> tuple[Array, Array, dict]:
+    def act(state: State, carry: Played, step: Step, key: Key, mode: str) -> tuple[Played, Array, dict]:
         check_choice("mode", mode, get_args(Mode))
-        moves, legal = jnp.where(step.is_first, 0, carry), step.obs["legal"]
+        legal, k_move, k_opening = step.obs["legal"], jax.random.fold_in(key, 1), jax.random.fold_in(key, 2)
+        drawn = jax.random.randint(k_opening, carry.opening.shape, 0, config.random_moves + 1)
+        moves, opening = (jnp.where(step.is_first, new, old) for new, old in zip((0, drawn), carry, strict=True))
+        carry, at_random = Played(moves + 1, opening), moves < opening
+        any_ = jax.random.categorical(k_move, search.mask(jnp.zeros(legal.shape), legal))
         if mode in ("random", "logged"):
-            any_ = jax.random.categorical(key, search.mask(jnp.zeros(legal.shape), legal))
             action = any_ if mode == "random" else logged(step)
-            extras = {"policy": legal / legal.sum(-1, keepdims=True), "value": jnp.zeros(len(legal))}
-            return moves + 1, action, extras
+            policy, nothing = legal / legal.sum(-1, keepdims=True), jnp.zeros(len(legal))
+            return carry, action, {"policy": policy, "value": nothing, "random": nothing > 0}
         logits, value = look(state.params, step.obs["board"])
         root = search.Root(logits, value, (step.obs["sim"], step.obs["to_play"]), legal)
         heat = 0.0 if mode == "greedy" else (moves < config.sampling_moves).astype(jnp.float32)
         found = search.search(config.tree(mode), state.params, root, model, key, heat)
-        return moves + 1, found.action, {"policy": found.policy, "value": found.value}
+        at_random &= mode == "explore"
+        action = jnp.where(at_random, any_, found.action)
+        return carry, action, {"policy": found.policy, "value": found.value, "random": at_random}
 
     def loss(params: Any, record: Record, l2: Array) -> tuple[Array, dict[str, Array]]:
         """(z - v)^2 - pi log p + l2 |params|^2 over the positions of `record [B, L]` in which a move was made."""
         result, known = results(record, config.bootstrap)
         used = ~record.is_last[:, :-1]
+        known &= ~record.extras["random"][:, :-1]
         now = jax.tree.map(lambda x: x[:, :-1].reshape(-1, *x.shape[2:]), (record.obs, record.extras["policy"]))
         (seen, target), shape = now, used.shape
         logits, value = look(params, seen["board"])

@@ -34,6 +34,9 @@ PICTURES = (".png", ".gif")
 CURVE_BINS = 20
 """Points of a learning curve, each the mean of the episodes that ended in that stretch of environment steps."""
 
+MARK = 0.9
+"""What counts as good when runs are compared by how soon they are."""
+
 METRIC_BINS = 200
 """Largest number of points of the other curves."""
 
@@ -214,6 +217,12 @@ def learning_curve(story: Story, edges: np.ndarray) -> charts.Series:
     return charts.Series(story.label, story.index, grid, np.stack(columns, 1))
 
 
+def reached(curve: charts.Series, mark: float) -> np.ndarray:
+    """The environment steps `[M]` at which each member's curve is first at the `mark`; inf where it never is."""
+    there = curve.values >= mark  # NaN is not
+    return np.where(there.any(0), curve.steps[there.argmax(0)], np.inf)
+
+
 def column(story: Story, name: str) -> tuple[np.ndarray, np.ndarray]:
     """A metric as `steps [K]`, `values [K, M]`, of the rows that have it; null is NaN. A scalar has one column."""
     rows = [row for row in story.metrics if name in row]
@@ -298,14 +307,14 @@ def _by_environment(stories: list[Story], out: Path) -> Iterable[str]:
         group = [story for story in stories if story.env == env]
         names = metric_names(group)
         losses = [name for name in names if "loss" in name.split("/")]
-        parts = [f"## {env}", _returns(env, group, out), "### Evaluation", _scores(group)]
+        parts = [f"## {env}", _returns(env, group, out), "### Evaluation", _scores(group), *_sooner(group)]
         parts += _multiples("Losses", env, group, losses, out)
         parts += _multiples("Other metrics", env, group, [name for name in names if name not in losses], out)
         yield "\n\n".join(parts)
 
 
 def _returns(env: str, group: list[Story], out: Path) -> str:
-    edges = np.linspace(0, max(max(story.progress() for story in group), 1), CURVE_BINS + 1)
+    edges = _edges(group)
     series = [learning_curve(story, edges) for story in group if story.scores]
     scored = [story for story in group if story.evaluation]
     if not series and not scored:
@@ -320,6 +329,30 @@ def _returns(env: str, group: list[Story], out: Path) -> str:
         f"that ended within {edges[1]:,.0f} environment steps of a member; a member in whose stretch no episode ended "
         "is interpolated. The evaluation, drawn beyond the end, plays the greedy policy in environments of its own."
     )
+
+
+def _edges(group: list[Story]) -> np.ndarray:
+    """Bounds of the stretches of learning curves, the same for all runs of an environment."""
+    return np.linspace(0, max(max(story.progress() for story in group), 1), CURVE_BINS + 1)
+
+
+def _sooner(group: list[Story]) -> list[str]:
+    """How soon each of several runs is good."""
+    scored = [story for story in group if story.evaluation]
+    if len(scored) < 2:
+        return []
+    chance = np.mean([np.mean(story.evaluation["random"]) for story in scored])
+    mark = chance + MARK * (max(np.mean(story.evaluation["trained"]) for story in scored) - chance)
+    rows, text = [], lambda steps: f"{steps:,.0f}" if np.isfinite(steps) else "-"
+    for story in (story for story in group if story.scores):
+        steps = reached(learning_curve(story, _edges(group)), mark)
+        rows.append([story.label, " ".join(map(text, steps)), text(np.median(steps)), text(steps.max())])
+    return [
+        "### Steps to the mark",
+        md.table(["run", "environment steps of each member", "median", "last"], rows),
+        f"The mark is a training return of {mark:.2f}, {MARK:.0%} of the way from the random policy to the best "
+        "evaluation here; - says that the learning curve of a member has no point there.",
+    ]
 
 
 def _scores(group: list[Story]) -> str:
