@@ -12,7 +12,7 @@ from typing import Any
 from jaxwm import agents
 from jaxwm.training.run import Plan
 
-TASKS = {"catch": ("gymnax/Catch-bsuite", 6000), "cartpole": ("gymnax/CartPole-v1", 20_000)}
+TASKS = {"catch": ("gymnax/Catch-bsuite", 14_000), "cartpole": ("gymnax/CartPole-v1", 20_000)}
 """Task -> environment, steps."""
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -39,7 +39,7 @@ def runs(
         tasks: Of catch and cartpole.
         variants: Of muzero, efficientzero, no-consistency, no-prefix and no-correction.
         seeds: Members of each population.
-        steps: Environment steps of each member (default: 6,000 and 20,000).
+        steps: Environment steps of each member (default: 14,000 and 20,000).
         train_ratio: Sequences learned from for each step played; less than the presets have, so that there is
             something to gain.
         episodes: Evaluation episodes of each member.

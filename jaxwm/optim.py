@@ -17,6 +17,11 @@ WIDTH = 256
 """Columns of packed tensors."""
 
 
+def numbers(hyper: Mapping[str, Any]) -> dict[str, Array]:
+    """Hyper-parameters that may differ between members, as float32 scalars."""
+    return {name: jnp.asarray(value, jnp.float32) for name, value in hyper.items()}
+
+
 def pack(tree: PyTree) -> Array:
     """All float32 tensors of a tree as one matrix `[rows, WIDTH]`; each starts a row, zeros fill its last one.
 

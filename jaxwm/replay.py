@@ -101,6 +101,25 @@ def sample(ring: Ring, key: Key, batch: int, length: int, how: str = "uniform") 
     return Batch(take(ring, index, length), index, jnp.ones(batch), online)
 
 
+def prioritised(ring: Ring, key: Key, batch: int, length: int, alpha: float, beta: float) -> Batch:
+    """Sequences by the priority of their last record, p ** alpha (Schaul et al. 2016), stratified.
+
+    `weight` is (1 / (count p)) ** beta, divided by its greatest entry in the batch.
+    """
+    rows, num_envs = ring.data.extras["priority"].shape
+    slot = jnp.arange(rows)
+    newest = (ring.rows - 1 - slot) // rows * rows + slot  # the row that a slot holds; before 0 where it is empty
+    ready = newest >= oldest(ring) + length - 1
+    mass = jnp.where(ready[:, None], ring.data.extras["priority"] ** alpha, 0.0).reshape(-1)
+    ends = jnp.cumsum(mass)
+    points = (jnp.arange(batch) + jax.random.uniform(key, (batch,))) / batch * ends[-1]
+    drawn = jnp.clip(jnp.searchsorted(ends, points, side="right"), 0, len(mass) - 1)
+    index = Index(newest[drawn // num_envs] - (length - 1), drawn % num_envs)
+    chance = mass[drawn] / ends[-1]
+    weight = (ready.sum() * num_envs * chance) ** -beta
+    return Batch(take(ring, index, length), index, weight / weight.max(), jnp.zeros((), jnp.int32))
+
+
 def queued(ring: Ring, length: int) -> Array:
     """Number of the next sequence in the online queue; those already overwritten are skipped.
 

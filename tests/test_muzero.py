@@ -14,7 +14,7 @@ from jaxwm.models import value_equivalent as ve
 from jaxwm.nets.layers import apply
 from jaxwm.training.checkpoint import Checkpoints
 from jaxwm.training.trainer import Cursor, Trainer
-from jaxwm.types import Box, Discrete, Record, Spec, Step
+from jaxwm.types import Box, Discrete, Index, Record, Spec, Step
 
 TINY = dict(
     simulations=4, width=8, units=8, layers=1, bins=11, bound=5.0, envs=2, batch_size=4, unroll=2, td_steps=2,
@@ -129,7 +129,7 @@ def ring_with(priorities, rows_before=0) -> replay.Ring:
 def test_sequences_are_drawn_by_the_priority_of_their_last_record(before):
     """Rows 0 and 1 complete no sequence of three, however great their priority; older rows are overwritten."""
     ring = ring_with([[9e9, 9e9], [9e9, 9e9], [1, 0], [4, 0], [0, 16]], before)
-    batch = jax.jit(lambda key: muzero.prioritised(ring, key, 1400, 3, 0.5, 1.0))(jax.random.key(0))
+    batch = jax.jit(lambda key: replay.prioritised(ring, key, 1400, 3, 0.5, 1.0))(jax.random.key(0))
     ends = batch.record.reward[:, -1] - 10 * before
     drawn = {int(end): int((ends == end).sum()) for end in np.unique(ends)}
     assert drawn.keys() == {20, 30, 41}, "priority 0 is never drawn"
@@ -196,7 +196,7 @@ def batch_for(case, key=0):
     rows = jax.tree.map(lambda x: x.reshape(num, *x.shape[2:]), step)
     _, action, extras = case.agent.act(case.state, (), rows, jax.random.key(1), "random")
     action, extras = jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), (action, extras))
-    index = muzero.Index(jnp.zeros(lead[0], jnp.int32), jnp.zeros(lead[0], jnp.int32))
+    index = Index(jnp.zeros(lead[0], jnp.int32), jnp.zeros(lead[0], jnp.int32))
     return muzero.Batch(Record(*step, action, extras), index, jnp.ones(lead[0]), jnp.int32(0))
 
 

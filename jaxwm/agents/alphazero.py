@@ -22,9 +22,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxwm import optim
 from jaxwm.acting import logged
 from jaxwm.control import search
 from jaxwm.errors import check_choice, check_range, check_types
+from jaxwm.nets.chunks import join
 from jaxwm.nets.layers import MLP, Linear, apply
 from jaxwm.nets.residual import Cut, Tower
 from jaxwm.types import (
@@ -189,8 +191,7 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
     def init(key: Key, hyper: Mapping[str, Any]) -> State:
         board = jnp.zeros((1, *obs["board"].shape), obs["board"].dtype)
         params = net.init(key, board)
-        numbers = {name: jnp.asarray(value, jnp.float32) for name, value in hyper.items()}
-        return State(params, scale.init(params), numbers, jnp.zeros((), jnp.int32))
+        return State(params, scale.init(params), optim.numbers(hyper), jnp.zeros((), jnp.int32))
 
     def reset(state: State, num_envs: int) -> Played:
         return Played(jnp.zeros(num_envs, jnp.int32), jnp.zeros(num_envs, jnp.int32))
@@ -219,7 +220,7 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         result, known = results(record, config.bootstrap)
         used = ~record.is_last[:, :-1]
         known &= ~record.extras["random"][:, :-1]
-        now = jax.tree.map(lambda x: x[:, :-1].reshape(-1, *x.shape[2:]), (record.obs, record.extras["policy"]))
+        now = join(jax.tree.map(lambda x: x[:, :-1], (record.obs, record.extras["policy"])))
         (seen, target), shape = now, used.shape
         logits, value = look(params, seen["board"])
         log_p = jax.nn.log_softmax(search.mask(logits, seen["legal"]))

@@ -30,6 +30,7 @@ from jaxwm.errors import check_range, check_types
 from jaxwm.models import rssm
 from jaxwm.models.rssm import Gaussian, Latent
 from jaxwm.models.world import Carry, World, classic, groups_of
+from jaxwm.nets.chunks import join
 from jaxwm.nets.layers import Head, apply
 from jaxwm.types import (
     FOREVER,
@@ -165,8 +166,7 @@ def make(spec: Spec, config: Config = PUBLISHED) -> Agent:
 
     def init(key: Key, hyper: Mapping[str, Any]) -> State:
         params = world.init(key, learner.heads)
-        numbers = {name: jnp.asarray(value, jnp.float32) for name, value in hyper.items()}
-        return State(params, tx.init(params), numbers, jnp.zeros((), jnp.int32))
+        return State(params, tx.init(params), optim.numbers(hyper), jnp.zeros((), jnp.int32))
 
     def reset(state: State, num_envs: int) -> Carry:
         return world.reset(num_envs)
@@ -254,7 +254,7 @@ class Learner:
         latents, losses, metrics = self.world.predictions(params, self.heads, record, uniform)
         model = config.rec_scale * losses["rec"] + losses["rew"] + config.con_scale * losses.get("con", 0.0)
         model += jnp.maximum(rssm.joint(losses["dyn"], losses["rep"]), config.free_nats)
-        starts = jax.tree.map(lambda x: sg(x).reshape(-1, *x.shape[2:]), latents)
+        starts = join(sg(latents))
         policy, value, more = self.behaviour(params, hyper, starts, k_behaviour)
         metrics |= more | {"loss/policy": policy, "loss/value": value, "loss": model + policy + value}
         return model + policy + value, metrics

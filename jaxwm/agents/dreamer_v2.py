@@ -28,6 +28,7 @@ from jaxwm.control import actor_critic as ac
 from jaxwm.errors import check_range, check_types
 from jaxwm.models.rssm import Categorical, Latent
 from jaxwm.models.world import Carry, World, classic, groups_of
+from jaxwm.nets.chunks import join
 from jaxwm.nets.layers import Head, apply
 from jaxwm.types import (
     FOREVER,
@@ -170,9 +171,8 @@ def make(spec: Spec, config: Config = PUBLISHED) -> Agent:
 
     def init(key: Key, hyper: Mapping[str, Any]) -> State:
         params = world.init(key, learner.heads)
-        numbers = {name: jnp.asarray(value, jnp.float32) for name, value in hyper.items()}
         slow = jax.tree.map(jnp.copy, params["val"])
-        return State(params, slow, tx.init(params), numbers, jnp.zeros((), jnp.int32))
+        return State(params, slow, tx.init(params), optim.numbers(hyper), jnp.zeros((), jnp.int32))
 
     def reset(state: State, num_envs: int) -> Carry:
         return world.reset(num_envs)
@@ -251,7 +251,7 @@ class Learner:
         kl = config.kl_balance * losses["dyn"] + (1 - config.kl_balance) * losses["rep"]  # algorithm 2
         model = config.rec_scale * losses["rec"] + losses["rew"] + config.con_scale * losses["con"]
         model += config.kl_scale * kl
-        starts = jax.tree.map(lambda x: sg(x).reshape(-1, *x.shape[2:]), latents)
+        starts = join(sg(latents))
         policy, value, more = self.behaviour(params, state, starts, k_behaviour)
         metrics |= more | {"loss/policy": policy, "loss/value": value, "loss": model + policy + value}
         return model + policy + value, metrics

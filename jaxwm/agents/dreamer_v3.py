@@ -281,7 +281,7 @@ def make(spec: Spec, config: Config = PRESETS["12m"]) -> Agent:
     def init(key: Key, hyper: Any) -> State:
         params = init_params(nets, spec, key, config.ensemble)
         slow = jax.tree.map(jnp.copy, params["val"])
-        hyper = {name: jnp.asarray(value, jnp.float32) for name, value in hyper.items()}
+        hyper = optim.numbers(hyper)
         return State(params, slow, ac.initial_range(), tx.init(params), hyper, jnp.zeros((), jnp.int32))
 
     def reset(state: State, num_envs: int) -> Carry:

@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 
+from jaxwm import optim
 from jaxwm.acting import logged
 from jaxwm.errors import check_choice, check_number, check_range, check_types
 from jaxwm.types import (
@@ -140,8 +141,7 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         none = jnp.zeros((), jnp.int32)
         room = jnp.zeros(states * actions + actions, jnp.int32)  # a state's actions are written at once
         memory = Memory(model, room, blank > 0, none, blank.astype(jnp.int32), none)
-        numbers = {name: jnp.asarray(value, jnp.float32) for name, value in hyper.items()}
-        return State({"q": blank}, (), numbers, none, memory)
+        return State({"q": blank}, (), optim.numbers(hyper), none, memory)
 
     def reset(state: State, num_envs: int) -> tuple[()]:
         return ()

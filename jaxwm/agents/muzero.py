@@ -36,6 +36,7 @@ from jaxwm.distributions import sg
 from jaxwm.errors import check_choice, check_range, check_types
 from jaxwm.models.value_equivalent import Memory, Net, Support, check, similarity
 from jaxwm.nets import observation
+from jaxwm.nets.chunks import join
 from jaxwm.nets.layers import apply
 from jaxwm.types import (
     FOREVER,
@@ -45,7 +46,6 @@ from jaxwm.types import (
     Collect,
     Discrete,
     Dream,
-    Index,
     Key,
     Mode,
     Record,
@@ -247,9 +247,8 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
     def init(key: Key, hyper: Mapping[str, Any]) -> State:
         obs = jax.tree.map(lambda x: jnp.zeros((1, *x.shape), x.dtype), spec.obs)
         params = {"net": net.init(key, obs, acting.encode(spec.action, acting.blank(spec.action, 1)))}
-        numbers = {name: jnp.asarray(value, jnp.float32) for name, value in hyper.items()}
         target = jax.tree.map(jnp.copy, params)
-        return State(params, target, tx.init(params), numbers, jnp.zeros((), jnp.int32), jnp.ones(()))
+        return State(params, target, tx.init(params), optim.numbers(hyper), jnp.zeros((), jnp.int32), jnp.ones(()))
 
     # --- Searching ------------------------------------------------------------------------------------------------
 
@@ -319,26 +318,26 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
     # --- Learning -------------------------------------------------------------------------------------------------
 
     def sampler(state: State, ring: replay.Ring, key: Key) -> Batch:
-        return prioritised(ring, key, config.batch_size, config.length, config.alpha, config.beta)
+        return replay.prioritised(ring, key, config.batch_size, config.length, config.alpha, config.beta)
 
     def values(state: State, record: Record) -> Array:
         """Bootstrap values `[B, L]`."""
         if config.bootstrap == "search":
             return record.extras["value"]
-        rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), record.obs)
+        rows = join(record.obs)
         _, logits = call(state.target, Net.predict, call(state.target, Net.represent, rows))
         return support.mean(logits).reshape(record.reward.shape)
 
     def disagreement(params: Any, latents: Array, obs: Any, real: Array) -> Array:
         """EfficientZero's consistency loss `[B]` of unrolled latents `[B, K + 1, ...]` with what was then seen."""
-        seen, ahead = jax.tree.map(lambda x: x[:, 1:].reshape(-1, *x.shape[2:]), (obs, latents))
+        seen, ahead = join(jax.tree.map(lambda x: x[:, 1:], (obs, latents)))
         goals = call(params, Net.projected, sg(call(params, Net.represent, seen)))
         alike = similarity(call(params, Net.compare, ahead), goals).reshape(-1, config.unroll)
         return -(alike * real[:, 1:]).mean(1)
 
     def misses(params: Any, latents: Array, obs: Any, real: Array) -> Array:
         """What the decoder fails to show, `[B]`."""
-        rows, seen = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (latents, obs))
+        rows, seen = join((latents, obs))
         parts = observation.reconstruction_loss(seen, call(params, Net.decode, rows), spec.obs)
         return (jnp.stack(list(parts.values())).sum(0).reshape(real.shape) * real).mean(1)
 
@@ -363,7 +362,7 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         start = first, call(params, Net.fresh, len(weight))
         _, (latents, rewards) = jax.lax.scan(unrolled, start, actions.swapaxes(0, 1))
         latents = jnp.concatenate([first[None], latents]).swapaxes(0, 1)  # [B, K + 1, ...]
-        rows = latents.reshape(-1, *latents.shape[2:])
+        rows = join(latents)
         outputs, value = jax.tree.map(lambda x: x.reshape(-1, k + 1, x.shape[-1]), call(params, Net.predict, rows))
 
         policy = acting.actor(spec.action, outputs)
@@ -484,25 +483,6 @@ def aims(record: Record, value: Array, unroll: int, td_steps: int, discount: flo
     )
 
 
-def prioritised(ring: replay.Ring, key: Key, batch: int, length: int, alpha: float, beta: float) -> Batch:
-    """Sequences by the priority of their last record, p ** alpha (Schaul et al. 2016), stratified.
-
-    `weight` is (1 / (count p)) ** beta, divided by its greatest entry in the batch.
-    """
-    rows, num_envs = ring.data.extras["priority"].shape
-    slot = jnp.arange(rows)
-    newest = (ring.rows - 1 - slot) // rows * rows + slot  # the row that a slot holds; before 0 where it is empty
-    ready = newest >= replay.oldest(ring) + length - 1
-    mass = jnp.where(ready[:, None], ring.data.extras["priority"] ** alpha, 0.0).reshape(-1)
-    ends = jnp.cumsum(mass)
-    points = (jnp.arange(batch) + jax.random.uniform(key, (batch,))) / batch * ends[-1]
-    drawn = jnp.clip(jnp.searchsorted(ends, points, side="right"), 0, len(mass) - 1)
-    index = Index(newest[drawn // num_envs] - (length - 1), drawn % num_envs)
-    chance = mass[drawn] / ends[-1]
-    weight = (ready.sum() * num_envs * chance) ** -beta
-    return Batch(replay.take(ring, index, length), index, weight / weight.max(), jnp.zeros((), jnp.int32))
-
-
 def observation_noise(obs: Any, key: Key) -> Any:
     """EfficientZero's augmentation: images `[B, T, H, W, C]` shifted by up to four pixels, brightened by about 5 %."""
 
@@ -517,7 +497,7 @@ def observation_noise(obs: Any, key: Key) -> Any:
     def each(x: Array) -> Array:
         if x.dtype != jnp.uint8 or x.ndim != 5:
             return x
-        flat = x.reshape(-1, *x.shape[2:])
+        flat = join(x)
         return jax.vmap(one)(flat, jax.random.split(key, len(flat))).reshape(x.shape)
 
     return jax.tree.map(each, obs)

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxwm import replay
+from jaxwm import optim, replay
 from jaxwm.acting import logged, random_action
 from jaxwm.control import planning
 from jaxwm.control.planning import Planner
@@ -230,9 +230,8 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
             k_model, networks, size + actions, config.units, config.layers, outputs, logits=int(learned)
         )
         params = {"model": model, "inputs": ensemble.unit(size + actions), "targets": ensemble.unit(outputs)}
-        numbers = {name: jnp.asarray(value, jnp.float32) for name, value in hyper.items()}
         zero = jnp.zeros((), jnp.int32)
-        return State(params, adam.init(model), numbers, zero, jax.random.bits(k_memory, (), jnp.uint32))
+        return State(params, adam.init(model), optim.numbers(hyper), zero, jax.random.bits(k_memory, (), jnp.uint32))
 
     # --- Acting ---------------------------------------------------------------------------------------------------
 

@@ -169,8 +169,7 @@ def make(spec: Spec, config: Config = PUBLISHED) -> Agent:
 
     def init(key: Key, hyper: Mapping[str, Any]) -> State:
         params = world.init(key, heads)
-        numbers = {name: jnp.asarray(value, jnp.float32) for name, value in hyper.items()}
-        return State(params, tx.init(params), numbers, jnp.zeros((), jnp.int32))
+        return State(params, tx.init(params), optim.numbers(hyper), jnp.zeros((), jnp.int32))
 
     def reset(state: State, num_envs: int) -> Carry:
         return world.reset(num_envs)

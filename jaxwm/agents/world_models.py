@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxwm import replay
+from jaxwm import optim, replay
 from jaxwm.acting import blank, choices, logged, random_action
 from jaxwm.control.evolution import Evolution, cma_es
 from jaxwm.errors import check_choice, check_number, check_range, check_types
@@ -385,9 +385,8 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         params = nets.init(k_params)
         candidates, strategy = evolution.ask(k_ask, evolution.init(k_evolution, params["controller"]))
         opt = {"vision": adam.init(params["vision"]), "memory": capped.init(params["memory"]), "controller": strategy}
-        numbers = {name: jnp.asarray(value, jnp.float32) for name, value in hyper.items()}
         zero = jnp.zeros((), jnp.int32)
-        return State(params, opt, numbers, zero, Memory(candidates, zero))
+        return State(params, opt, optim.numbers(hyper), zero, Memory(candidates, zero))
 
     def reset(state: State, num_envs: int) -> Carry:
         return Carry(nets.memory.initial(num_envs), blank(spec.action, num_envs))

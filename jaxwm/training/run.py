@@ -200,7 +200,8 @@ class Run:
         self.plan, self.folder, self.lock, self.console = plan, folder, lock, console
         if plan.tensorboard:
             rundir.import_tensorboard()  # missing? told before anything is computed
-        judge(plan, plan.episodes)  # a wrong option is told now and not after training
+        if plan.score_options:
+            judge(plan, plan.episodes)  # a wrong option is told now and not after training
         self.env, self.agent, self.trainer = build(plan)
         self.cursor, self.began, self.stopping = Cursor(), time.time(), False
         self.before = 0.0  # seconds of earlier sessions
