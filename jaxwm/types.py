@@ -82,6 +82,8 @@ class Spec:
     `simulate(sim, action) -> Step` is the environment itself as a model, for systems that search in it: `sim` is the
     observation of that name, leaves `[N, ...]`, and so is the `sim` in the observation of the result. No auto-reset:
     after an end it stays there, with reward 0. In a game the reward is that of the player who moved.
+
+    `players` is how many the agent moves for, in turn: 2 in games against itself.
     """
 
     name: str
@@ -89,6 +91,7 @@ class Spec:
     action: ActionSpace
     max_steps: int | None = None
     simulate: Callable[[PyTree, Array], Step] | None = None
+    players: int = 1
 
     def __post_init__(self):
         if not isinstance(self.action, ActionSpace):

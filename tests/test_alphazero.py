@@ -332,6 +332,12 @@ def test_larger_games_play_and_learn(task, actions):
     assert int(life.step.obs["sim"]._step_count.max()) >= 3
 
 
+def test_other_systems_play_for_one_side_alone():
+    with pytest.raises(ValueError, match=r"muzero plays for one side.*give it an opponent"):
+        agents.make("muzero", envs.make("pgx/TicTacToe").spec)
+    assert agents.make("muzero", envs.make("pgx/TicTacToe", opponent="random").spec, "catch")
+
+
 def test_environments_that_cannot_be_simulated_are_refused():
     with pytest.raises(ValueError, match="alphazero searches in the environment itself"):
         agents.make("alphazero", envs.make("gymnax/Catch-bsuite").spec)

@@ -242,6 +242,20 @@ def test_shapes_types_and_learning(name):
     assert dream.reward.shape == (2, 3) and (dream.obs is None) == (not config.decoder)
 
 
+@pytest.mark.parametrize("mode", ["random", "explore"])
+def test_only_legal_moves_are_made(mode):
+    env = envs.make("pgx/TicTacToe", 4, opponent="random")
+    agent = agents.make("muzero", env.spec, "catch", **TINY)
+    state = jax.jit(agent.init)(jax.random.key(0), agent.hyper)
+
+    def turn(carry, key):
+        _, action, _ = agent.act(state, (), carry[1], key, mode)
+        return env.step(carry[0], action), jnp.take_along_axis(carry[1].obs["legal"], action[:, None], 1)
+
+    start, keys = env.reset(jax.random.key(0)), jax.random.split(jax.random.key(1), 12)
+    assert jax.jit(lambda start: jax.lax.scan(turn, start, keys)[1])(start).all()
+
+
 def test_the_target_network_is_a_copy_every_few_updates():
     case = small()
     learn, first, state = jax.jit(case.agent.train_steps["learn"].update), case.state.target, case.state

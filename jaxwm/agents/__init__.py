@@ -40,6 +40,7 @@ class Entry(NamedTuple):
     acts: str = ""
     env: str = "gymnax/Catch-bsuite"
     steps: int = 6000
+    players: int = 1  # most that it can move for, see Spec.players
 
 
 AGENTS: dict[str, Entry] = {
@@ -149,6 +150,8 @@ AGENTS: dict[str, Entry] = {
         predicts="nothing: the rules are given, the environment itself is the model",
         acts="tree search (PUCT or Gumbel) with a network's policy and value at the leaves",
         env="pgx/TicTacToe",
+        steps=40_000,
+        players=2,
     ),
     "muzero": Entry(
         muzero.make,
@@ -207,4 +210,15 @@ def make(name: str, spec: Spec, preset: str | None = None, **options: Any) -> Ag
     """
     if not isinstance(spec, Spec):
         raise ValueError(f"an agent is built for a jaxwm.types.Spec, such as env.spec, not for a {type(spec).__name__}")
-    return find(name).make(spec, settings(name, preset, **options))
+    return build(name, spec, settings(name, preset, **options))
+
+
+def build(name: str, spec: Spec, config: Any) -> Agent:
+    """As `make`, with settings that are whole. ValueError also for a game against itself, where a system plays none."""
+    entry = find(name)
+    if spec.players > entry.players:
+        raise ValueError(
+            f"{name} plays for one side, and {spec.name} wants moves for both: give it an opponent "
+            "(--env-option opponent=random or mcts), or take alphazero"
+        )
+    return entry.make(spec, config)

@@ -232,6 +232,7 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
     check(spec.obs, config.residual)
     whole = isinstance(spec.action, Discrete)
     options = spec.action.n if isinstance(spec.action, Discrete) else config.sampled
+    masked = whole and isinstance(spec.obs, Mapping) and "legal" in spec.obs
     support, tree = Support(config.bound, config.bins), config.tree()
     net = Net(
         spec.obs, acting.action_size(spec.action), acting.head_sizes(spec.action), support, config.residual,
@@ -285,7 +286,13 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         return search.search(tree, params, root, model, k_search, heat), drawn
 
     def legal(obs: Any, logits: Array) -> Array:
-        return obs["legal"] if whole and isinstance(obs, Mapping) and "legal" in obs else jnp.ones(logits.shape, bool)
+        return obs["legal"] if masked else jnp.ones(logits.shape, bool)
+
+    def at_random(obs: Any, key: Key, num: int) -> Array:
+        """Any action, each equally likely, of those that are legal."""
+        if masked:
+            return jax.random.categorical(key, search.mask(jnp.zeros(obs["legal"].shape), obs["legal"]))
+        return acting.random_action(spec.action, key, num)
 
     # --- Acting ---------------------------------------------------------------------------------------------------
 
@@ -296,7 +303,7 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         check_choice("mode", mode, get_args(Mode))
         num = len(step.reward)
         if mode in ("random", "logged"):
-            action = acting.random_action(spec.action, key, num) if mode == "random" else acting.logged(step)
+            action = at_random(step.obs, key, num) if mode == "random" else acting.logged(step)
             found: Any = search.Result(action, jnp.full((num, options), 1 / options), jnp.zeros(num), action)
             drawn = None
             if not whole:

@@ -7,9 +7,10 @@ An observation is a dict:
 - "to_play": int32 `[]`, 0 for the player who moved first, 1 for the other;
 - "sim": the state of the game, what `spec.simulate` starts from. It is not kept in the replay.
 
-Without an opponent an environment is self-play: the agent moves for both, and the reward is that of the player who has
-just moved: 1 for the winning move, 0 otherwise (in Go a move can lose at once, -1). The sum of such rewards is no
-score. With one the agent plays one side and sees its own turns only; the reward is 1, 0 or -1 at the end, the agent's.
+Without an opponent an environment is self-play: the agent moves for both (`Spec.players` is 2), and the reward is that
+of the player who has just moved: 1 for the winning move, 0 otherwise (in Go a move can lose at once, -1). The sum of
+such rewards is no score. With one the agent plays one side and sees its own turns only; the reward is 1, 0 or -1 at the
+end, the agent's.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ def pgx(
         "sim": sim,
     }
     actions = Discrete(sim.legal_action_mask.shape[0])
-    spec = Spec(f"pgx/{task}", obs, actions, LIMITS[task], simulate)
+    spec = Spec(f"pgx/{task}", obs, actions, LIMITS[task], simulate, 1 if reply else 2)
     return Env(spec, reset, step, num_envs, True)
 
 

@@ -134,7 +134,7 @@ def read_plan(folder: str | Path) -> Plan:
 def build(plan: Plan) -> tuple[Env, Agent, Trainer]:
     """Environment, agent and trainer of a plan."""
     env = envs.make(plan.env, num_envs=plan.settings.envs, **plan.env_options)
-    agent = agents.find(plan.agent).make(env.spec, plan.settings)
+    agent = agents.build(plan.agent, env.spec, plan.settings)
     capacity = min(plan.settings.capacity, plan.steps + env.num_envs)  # never more than the run writes
     return env, agent, Trainer(agent, env, plan.members, capacity, plan.vary, shards=plan.shards)
 
