@@ -1,7 +1,9 @@
 """MuZero, EfficientZero and EfficientZero without each of its additions, at equal steps and equal updates.
 
-Expected: not measured with these settings yet; alone, both reach 1.00 on Catch with the presets (README, "Search").
-Time:     about two minutes a variant of Catch, four of CartPole, on two cores.
+Expected: Catch, environment steps of the last (median) member to a training return of 0.84: EfficientZero 8,050 (7,350),
+          without correction 8,050 (7,350), without consistency 8,750 (8,050), without prefix - (8,750), MuZero 10,150
+          (10,150). All end at 1.00, but for one member without prefix at 0.58.
+Time:     18 minutes for Catch, four minutes a variant; on two cores beside other work.
 Command:  make sweep EXPERIMENT=experiments/muzero.py
 
 The report at the end draws returns against environment steps: how much sooner one of them is there.

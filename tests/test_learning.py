@@ -38,6 +38,8 @@ def test_the_table_is_read():
         "gymnax/CartPole-v1",
         "gymnax/Pendulum-v1",
         "gymnax/Catch-bsuite",
+        "pgx/TicTacToe",
+        "pgx/ConnectFour",
     ]
     for name, _, command in ROWS:
         agent = command.split()[1]
