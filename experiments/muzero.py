@@ -14,7 +14,7 @@ from typing import Any
 from jaxwm import agents
 from jaxwm.training.run import Plan
 
-TASKS = {"catch": ("gymnax/Catch-bsuite", 14_000), "cartpole": ("gymnax/CartPole-v1", 20_000)}
+TASKS = {"catch": ("gymnax/Catch-bsuite", 14_000), "cartpole": ("gymnax/CartPole-v1", 15_000)}
 """Task -> environment, steps."""
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -32,7 +32,7 @@ def runs(
     variants: tuple[str, ...] = tuple(VARIANTS),
     seeds: int = 3,
     steps: int | None = None,
-    train_ratio: float = 12.0,
+    train_ratio: float | None = None,
     episodes: int = 100,
 ) -> dict[str, Plan]:
     """The ablation of EfficientZero (Ye et al. 2021, table 3), small.
@@ -41,16 +41,16 @@ def runs(
         tasks: Of catch and cartpole.
         variants: Of muzero, efficientzero, no-consistency, no-prefix and no-correction.
         seeds: Members of each population.
-        steps: Environment steps of each member (default: 14,000 and 20,000).
-        train_ratio: Sequences learned from for each step played; less than the presets have, so that there is
-            something to gain.
+        steps: Environment steps of each member (default: 14,000 and 15,000).
+        train_ratio: Sequences learned from for each step played (default: the presets').
         episodes: Evaluation episodes of each member.
     """
     out = {}
+    ratio = {} if train_ratio is None else {"train_ratio": train_ratio}
     for task in tasks:
         env, usual = TASKS[task]
         for variant in variants:
             name, options = VARIANTS[variant]
-            settings = agents.settings(name, task, train_ratio=train_ratio, **options)
+            settings = agents.settings(name, task, **ratio, **options)
             out[f"{task}-{variant}"] = Plan(name, env, settings, steps or usual, seeds, episodes=episodes, gauge=0)
     return out

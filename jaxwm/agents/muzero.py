@@ -181,14 +181,14 @@ class Config:
 _MLP = Config(
     search="gumbel", simulations=16, residual=False, width=64, units=64, layers=1, bins=101, bound=25.0, envs=8,
     batch_size=64, train_ratio=24.0, reanalyse=32, prefill=400, capacity=100_000, optimizer="adam", lr=1e-3, decay=0,
-    l2=1e-5, projection=64, cooling=0, target_every=100, alpha=0.6, beta=0.4,
+    l2=1e-5, projection=64, cooling=0, target_every=100, alpha=0.0, beta=0.4,
 )  # fmt: skip
 PRESETS = {
     "published": Config(),
     "cartpole": _MLP,
-    "catch": replace(_MLP, bins=51, bound=5.0, train_ratio=32.0),
-    "minatar": replace(_MLP, residual=True, width=24, layers=1, bins=101, bound=25.0),
-    "pendulum": replace(_MLP, discount=0.97, sampled=16, simulations=24, bins=101, bound=25.0, entropy=5e-3),
+    "catch": replace(_MLP, bins=51, bound=5.0, train_ratio=32.0, alpha=0.6),
+    "minatar": replace(_MLP, residual=True, width=24, alpha=0.6),
+    "pendulum": replace(_MLP, discount=0.97, sampled=16, simulations=24, entropy=5e-3),
 }
 """The paper's, and small ones for two CPU cores."""
 
