@@ -1,7 +1,7 @@
 """AlphaZero on board games, scored against opponents that it has never met: three seeds each as one population.
 
-Expected: minimum of the seeds: tic-tac-toe 0.00 against perfect play (no game lost, from either side); connect four 0.67
-          against Monte Carlo tree search (0.05 after 47,680 moves, 0.44 after 120,896), 1.00 against random moves.
+Expected: minimum of the seeds: tic-tac-toe 0.00 against perfect play (no game lost, from either side); connect four
+          0.67 against Monte Carlo tree search (0.05 after 47,680 moves, 0.44 after 120,896), 1.00 against random moves.
 Time:     7 and 39 minutes, on two cores beside other work.
 Command:  make sweep EXPERIMENT=experiments/board_games.py ARGS=--no-ray
           jaxwm eval runs/board_games/ConnectFour --episodes 200 --score-option opponent=random

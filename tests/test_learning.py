@@ -38,6 +38,7 @@ def test_the_table_is_read():
         "gymnax/CartPole-v1",
         "gymnax/Pendulum-v1",
         "gymnax/Catch-bsuite",
+        "minatar/Breakout",
         "pgx/TicTacToe",
         "pgx/ConnectFour",
     ]

@@ -187,7 +187,7 @@ PRESETS = {
     "published": Config(),
     "cartpole": _MLP,
     "catch": replace(_MLP, bins=51, bound=5.0, train_ratio=32.0, alpha=0.6),
-    "minatar": replace(_MLP, residual=True, width=24, alpha=0.6),
+    "minatar": replace(_MLP, width=128, units=128, alpha=0.6),
     "pendulum": replace(_MLP, discount=0.97, sampled=16, simulations=24, entropy=5e-3),
 }
 """The paper's, and small ones for two CPU cores."""
