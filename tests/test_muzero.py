@@ -242,7 +242,7 @@ def test_shapes_types_and_learning(name):
     assert dream.reward.shape == (2, 3) and (dream.obs is None) == (not config.decoder)
 
 
-@pytest.mark.parametrize("mode", ["random", "explore"])
+@pytest.mark.parametrize("mode", ["random", pytest.param("explore", marks=pytest.mark.slow)])
 def test_only_legal_moves_are_made(mode):
     env = envs.make("pgx/TicTacToe", 4, opponent="random")
     agent = agents.make("muzero", env.spec, "catch", **TINY)
