@@ -2,6 +2,7 @@
 
 Expected: minimum of the seeds: tic-tac-toe 0.00 against perfect play (no game lost, from either side); connect four
           0.67 against Monte Carlo tree search (0.05 after 47,680 moves, 0.44 after 120,896), 1.00 against random moves.
+          Random play has -0.89 and -1.00. Measured 2026-11-22.
 Time:     7 and 39 minutes, on two cores beside other work.
 Command:  make sweep EXPERIMENT=experiments/board_games.py ARGS=--no-ray
           jaxwm eval runs/board_games/ConnectFour --episodes 200 --score-option opponent=random

@@ -118,8 +118,10 @@ def noise(space: ActionSpace, uniform: Array) -> Array:
     return uniform[..., 0] if isinstance(space, Discrete) else uniform
 
 
-def random_action(space: ActionSpace, key: Key, num: int) -> Array:
-    """Uniform actions `[num, ...]`."""
+def random_action(space: ActionSpace, key: Key, num: int, legal: Array | None = None) -> Array:
+    """Uniform actions `[num, ...]`; of a small set those that are `legal [num, A]`, where that is said."""
+    if legal is not None:
+        return jax.random.categorical(key, jnp.where(legal, 0.0, -jnp.inf))
     if isinstance(space, Box):
         return jax.random.uniform(key, (num, space.size), minval=-1.0, maxval=1.0)
     parts = [jax.random.randint(jax.random.fold_in(key, i), (num,), 0, n) for i, n in enumerate(choices(space))]

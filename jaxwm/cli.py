@@ -299,13 +299,14 @@ def _start_jax(meet: Hosts, members: int, shards: int) -> int:
 
 
 def _next_commands(folder: Path, env: str) -> str:
-    look = {
-        f"jaxwm dream {folder}": "see what the world model dreams",
-        f"jaxwm watch {folder}": "see the policy play",
-    }
+    if env.startswith("pgx/"):
+        look = {f"jaxwm play {folder}": "play against it"}
+    else:
+        dreams = {f"jaxwm dream {folder}": "see what the world model dreams"}
+        look = dreams | {f"jaxwm watch {folder}": "see the policy play"}
     commands = {
         f"jaxwm eval {folder}": "score the checkpoint again",
-        **({f"jaxwm play {folder}": "play against it"} if env.startswith("pgx/") else look),
+        **look,
         f"jaxwm report {folder}": "curves, losses and the exploitation gauge as a page",
         "jaxwm train dreamer-v3 --env minatar/Breakout --help": "another environment, every setting",
         "jaxwm list": "all agents and environments",

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxwm import optim
-from jaxwm.acting import logged
+from jaxwm.acting import logged, random_action
 from jaxwm.control import search
 from jaxwm.errors import check_choice, check_range, check_types
 from jaxwm.nets.chunks import join
@@ -132,8 +132,7 @@ PRESETS = {
     ),
     "tictactoe": Config(
         **_SMALL, simulations=32, match_simulations=50, considered=9, sampling_moves=9, random_moves=4, blocks=1,
-        channels=32,
-        batch_size=32, batch_length=16, train_ratio=12.0, lr=3e-3, envs=32, capacity=20_000,
+        channels=32, batch_size=32, batch_length=16, train_ratio=12.0, lr=3e-3, envs=32, capacity=20_000,
     ),
     "connect-four": Config(
         **_SMALL, simulations=16, match_simulations=64, considered=7, sampling_moves=42, random_moves=8, blocks=2,
@@ -201,17 +200,16 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         legal, k_move, k_opening = step.obs["legal"], jax.random.fold_in(key, 1), jax.random.fold_in(key, 2)
         drawn = jax.random.randint(k_opening, carry.opening.shape, 0, config.random_moves + 1)
         moves, opening = (jnp.where(step.is_first, new, old) for new, old in zip((0, drawn), carry, strict=True))
-        carry, at_random = Played(moves + 1, opening), moves < opening
-        any_ = jax.random.categorical(k_move, search.mask(jnp.zeros(legal.shape), legal))
+        carry, at_random = Played(moves + 1, opening), (moves < opening) & (mode == "explore")
+        any_ = random_action(spec.action, k_move, len(legal), legal)
         if mode in ("random", "logged"):
             action = any_ if mode == "random" else logged(step)
-            policy, nothing = legal / legal.sum(-1, keepdims=True), jnp.zeros(len(legal))
-            return carry, action, {"policy": policy, "value": nothing, "random": nothing > 0}
+            policy = legal / legal.sum(-1, keepdims=True)
+            return carry, action, {"policy": policy, "value": jnp.zeros(len(legal)), "random": at_random}
         logits, value = look(state.params, step.obs["board"])
         root = search.Root(logits, value, (step.obs["sim"], step.obs["to_play"]), legal)
         heat = 0.0 if mode == "greedy" else (moves < config.sampling_moves).astype(jnp.float32)
         found = search.search(config.tree(mode), state.params, root, model, key, heat)
-        at_random &= mode == "explore"
         action = jnp.where(at_random, any_, found.action)
         return carry, action, {"policy": found.policy, "value": found.value, "random": at_random}
 

@@ -288,12 +288,6 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
     def legal(obs: Any, logits: Array) -> Array:
         return obs["legal"] if masked else jnp.ones(logits.shape, bool)
 
-    def at_random(obs: Any, key: Key, num: int) -> Array:
-        """Any action, each equally likely, of those that are legal."""
-        if masked:
-            return jax.random.categorical(key, search.mask(jnp.zeros(obs["legal"].shape), obs["legal"]))
-        return acting.random_action(spec.action, key, num)
-
     # --- Acting ---------------------------------------------------------------------------------------------------
 
     def reset(state: State, num_envs: int) -> tuple[()]:
@@ -303,7 +297,8 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         check_choice("mode", mode, get_args(Mode))
         num = len(step.reward)
         if mode in ("random", "logged"):
-            action = at_random(step.obs, key, num) if mode == "random" else acting.logged(step)
+            known = step.obs["legal"] if masked else None
+            action = acting.random_action(spec.action, key, num, known) if mode == "random" else acting.logged(step)
             found: Any = search.Result(action, jnp.full((num, options), 1 / options), jnp.zeros(num), action)
             drawn = None
             if not whole:

@@ -307,15 +307,25 @@ def _by_environment(stories: list[Story], out: Path) -> Iterable[str]:
         group = [story for story in stories if story.env == env]
         names = metric_names(group)
         losses = [name for name in names if "loss" in name.split("/")]
-        parts = [f"## {env}", _returns(env, group, out), "### Evaluation", _scores(group), *_sooner(group)]
+        curves = _curves(group)
+        parts = [f"## {env}", _returns(env, group, curves, out), "### Evaluation", _scores(group)]
+        parts += _sooner(group, curves)
         parts += _multiples("Losses", env, group, losses, out)
         parts += _multiples("Other metrics", env, group, [name for name in names if name not in losses], out)
         yield "\n\n".join(parts)
 
 
-def _returns(env: str, group: list[Story], out: Path) -> str:
+def _curves(group: list[Story]) -> list[charts.Series]:
+    """Learning curves of the runs that have scores, over the same stretches of environment steps."""
     edges = _edges(group)
-    series = [learning_curve(story, edges) for story in group if story.scores]
+    return [learning_curve(story, edges) for story in group if story.scores]
+
+
+def _edges(group: list[Story]) -> np.ndarray:
+    return np.linspace(0, max(max(story.progress() for story in group), 1), CURVE_BINS + 1)
+
+
+def _returns(env: str, group: list[Story], series: list[charts.Series], out: Path) -> str:
     scored = [story for story in group if story.evaluation]
     if not series and not scored:
         return "No scores yet: no training episode has ended."
@@ -326,17 +336,12 @@ def _returns(env: str, group: list[Story], out: Path) -> str:
     image = md.save(charts.returns(env, series, finals, chance), out, f"returns-{env}", f"Learning curves on {env}")
     return (
         f"{image}\n\nTraining returns are raw and belong to the exploring policy. A point is the mean of the episodes "
-        f"that ended within {edges[1]:,.0f} environment steps of a member; a member in whose stretch no episode ended "
-        "is interpolated. The evaluation, drawn beyond the end, plays the greedy policy in environments of its own."
+        f"that ended within {_edges(group)[1]:,.0f} environment steps of a member; a member in whose stretch no episode "
+        "ended is interpolated. The evaluation, drawn beyond the end, plays the greedy policy in environments of its own."
     )
 
 
-def _edges(group: list[Story]) -> np.ndarray:
-    """Bounds of the stretches of learning curves, the same for all runs of an environment."""
-    return np.linspace(0, max(max(story.progress() for story in group), 1), CURVE_BINS + 1)
-
-
-def _sooner(group: list[Story]) -> list[str]:
+def _sooner(group: list[Story], curves: list[charts.Series]) -> list[str]:
     """How soon each of several runs is good."""
     scored = [story for story in group if story.evaluation]
     if len(scored) < 2:
@@ -344,9 +349,9 @@ def _sooner(group: list[Story]) -> list[str]:
     chance = np.mean([np.mean(story.evaluation["random"]) for story in scored])
     mark = chance + MARK * (max(np.mean(story.evaluation["trained"]) for story in scored) - chance)
     rows, text = [], lambda steps: f"{steps:,.0f}" if np.isfinite(steps) else "-"
-    for story in (story for story in group if story.scores):
-        steps = reached(learning_curve(story, _edges(group)), mark)
-        rows.append([story.label, " ".join(map(text, steps)), text(np.median(steps)), text(steps.max())])
+    for curve in curves:
+        steps = reached(curve, mark)
+        rows.append([curve.label, " ".join(map(text, steps)), text(np.median(steps)), text(steps.max())])
     return [
         "### Steps to the mark",
         md.table(["run", "environment steps of each member", "median", "last"], rows),
