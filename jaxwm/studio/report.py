@@ -336,8 +336,9 @@ def _returns(env: str, group: list[Story], series: list[charts.Series], out: Pat
     image = md.save(charts.returns(env, series, finals, chance), out, f"returns-{env}", f"Learning curves on {env}")
     return (
         f"{image}\n\nTraining returns are raw and belong to the exploring policy. A point is the mean of the episodes "
-        f"that ended within {_edges(group)[1]:,.0f} environment steps of a member; a member in whose stretch no episode "
-        "ended is interpolated. The evaluation, drawn beyond the end, plays the greedy policy in environments of its own."
+        f"that ended within {_edges(group)[1]:,.0f} environment steps of a member; a member in whose stretch no "
+        "episode ended is interpolated. The evaluation, drawn beyond the end, plays the greedy policy in environments "
+        "of its own."
     )
 
 
