@@ -35,7 +35,7 @@ from benchmarks import scaling
 from benchmarks.ours import PRESET, start
 from benchmarks.scaling import spread
 from benchmarks.sides import Failed, Peer, Ratio, Worker, alternate, parse_peers, ratio
-from jaxwm.training.cost import human
+from jaxwm.run.cost import human
 
 ROOT = Path(__file__).parent.parent
 SIZES = {("cpu", "a"): (16, 64), ("cpu", "b"): (8, 32), ("gpu", "a"): (16, 64), ("gpu", "b"): (16, 64)}

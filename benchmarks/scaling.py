@@ -9,7 +9,7 @@ import numpy as np
 from rich.table import Table
 
 from benchmarks.ours import Program, make, seconds
-from jaxwm.training.cost import human
+from jaxwm.run.cost import human
 
 BASE = dict(batch=8, length=16, horizon=8, members=1)
 """Where growth starts, on setting a."""

@@ -23,10 +23,12 @@ import tyro
 from rich.console import Console
 
 from jaxwm import agents, envs
-from jaxwm.training import devices, run, rundir
-from jaxwm.training.checkpoint import Checkpoints
+from jaxwm.run import directory, load, machine
+from jaxwm.run.checkpoint import Checkpoints
+from jaxwm.run.plan import Plan
+from jaxwm.run.writer import Writer
 from jaxwm.training.evaluation import evaluator, parallel
-from jaxwm.training.trainer import Cursor, member_keys
+from jaxwm.training.life import Cursor, member_keys
 
 TASKS = ("gymnax/Catch-bsuite", "classic/CartPole-v1")
 MEMBERS, EPISODES, CHUNK = 2, 20, 16
@@ -37,13 +39,13 @@ class Soaked:
 
     def __init__(self, task: str, root: Path):
         settings = agents.settings("dreamer-v3", "nano", capacity=20_000)
-        self.plan = run.Plan("dreamer-v3", task, settings, 10**9, MEMBERS, episodes=EPISODES)
-        _, self.agent, self.trainer = run.build(self.plan)
-        self.folder = rundir.create(root / task.replace("/", "-"))
+        self.plan = Plan("dreamer-v3", task, settings, 10**9, MEMBERS, episodes=EPISODES)
+        _, self.agent, self.trainer = load.build(self.plan)
+        self.folder = directory.create(root / task.replace("/", "-"))
         self.life, self.cursor = self.trainer.init(0), Cursor()
         self.trainer.compile(self.life)
-        self.checkpoints = Checkpoints(self.folder / rundir.CHECKPOINTS)
-        self.writer = rundir.Writer(self.folder)
+        self.checkpoints = Checkpoints(self.folder / directory.CHECKPOINTS)
+        self.writer = Writer(self.folder)
         env = envs.make(task, num_envs=parallel(self.trainer.env.pure, EPISODES))
         self.evaluate = evaluator(self.agent, env, EPISODES)
 
@@ -78,8 +80,8 @@ class Options:
 
 def main() -> int:
     options, console = tyro.cli(Options), Console()
-    devices.use_compilation_cache()
-    devices.use_cores(MEMBERS)
+    machine.use_compilation_cache()
+    machine.use_cores(MEMBERS)
     compiled = _count_compilations()
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as root:

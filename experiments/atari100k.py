@@ -12,8 +12,7 @@ training episodes of the last steps instead: compare with care.
 
 from typing import Literal
 
-from jaxwm import agents
-from jaxwm.training.run import Plan
+from jaxwm import Plan, agents
 
 GAMES = (
     "Alien", "Amidar", "Assault", "Asterix", "BankHeist", "BattleZone", "Boxing", "Breakout", "ChopperCommand",

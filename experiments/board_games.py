@@ -9,8 +9,7 @@ Command:  make sweep EXPERIMENT=experiments/board_games.py ARGS=--no-ray
           jaxwm play runs/board_games/ConnectFour
 """
 
-from jaxwm import agents
-from jaxwm.training.run import Plan
+from jaxwm import Plan, agents
 
 GAMES = {"TicTacToe": ("tictactoe", 40_000, "minimax"), "ConnectFour": ("connect-four", 200_000, "mcts")}
 """Game -> preset, moves of each member, opponent of the evaluation (see `jaxwm.envs.pgx.pgx`)."""

@@ -27,10 +27,11 @@ from matplotlib.figure import Figure
 from jaxwm import agents, envs
 from jaxwm.envs import tabular
 from jaxwm.errors import check_number
-from jaxwm.studio import charts, markdown
-from jaxwm.training.devices import use_compilation_cache
+from jaxwm.report import charts, markdown
+from jaxwm.run.machine import use_compilation_cache
 from jaxwm.training.evaluation import evaluator
-from jaxwm.training.trainer import Cursor, Trainer, member_keys
+from jaxwm.training.life import Cursor, member_keys
+from jaxwm.training.trainer import Trainer
 from jaxwm.types import Agent, Env
 
 SHORTEST, TARGET = 14, 20

@@ -5,8 +5,7 @@ Time:     minutes on two CPU cores.
 Command:  make sweep EXPERIMENT=experiments/learning_rates.py
 """
 
-from jaxwm import agents
-from jaxwm.training.run import Plan
+from jaxwm import Plan, agents
 
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 

@@ -6,8 +6,7 @@ Time:     three quarters of an hour on two cores.
 Command:  make sweep EXPERIMENT=experiments/minatar.py
 """
 
-from jaxwm import agents
-from jaxwm.training.run import Plan
+from jaxwm import Plan, agents
 
 GAMES = ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders")
 

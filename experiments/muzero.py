@@ -11,8 +11,7 @@ The report at the end draws returns against environment steps and says after how
 
 from typing import Any
 
-from jaxwm import agents
-from jaxwm.training.run import Plan
+from jaxwm import Plan, agents
 
 TASKS = {"catch": ("gymnax/Catch-bsuite", 9000), "cartpole": ("gymnax/CartPole-v1", 15_000)}
 """Task -> environment, steps."""

@@ -25,11 +25,12 @@ import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
-from jaxwm import agents
+from jaxwm import Plan, agents, read_plan
 from jaxwm.agents import pets
-from jaxwm.studio import charts, episodes
-from jaxwm.training import rundir
-from jaxwm.training.run import EVALUATION, Plan, read_plan
+from jaxwm.report import charts
+from jaxwm.run import directory, json_files
+from jaxwm.run.directory import EVALUATION
+from jaxwm.studio import episodes
 
 TASKS = {"cartpole": "continuous/CartPole", "pendulum": "gymnax/Pendulum-v1", "ledge": "continuous/Ledge"}
 
@@ -137,7 +138,7 @@ def trials(folder: Path) -> np.ndarray:
     plan = read_plan(folder)
     rows = (plan.settings.trial + 1) * plan.settings.envs
     found: dict[tuple[int, int], float] = {}
-    for score in rundir.read_jsonl(folder / rundir.SCORES):
+    for score in json_files.read_jsonl(folder / directory.SCORES):
         found.setdefault((score["member"], score["env_steps"] // rows), score["return"])
     return np.array([[found[m, t] for t in range(plan.steps // rows)] for m in range(plan.members)])
 

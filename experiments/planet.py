@@ -11,8 +11,7 @@ The report at the end draws returns against environment steps, beside a random p
 
 from typing import Any
 
-from jaxwm import agents
-from jaxwm.training.run import Plan
+from jaxwm import Plan, agents
 
 TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "pendulum": ("gymnax/Pendulum-v1", {}),

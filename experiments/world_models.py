@@ -24,11 +24,12 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from jaxwm import agents, envs, replay
+from jaxwm import Plan, agents, envs, replay
 from jaxwm.agents import world_models
+from jaxwm.run import load
 from jaxwm.studio import pictures
-from jaxwm.training import run
-from jaxwm.training.trainer import Cursor, Trainer
+from jaxwm.training.life import Cursor
+from jaxwm.training.trainer import Trainer
 from jaxwm.types import Collect, Train
 
 TEMPERATURES = (0.1, 0.5, 1.0, 1.15, 1.3)
@@ -36,9 +37,7 @@ STARTS = 2000
 """Environment steps of random play from which dreams start."""
 
 
-def runs(
-    preset: str = "takecover-small", seeds: int = 1, steps: int = 16_000, episodes: int = 100
-) -> dict[str, run.Plan]:
+def runs(preset: str = "takecover-small", seeds: int = 1, steps: int = 16_000, episodes: int = 100) -> dict[str, Plan]:
     """World Models on TakeCover.
 
     Args:
@@ -48,10 +47,10 @@ def runs(
         episodes: Evaluation episodes of each member.
     """
     settings = agents.settings("world-models", preset, random_steps=steps)
-    return {"TakeCover": run.Plan("world-models", "vizdoom/TakeCover", settings, steps, seeds, episodes=episodes)}
+    return {"TakeCover": Plan("world-models", "vizdoom/TakeCover", settings, steps, seeds, episodes=episodes)}
 
 
-def controllers(loaded: run.Loaded, generations: int, member: int = 0) -> tuple[Trainer, Any]:
+def controllers(loaded: load.Loaded, generations: int, member: int = 0) -> tuple[Trainer, Any]:
     """New controllers, one for each temperature, all with V and M of one member: the trainer and its `Life`."""
     config, count = loaded.plan.settings, len(TEMPERATURES)
     blocks = -(-STARTS // (config.envs * world_models.BLOCK))
@@ -72,7 +71,7 @@ def controllers(loaded: run.Loaded, generations: int, member: int = 0) -> tuple[
     return trainer, life
 
 
-def dreamed(loaded: run.Loaded, life: Any, episodes: int) -> np.ndarray:
+def dreamed(loaded: load.Loaded, life: Any, episodes: int) -> np.ndarray:
     """Returns `[M, episodes]` of the controllers in dreams at their own temperatures."""
     config = loaded.plan.settings
     nets = world_models.Networks(envs.make(loaded.plan.env).spec, config)
@@ -92,7 +91,7 @@ def dreamed(loaded: run.Loaded, life: Any, episodes: int) -> np.ndarray:
     return np.asarray(jax.jit(jax.vmap(one, (0, replay.AXES, 0)))(agent, life.ring, life.key))
 
 
-def reconstructions(path: Path, loaded: run.Loaded, life: Any, count: int = 60) -> None:
+def reconstructions(path: Path, loaded: load.Loaded, life: Any, count: int = 60) -> None:
     """A GIF of real images of one environment above what V keeps of them."""
     nets = world_models.Networks(envs.make(loaded.plan.env).spec, loaded.plan.settings)
     real = life.ring.data.obs[0, :count, 0]
@@ -116,12 +115,12 @@ def plot(path: Path, rows: list[dict[str, float]]) -> None:
 
 def table(folder: Path, generations: int = 0, episodes: int = 100) -> list[dict[str, float]]:
     """Write temperatures.json, .md, .png and reconstruction.gif into a run's directory; the rows of the table."""
-    loaded = run.load(folder)
+    loaded = load.load(folder)
     trainer, life = controllers(loaded, generations or loaded.plan.settings.generations)
     dream = dreamed(loaded, life, episodes)
     trainer.close()
-    plan = run.Plan(**{**vars(loaded.plan), "members": len(TEMPERATURES), "vary": {}})
-    real = run.score(plan, loaded.agent, life.agent, episodes).total
+    plan = Plan(**{**vars(loaded.plan), "members": len(TEMPERATURES), "vary": {}})
+    real = load.score(plan, loaded.agent, life.agent, episodes).total
     rows = [
         dict(temperature=t, dream_mean=float(d.mean()), dream_std=float(d.std()), real_mean=float(r.mean()),
              real_std=float(r.std()))

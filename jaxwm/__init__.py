@@ -12,7 +12,9 @@ __version__ = "0.1.0"
 
 from jaxwm import agents, envs, replay, types
 from jaxwm.agents import make
-from jaxwm.training.run import load
-from jaxwm.training.trainer import Cursor, Trainer
+from jaxwm.run.load import load
+from jaxwm.run.plan import Plan
+from jaxwm.training.life import Cursor
+from jaxwm.training.trainer import Trainer
 
-__all__ = ["Cursor", "Trainer", "agents", "envs", "load", "make", "replay", "types"]
+__all__ = ["Cursor", "Plan", "Trainer", "agents", "envs", "load", "make", "replay", "types"]

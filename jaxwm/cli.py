@@ -18,8 +18,12 @@ from typing import Annotated, Any, Generic, TypeVar
 import tyro
 
 from jaxwm.errors import check_choice, check_number, suggest
-from jaxwm.training.devices import use_compilation_cache, use_cores
-from jaxwm.training.trainer import EnvironmentDied
+from jaxwm.report import lineage
+from jaxwm.run import cluster, cost, directory, load, machine, session, sweep
+from jaxwm.run.machine import use_compilation_cache, use_cores
+from jaxwm.run.plan import Plan, read_plan
+from jaxwm.training import processes
+from jaxwm.training.host import EnvironmentDied
 
 ERRORS = (ValueError, OSError, ImportError, EnvironmentDied)
 """Errors whose message is meant for the user; anything else is a bug and keeps its traceback."""
@@ -58,9 +62,9 @@ class Hosts:
 
     def join(self) -> int:
         """Meet the others, before JAX starts; how many processes there are."""
-        from jaxwm.training import hosts
+        pass
 
-        return hosts.join(self.coordinator, self.processes, self.process, self.distributed)
+        return machine.join(self.coordinator, self.processes, self.process, self.distributed)
 
 
 @dataclass(frozen=True)
@@ -207,7 +211,8 @@ def _list(arguments: list[str]) -> int:
     from rich.table import Table
 
     from jaxwm import agents, envs
-    from jaxwm.studio import lineage
+
+    pass
 
     if len(arguments) > 1:
         raise ValueError(f"jaxwm list takes the name of one agent or nothing, got {' '.join(arguments)}")
@@ -237,7 +242,8 @@ def _flag(arguments: list[str], name: str) -> str | None:
 
 def _train(arguments: list[str]) -> int:
     from jaxwm import agents
-    from jaxwm.training import hosts, run, rundir
+
+    pass
 
     if not arguments or arguments[0].startswith("-"):
         raise ValueError(f"which agent? jaxwm train AGENT, with AGENT one of {', '.join(agents.AGENTS)}")
@@ -252,7 +258,7 @@ def _train(arguments: list[str]) -> int:
         prog=f"jaxwm train {name}",
     )
     count = _start_jax(options.hosts, options.members, options.shards)
-    plan = run.Plan(
+    plan = Plan(
         name,
         options.env,
         options.settings,
@@ -269,11 +275,11 @@ def _train(arguments: list[str]) -> int:
         dict(map(_values, options.vary)),
         dict(map(_option, options.score_option)),
     )
-    folder = options.run or rundir.default_path(name, options.env)
+    folder = options.run or directory.default_path(name, options.env)
     if not options.run and count > 1:
         raise ValueError("several processes need --run DIR, the same for all of them")
-    result = run.train(plan, folder)
-    if result and hosts.first():
+    result = session.train(plan, folder)
+    if result and processes.first():
         print(f"\nrun directory: {folder}\n\nnext:\n" + _next_commands(folder, options.env))
     return 0 if result else 1
 
@@ -289,9 +295,9 @@ def _values(text: str) -> tuple[str, list[float]]:
 
 def _start_jax(meet: Hosts, members: int, shards: int) -> int:
     """Decide on devices and meet the other processes; how many there are."""
-    from jaxwm.training import hosts
+    pass
 
-    count = max(1, hosts.expected(meet.processes))
+    count = max(1, machine.expected(meet.processes))
     use_cores(max(1, members // count), shards=max(1, shards) if count == 1 else 1)
     count = meet.join()
     _check_device()
@@ -327,30 +333,30 @@ def _option(text: str) -> tuple[str, Any]:
 
 
 def _resume(arguments: list[str]) -> int:
-    from jaxwm.training import run
+    pass
 
     if not arguments:
         raise ValueError("usage: jaxwm resume RUN, with a run directory; got nothing")
     options = tyro.cli(ResumeOptions, args=arguments, prog="jaxwm resume")
-    plan = run.read_plan(options.run)
+    plan = read_plan(options.run)
     _start_jax(options.hosts, plan.members, plan.shards)  # as when it started: the same bits
-    return 0 if run.resume(options.run) else 1
+    return 0 if session.resume(options.run) else 1
 
 
 def _eval(arguments: list[str]) -> int:
     from rich.console import Console
 
-    from jaxwm.training import run
+    pass
 
     options = tyro.cli(EvalOptions, args=arguments, prog="jaxwm eval")
     check_choice("--mode", options.mode, ("greedy", "explore"))
     check_number("--episodes", options.episodes, least=1, most=2**31 - 1, whole=True)
     check_number("--seed", options.seed, least=0, most=2**32 - 1, whole=True)
-    plan, agent, state, steps = run.load(options.run, options.checkpoint)
+    plan, agent, state, steps = load.load(options.run, options.checkpoint)
     plan = replace(plan, score_options=plan.score_options | dict(map(_option, options.score_option)))
-    trained = run.score(plan, agent, state, options.episodes, options.mode, options.seed)
-    chance = run.score(plan, agent, state, options.episodes, "random", options.seed)
-    Console().print(run.table(replace(plan, seed=options.seed), trained, chance, steps))
+    trained = load.score(plan, agent, state, options.episodes, options.mode, options.seed)
+    chance = load.score(plan, agent, state, options.episodes, "random", options.seed)
+    Console().print(session.table(replace(plan, seed=options.seed), trained, chance, steps))
     return 0
 
 
@@ -368,13 +374,13 @@ class ExportOptions:
 
 
 def _export(arguments: list[str]) -> int:
-    from jaxwm.training import cost, run
+    pass
 
     options = tyro.cli(ExportOptions, args=arguments, prog="jaxwm export")
     file = options.out or options.run / "weights.safetensors"
     if options.out and (file.suffix != ".safetensors" or not file.parent.is_dir()):
         raise ValueError(f"--out wants FOLDER/NAME.safetensors in a folder that exists, got {file}")
-    size = run.export_params(options.run, file, options.checkpoint)
+    size = load.export_params(options.run, file, options.checkpoint)
     print(f"{file}: {cost.human(size, 'B')}\n\nnext:\n  jaxwm eval {file}")
     return 0
 
@@ -509,8 +515,8 @@ class ReportOptions:
 def _report(arguments: list[str]) -> int:
     from rich.console import Console
 
-    from jaxwm.studio.report import report
-    from jaxwm.training.sweep import default_root
+    from jaxwm.report.page import report
+    from jaxwm.run.sweep import default_root
 
     options = tyro.cli(ReportOptions, args=arguments, prog="jaxwm report")
     paths, out = [default_root(path) if path.suffix == ".py" else path for path in options.runs], options.out
@@ -553,8 +559,9 @@ def _sweep(arguments: list[str]) -> int:
 
     from rich.console import Console
 
-    from jaxwm.studio.report import report
-    from jaxwm.training import cluster, sweep
+    from jaxwm.report.page import report
+
+    pass
 
     wants_help = bool({"-h", "--help"} & set(arguments))
     files = [argument for argument in arguments if argument.endswith(".py")]

@@ -17,19 +17,23 @@ import numpy as np
 from jaxwm.errors import check_number
 
 Array = jax.Array
+
+
 Key = jax.Array
+
+
 PyTree = Any
+
 
 FOREVER = 2**31 - 1
 """A `Repeat` that ends only when the run does."""
 
+
 RESERVED = ("legal", "to_play", "action", "sim")
 """Observation keys with a meaning of their own (action mask, player to move, logged action, simulator state)."""
 
+
 Mode = Literal["random", "explore", "greedy", "logged"]
-
-
-# --- Spaces and the environment -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -163,9 +167,6 @@ class Env(NamedTuple):
     close: Callable[[PyTree], None] = lambda handle: None
 
 
-# --- Replay -------------------------------------------------------------------------------------------------------
-
-
 class Record(NamedTuple):
     """One replay entry: the `Step` at t, the action taken after seeing it, and the agent's extras."""
 
@@ -198,16 +199,14 @@ class Batch(NamedTuple):
     online: Array
 
 
-# --- The agent ----------------------------------------------------------------------------------------------------
-
-
 class TrainStep(NamedTuple):
     """One named way of learning: `update(state, batch, key) -> (state, feedback, metrics)`.
 
     `length` is the number of records read (a context record included). `sampler` is "uniform", "latest", "online" or
     a pure function `(state, ring, key) -> Batch`. `feedback` maps names of extras to arrays `[B, L', ...]` with
     `L' <= length`, aligned with the last L' records; it is written back to the ring. `metrics` are float32 scalars.
-    Where `shared` is set, `update` also takes `share`, a `jaxwm.share.Share`: several devices work it out together.
+    Where `shared` is set, `update` also takes `share`, a `jaxwm.learning.share.Share`: several devices work it out
+    together.
     """
 
     update: Callable[..., tuple[PyTree, dict[str, Array], dict[str, Array]]]
@@ -286,9 +285,6 @@ def _check_batch(name: str, batch: Any, length: int) -> None:
         )
 
 
-# --- The schedule -------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Collect:
     """Take `steps` environment steps of one member, summed over its N environments (rounded up to a multiple of N).
@@ -322,9 +318,3 @@ class Repeat:
 
 
 Word = Collect | Train | Repeat
-
-
-def pace(per_update: float, envs: int) -> tuple[int, int]:
-    """Environment steps to collect, whole rows of `envs`, and updates after them, for `per_update` steps an update."""
-    rows = max(1, round(per_update / envs))
-    return rows * envs, max(1, round(rows * envs / per_update))

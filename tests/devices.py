@@ -21,8 +21,9 @@ from toys import toy_agent  # noqa: E402
 
 from jaxwm import agents, envs  # noqa: E402
 from jaxwm.agents import dreamer_v3 as v3  # noqa: E402
-from jaxwm.share import ALONE, Share  # noqa: E402
-from jaxwm.training.trainer import Cursor, Trainer, member_keys  # noqa: E402
+from jaxwm.learning.share import ALONE, Share  # noqa: E402
+from jaxwm.training.life import Cursor, member_keys  # noqa: E402
+from jaxwm.training.trainer import Trainer  # noqa: E402
 from jaxwm.types import Batch, Discrete, Index, Spec  # noqa: E402
 
 SIZE = 4

@@ -16,7 +16,8 @@ from jaxwm.control import search
 from jaxwm.envs import opponents
 from jaxwm.studio import play
 from jaxwm.training.evaluation import evaluate
-from jaxwm.training.trainer import Cursor, Trainer, member_keys
+from jaxwm.training.life import Cursor, member_keys
+from jaxwm.training.trainer import Trainer
 from jaxwm.types import Batch, Index, Record
 
 TINY = dict(

@@ -16,13 +16,16 @@ import pytest
 from toys import counting_env, toy_agent
 
 import jaxwm
-from jaxwm import agents, cli, envs, replay, types
+from jaxwm import agents, cli, envs, replay
 from jaxwm.envs import gymnax, spaces
-from jaxwm.training import run, rundir
-from jaxwm.training.checkpoint import Checkpoints
+from jaxwm.run import directory, load
+from jaxwm.run.checkpoint import Checkpoints
+from jaxwm.run.plan import Plan
+from jaxwm.run.writer import Writer
 from jaxwm.training.evaluation import evaluate
-from jaxwm.training.trainer import Cursor, Life, Trainer
-from jaxwm.types import Batch, Box, Discrete, MultiDiscrete, Record, Spec
+from jaxwm.training.life import Cursor, Life
+from jaxwm.training.trainer import Trainer
+from jaxwm.types import Batch, Box, Discrete, MultiDiscrete, Record, Spec, Step
 
 TINY = dict(deter=16, hidden=8, units=8, stoch=4, classes=4, bins=11, batch_size=4, batch_length=6, prefill=64)
 
@@ -34,11 +37,11 @@ EXPERIMENTS = {
     "returns_nothing": "def runs():\n    pass",
     "returns_no_run": "def runs():\n    return {}",
     "returns_no_plans": "def runs():\n    return {'a': 'dreamer-v3'}",
-    "climbs": "from jaxwm import agents\nfrom jaxwm.training.run import Plan\ndef runs():\n"
+    "climbs": "from jaxwm import agents\nfrom jaxwm import Plan\ndef runs():\n"
     "    return {'../a': Plan('dreamer-v3', 'probe/Recall', agents.settings('dreamer-v3'), 100)}",
-    "other_plan": "from jaxwm import agents\nfrom jaxwm.training.run import Plan\ndef runs():\n"
+    "other_plan": "from jaxwm import agents\nfrom jaxwm import Plan\ndef runs():\n"
     "    return {'good': Plan('dreamer-v3', 'gymnax/Catch-bsuite', agents.settings('dreamer-v3'), 800, 2)}",
-    "wrong_plan": "from jaxwm import agents\nfrom jaxwm.training.run import Plan\ndef runs():\n"
+    "wrong_plan": "from jaxwm import agents\nfrom jaxwm import Plan\ndef runs():\n"
     "    return {'a': Plan('dreamer-v3', 'probe/Recall', agents.settings('dreamer-v3'), -100)}",
 }
 
@@ -50,9 +53,9 @@ EXPERIMENTS = {
 def place(tmp_path_factory) -> Path:
     """A working directory with a run (its arrays are zeros), damaged copies of it, experiments and other files."""
     place = tmp_path_factory.mktemp("place")
-    plan = run.Plan("dreamer-v3", "gymnax/Catch-bsuite", agents.settings("dreamer-v3", "nano", **TINY), 400, 2)
+    plan = Plan("dreamer-v3", "gymnax/Catch-bsuite", agents.settings("dreamer-v3", "nano", **TINY), 400, 2)
     make_run(place / "good", plan)
-    good = json.loads((place / "good" / rundir.CONFIG).read_text())
+    good = json.loads((place / "good" / directory.CONFIG).read_text())
     settings, without = good["settings"], {k: v for k, v in good.items() if k != "steps"}
     changed = {
         "version": {**good, "jaxwm": "9.9", "dreams": 1},
@@ -71,12 +74,12 @@ def place(tmp_path_factory) -> Path:
     }
     for name, config in changed.items():
         shutil.copytree(place / "good", place / name)
-        (place / name / rundir.CONFIG).write_text(json.dumps(config))
+        (place / name / directory.CONFIG).write_text(json.dumps(config))
     for name, text in {"half": '{"agent": "dre', "list": "[1]", "empty": ""}.items():
         shutil.copytree(place / "good", place / name)
-        (place / name / rundir.CONFIG).write_text(text)
+        (place / name / directory.CONFIG).write_text(text)
     shutil.copytree(place / "good", place / "fresh")
-    shutil.rmtree(place / "fresh" / rundir.CHECKPOINTS)
+    shutil.rmtree(place / "fresh" / directory.CHECKPOINTS)
     (place / "thesis").mkdir()
     (place / "thesis" / "thesis.tex").write_text("text")
     (place / "notes.txt").write_text("text")
@@ -85,16 +88,16 @@ def place(tmp_path_factory) -> Path:
     return place
 
 
-def make_run(folder: Path, plan: run.Plan) -> None:
+def make_run(folder: Path, plan: Plan) -> None:
     """A run directory as training leaves it, without training."""
-    rundir.create(folder)
-    rundir.write_config(folder, plan.to_json())
-    rundir.Writer(folder).close()
-    _, _, trainer = run.build(plan)
+    directory.create(folder)
+    directory.write_config(folder, plan.to_json())
+    Writer(folder).close()
+    _, _, trainer = load.build(plan)
     sizes = trainer.footprint()
     zeros = lambda tree: jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), tree)  # noqa: E731
     life = Life(zeros(sizes["state"]), *[{}] * 3, replay.Ring(zeros(sizes["replay"]), 0, 0), *[{}] * 4)  # type: ignore
-    with Checkpoints(folder / rundir.CHECKPOINTS) as checkpoints:
+    with Checkpoints(folder / directory.CHECKPOINTS) as checkpoints:
         checkpoints.save(400, life, Cursor(), {})
 
 
@@ -547,7 +550,7 @@ def dream(context, actions=None, horizon=3):
 
 
 def act(mode):
-    return dreamer().act(None, None, types.Step(np.zeros(1), 0, 0, 0, 0), jax.random.key(0), mode)  # type: ignore
+    return dreamer().act(None, None, Step(np.zeros(1), 0, 0, 0, 0), jax.random.key(0), mode)  # type: ignore
 
 
 NOTEBOOK = [
@@ -597,8 +600,8 @@ NOTEBOOK = [
     ("logged", lambda: act("logged"), "which has no 'action'"),
     ("episodes", lambda: evaluate(toy_agent(), counting_env(4), None, None, 6), "cannot be shared equally"),
     ("evaluation mode", lambda: evaluate(toy_agent(), counting_env(4), None, None, 4, "best"), "mode must be one of"),
-    ("settings of a plan", lambda: run.Plan("dreamer-v3", "probe/Recall", {}, 100), "settings of dreamer-v3", "{}"),
-    ("bool for a number", lambda: run.Plan("dreamer-v3", "probe/Recall", dreamer, True), "steps must be", "True"),
+    ("settings of a plan", lambda: Plan("dreamer-v3", "probe/Recall", {}, 100), "settings of dreamer-v3", "{}"),
+    ("bool for a number", lambda: Plan("dreamer-v3", "probe/Recall", dreamer, True), "steps must be", "True"),
 ]  # fmt: skip
 
 

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from toys import counting_env, toy_agent
 
-from jaxwm.training.checkpoint import DIGEST, Checkpoints
-from jaxwm.training.trainer import Cursor, Trainer
+from jaxwm.run.checkpoint import DIGEST, Checkpoints
+from jaxwm.training.life import Cursor
+from jaxwm.training.trainer import Trainer
 
 STEPS = (8, 16, 24)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from jaxwm.training import cost
+from jaxwm.run import cost
 
 M, K, N = 3, 5, 7
 

@@ -8,13 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxwm import acting, agents, envs, optim, replay
+from jaxwm import agents, envs, replay, spaces
 from jaxwm.agents import dreamer_v1, dreamer_v2
+from jaxwm.control.policy import disturb
 from jaxwm.distributions import Normal, TanhNormal, one_hot
+from jaxwm.learning import optim
 from jaxwm.models import rssm
 from jaxwm.models.rssm import Categorical, ClassicRSSM, Gaussian, Latent
-from jaxwm.training.checkpoint import Checkpoints
-from jaxwm.training.trainer import Cursor, Trainer
+from jaxwm.run.checkpoint import Checkpoints
+from jaxwm.training.life import Cursor
+from jaxwm.training.trainer import Trainer
 from jaxwm.types import Batch, Box, Discrete, MultiDiscrete, Record, Spec, Step
 
 MICRO = "micro"
@@ -63,11 +66,11 @@ def test_a_squashed_normal_integrates_to_one_and_its_samples_fit():
 
 def test_noise_on_actions():
     key = jax.random.key(0)
-    box = acting.disturb(Box(2), jnp.full((1000, 2), 0.9), jnp.float32(0.3), key)
+    box = disturb(Box(2), jnp.full((1000, 2), 0.9), jnp.float32(0.3), key)
     assert box.min() > -1 and box.max() == 1.0 and abs(float(jnp.minimum(box, 0.9).std()) - 0.175) < 0.03
-    choice = acting.disturb(Discrete(4), jnp.zeros(4000, jnp.int32), jnp.float32(0.4), key)
+    choice = disturb(Discrete(4), jnp.zeros(4000, jnp.int32), jnp.float32(0.4), key)
     close((choice == 0).mean(), 0.6 + 0.1, 0.03)
-    many = acting.disturb(MultiDiscrete((2, 3)), jnp.zeros((50, 2), jnp.int32), jnp.float32(0.0), key)
+    many = disturb(MultiDiscrete((2, 3)), jnp.zeros((50, 2), jnp.int32), jnp.float32(0.0), key)
     assert many.shape == (50, 2) and not many.any()
 
 
@@ -218,7 +221,7 @@ def test_shapes_and_types(name, obs, action):
     for mode in ("random", "explore", "greedy"):
         act = jax.jit(partial(agent.act, mode=mode))
         _, chosen, extras = act(state, agent.reset(state, 2), step, key)
-        blank = acting.blank(action, 2)
+        blank = spaces.blank(action, 2)
         assert chosen.shape == blank.shape and chosen.dtype == blank.dtype
         assert extras["deter"].shape == (2, 8) and extras["stoch"].shape == (2, 3)
         assert name == "dreamer-v2" or not isinstance(action, Box) or jnp.abs(chosen).max() <= 1

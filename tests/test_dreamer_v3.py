@@ -20,8 +20,9 @@ from jaxwm import distributions as d
 from jaxwm.agents import dreamer_v3 as v3
 from jaxwm.control import actor_critic as ac
 from jaxwm.models import rssm
-from jaxwm.training.checkpoint import Checkpoints
-from jaxwm.training.trainer import Cursor, Trainer
+from jaxwm.run.checkpoint import Checkpoints
+from jaxwm.training.life import Cursor
+from jaxwm.training.trainer import Trainer
 from jaxwm.types import Batch, Box, Discrete, Index, MultiDiscrete, Record, Spec, Step
 
 SIZES = dict(

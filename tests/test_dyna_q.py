@@ -14,9 +14,9 @@ from jaxwm.agents import dyna_q
 from jaxwm.cli import main
 from jaxwm.envs.pure import EnvState
 from jaxwm.envs.tabular import COLUMNS, GOAL, MOVES, ROWS, WALLS
-from jaxwm.studio.charts import Series
+from jaxwm.report.charts import Series
 from jaxwm.training.evaluation import evaluate
-from jaxwm.training.trainer import member_keys
+from jaxwm.training.life import member_keys
 from jaxwm.types import Batch, Index, Record
 
 # --- The worlds ---------------------------------------------------------------------------------------------------

@@ -10,29 +10,30 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxwm import envs, types
+from jaxwm import envs
 from jaxwm.envs import envpool as envpool_module
 from jaxwm.envs import gymnax as gymnax_module
 from jaxwm.envs import host, spaces
+from jaxwm.types import ActionSpace, Box, Discrete, Env, MultiDiscrete, Spec, Step
 
 PROBES = [f"probe/{task}" for task in envs.names()["probe"]]
 GYMNAX = [f"{suite}/{task}" for suite in ("gymnax", "minatar") for task in envs.names()[suite]]
 FREE_GYMNAX = [name for name in GYMNAX if "MNIST" not in name]  # MNIST is downloaded
 
 
-def actions(space: types.ActionSpace, lead: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    if isinstance(space, types.Discrete):
+def actions(space: ActionSpace, lead: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    if isinstance(space, Discrete):
         return rng.integers(0, space.n, lead, np.int32)
-    if isinstance(space, types.MultiDiscrete):
+    if isinstance(space, MultiDiscrete):
         return rng.integers(0, space.n, (*lead, len(space.n)), np.int32)
     return rng.uniform(-1, 1, (*lead, space.size)).astype(np.float32)
 
 
-def zeros(space: types.ActionSpace, lead: tuple[int, ...]) -> np.ndarray:
+def zeros(space: ActionSpace, lead: tuple[int, ...]) -> np.ndarray:
     return np.zeros_like(actions(space, lead, np.random.default_rng(0)))
 
 
-def check_step(step: types.Step, spec: types.Spec, lead: tuple[int, ...]) -> None:
+def check_step(step: Step, spec: Spec, lead: tuple[int, ...]) -> None:
     """Structure, shapes and dtypes of one `Step`, arrays or their shapes."""
     assert jax.tree.structure(step.obs) == jax.tree.structure(spec.obs)
     jax.tree.map(lambda x, s: _check_leaf(x, (*lead, *s.shape), s.dtype), step.obs, spec.obs)
@@ -46,22 +47,22 @@ def _check_leaf(x: Any, shape: tuple[int, ...], dtype: Any) -> None:
     assert not getattr(x, "weak_type", False)
 
 
-_rolls: dict[int, tuple[types.Env, Any]] = {}
+_rolls: dict[int, tuple[Env, Any]] = {}
 
 
-def roll(env: types.Env, key: jax.Array, action: np.ndarray) -> types.Step:
+def roll(env: Env, key: jax.Array, action: np.ndarray) -> Step:
     """A pure environment under `lax.scan`: actions `[T, N, ...]` to Steps `[T + 1, N, ...]`; one compile for an env."""
     _rolls.setdefault(id(env), (env, jax.jit(lambda key, action: unrolled(env, key, action))))
     return jax.device_get(_rolls[id(env)][1](key, jnp.asarray(action)))
 
 
-def unrolled(env: types.Env, key: jax.Array, action: jax.Array) -> types.Step:
+def unrolled(env: Env, key: jax.Array, action: jax.Array) -> Step:
     state, first = env.reset(key)
     rest = jax.lax.scan(env.step, state, action)[1]
     return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, rest)
 
 
-def host_roll(env: types.Env, keys: jax.Array, action: np.ndarray) -> types.Step:
+def host_roll(env: Env, keys: jax.Array, action: np.ndarray) -> Step:
     """A host environment: actions `[T, M, N, ...]` to Steps `[T + 1, M, N, ...]`."""
     handle, step = env.reset(keys)
     steps = [step]
@@ -72,7 +73,7 @@ def host_roll(env: types.Env, keys: jax.Array, action: np.ndarray) -> types.Step
     return jax.tree.map(lambda *x: np.stack(x), *steps)
 
 
-def check_stream(steps: types.Step) -> None:
+def check_stream(steps: Step) -> None:
     """The rules that tie one step to the next; time is the first axis."""
     assert steps.is_first[0].all() and not steps.is_last[0].any()
     np.testing.assert_array_equal(steps.is_first[1:], steps.is_last[:-1])
@@ -320,7 +321,7 @@ def test_options_of_gymnax():
 # --- Probes -------------------------------------------------------------------------------------------------------
 
 
-def episode(name: str, *policies: Any, length: int = 1, num_envs: int = 64, **options: Any) -> list[types.Step]:
+def episode(name: str, *policies: Any, length: int = 1, num_envs: int = 64, **options: Any) -> list[Step]:
     """Steps `[length + 1, N, ...]` of one episode for each policy; `policy(t, obs)` gives the actions `[N, ...]`."""
     env = envs.make(name, num_envs, **options)
     reset, step_fn, out = jax.jit(env.reset), jax.jit(env.step), []
@@ -385,20 +386,20 @@ def test_probe_multi_sensor():
 @pytest.mark.parametrize(
     ("name", "options", "obs", "action"),
     [
-        ("atari/Pong", {}, jax.ShapeDtypeStruct((64, 64, 3), np.uint8), types.Discrete(6)),
+        ("atari/Pong", {}, jax.ShapeDtypeStruct((64, 64, 3), np.uint8), Discrete(6)),
         ("atari/Breakout", {"image_size": 84, "gray": True, "stack": 4, "full_action_space": True},
-         jax.ShapeDtypeStruct((84, 84, 4), np.uint8), types.Discrete(18)),
-        ("classic/CartPole-v1", {}, jax.ShapeDtypeStruct((4,), np.float32), types.Discrete(2)),
+         jax.ShapeDtypeStruct((84, 84, 4), np.uint8), Discrete(18)),
+        ("classic/CartPole-v1", {}, jax.ShapeDtypeStruct((4,), np.float32), Discrete(2)),
         ("dmc/CartpoleSwingup", {}, {"position": jax.ShapeDtypeStruct((3,), np.float32),
-                                     "velocity": jax.ShapeDtypeStruct((2,), np.float32)}, types.Box(1)),
+                                     "velocity": jax.ShapeDtypeStruct((2,), np.float32)}, Box(1)),
         ("dmc/WalkerWalk", {}, {"orientations": jax.ShapeDtypeStruct((14,), np.float32),
                                 "height": jax.ShapeDtypeStruct((1,), np.float32),
-                                "velocity": jax.ShapeDtypeStruct((9,), np.float32)}, types.Box(6)),
-        ("box2d/LunarLander", {}, jax.ShapeDtypeStruct((8,), np.float32), types.Discrete(4)),
-        ("box2d/CarRacing", {}, jax.ShapeDtypeStruct((96, 96, 3), np.uint8), types.Box(3)),
+                                "velocity": jax.ShapeDtypeStruct((9,), np.float32)}, Box(6)),
+        ("box2d/LunarLander", {}, jax.ShapeDtypeStruct((8,), np.float32), Discrete(4)),
+        ("box2d/CarRacing", {}, jax.ShapeDtypeStruct((96, 96, 3), np.uint8), Box(3)),
     ],
 )  # fmt: skip
-def test_host_contract(name: str, options: dict[str, Any], obs: Any, action: types.ActionSpace):
+def test_host_contract(name: str, options: dict[str, Any], obs: Any, action: ActionSpace):
     env = envs.make(name, num_envs=2, **options)
     assert not env.pure and env.spec.obs == obs and env.spec.action == action and env.spec.name == name
     steps = host_roll(env, jax.random.split(jax.random.key(0), 2), actions(action, (4, 2, 2), np.random.default_rng(0)))
@@ -510,9 +511,9 @@ def test_action_repeat_adds_rewards_and_stops_at_the_end():
 # --- One's own ----------------------------------------------------------------------------------------------------
 
 
-def countdown(num_envs: int, start: int = 3) -> types.Env:
+def countdown(num_envs: int, start: int = 3) -> Env:
     """A pure example: counts down, the action adds one; weak types and a key in the state on purpose."""
-    spec = types.Spec("my/Countdown", jax.ShapeDtypeStruct((1,), np.float32), types.Discrete(2), 20)
+    spec = Spec("my/Countdown", jax.ShapeDtypeStruct((1,), np.float32), Discrete(2), 20)
 
     def reset(key: jax.Array) -> tuple[Any, Any]:
         state = {"left": start, "time": 0, "key": key}
@@ -581,7 +582,7 @@ def test_register_host():
     envs.register("my/Corridor", lambda num_envs: envs.from_gymnasium(make_one, num_envs))
     env = envs.make("my/Corridor", num_envs=2)
     assert made.pop().closed, "the one that was built for its spaces"
-    assert env.spec.action == types.Box(1) and env.spec.obs == {
+    assert env.spec.action == Box(1) and env.spec.obs == {
         "place": jax.ShapeDtypeStruct((4,), np.bool_),
         "eye": jax.ShapeDtypeStruct((3, 3, 1), np.uint8),
         "inner_x": jax.ShapeDtypeStruct((1,), np.float32),
@@ -598,10 +599,10 @@ def test_register_host():
 def test_from_gymnasium_with_a_spec_and_a_real_environment():
     import gymnasium
 
-    spec = types.Spec("my/Native", jax.ShapeDtypeStruct((4,), np.float32), types.Discrete(2), 500)
+    spec = Spec("my/Native", jax.ShapeDtypeStruct((4,), np.float32), Discrete(2), 500)
     make_one = lambda seed: gymnasium.make("CartPole-v1")  # noqa: E731
     given, inferred = envs.from_gymnasium(make_one, 2, spec), envs.from_gymnasium(make_one, 2)
-    assert inferred.spec == types.Spec("CartPole-v1", spec.obs, spec.action, 500)
+    assert inferred.spec == Spec("CartPole-v1", spec.obs, spec.action, 500)
     keys, action = jax.random.split(jax.random.key(0), 1), np.zeros((25, 1, 2), np.int32)
     a, b = host_roll(given, keys, action), host_roll(inferred, keys, action)
     check_stream(a)
@@ -614,7 +615,7 @@ def test_mistakes_in_ones_own_environment():
     for name in ("Countdown", "my/", "/x", "a/b/c"):
         with pytest.raises(ValueError, match="suite/Task"):
             envs.register(name, countdown)
-    spec = types.Spec("my/Bad", jax.ShapeDtypeStruct((2,), np.float32), types.Discrete(2))
+    spec = Spec("my/Bad", jax.ShapeDtypeStruct((2,), np.float32), Discrete(2))
     good = lambda key: (0, jnp.zeros(2))  # noqa: E731
     bad_obs = envs.from_functions(spec, lambda key: (0, jnp.zeros(3)), lambda *_: None)  # type: ignore
     with pytest.raises(ValueError, match=r"observation has shape \(3,\), expected \(2,\)"):

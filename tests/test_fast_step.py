@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from dreams import judged
 
-from jaxwm import acting, agents, envs, replay
+from jaxwm import agents, envs, replay, spaces
 from jaxwm.agents import dreamer_v3 as v3
 from jaxwm.control import actor_critic as ac
-from jaxwm.nets import chunks
-from jaxwm.nets.chunks import PLAIN, Routes
+from jaxwm.learning import pieces
+from jaxwm.learning.pieces import PLAIN, Routes
 from jaxwm.nets.convolution import convolve, convolve_doubled, convolve_own, double
-from jaxwm.training.trainer import Cursor, Trainer
+from jaxwm.training.life import Cursor
+from jaxwm.training.trainer import Trainer
 from jaxwm.types import Box, Discrete, MultiDiscrete, Record, Spec
 
 sg = jax.lax.stop_gradient
@@ -86,7 +87,7 @@ def random_record(spec: Spec, key, lead: tuple[int, int]) -> Record:
     obs = jax.tree.map(lambda s: random_sensor(s, next(keys), lead), spec.obs)
     action = jax.random.normal(next(keys), (*lead, 2)) if isinstance(spec.action, Box) else None
     if action is None:
-        options = jnp.asarray(acting.choices(spec.action))
+        options = jnp.asarray(spaces.choices(spec.action))
         action = jax.random.randint(next(keys), (*lead, len(options)), 0, options)
         action = action[..., 0] if isinstance(spec.action, Discrete) else action
     flag = jnp.zeros(lead, bool)
@@ -184,9 +185,9 @@ PIECES = [(12, 0, 12), (12, 12, 12), (12, 100, 12), (12, 5, 4), (12, 6, 6), (12,
 @pytest.mark.parametrize(("count", "size", "piece"), PIECES)
 def test_pieces_are_the_largest_that_divide_the_rows(count, size, piece):
     rows = {"a": jnp.arange(2 * count).reshape(count, 2), "b": jnp.arange(count)}
-    pieces = chunks.cut(rows, size)
-    assert (pieces["a"].shape, pieces["b"].shape) == ((count // piece, piece, 2), (count // piece, piece))
-    jax.tree.map(np.testing.assert_array_equal, chunks.join(pieces), rows)
+    cut = pieces.cut(rows, size)
+    assert (cut["a"].shape, cut["b"].shape) == ((count // piece, piece, 2), (count // piece, piece))
+    jax.tree.map(np.testing.assert_array_equal, pieces.join(cut), rows)
 
 
 def given_rows(seed: int = 0):
@@ -209,9 +210,9 @@ def in_pieces(size):
     """`score` by `terminal`, aux joined again."""
 
     def total(params, rows, data, shared):
-        pieces, known = chunks.cut(rows, size), chunks.cut(data, size)
-        loss, aux = chunks.terminal(score, params, pieces, known, shared)
-        return loss, chunks.join(aux)
+        parts, known = pieces.cut(rows, size), pieces.cut(data, size)
+        loss, aux = pieces.terminal(score, params, parts, known, shared)
+        return loss, pieces.join(aux)
 
     return total
 
@@ -270,7 +271,7 @@ def test_over_is_the_function_and_its_gradients(size, members):
         return jnp.tanh(x @ params["w"]) * params["b"]
 
     def pieces(params, x):
-        return chunks.join(chunks.over(all_rows, params, chunks.cut(x, size)))
+        return pieces.join(pieces.over(all_rows, params, pieces.cut(x, size)))
 
     params, rows, (target, _), _ = given_rows()
     x = rows["x"]

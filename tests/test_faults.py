@@ -17,9 +17,11 @@ from jaxwm.agents import dreamer_v3 as v3
 from jaxwm.distributions import one_hot
 from jaxwm.models import rssm
 from jaxwm.models.rssm import Latent
-from jaxwm.training import run as runs
+from jaxwm.run import load, session
+from jaxwm.run.plan import Plan
 from jaxwm.training.gauge import CONTEXT, gauge
-from jaxwm.training.trainer import EnvironmentDied, Trainer
+from jaxwm.training.host import EnvironmentDied
+from jaxwm.training.trainer import Trainer
 from jaxwm.types import Dream, Record
 
 # --- Updates that are not finite ----------------------------------------------------------------------------------
@@ -105,15 +107,15 @@ def quiet():
 
 
 def test_a_diverged_run_stops_and_names_step_term_and_checkpoint(toy_system, tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "CHUNK_SECONDS", 0.0)  # chunks of one iteration
-    plan = runs.Plan("toy", "toy/Count", ToyConfig(bad_after=50), 4000, 2, episodes=4, checkpoint_minutes=0, gauge=0)
+    monkeypatch.setattr(session, "CHUNK_SECONDS", 0.0)  # chunks of one iteration
+    plan = Plan("toy", "toy/Count", ToyConfig(bad_after=50), 4000, 2, episodes=4, checkpoint_minutes=0, gauge=0)
     with pytest.warns(UserWarning, match="not finite at step .*: mean; such updates are skipped"):
-        with pytest.raises(runs.Diverged) as error:
-            runs.train(plan, tmp_path / "run", quiet())
+        with pytest.raises(session.Diverged) as error:
+            session.train(plan, tmp_path / "run", quiet())
     text = str(error.value)
     assert "member 0 had 100 updates in a row that were not finite, until step 316: mean." in text
     assert "the last good checkpoint is at step 312" in text and "--lr" in text
-    loaded = runs.load(tmp_path / "run")
+    loaded = load.load(tmp_path / "run")
     assert loaded.steps == 312 and np.isfinite(loaded.state.params["mean"]).all()
 
 

@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 from dreams import judged
 
-from jaxwm import acting, optim
 from jaxwm import distributions as d
 from jaxwm.agents import dreamer_v3 as v3
 from jaxwm.control import actor_critic as ac
+from jaxwm.control.policy import action_distribution
+from jaxwm.learning import optim
 from jaxwm.models import rssm
 from jaxwm.models.rssm import Latent
 from jaxwm.nets import layers
@@ -129,13 +130,13 @@ def test_bounded_normal():
     case = GOLDEN["bounded_normal"]
     action = f32(case["action"])
     raw = {"mean": f32(case["raw_mean"]), "std": f32(case["raw_std"])}
-    dist = acting.actor(Box(3), raw)
+    dist = action_distribution(Box(3), raw)
     close(dist.parts.mean, case["mean"])
     close(dist.parts.std, case["std"])
     close(dist.log_prob(action), case["logp"])
     close(dist.entropy(), case["entropy"])
     for name, of in (("logp", lambda a: a.log_prob(action)), ("entropy", lambda a: a.entropy())):
-        grad = jax.grad(lambda raw, of=of: of(acting.actor(Box(3), raw)).sum())(raw)
+        grad = jax.grad(lambda raw, of=of: of(action_distribution(Box(3), raw)).sum())(raw)
         close(grad["mean"], case[f"{name}_grad"]["raw_mean"])
         close(grad["std"], case[f"{name}_grad"]["raw_std"])
 

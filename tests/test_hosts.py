@@ -11,7 +11,7 @@ import pytest
 from test_sweep import checkpoints, wait_for
 
 from jaxwm.cli import main
-from jaxwm.training import hosts, rundir
+from jaxwm.run import directory, json_files, machine
 
 SIZES = (
     "--deter 16 --hidden 16 --units 16 --stoch 2 --classes 4 --blocks 2 --batch-size 4 --batch-length 8 --imag-length 3"
@@ -55,13 +55,13 @@ def test_two_processes_are_one_run_that_either_may_stop(tmp_path):
         for process in pair:
             process.kill()
     assert "stopped and saved" in first and "steps" not in second
-    assert len(rundir.read_jsonl(two / rundir.SCORES)) < 170
+    assert len(json_files.read_jsonl(two / directory.SCORES)) < 170
     first, _ = finish(start_two("resume", str(two)), 0)
     assert "resumed at" in first and "trained (greedy)" in first
 
     finish([start(*train("gymnax/Catch-bsuite", steps, one))], 0)
-    scores = rundir.read_jsonl(one / rundir.SCORES)
-    assert {row["member"] for row in scores} == {0, 1} and scores == rundir.read_jsonl(two / rundir.SCORES)
+    scores = json_files.read_jsonl(one / directory.SCORES)
+    assert {row["member"] for row in scores} == {0, 1} and scores == json_files.read_jsonl(two / directory.SCORES)
 
 
 def test_an_error_of_the_first_process_ends_all(tmp_path):
@@ -77,9 +77,9 @@ def test_host_environments_run_beside_their_members(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     finish(start_two(*train("classic/CartPole-v1", 600, two)), 0)
     finish([start(*train("classic/CartPole-v1", 600, one))], 0)
-    scores = rundir.read_jsonl(one / rundir.SCORES)
+    scores = json_files.read_jsonl(one / directory.SCORES)
     assert len(scores) > 20 and {row["member"] for row in scores} == {0, 1}
-    assert scores == rundir.read_jsonl(two / rundir.SCORES)
+    assert scores == json_files.read_jsonl(two / directory.SCORES)
 
 
 @pytest.mark.parametrize(
@@ -96,10 +96,10 @@ def test_incomplete_flags_are_one_line(flags, text, tmp_path, capsys):
 
 
 def test_cluster_variables_stand_for_flags(monkeypatch, tmp_path, capsys):
-    monkeypatch.setenv(hosts.COORDINATOR, "127.0.0.1:1")
-    monkeypatch.setenv(hosts.PROCESSES, "two")
+    monkeypatch.setenv(machine.COORDINATOR, "127.0.0.1:1")
+    monkeypatch.setenv(machine.PROCESSES, "two")
     assert main(train("gymnax/Catch-bsuite", 100, tmp_path / "run")) == 2
     assert "JAX_NUM_PROCESSES must be a whole number, not 'two'" in capsys.readouterr().err
-    monkeypatch.setenv(hosts.PROCESSES, "2")
+    monkeypatch.setenv(machine.PROCESSES, "2")
     assert main(train("gymnax/Catch-bsuite", 100, tmp_path / "run")) == 2
     assert "needs --processes and --process" in capsys.readouterr().err

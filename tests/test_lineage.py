@@ -7,8 +7,8 @@ import pytest
 
 from jaxwm import agents, envs
 from jaxwm.cli import main
-from jaxwm.studio import lineage
-from jaxwm.training.trainer import segments
+from jaxwm.report import lineage
+from jaxwm.schedule import segments
 from jaxwm.types import FOREVER, Collect, Repeat, Train
 
 ROOT = Path(__file__).parent.parent

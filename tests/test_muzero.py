@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from test_envs import same
 
-from jaxwm import acting, agents, envs, replay
+from jaxwm import agents, envs, replay, spaces
 from jaxwm.agents import muzero
 from jaxwm.models import value_equivalent as ve
 from jaxwm.nets.layers import apply
-from jaxwm.training.checkpoint import Checkpoints
-from jaxwm.training.trainer import Cursor, Trainer
+from jaxwm.run.checkpoint import Checkpoints
+from jaxwm.training.life import Cursor
+from jaxwm.training.trainer import Trainer
 from jaxwm.types import Box, Discrete, Index, Record, Spec, Step
 
 TINY = dict(
@@ -224,7 +225,7 @@ def test_shapes_types_and_learning(name):
     for mode in ("random", "explore", "greedy"):
         act = jax.jit(lambda step, key, mode=mode: agent.act(state, agent.reset(state, 4), step, key, mode))
         _, action, extras = act(seen(case.spec, (4,)), jax.random.key(0))
-        assert same(jax.eval_shape(lambda a: a, action), jax.eval_shape(lambda: acting.blank(case.spec.action, 4)))
+        assert same(jax.eval_shape(lambda a: a, action), jax.eval_shape(lambda: spaces.blank(case.spec.action, 4)))
         assert extras["policy"].shape == (4, options) and extras["value"].shape == (4,)
         np.testing.assert_allclose(extras["policy"].sum(-1), 1, rtol=1e-4)
         layouts.append(jax.tree.map(lambda x: (x.shape, str(x.dtype)), extras))

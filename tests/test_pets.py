@@ -15,9 +15,10 @@ from jaxwm.agents.pets import KNOWN, Config
 from jaxwm.cli import main
 from jaxwm.envs.pure import from_functions
 from jaxwm.models import ensemble
-from jaxwm.training.checkpoint import Checkpoints
+from jaxwm.run.checkpoint import Checkpoints
 from jaxwm.training.evaluation import evaluate
-from jaxwm.training.trainer import Cursor, Trainer, member_keys
+from jaxwm.training.life import Cursor, member_keys
+from jaxwm.training.trainer import Trainer
 from jaxwm.types import Batch, Box, Discrete, Index, Record, Spec, Step
 
 TINY = dict(

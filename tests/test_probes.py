@@ -19,7 +19,8 @@ from jaxwm import agents, envs
 from jaxwm.agents import dreamer_v3 as v3
 from jaxwm.envs.pure import from_functions
 from jaxwm.training.evaluation import evaluate
-from jaxwm.training.trainer import Cursor, Trainer, member_keys
+from jaxwm.training.life import Cursor, member_keys
+from jaxwm.training.trainer import Trainer
 from jaxwm.types import Box, Discrete, Env, Spec
 
 MEMBERS, HORIZON = 2, 2.0

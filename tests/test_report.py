@@ -11,10 +11,12 @@ import pytest
 from PIL import Image
 
 from jaxwm import agents, cli
-from jaxwm.studio.charts import Series
-from jaxwm.studio.report import binned, column, command, flatten, learning_curve, reached, read, report
-from jaxwm.studio.statistics import published_runs
-from jaxwm.training import run, rundir
+from jaxwm.report.charts import Series
+from jaxwm.report.page import binned, column, command, flatten, learning_curve, reached, read, report
+from jaxwm.report.statistics import published_runs
+from jaxwm.run import directory, session
+from jaxwm.run.plan import Plan
+from jaxwm.run.writer import Writer
 
 EVALUATION = dict(
     env_steps=400, updates=80, seconds=90.0, compile_seconds=30.0, episodes=10, mode="greedy",
@@ -26,15 +28,15 @@ def write(
     folder: Path, metrics=None, scores=None, evaluation=EVALUATION, env="gymnax/Catch-bsuite", **settings
 ) -> Path:
     """A run directory of three members over 400 steps; learning starts at 200, with two updates in ten steps."""
-    plan = run.Plan("dreamer-v3", env, agents.settings("dreamer-v3", "nano", **settings), 400, 3, episodes=10)
-    rundir.create(folder)
-    rundir.write_config(folder, plan.to_json())
-    with rundir.Writer(folder) as writer:
+    plan = Plan("dreamer-v3", env, agents.settings("dreamer-v3", "nano", **settings), 400, 3, episodes=10)
+    directory.create(folder)
+    directory.write_config(folder, plan.to_json())
+    with Writer(folder) as writer:
         for row in default_metrics() if metrics is None else metrics:
             writer.metrics(row)
         writer.scores(default_scores() if scores is None else scores)
     if evaluation:
-        (folder / run.EVALUATION).write_text(json.dumps(evaluation))
+        (folder / directory.EVALUATION).write_text(json.dumps(evaluation))
     return folder
 
 
@@ -131,7 +133,7 @@ def test_commands_make_the_same_run(pair):
 
 def test_commands_start_from_the_nearest_preset_and_parse_back(tmp_path, monkeypatch):
     settings = agents.settings("dreamer-v3", "12m", online=False, lr=1e-3, dtype="bfloat16")
-    plan = run.Plan(
+    plan = Plan(
         "dreamer-v3", "atari/Pong", settings, 40, 2, 7, 5, {"sticky": 0.25, "life_loss": "terminal"}, keep=3, shards=2,
         vary={"lr": [1e-3, 3e-4]},
     )  # fmt: skip
@@ -140,7 +142,7 @@ def test_commands_start_from_the_nearest_preset_and_parse_back(tmp_path, monkeyp
     rest = "--env-option sticky=0.25 life_loss=terminal --vary lr=0.001,0.0003 --keep 3 --shards 2"
     assert words[words.index("--env-option") :] == rest.split()
     taken = []
-    monkeypatch.setattr(run, "train", lambda plan, folder: taken.append(plan) or {"done": 1})
+    monkeypatch.setattr(session, "train", lambda plan, folder: taken.append(plan) or {"done": 1})
     monkeypatch.setattr(cli, "use_cores", lambda *arguments, **options: None)
     assert cli.main(words[1:]) == 0
     assert taken == [plan]
@@ -148,9 +150,9 @@ def test_commands_start_from_the_nearest_preset_and_parse_back(tmp_path, monkeyp
 
 def test_other_versions_settings_have_no_command(tmp_path):
     folder = write(tmp_path / "old")
-    config = rundir.read_config(folder)
+    config = directory.read_config(folder)
     config["settings"]["gone"] = 1
-    rundir.write_config(folder, config)
+    directory.write_config(folder, config)
     assert "old: no command, because unknown entry 'settings.gone'" in text_of([folder], None)
 
 
@@ -279,7 +281,7 @@ def test_scalar_metrics_have_one_column(tmp_path):
     rows = [row | {"temperature": 0.5} for row in default_metrics()]
     story = read([write(tmp_path / "r", metrics=rows)])[0]
     assert column(story, "temperature")[1].tolist() == [[0.5]] * 4
-    assert dataclasses.asdict(run.Plan.from_json(story.config))["members"] == 3
+    assert dataclasses.asdict(Plan.from_json(story.config))["members"] == 3
 
 
 def damage(folder: Path, what: str) -> None:
@@ -305,9 +307,9 @@ def test_errors_are_one_line_that_names_the_way_out(tmp_path, capsys):
     damage(tmp_path / "a", "scores.jsonl")
     error = message(tmp_path / "a")
     assert "scores.jsonl, line 2 is damaged" in error and "delete that line, or leave this run out" in error
-    (tmp_path / "b" / run.EVALUATION).write_text("{")
+    (tmp_path / "b" / directory.EVALUATION).write_text("{")
     assert "evaluation.json is damaged" in message(tmp_path / "b")
-    (tmp_path / "c" / rundir.CONFIG).write_text('{"agent": "x"}')
+    (tmp_path / "c" / directory.CONFIG).write_text('{"agent": "x"}')
     assert "has no entry 'env'" in message(tmp_path / "c")
     with open(tmp_path / "d" / "metrics.jsonl", "a") as file:
         file.write('{"env_steps": 5')  # as a running program leaves it
@@ -352,8 +354,8 @@ def test_systems_are_told_apart_by_the_settings_that_differ(tmp_path):
 def test_members_with_their_own_hyperparameters_are_told_apart(tmp_path):
     """Three members with two learning rates are two systems, of two seeds and of one; the command is one."""
     folder = write(tmp_path / "rates", evaluation=evaluated([1.0, 3.0, 5.0], -1.0))
-    config = json.loads((folder / rundir.CONFIG).read_text()) | {"vary": {"lr": [0.1, 0.1, 0.2]}}
-    (folder / rundir.CONFIG).write_text(json.dumps(config))
+    config = json.loads((folder / directory.CONFIG).read_text()) | {"vary": {"lr": [0.1, 0.1, 0.2]}}
+    (folder / directory.CONFIG).write_text(json.dumps(config))
     one, two = read([folder])
     assert (one.label, two.label) == ("rates lr 0.1", "rates lr 0.2")
     assert (one.evaluation["trained"], two.evaluation["trained"]) == ([1.0, 3.0], [5.0])
@@ -376,6 +378,6 @@ def test_games_that_are_not_finished_are_left_out_of_the_statistics(tmp_path):
 def test_different_environment_options_are_told(tmp_path):
     for game, options in (("Pong", {}), ("Boxing", {"sticky": 0.25})):
         folder = write(tmp_path / "runs" / game, env=f"atari/{game}", evaluation=evaluated([1.0, 2.0]))
-        config = json.loads((folder / rundir.CONFIG).read_text())
-        (folder / rundir.CONFIG).write_text(json.dumps(config | {"env_options": options}))
+        config = json.loads((folder / directory.CONFIG).read_text())
+        (folder / directory.CONFIG).write_text(json.dumps(config | {"env_options": options}))
     assert "do not compare" in text_of([tmp_path / "runs"], tmp_path / "out")

@@ -12,41 +12,42 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxwm.training import rundir
+from jaxwm.run import directory, json_files
+from jaxwm.run.writer import Writer
 
 SCORE = {"member": 0, "env_steps": 100, "return": 1.0, "length": 9}
 
 
 @pytest.fixture
 def run(tmp_path) -> Path:
-    return rundir.create(tmp_path / "run")
+    return directory.create(tmp_path / "run")
 
 
 # --- The directory ------------------------------------------------------------------------------------------------
 
 
 def test_create(tmp_path):
-    path = rundir.create(str(tmp_path / "runs" / "mine"))
+    path = directory.create(str(tmp_path / "runs" / "mine"))
     assert path == tmp_path / "runs" / "mine"
     assert (path / "checkpoints").is_dir()
 
 
 def test_create_accepts_an_empty_directory(tmp_path):
-    assert (rundir.create(tmp_path) / "checkpoints").is_dir()
+    assert (directory.create(tmp_path) / "checkpoints").is_dir()
 
 
 def test_create_refuses_a_run_and_tells_the_way_out(run):
-    rundir.write_config(run, {})
+    directory.write_config(run, {})
     with pytest.raises(FileExistsError, match=r"--run, or go on with `jaxwm resume .*run`"):
-        rundir.create(run)
+        directory.create(run)
 
 
 def test_create_refuses_foreign_files(tmp_path):
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(FileExistsError, match="is not empty: choose another directory with --run"):
-        rundir.create(tmp_path)
+        directory.create(tmp_path)
     with pytest.raises(FileExistsError, match="is a file: choose another directory with --run"):
-        rundir.create(tmp_path / "thesis.tex")
+        directory.create(tmp_path / "thesis.tex")
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
@@ -56,51 +57,51 @@ def test_create_in_an_unwritable_folder(tmp_path, monkeypatch, code):
 
     monkeypatch.setattr(Path, "mkdir", refuse)
     with pytest.raises(PermissionError, match=r"cannot write to .*run \(.*choose another directory with --run"):
-        rundir.create(tmp_path / "run")
+        directory.create(tmp_path / "run")
 
 
 def test_what_a_killed_run_left_before_its_configuration_is_used_again(tmp_path):
-    rundir.create(tmp_path / "run")
-    (tmp_path / "run" / rundir.LOCK).touch()
+    directory.create(tmp_path / "run")
+    (tmp_path / "run" / directory.LOCK).touch()
     (tmp_path / "run" / ".config.json.x7").touch()
-    rundir.create(tmp_path / "run")
+    directory.create(tmp_path / "run")
     (tmp_path / "run" / "checkpoints" / "100").mkdir()
     with pytest.raises(FileExistsError, match="holds a run already"):
-        rundir.create(tmp_path / "run")
+        directory.create(tmp_path / "run")
 
 
 def test_of_two_runs_at_once_only_one_is_created(tmp_path):
-    with rundir.created(tmp_path / "run") as lock:
+    with directory.created(tmp_path / "run") as lock:
         with pytest.raises(BlockingIOError, match=rf"process {os.getpid()} on .* is working on the run in .*run"):
-            with rundir.created(tmp_path / "run"):
+            with directory.created(tmp_path / "run"):
                 pass
-        rundir.write_config(tmp_path / "run", {})
-    assert (tmp_path / "run" / rundir.CONFIG).exists(), "the one that failed takes nothing away"
+        directory.write_config(tmp_path / "run", {})
+    assert (tmp_path / "run" / directory.CONFIG).exists(), "the one that failed takes nothing away"
     with pytest.raises(BlockingIOError):
-        rundir.lock(tmp_path / "run", wait=0.3)
+        directory.lock(tmp_path / "run", wait=0.3)
     lock.close()
-    rundir.lock(tmp_path / "run").close()
+    directory.lock(tmp_path / "run").close()
 
 
 def test_a_run_that_appears_while_waiting_is_not_overwritten(tmp_path, monkeypatch):
     looks = iter([True, False])  # empty at first, then somebody else's
-    monkeypatch.setattr(rundir, "_unused", lambda path: next(looks))
+    monkeypatch.setattr(directory, "_unused", lambda path: next(looks))
     (tmp_path / "run").mkdir()
     with pytest.raises(FileExistsError):
-        with rundir.created(tmp_path / "run"):
+        with directory.created(tmp_path / "run"):
             pass
     assert (tmp_path / "run").is_dir()
 
 
 def test_default_path(tmp_path, monkeypatch):
-    monkeypatch.setattr(rundir.time, "strftime", lambda format: "20260131-120000")
-    path = rundir.default_path("dreamer-v3", "gymnax/Catch-bsuite", tmp_path)
+    monkeypatch.setattr(directory.time, "strftime", lambda format: "20260131-120000")
+    path = directory.default_path("dreamer-v3", "gymnax/Catch-bsuite", tmp_path)
     assert path == tmp_path / "dreamer-v3-Catch-bsuite-20260131-120000"
     assert not path.exists()
     path.mkdir()
-    assert rundir.default_path("dreamer-v3", "gymnax/Catch-bsuite", tmp_path).name == path.name + "-2"
-    assert rundir.default_path("a", "suite/odd/na me", tmp_path).name == "a-odd-na-me-20260131-120000"
-    assert rundir.default_path("a", "suite/b").parent == Path("runs")
+    assert directory.default_path("dreamer-v3", "gymnax/Catch-bsuite", tmp_path).name == path.name + "-2"
+    assert directory.default_path("a", "suite/odd/na me", tmp_path).name == "a-odd-na-me-20260131-120000"
+    assert directory.default_path("a", "suite/b").parent == Path("runs")
 
 
 # --- The configuration --------------------------------------------------------------------------------------------
@@ -108,79 +109,79 @@ def test_default_path(tmp_path, monkeypatch):
 
 def test_config_comes_back(run):
     config = {"agent": "dreamer-v3", "hyper": {"lr": 4e-5, "sizes": (1, 2)}, "seed": 0, "resume": None, "fast": True}
-    rundir.write_config(run, config)
-    assert rundir.read_config(run) == {**config, "hyper": {"lr": 4e-5, "sizes": [1, 2]}}
+    directory.write_config(run, config)
+    assert directory.read_config(run) == {**config, "hyper": {"lr": 4e-5, "sizes": [1, 2]}}
 
 
 def test_config_takes_scalars_and_paths(run):
-    rundir.write_config(run, {"lr": np.float32(0.1), "members": jnp.int32(3), "root": Path("runs") / "x"})
-    assert rundir.read_config(run) == {"lr": 0.1, "members": 3, "root": str(Path("runs") / "x")}
+    directory.write_config(run, {"lr": np.float32(0.1), "members": jnp.int32(3), "root": Path("runs") / "x"})
+    assert directory.read_config(run) == {"lr": 0.1, "members": 3, "root": str(Path("runs") / "x")}
 
 
 def test_config_is_replaced_whole_or_not_at_all(run, monkeypatch):
-    rundir.write_config(run, {"seed": 1})
+    directory.write_config(run, {"seed": 1})
 
     def fail(*args):
         raise OSError(errno.EIO, "broken")
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="broken"):
         patch.setattr(os, "replace", fail)
-        rundir.write_config(run, {"seed": 2})
-    assert rundir.read_config(run) == {"seed": 1}
+        directory.write_config(run, {"seed": 2})
+    assert directory.read_config(run) == {"seed": 1}
     assert sorted(file.name for file in run.iterdir()) == ["checkpoints", "config.json"]
-    rundir.write_config(run, {"seed": 3})
-    assert rundir.read_config(run) == {"seed": 3}
+    directory.write_config(run, {"seed": 3})
+    assert directory.read_config(run) == {"seed": 3}
 
 
 def test_config_can_be_read_by_others(run):
-    rundir.write_config(run, {})
+    directory.write_config(run, {})
     assert stat.S_IMODE((run / "config.json").stat().st_mode) == 0o644
 
 
 @pytest.mark.parametrize("value", [float("nan"), [1.0, float("inf")], {"deep": np.float32("inf")}])
 def test_config_refuses_what_would_not_come_back(run, value):
     with pytest.raises(ValueError, match="'lr'"):
-        rundir.write_config(run, {"seed": 0, "lr": value})
+        directory.write_config(run, {"seed": 0, "lr": value})
 
 
 def test_config_refuses_objects(run):
     with pytest.raises(TypeError, match=r"'thing'.*object"):
-        rundir.write_config(run, {"thing": object()})
+        directory.write_config(run, {"thing": object()})
     assert not (run / "config.json").exists()
 
 
 def test_config_missing(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no run directory: there is no config\.json"):
-        rundir.read_config(tmp_path / "nowhere")
+        directory.read_config(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("content", [b'{"seed": 1', b"", b"[1]", b"\xff\xfe"])
 def test_config_damaged(run, content):
     (run / "config.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"config\.json is damaged"):
-        rundir.read_config(run)
+        directory.read_config(run)
 
 
 # --- Writing and reading ------------------------------------------------------------------------------------------
 
 
 def test_rows_come_back(run):
-    with rundir.Writer(run) as writer:
+    with Writer(run) as writer:
         writer.metrics({"env_steps": 10, "loss": 0.5})
         writer.metrics({"env_steps": 20, "note": "é", "absent": None})
         writer.scores([SCORE, {**SCORE, "member": 1}])
         writer.scores([])
-    assert rundir.read_jsonl(run / "metrics.jsonl") == [
+    assert json_files.read_jsonl(run / "metrics.jsonl") == [
         {"env_steps": 10, "loss": 0.5},
         {"env_steps": 20, "note": "é", "absent": None},
     ]
-    assert rundir.read_jsonl(run / "scores.jsonl") == [SCORE, {**SCORE, "member": 1}]
+    assert json_files.read_jsonl(run / "scores.jsonl") == [SCORE, {**SCORE, "member": 1}]
 
 
 def test_rows_are_there_without_a_flush(run):
-    writer = rundir.Writer(run)
+    writer = Writer(run)
     writer.metrics({"loss": 1})
-    assert rundir.read_jsonl(run / "metrics.jsonl") == [{"loss": 1}]
+    assert json_files.read_jsonl(run / "metrics.jsonl") == [{"loss": 1}]
     writer.close()
     writer.close()
 
@@ -200,9 +201,9 @@ def test_numbers_of_every_kind(run):
         "nan": float("nan"),
         "inf": jnp.float32(-jnp.inf),
     }
-    with rundir.Writer(run) as writer, jax.transfer_guard("disallow"):
+    with Writer(run) as writer, jax.transfer_guard("disallow"):
         writer.metrics(row)
-    assert rundir.read_jsonl(run / "metrics.jsonl") == [
+    assert json_files.read_jsonl(run / "metrics.jsonl") == [
         {
             "python": 0.1,
             "float32": 0.1,
@@ -222,75 +223,75 @@ def test_numbers_of_every_kind(run):
 
 def test_float32_survives_as_the_same_float32(run):
     values = np.random.default_rng(0).normal(size=200).astype(np.float32)
-    with rundir.Writer(run) as writer:
+    with Writer(run) as writer:
         writer.metrics({"values": values})
-    (row,) = rundir.read_jsonl(run / "metrics.jsonl")
+    (row,) = json_files.read_jsonl(run / "metrics.jsonl")
     np.testing.assert_array_equal(np.array(row["values"], np.float32), values)
 
 
 def test_scores_have_four_fields(run):
-    with rundir.Writer(run) as writer, pytest.raises(ValueError, match="member, env_steps, return, length"):
+    with Writer(run) as writer, pytest.raises(ValueError, match="member, env_steps, return, length"):
         writer.scores([SCORE, {"member": 0, "score": 1.0}])
-    assert rundir.read_jsonl(run / "scores.jsonl") == []
+    assert json_files.read_jsonl(run / "scores.jsonl") == []
 
 
 def test_unfinished_last_line_is_skipped(run):
     file = run / "metrics.jsonl"
     file.write_bytes(b'{"a": 1}\n{"a": 2}\n{"a"')
-    assert rundir.read_jsonl(file) == [{"a": 1}, {"a": 2}]
+    assert json_files.read_jsonl(file) == [{"a": 1}, {"a": 2}]
     file.write_bytes(b'{"a": 1}\n{"a": "\xc3')
-    assert rundir.read_jsonl(file) == [{"a": 1}]
+    assert json_files.read_jsonl(file) == [{"a": 1}]
     file.write_bytes(b"")
-    assert rundir.read_jsonl(file) == []
+    assert json_files.read_jsonl(file) == []
 
 
 def test_last_line_may_lack_its_line_break(run):
     file = run / "metrics.jsonl"
     file.write_bytes(b'{"a": 1}\n{"a": 2}')
-    assert rundir.read_jsonl(file) == [{"a": 1}, {"a": 2}]
-    with rundir.Writer(run) as writer:
+    assert json_files.read_jsonl(file) == [{"a": 1}, {"a": 2}]
+    with Writer(run) as writer:
         writer.metrics({"a": 3})
-    assert rundir.read_jsonl(file) == [{"a": 1}, {"a": 2}, {"a": 3}]
+    assert json_files.read_jsonl(file) == [{"a": 1}, {"a": 2}, {"a": 3}]
 
 
 def test_damage_before_the_end_is_an_error(run):
     (run / "metrics.jsonl").write_bytes(b'{"a": 1}\n{"a"\n{"a": 3}\n')
     with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 is damaged"):
-        rundir.read_jsonl(run / "metrics.jsonl")
+        json_files.read_jsonl(run / "metrics.jsonl")
 
 
 def test_reopening_cuts_an_unfinished_line(run):
     (run / "metrics.jsonl").write_bytes(b'{"a": 1}\n{"a"')
-    with rundir.Writer(run) as writer:
+    with Writer(run) as writer:
         writer.metrics({"a": 2})
-    assert rundir.read_jsonl(run / "metrics.jsonl") == [{"a": 1}, {"a": 2}]
+    assert json_files.read_jsonl(run / "metrics.jsonl") == [{"a": 1}, {"a": 2}]
 
 
 # --- Resuming -----------------------------------------------------------------------------------------------------
 
 
 def test_offsets_and_truncate(run):
-    with rundir.Writer(run) as writer:
+    with Writer(run) as writer:
         writer.metrics({"a": 1})
         offsets = json.loads(json.dumps(writer.offsets()))
         assert offsets == {"metrics.jsonl": (run / "metrics.jsonl").stat().st_size, "scores.jsonl": 0}
         writer.metrics({"a": 2})
         writer.scores([SCORE])
-    with rundir.Writer(run) as writer:
+    with Writer(run) as writer:
         writer.truncate(offsets)
         writer.metrics({"a": 3})
-    assert rundir.read_jsonl(run / "metrics.jsonl") == [{"a": 1}, {"a": 3}]
-    assert rundir.read_jsonl(run / "scores.jsonl") == []
+    assert json_files.read_jsonl(run / "metrics.jsonl") == [{"a": 1}, {"a": 3}]
+    assert json_files.read_jsonl(run / "scores.jsonl") == []
 
 
 def test_truncate_never_lengthens_a_file(run):
-    with rundir.Writer(run) as writer:
+    with Writer(run) as writer:
         writer.metrics({"a": 1})
         with pytest.warns(UserWarning, match=r"metrics\.jsonl is shorter than at its checkpoint"):
             writer.truncate({"metrics.jsonl": 1000})
         with pytest.raises(ValueError, match=r"unknown files: other\.jsonl"):
             writer.truncate({"other.jsonl": 0})
-    assert rundir.read_jsonl(run / "metrics.jsonl") == [{"a": 1}]
+    assert json_files.read_jsonl(run / "metrics.jsonl") == [{"a": 1}]
 
 
 # --- A full disk --------------------------------------------------------------------------------------------------
@@ -314,7 +315,7 @@ class FullFile:
 
 
 def test_full_disk_warns_once_and_leaves_whole_lines(run):
-    with rundir.Writer(run) as writer:
+    with Writer(run) as writer:
         writer.metrics({"a": 1})
         lines = writer._files["metrics.jsonl"]
         file, lines._file = lines._file, FullFile(lines._file, room=4)
@@ -325,15 +326,15 @@ def test_full_disk_warns_once_and_leaves_whole_lines(run):
         assert [warning.filename for warning in caught] == [__file__]
         lines._file = file
         writer.metrics({"a": 4})
-    assert rundir.read_jsonl(run / "metrics.jsonl") == [{"a": 1}, {"a": 4}]
-    assert rundir.read_jsonl(run / "scores.jsonl") == [SCORE]
+    assert json_files.read_jsonl(run / "metrics.jsonl") == [{"a": 1}, {"a": 4}]
+    assert json_files.read_jsonl(run / "scores.jsonl") == [SCORE]
 
 
 def test_full_disk_while_flushing(run, monkeypatch):
     def full(handle):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with rundir.Writer(run) as writer:
+    with Writer(run) as writer:
         monkeypatch.setattr(os, "fsync", full)
         with pytest.warns(UserWarning, match="no space left for") as caught:
             writer.flush()
@@ -342,7 +343,7 @@ def test_full_disk_while_flushing(run, monkeypatch):
 
 
 def test_other_errors_are_raised(run):
-    with rundir.Writer(run) as writer:
+    with Writer(run) as writer:
         lines = writer._files["metrics.jsonl"]
         file, lines._file = lines._file, FullFile(lines._file, room=0, code=errno.EIO)
         with pytest.raises(OSError, match=os.strerror(errno.EIO)):
@@ -368,7 +369,7 @@ def events(run) -> list:
 
 def test_tensorboard_gets_every_number(run):
     pytest.importorskip("tensorboardX")
-    with rundir.Writer(run, tensorboard=True) as writer:
+    with Writer(run, tensorboard=True) as writer:
         writer.metrics({"env_steps": 10, "loss": 0.5, "bad": float("nan"), "each": np.array([1.0, 2.0]), "note": "x"})
         writer.metrics({"updates": 7, "loss": 0.25})
         writer.metrics({"loss": 1.0})
@@ -388,11 +389,11 @@ def test_tensorboard_gets_every_number(run):
 
 def test_tensorboard_is_rewound(run):
     pytest.importorskip("tensorboardX")
-    with rundir.Writer(run, tensorboard=True) as writer:
+    with Writer(run, tensorboard=True) as writer:
         writer.metrics({"env_steps": 10})
         offsets = writer.offsets()
         writer.metrics({"env_steps": 20})
-    with rundir.Writer(run, tensorboard=True) as writer:
+    with Writer(run, tensorboard=True) as writer:
         writer.truncate(offsets)
     assert len(list((run / "tensorboard").iterdir())) == 2
     assert [event.step for event in events(run) if event.HasField("session_log")] == [11]
@@ -400,7 +401,7 @@ def test_tensorboard_is_rewound(run):
 
 def test_tensorboard_on_a_full_disk(run, monkeypatch):
     pytest.importorskip("tensorboardX")
-    with rundir.Writer(run, tensorboard=True) as writer:
+    with Writer(run, tensorboard=True) as writer:
 
         def full(event):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -409,10 +410,10 @@ def test_tensorboard_on_a_full_disk(run, monkeypatch):
         with pytest.warns(UserWarning, match="no space left for"):
             for step in range(100):
                 writer.metrics({"env_steps": step})
-    assert len(rundir.read_jsonl(run / "metrics.jsonl")) == 100
+    assert len(json_files.read_jsonl(run / "metrics.jsonl")) == 100
 
 
 def test_tensorboard_missing_names_the_extra(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX.event_file_writer", None)
     with pytest.raises(ImportError, match=r"pip install 'jaxwm\[log\]'"):
-        rundir.Writer(run, tensorboard=True)
+        Writer(run, tensorboard=True)

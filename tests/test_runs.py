@@ -16,9 +16,10 @@ import pytest
 from test_trainer import assert_same
 
 import jaxwm as package
-from jaxwm.training import run, rundir
-from jaxwm.training.checkpoint import Checkpoints
-from jaxwm.training.rundir import read_jsonl
+from jaxwm.run import directory, load
+from jaxwm.run.checkpoint import Checkpoints
+from jaxwm.run.json_files import read_jsonl
+from jaxwm.run.plan import Plan
 
 TINY = (
     "--deter 16 --hidden 8 --units 8 --stoch 4 --classes 4 --bins 11 --batch-size 4 --batch-length 6 --imag-length 3 "
@@ -54,7 +55,7 @@ def finished(tmp_path_factory) -> Path:
 
 
 def test_a_run_is_plain_files(finished):
-    config = rundir.read_config(finished)
+    config = directory.read_config(finished)
     assert config["agent"] == "dreamer-v3" and config["settings"]["deter"] == 16 and config["jax"]
     rows, scores = stream_of(finished, "metrics.jsonl"), stream_of(finished)
     assert rows[-1]["env_steps"] == 400 and len(rows[-1]["loss"]) == 2
@@ -80,10 +81,10 @@ def test_a_run_directory_is_never_overwritten(finished):
 
 
 def test_load_gives_the_agent_back(finished):
-    plan, agent, state, steps = run.load(finished)
+    plan, agent, state, steps = load.load(finished)
     assert (plan.env, steps) == ("gymnax/Catch-bsuite", 400)
     assert int(state.step[0]) == int(state.step[1]) > 0
-    scores = run.score(plan, agent, state, 10)
+    scores = load.score(plan, agent, state, 10)
     assert scores.total.shape == (2, 10) and scores.complete.all()
 
 
@@ -94,9 +95,9 @@ OFTEN = ["--checkpoint-minutes", "0.005"]  # every third of a second: many kills
 
 def whole(folder: Path):
     """The last checkpoint of a run: everything, restored."""
-    plan = run.Plan.from_json(rundir.read_config(folder))
-    _, _, trainer = run.build(plan)
-    with Checkpoints(folder / rundir.CHECKPOINTS, writing=False) as checkpoints:
+    plan = Plan.from_json(directory.read_config(folder))
+    _, _, trainer = load.build(plan)
+    with Checkpoints(folder / directory.CHECKPOINTS, writing=False) as checkpoints:
         return checkpoints.restore(trainer.init(0))
 
 
@@ -127,7 +128,7 @@ def stop_until_done(folder: Path, steps: int, signals: list[int], seed: int) -> 
 def progress(folder: Path) -> int:
     """Environment steps that the run's metrics tell of."""
     try:
-        return read_jsonl(folder / rundir.METRICS)[-1]["env_steps"]
+        return read_jsonl(folder / directory.METRICS)[-1]["env_steps"]
     except (FileNotFoundError, IndexError, ValueError):  # not there yet, empty, or cut at a line's middle
         return 0
 
@@ -136,8 +137,8 @@ def check_same_run(folder, undisturbed):
     ours, theirs = whole(folder), whole(undisturbed)
     assert ours.cursor == theirs.cursor
     assert_same(ours.life, theirs.life)  # parameters, optimiser, replay, environments, keys, counters
-    assert read_jsonl(folder / rundir.SCORES) == read_jsonl(undisturbed / rundir.SCORES)
-    a, b = (json.loads((path / run.EVALUATION).read_text())["trained"] for path in (folder, undisturbed))
+    assert read_jsonl(folder / directory.SCORES) == read_jsonl(undisturbed / directory.SCORES)
+    a, b = (json.loads((path / directory.EVALUATION).read_text())["trained"] for path in (folder, undisturbed))
     assert a == b
 
 
@@ -248,14 +249,14 @@ def test_exported_weights_act_like_the_run(finished, tmp_path):
     a, b = package.load(finished), package.load(file)
     assert_same(a.state.params, b.state.params)
     assert (a.plan, a.steps) == (b.plan, b.steps)
-    scores = [run.score(x.plan, x.agent, x.state, 10).total for x in (a, b)]
+    scores = [load.score(x.plan, x.agent, x.state, 10).total for x in (a, b)]
     np.testing.assert_array_equal(*scores)
     assert file.stat().st_size < 1.2 * sum(x.nbytes for x in jax.tree.leaves(a.state.params)) + 50_000
 
 
 def test_damaged_and_foreign_weights_are_refused(finished, tmp_path):
     file = tmp_path / "w.safetensors"
-    run.export_params(finished, file)
+    load.export_params(finished, file)
     content = file.read_bytes()
     for spoilt in (b"", content[:100], b"\x00" * 200, b"not weights at all" * 10):
         file.write_bytes(spoilt)

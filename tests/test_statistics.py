@@ -5,33 +5,35 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jaxwm.studio import statistics as st
+from jaxwm.report import statistics
 
 
 def test_aggregates_by_hand():
     scores = {"a": [0.0, 1.0], "b": [2.0, 3.0], "c": [4.0, 11.0], "d": [0.5, 0.5]}
-    assert st.mean(scores) == pytest.approx((0.5 + 2.5 + 7.5 + 0.5) / 4)
-    assert st.median(scores) == pytest.approx(1.5)
-    assert st.iqm(scores) == pytest.approx((0.5 + 1 + 2 + 3) / 4)  # of 0 .5 .5 1 2 3 4 11 without two at either end
-    assert st.optimality_gap(scores) == pytest.approx(1 - (0 + 1 + 1 + 1 + 1 + 1 + 0.5 + 0.5) / 8)
+    assert statistics.mean(scores) == pytest.approx((0.5 + 2.5 + 7.5 + 0.5) / 4)
+    assert statistics.median(scores) == pytest.approx(1.5)
+    assert statistics.iqm(scores) == pytest.approx(
+        (0.5 + 1 + 2 + 3) / 4
+    )  # of 0 .5 .5 1 2 3 4 11 without two at either end
+    assert statistics.optimality_gap(scores) == pytest.approx(1 - (0 + 1 + 1 + 1 + 1 + 1 + 0.5 + 0.5) / 8)
 
 
 def test_profile_and_improvement_by_hand():
     scores = {"a": [0.0, 1.0], "b": [2.0, 3.0, 4.0]}
-    assert st.profile(scores, np.array([-1.0, 0.5, 2.0])) == pytest.approx([1, 0.75, 1 / 3])
-    assert st.improvement({"a": [1.0, 2.0], "b": [0.0]}, {"a": [1.0], "b": [1.0]}) == pytest.approx(0.375)
+    assert statistics.profile(scores, np.array([-1.0, 0.5, 2.0])) == pytest.approx([1, 0.75, 1 / 3])
+    assert statistics.improvement({"a": [1.0, 2.0], "b": [0.0]}, {"a": [1.0], "b": [1.0]}) == pytest.approx(0.375)
     with pytest.raises(ValueError, match="no task"):
-        st.improvement({"a": [1.0]}, {"b": [1.0]})
+        statistics.improvement({"a": [1.0]}, {"b": [1.0]})
 
 
 def test_bootstrap_is_stratified():
     """Tasks whose runs agree leave no uncertainty, however far the tasks are apart."""
     scores = {"a": [1.0, 1.0], "b": [100.0, 100.0]}
-    assert st.interval(st.mean, scores, times=50) == (50.5, 50.5, 50.5)
-    assert st.interval(st.improvement, scores, {"a": [0.0], "b": [200.0]}, times=50) == (0.5, 0.5, 0.5)
-    low, high = st.profile_band(scores, np.array([0.0, 50.0, 200.0]), times=50)
+    assert statistics.interval(statistics.mean, scores, times=50) == (50.5, 50.5, 50.5)
+    assert statistics.interval(statistics.improvement, scores, {"a": [0.0], "b": [200.0]}, times=50) == (0.5, 0.5, 0.5)
+    low, high = statistics.profile_band(scores, np.array([0.0, 50.0, 200.0]), times=50)
     assert low.tolist() == high.tolist() == [1, 0.5, 0]
-    assert np.isnan(st.interval(st.mean, {"a": [1.0], "b": [3.0]}).low)
+    assert np.isnan(statistics.interval(statistics.mean, {"a": [1.0], "b": [3.0]}).low)
 
 
 def test_bootstrap_covers_the_truth():
@@ -40,7 +42,7 @@ def test_bootstrap_covers_the_truth():
     hits = 0
     for i in range(200):
         scores = {"a": rng.normal(1.0, 1.0, 20), "b": rng.normal(3.0, 2.0, 20)}
-        found = st.interval(st.mean, scores, times=300, seed=i)
+        found = statistics.interval(statistics.mean, scores, times=300, seed=i)
         hits += found.low <= 2.0 <= found.high
     assert 0.88 <= hits / 200 <= 0.99
 
@@ -65,15 +67,17 @@ PUBLISHED = {  # mean, median, IQM over games, IQM over runs; as printed by the 
 def test_published_aggregates(column):
     """To three digits."""
     *over_games, over_runs = PUBLISHED[column]
-    scores = st.human_normalised({game: [score] for game, score in st.published()[column].items()})
+    scores = statistics.human_normalised({game: [score] for game, score in statistics.published()[column].items()})
     assert len(scores) == 26
-    assert [float(fn(scores)) for fn in (st.mean, st.median, st.iqm)] == pytest.approx(over_games, abs=0.0006)
+    assert [float(fn(scores)) for fn in (statistics.mean, statistics.median, statistics.iqm)] == pytest.approx(
+        over_games, abs=0.0006
+    )
     if over_runs:
-        runs = st.human_normalised(st.published_runs()[column])
-        assert st.iqm(runs) == pytest.approx(over_runs, abs=0.0006)
-        assert st.mean(runs) == pytest.approx(over_games[0], abs=0.002)  # the table is rounded to 0.1
+        runs = statistics.human_normalised(statistics.published_runs()[column])
+        assert statistics.iqm(runs) == pytest.approx(over_runs, abs=0.0006)
+        assert statistics.mean(runs) == pytest.approx(over_games[0], abs=0.002)  # the table is rounded to 0.1
 
 
 def test_unknown_game():
     with pytest.raises(ValueError, match="Tetris"):
-        st.human_normalised({"Tetris": [1.0]})
+        statistics.human_normalised({"Tetris": [1.0]})

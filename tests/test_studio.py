@@ -13,10 +13,11 @@ from toys import counting_env, on_host, toy_agent
 
 from jaxwm import agents, cli, envs
 from jaxwm.envs import from_functions
+from jaxwm.run import directory, load
+from jaxwm.run.checkpoint import Checkpoints
+from jaxwm.run.plan import Plan
 from jaxwm.studio import dream, episodes, figures, pictures, watch
-from jaxwm.training import run, rundir
-from jaxwm.training.checkpoint import Checkpoints
-from jaxwm.training.trainer import Cursor
+from jaxwm.training.life import Cursor
 from jaxwm.types import Agent, Discrete, Dream, Spec
 
 LENGTH = 12
@@ -233,7 +234,7 @@ def tell(agent, monkeypatch, env=walk) -> None:
     """Let `load` find this agent in this environment."""
     monkeypatch.setitem(envs._registered, "toy/Walk", env)
     settings = agents.settings("dreamer-v3", "nano")
-    player = episodes.Player(run.Plan("dreamer-v3", "toy/Walk", settings, 100), agent, {}, KEY, 0, 100)
+    player = episodes.Player(Plan("dreamer-v3", "toy/Walk", settings, 100), agent, {}, KEY, 0, 100)
     monkeypatch.setattr(episodes, "load", lambda folder, member, seed, checkpoint: player)
 
 
@@ -294,11 +295,11 @@ def test_watch_cuts_long_episodes(tmp_path, monkeypatch, capsys):
 def fresh(tmp_path_factory):
     """A run directory of two untrained Dreamers on Catch."""
     tiny = dict(deter=16, hidden=8, units=8, stoch=4, classes=4, bins=11, batch_size=4, batch_length=6, prefill=64)
-    plan = run.Plan("dreamer-v3", "gymnax/Catch-bsuite", agents.settings("dreamer-v3", "nano", **tiny), 400, 2)
-    folder = rundir.create(tmp_path_factory.mktemp("runs") / "catch")
-    rundir.write_config(folder, plan.to_json())
-    life = run.build(plan)[2].init(0)
-    with Checkpoints(folder / rundir.CHECKPOINTS) as checkpoints:
+    plan = Plan("dreamer-v3", "gymnax/Catch-bsuite", agents.settings("dreamer-v3", "nano", **tiny), 400, 2)
+    folder = directory.create(tmp_path_factory.mktemp("runs") / "catch")
+    directory.write_config(folder, plan.to_json())
+    life = load.build(plan)[2].init(0)
+    with Checkpoints(folder / directory.CHECKPOINTS) as checkpoints:
         checkpoints.save(0, life, Cursor(), {"offsets": {}, "seconds": 0.0})
     return folder
 

@@ -13,14 +13,14 @@ from types import SimpleNamespace
 import pytest
 
 from jaxwm.cli import main
-from jaxwm.training import cluster, rundir, sweep
-from jaxwm.training.run import EVALUATION
+from jaxwm.run import cluster, directory, json_files, sweep
+from jaxwm.run.directory import EVALUATION
 
 pytest.importorskip("ray")
 
 EXPERIMENT = '''
 from jaxwm import agents
-from jaxwm.training.run import Plan
+from jaxwm import Plan
 
 SETTINGS = dict(deter=16, hidden=16, units=16, stoch=2, classes=4, blocks=2, envs=2, batch_size=4, batch_length=8,
                 imag_length=3, train_ratio=4.0, prefill=64)
@@ -68,7 +68,7 @@ def workers(root: Path) -> list[int]:
 def checkpoints(root: Path) -> int:
     """Environment steps that are safe, of all tasks together."""
     found: dict[Path, int] = {}
-    for file in root.glob(f"*/{rundir.CHECKPOINTS}/*/checksums.json"):
+    for file in root.glob(f"*/{directory.CHECKPOINTS}/*/checksums.json"):
         run = file.parents[2]
         found[run] = max(found.get(run, 0), int(file.parent.name))
     return sum(found.values())
@@ -86,7 +86,7 @@ def results(root: Path) -> dict[str, tuple[list, list]]:
     found = {}
     for file in root.glob(f"*/{EVALUATION}"):
         evaluation = json.loads(file.read_text())
-        found[file.parent.name] = (rundir.read_jsonl(file.parent / rundir.SCORES), evaluation["trained"])
+        found[file.parent.name] = (json_files.read_jsonl(file.parent / directory.SCORES), evaluation["trained"])
     return found
 
 

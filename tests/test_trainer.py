@@ -7,9 +7,11 @@ import pytest
 from toys import ToyState, counting_env, on_host, toy_agent
 
 from jaxwm import replay
-from jaxwm.training.checkpoint import Checkpoints
+from jaxwm.run.checkpoint import Checkpoints
+from jaxwm.schedule import segments
 from jaxwm.training.evaluation import evaluate
-from jaxwm.training.trainer import Cursor, Trainer, member_keys, segments
+from jaxwm.training.life import Cursor, member_keys
+from jaxwm.training.trainer import Trainer
 from jaxwm.types import FOREVER, Collect, Repeat, Train
 
 

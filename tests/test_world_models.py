@@ -22,7 +22,7 @@ from jaxwm.distributions import Mixture, mixture
 from jaxwm.models.mdn_rnn import MDNRNN, LSTMState
 from jaxwm.nets import strided
 from jaxwm.nets.layers import apply
-from jaxwm.training import run
+from jaxwm.run.json_files import read_jsonl
 from jaxwm.types import Batch, Box, Discrete, Env, Index, MultiDiscrete, Record, Spec, Step
 
 IMAGE = jax.ShapeDtypeStruct((64, 64, 3), np.uint8)
@@ -556,18 +556,19 @@ def test_the_command_line_trains_evaluates_and_dreams(tmp_path):
     folder = tmp_path / "run"
     begin = f"train world-models --env my/Blinking --steps 160 --episodes 4 --gauge 3 --run {folder}"
     assert main(begin.split() + flags() + ["--alive", "1"]) == 0
-    rows = [row for row in run.rundir.read_jsonl(folder / "metrics.jsonl")]
+    rows = [row for row in read_jsonl(folder / "metrics.jsonl")]
     named = set().union(*rows)
     for name in ("vision/loss", "encode/rows", "memory/loss/done", "controller/dream_return", "gauge/gap"):
         assert name in named, name
-    assert rows[-1]["env_steps"] == 160 and (folder / run.EVALUATION).exists()
+    assert rows[-1]["env_steps"] == 160 and (folder / directory.EVALUATION).exists()
     assert main(f"dream {folder} --context 2 --horizon 3 --episodes 2 --sequences 4".split()) == 0
     assert (folder / "dreams" / "dream.gif").exists()
 
 
 @pytest.mark.slow
 def test_a_resumed_run_is_the_same_run():
-    from jaxwm.training.trainer import Cursor, Trainer
+    from jaxwm.training.life import Cursor
+    from jaxwm.training.trainer import Trainer
 
     config = agents.settings("world-models", "takecover-small", **TINY)
     env = blinking(4)

@@ -22,13 +22,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxwm import optim
-from jaxwm.acting import logged, random_action
 from jaxwm.control import search
+from jaxwm.control.policy import logged
 from jaxwm.errors import check_choice, check_range, check_types
-from jaxwm.nets.chunks import join
+from jaxwm.learning import optim
+from jaxwm.learning.pieces import join
 from jaxwm.nets.layers import MLP, Linear, apply
 from jaxwm.nets.residual import Cut, Tower
+from jaxwm.schedule import pace
+from jaxwm.spaces import random_action
 from jaxwm.types import (
     FOREVER,
     Agent,
@@ -44,7 +46,6 @@ from jaxwm.types import (
     Step,
     Train,
     TrainStep,
-    pace,
 )
 
 DROPS = (100_000, 300_000, 500_000)

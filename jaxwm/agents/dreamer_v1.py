@@ -23,14 +23,16 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxwm import acting, optim
+from jaxwm import spaces
 from jaxwm.control import actor_critic as ac
+from jaxwm.control.policy import Actor, disturb
 from jaxwm.distributions import TanhNormal, one_hot
 from jaxwm.errors import check_range, check_types
+from jaxwm.learning import optim
+from jaxwm.learning.pieces import join
 from jaxwm.models import rssm
+from jaxwm.models.latent_world import Carry, World, classic, groups_of
 from jaxwm.models.rssm import Gaussian, Latent
-from jaxwm.models.world import Carry, World, classic, groups_of
-from jaxwm.nets.chunks import join
 from jaxwm.nets.layers import Head, apply
 from jaxwm.types import (
     FOREVER,
@@ -177,7 +179,7 @@ def make(spec: Spec, config: Config = PUBLISHED) -> Agent:
             k_sample, k_noise = jax.random.split(key)
             if mode == "greedy":
                 return policy.mode()
-            return acting.disturb(spec.action, policy.sample(k_sample), state.hyper["noise"], k_noise)
+            return disturb(spec.action, policy.sample(k_sample), state.hyper["noise"], k_noise)
 
         carry = world.act(state, carry, step, key, mode, choose)
         return carry, carry.action, world.pack(carry.latent)
@@ -214,7 +216,7 @@ def build(spec: Spec, config: Config) -> Learner:
     heads = {"rew": head({"mean": 1}, config.model_layers)}
     if config.con_scale:
         heads["con"] = head({"logit": 1}, config.model_layers)
-    heads["pol"] = head(acting.head_sizes(spec.action), config.policy_layers)
+    heads["pol"] = head(spaces.head_sizes(spec.action), config.policy_layers)
     heads["val"] = head({"mean": 1}, config.value_layers)
     return Learner(world, heads, config)
 
@@ -227,15 +229,13 @@ class Learner:
     heads: dict[str, Head]
     config: Config
 
-    def actor(self, params: Any, feat: Array) -> acting.Actor:
+    def actor(self, params: Any, feat: Array) -> Actor:
         """The policy at `feat [..., F]`: a normal squashed by tanh, or one-hot choices."""
         space, out = self.world.spec.action, apply(self.heads["pol"], params["pol"], feat)
         if not isinstance(space, Box):
-            return acting.Actor(tuple(one_hot(out[name]) for name in acting.head_sizes(space)), space)
+            return Actor(tuple(one_hot(out[name]) for name in spaces.head_sizes(space)), space)
         shift = jnp.log(jnp.expm1(self.config.init_std))
-        return acting.Actor(
-            TanhNormal(5 * jnp.tanh(out["mean"] / 5), jax.nn.softplus(out["std"] + shift) + 1e-4), space
-        )
+        return Actor(TanhNormal(5 * jnp.tanh(out["mean"] / 5), jax.nn.softplus(out["std"] + shift) + 1e-4), space)
 
     def value(self, params: Any, feat: Array) -> Array:
         return apply(self.heads["val"], params["val"], feat)["mean"][..., 0]

@@ -23,12 +23,14 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxwm import acting, optim
+from jaxwm import spaces
 from jaxwm.control import actor_critic as ac
+from jaxwm.control.policy import Actor, action_distribution
 from jaxwm.errors import check_range, check_types
+from jaxwm.learning import optim
+from jaxwm.learning.pieces import join
+from jaxwm.models.latent_world import Carry, World, classic, groups_of
 from jaxwm.models.rssm import Categorical, Latent
-from jaxwm.models.world import Carry, World, classic, groups_of
-from jaxwm.nets.chunks import join
 from jaxwm.nets.layers import Head, apply
 from jaxwm.types import (
     FOREVER,
@@ -216,7 +218,7 @@ def build(spec: Spec, config: Config) -> Learner:
     dtype = jnp.dtype(config.dtype)
     latents = Categorical(config.stoch, config.classes)
     world = classic(spec, latents, *sizes, ("elu", "elu"), norm=True, dtype=dtype)
-    outputs = {"rew": {"mean": 1}, "con": {"logit": 1}, "pol": acting.head_sizes(spec.action), "val": {"mean": 1}}
+    outputs = {"rew": {"mean": 1}, "con": {"logit": 1}, "pol": spaces.head_sizes(spec.action), "val": {"mean": 1}}
     heads = {name: Head(out, config.layers, config.units, dtype=dtype, act="elu") for name, out in outputs.items()}
     return Learner(world, heads, config)
 
@@ -229,8 +231,8 @@ class Learner:
     heads: dict[str, Head]
     config: Config
 
-    def actor(self, params: Any, feat: Array) -> acting.Actor:
-        return acting.actor(self.world.spec.action, apply(self.heads["pol"], params["pol"], feat))
+    def actor(self, params: Any, feat: Array) -> Actor:
+        return action_distribution(self.world.spec.action, apply(self.heads["pol"], params["pol"], feat))
 
     def value(self, params: Any, feat: Array) -> Array:
         """The critic `[...]`; `params` are its own."""

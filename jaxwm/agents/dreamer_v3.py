@@ -22,33 +22,21 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxwm import acting, optim
+from jaxwm import spaces
 from jaxwm.control import actor_critic as ac
+from jaxwm.control.policy import Actor, action_distribution
 from jaxwm.distributions import TwoHot, symexp_bins, twohot
 from jaxwm.errors import check_range, check_types
+from jaxwm.learning import optim
+from jaxwm.learning.pieces import PLAIN, Routes, cut, join, routes, terminal
+from jaxwm.learning.share import ALONE, Share
 from jaxwm.models import rssm
+from jaxwm.models.latent_world import Carry, World
 from jaxwm.models.rssm import RSSM, Categorical, Latent, flatten
-from jaxwm.models.world import Carry, World
-from jaxwm.nets import observation as sensors
-from jaxwm.nets.chunks import PLAIN, Routes, cut, join, routes, terminal
+from jaxwm.nets import encoders
 from jaxwm.nets.layers import Head, apply
-from jaxwm.share import ALONE, Share
-from jaxwm.types import (
-    FOREVER,
-    Agent,
-    Array,
-    Batch,
-    Collect,
-    Dream,
-    Key,
-    Record,
-    Repeat,
-    Spec,
-    Step,
-    Train,
-    TrainStep,
-    pace,
-)
+from jaxwm.schedule import pace
+from jaxwm.types import FOREVER, Agent, Array, Batch, Collect, Dream, Key, Record, Repeat, Spec, Step, Train, TrainStep
 
 sg = jax.lax.stop_gradient
 
@@ -211,9 +199,9 @@ class State(NamedTuple):
 class Networks(NamedTuple):
     """The components; each is a flax module, its parameters live under the same name in `State.params`."""
 
-    enc: sensors.Encoder
+    enc: encoders.Encoder
     dyn: RSSM
-    dec: sensors.Decoder
+    dec: encoders.Decoder
     rew: Head
     con: Head
     pol: Head
@@ -224,12 +212,12 @@ class Networks(NamedTuple):
 def build(spec: Spec, config: Config, routes: Routes = PLAIN) -> Networks:
     """The networks of an agent for this environment; ValueError for observations that no encoder fits."""
     dtype = jnp.dtype(config.dtype)
-    enc = sensors.Encoder(spec.obs, config.depth, config.units, config.sensor_layers, dtype, routes)
+    enc = encoders.Encoder(spec.obs, config.depth, config.units, config.sensor_layers, dtype, routes)
     lead = jax.tree.map(lambda s: jax.ShapeDtypeStruct((1, *s.shape), s.dtype), spec.obs)
     tokens, _ = jax.eval_shape(enc.init_with_output, jax.random.key(0), lead)
     latents = Categorical(config.stoch, config.classes, config.unimix)
     dyn = RSSM(
-        acting.action_size(spec.action),
+        spaces.action_size(spec.action),
         tokens.shape[-1],
         config.deter,
         config.hidden,
@@ -237,7 +225,7 @@ def build(spec: Spec, config: Config, routes: Routes = PLAIN) -> Networks:
         config.blocks,
         dtype=dtype,
     )
-    dec = sensors.Decoder(
+    dec = encoders.Decoder(
         spec.obs, config.depth, config.units, config.deter, config.stoch * config.classes, config.sensor_layers,
         config.blocks, dtype, routes,
     )  # fmt: skip
@@ -248,7 +236,7 @@ def build(spec: Spec, config: Config, routes: Routes = PLAIN) -> Networks:
         dec,
         rew=Head({"bins": config.bins}, model_layers, config.units, 0.0, dtype),
         con=Head({"logit": 1}, model_layers, config.units, 1.0, dtype),
-        pol=Head(acting.head_sizes(spec.action), policy_layers, config.units, 0.01, dtype),
+        pol=Head(spaces.head_sizes(spec.action), policy_layers, config.units, 0.01, dtype),
         val=Head({"bins": config.bins}, policy_layers, config.units, 0.0, dtype),
         dis=Head({"stoch": config.stoch * config.classes}, model_layers, config.units, 1.0, dtype)
         if config.disagreement
@@ -364,8 +352,10 @@ class Learner:
 
     # Small views on the networks.
 
-    def actor(self, params: Any, feat: Array) -> acting.Actor:
-        return acting.actor(self.spec.action, apply(self.nets.pol, params["pol"], feat), self.config.actor_unimix)
+    def actor(self, params: Any, feat: Array) -> Actor:
+        return action_distribution(
+            self.spec.action, apply(self.nets.pol, params["pol"], feat), self.config.actor_unimix
+        )
 
     def scalar(self, name: str, params: Any, feat: Array) -> TwoHot:
         """The reward ("rew") or value ("val") distribution; `params` are the head's own."""
@@ -389,11 +379,11 @@ class Learner:
 
         They come from one draw, as a generator takes longer to compile than to run.
         """
-        horizon, stoch, width = self.config.imag_length, self.config.stoch, acting.noise_size(self.spec.action)
+        horizon, stoch, width = self.config.imag_length, self.config.stoch, spaces.noise_size(self.spec.action)
         sizes = stoch, (horizon + 1) * width, horizon * stoch
         draw = jax.random.uniform(key, (batch * (length - 1) * sum(sizes),)).reshape(batch, length - 1, sum(sizes))
         observe, plan, imagine = jnp.split(draw, (sizes[0], sizes[0] + sizes[1]), -1)
-        plan = acting.noise(self.spec.action, plan.reshape(*plan.shape[:2], horizon + 1, width))
+        plan = spaces.noise(self.spec.action, plan.reshape(*plan.shape[:2], horizon + 1, width))
         return Noise(observe, plan, imagine.reshape(*imagine.shape[:2], horizon, stoch))
 
     def loss(self, params: Any, state: State, record: Record, noise: Noise, share: Share = ALONE):

@@ -18,9 +18,9 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 
-from jaxwm import optim
-from jaxwm.acting import logged
+from jaxwm.control.policy import logged
 from jaxwm.errors import check_choice, check_number, check_range, check_types
+from jaxwm.learning import optim
 from jaxwm.types import (
     FOREVER,
     Agent,

@@ -30,14 +30,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxwm import acting, optim, replay
+from jaxwm import replay, spaces
 from jaxwm.control import search
+from jaxwm.control.policy import action_distribution, logged
 from jaxwm.distributions import sg
 from jaxwm.errors import check_choice, check_range, check_types
+from jaxwm.learning import optim
+from jaxwm.learning.pieces import join
 from jaxwm.models.value_equivalent import Memory, Net, Support, check, similarity
-from jaxwm.nets import observation
-from jaxwm.nets.chunks import join
+from jaxwm.nets import sensors
 from jaxwm.nets.layers import apply
+from jaxwm.schedule import pace
 from jaxwm.types import (
     FOREVER,
     Agent,
@@ -54,7 +57,6 @@ from jaxwm.types import (
     Step,
     Train,
     TrainStep,
-    pace,
 )
 
 
@@ -235,7 +237,7 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
     masked = whole and isinstance(spec.obs, Mapping) and "legal" in spec.obs
     support, tree = Support(config.bound, config.bins), config.tree()
     net = Net(
-        spec.obs, acting.action_size(spec.action), acting.head_sizes(spec.action), support, config.residual,
+        spec.obs, spaces.action_size(spec.action), spaces.head_sizes(spec.action), support, config.residual,
         config.width, config.units, config.layers, config.depth, prefix=config.unroll if config.prefix else 0,
         projection=config.projection if config.consistency else 0, decoder=config.decoder,
     )  # fmt: skip
@@ -247,7 +249,7 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
 
     def init(key: Key, hyper: Mapping[str, Any]) -> State:
         obs = jax.tree.map(lambda x: jnp.zeros((1, *x.shape), x.dtype), spec.obs)
-        params = {"net": net.init(key, obs, acting.encode(spec.action, acting.blank(spec.action, 1)))}
+        params = {"net": net.init(key, obs, spaces.encode(spec.action, spaces.blank(spec.action, 1)))}
         target = jax.tree.map(jnp.copy, params)
         return State(params, target, tx.init(params), optim.numbers(hyper), jnp.zeros((), jnp.int32), jnp.ones(()))
 
@@ -255,7 +257,7 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
 
     def choices(outputs: dict[str, Array], key: Key) -> tuple[Array, Array | None]:
         """Prior logits `[R, A]` and the actions they are for; sampled ones are alike, as they come from the prior."""
-        policy = acting.actor(spec.action, outputs)
+        policy = action_distribution(spec.action, outputs)
         if whole:
             return outputs["logits0"], None
         drawn = jax.vmap(policy.sample)(jax.random.split(key, options)).swapaxes(0, 1)
@@ -266,7 +268,7 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         return index if drawn is None else drawn[jnp.arange(len(index)), index]
 
     def model(params: Any, key: Key, index: Array, place: Place) -> tuple[Any, Place]:
-        latent = call(params, Net.advance, place.latent, acting.encode(spec.action, pick(place.options, index)))
+        latent = call(params, Net.advance, place.latent, spaces.encode(spec.action, pick(place.options, index)))
         _, reward, memory = call(params, Net.reward, latent, place.memory)
         outputs, value = call(params, Net.predict, latent)
         logits, drawn = choices(outputs, key)
@@ -298,12 +300,12 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         num = len(step.reward)
         if mode in ("random", "logged"):
             known = step.obs["legal"] if masked else None
-            action = acting.random_action(spec.action, key, num, known) if mode == "random" else acting.logged(step)
+            action = spaces.random_action(spec.action, key, num, known) if mode == "random" else logged(step)
             found: Any = search.Result(action, jnp.full((num, options), 1 / options), jnp.zeros(num), action)
             drawn = None
             if not whole:
                 keys = jax.random.split(jax.random.fold_in(key, 1), options)
-                drawn = jax.vmap(lambda k: acting.random_action(spec.action, k, num))(keys).swapaxes(0, 1)
+                drawn = jax.vmap(lambda k: spaces.random_action(spec.action, k, num))(keys).swapaxes(0, 1)
         else:
             found, drawn = look(state.params, step.obs, key, 0.0 if mode == "greedy" else temperature(state))
             action = pick(drawn, found.action)
@@ -340,7 +342,7 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
     def misses(params: Any, latents: Array, obs: Any, real: Array) -> Array:
         """What the decoder fails to show, `[B]`."""
         rows, seen = join((latents, obs))
-        parts = observation.reconstruction_loss(seen, call(params, Net.decode, rows), spec.obs)
+        parts = sensors.reconstruction_loss(seen, call(params, Net.decode, rows), spec.obs)
         return (jnp.stack(list(parts.values())).sum(0).reshape(real.shape) * real).mean(1)
 
     def loss(params: Any, record: Record, targets: Targets, weight: Array, l2: Array, key: Key) -> tuple[Array, Any]:
@@ -349,9 +351,9 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         k_noise, k_far = jax.random.split(key)
         near = jax.tree.map(lambda x: x[:, : k + 1], record)
         obs = observation_noise(near.obs, k_noise) if config.augment else near.obs
-        odd = acting.random_action(spec.action, k_far, near.reward.size).reshape(near.action.shape)
+        odd = spaces.random_action(spec.action, k_far, near.reward.size).reshape(near.action.shape)
         follows = targets.real[:, 1:].reshape(*targets.real[:, 1:].shape, *(1,) * (near.action.ndim - 2))
-        actions = acting.encode(spec.action, jnp.where(follows, near.action[:, :-1], odd[:, :-1]))
+        actions = spaces.encode(spec.action, jnp.where(follows, near.action[:, :-1], odd[:, :-1]))
 
         def unrolled(carry: Any, action: Array) -> tuple[Any, Any]:
             latent, memory = carry
@@ -367,7 +369,7 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         rows = join(latents)
         outputs, value = jax.tree.map(lambda x: x.reshape(-1, k + 1, x.shape[-1]), call(params, Net.predict, rows))
 
-        policy = acting.actor(spec.action, outputs)
+        policy = action_distribution(spec.action, outputs)
         goal = near.extras["policy"]
         if whole:
             cross = -(goal * policy.parts[0].logp).sum(-1)  # type: ignore[union-attr]
@@ -434,9 +436,9 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         def step(carry: Any, x: Any) -> tuple[Any, Any]:
             latent, memory = carry
             given, key = x
-            policy = acting.actor(spec.action, call(state.params, Net.predict, latent)[0])
+            policy = action_distribution(spec.action, call(state.params, Net.predict, latent)[0])
             action = policy.sample(key) if actions is None else given
-            latent = call(state.params, Net.advance, latent, acting.encode(spec.action, action))
+            latent = call(state.params, Net.advance, latent, spaces.encode(spec.action, action))
             _, reward, memory = call(state.params, Net.reward, latent, memory)
             shown = call(state.params, Net.decode, latent) if config.decoder else None
             return (latent, memory), (latent, action, reward, shown)
@@ -445,7 +447,7 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         start = latent, call(state.params, Net.fresh, len(latent))
         _, out = jax.lax.scan(step, start, (given, jax.random.split(key, horizon)))
         latents, taken, rewards, shown = jax.tree.map(lambda x: x.swapaxes(0, 1), out)
-        obs = observation.observation(shown, spec.obs) if config.decoder else None
+        obs = sensors.observation(shown, spec.obs) if config.decoder else None
         return Dream(obs, rewards, jnp.ones_like(rewards), taken, latents)
 
     steps = {"learn": TrainStep(learn, config.batch_size, config.length, sampler)}

@@ -24,16 +24,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxwm import optim, replay
-from jaxwm.acting import logged, random_action
+from jaxwm import replay
 from jaxwm.control import planning
 from jaxwm.control.planning import Planner
+from jaxwm.control.policy import logged
 from jaxwm.envs import continuous
 from jaxwm.errors import check_choice, check_number, check_range, check_types
+from jaxwm.learning import optim
 from jaxwm.models import ensemble
 from jaxwm.models.ensemble import Rollout, Transition
-from jaxwm.nets.observation import flat, kind, sensors
+from jaxwm.nets.sensors import flat, kind, sensors
 from jaxwm.replay import Ring
+from jaxwm.spaces import random_action
 from jaxwm.types import (
     FOREVER,
     Agent,

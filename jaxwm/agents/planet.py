@@ -22,12 +22,13 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxwm import acting, optim
 from jaxwm.control import planning
+from jaxwm.control.policy import disturb
 from jaxwm.errors import check_range, check_types
+from jaxwm.learning import optim
 from jaxwm.models import rssm
+from jaxwm.models.latent_world import Carry, classic
 from jaxwm.models.rssm import Gaussian, Latent
-from jaxwm.models.world import Carry, classic
 from jaxwm.nets.layers import Head, apply
 from jaxwm.types import (
     FOREVER,
@@ -196,7 +197,7 @@ def make(spec: Spec, config: Config = PUBLISHED) -> Agent:
             action = jax.vmap(one)(latent, jax.random.split(k_plan, len(step.reward)))
             if mode == "greedy":
                 return action
-            return acting.disturb(spec.action, action, state.hyper["noise"], k_noise)
+            return disturb(spec.action, action, state.hyper["noise"], k_noise)
 
         carry = world.act(state, carry, step, key, mode, choose)
         return carry, carry.action, world.pack(carry.latent)

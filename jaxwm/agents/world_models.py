@@ -31,15 +31,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxwm import optim, replay
-from jaxwm.acting import blank, choices, logged, random_action
+from jaxwm import replay
 from jaxwm.control.evolution import Evolution, cma_es
+from jaxwm.control.policy import logged
 from jaxwm.errors import check_choice, check_number, check_range, check_types
+from jaxwm.learning import optim
 from jaxwm.models.mdn_rnn import MDNRNN, LSTMState, Prediction
 from jaxwm.nets.layers import Linear, apply
-from jaxwm.nets.observation import sensors
+from jaxwm.nets.sensors import sensors
 from jaxwm.nets.strided import StridedDecoder, StridedEncoder, check_side
 from jaxwm.replay import Ring
+from jaxwm.spaces import blank, choices, random_action
 from jaxwm.types import (
     Agent,
     Array,

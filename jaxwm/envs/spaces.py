@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxwm import types
+from jaxwm.types import ActionSpace, Box, Discrete, MultiDiscrete, Spec
 
 UNBOUNDED = 1e6
 """A box wider than this is not a range to scale to: envpool and LQR write 1e10, 1e308 or inf for "no bound"."""
@@ -35,21 +35,21 @@ def box_scale(low: Any, high: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, 
     return centre.astype(np.float32), half.astype(np.float32)
 
 
-def action_shape(space: types.ActionSpace) -> tuple[int, ...]:
+def action_shape(space: ActionSpace) -> tuple[int, ...]:
     """The shape of one action, without leading axes."""
-    if isinstance(space, types.Discrete):
+    if isinstance(space, Discrete):
         return ()
-    return (space.size,) if isinstance(space, types.Box) else (len(space.n),)
+    return (space.size,) if isinstance(space, Box) else (len(space.n),)
 
 
-def check_action(spec: types.Spec, action: Any, lead: tuple[int, ...]) -> None:
+def check_action(spec: Spec, action: Any, lead: tuple[int, ...]) -> None:
     """Raise ValueError unless `action` has the leading axes `lead` and then the shape of one action."""
     expected = (*lead, *action_shape(spec.action))
     if np.shape(action) != expected:
         raise ValueError(f"{spec.name}: the action has shape {np.shape(action)}, expected {expected}")
 
 
-def action_space(space: Any) -> tuple[types.ActionSpace, Callable[[np.ndarray], np.ndarray]]:
+def action_space(space: Any) -> tuple[ActionSpace, Callable[[np.ndarray], np.ndarray]]:
     """Our action space, and the function from our actions `[K, ...]` to those of the native `space`.
 
     Raises ValueError for a space that has no counterpart (Tuple, Dict, Text, ...).
@@ -57,20 +57,18 @@ def action_space(space: Any) -> tuple[types.ActionSpace, Callable[[np.ndarray], 
     kind = type(space).__name__
     if kind == "Discrete":
         start = int(getattr(space, "start", 0))
-        return types.Discrete(int(space.n)), lambda action: action.astype(np.int32) + start
+        return Discrete(int(space.n)), lambda action: action.astype(np.int32) + start
     if kind == "MultiDiscrete":
         sizes, start = np.asarray(space.nvec), np.asarray(getattr(space, "start", 0))
-        return types.MultiDiscrete(
+        return MultiDiscrete(
             tuple(int(n) for n in sizes.ravel())
         ), lambda action: action.reshape(-1, *sizes.shape).astype(np.int32) + start
     if kind == "MultiBinary":
         shape = tuple(space.shape)
-        return types.MultiDiscrete((2,) * int(np.prod(shape))), lambda action: action.reshape(-1, *shape).astype(
-            np.int8
-        )
+        return MultiDiscrete((2,) * int(np.prod(shape))), lambda action: action.reshape(-1, *shape).astype(np.int8)
     if kind == "Box":
         centre, half = box_scale(space.low, space.high, tuple(space.shape))
-        return types.Box(int(np.prod(space.shape))), lambda action: (
+        return Box(int(np.prod(space.shape))), lambda action: (
             centre + half * np.clip(action.reshape(-1, *centre.shape), -1.0, 1.0)
         ).astype(space.dtype)
     raise ValueError(

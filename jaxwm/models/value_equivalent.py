@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxwm.distributions import TwoHot, sg, twohot
+from jaxwm.nets.encoders import Decoder, Encoder, max_pool
 from jaxwm.nets.layers import MLP, Conv, Head, Linear, NormSilu
-from jaxwm.nets.observation import Decoder, Encoder, kinds, max_pool, sensors
 from jaxwm.nets.residual import ROUTES, Cut, Tower
+from jaxwm.nets.sensors import kinds, sensors
 from jaxwm.types import Array
 
 EPS = 0.001
@@ -195,7 +196,7 @@ class Net(nn.Module):
         return self.match2(self.match1(self.projected(latent)))
 
     def decode(self, latent: Array) -> dict[str, Array]:
-        """Raw predictions of the sensors (`nets.observation.observation`), from a latent that gets no gradient."""
+        """Raw predictions of the sensors (`nets.sensors.observation`), from a latent that gets no gradient."""
         flat = sg(latent).reshape(len(latent), -1)
         return self.paint(flat, flat[:, :0])
 

@@ -13,8 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxwm.learning.pieces import PLAIN, Routes
 from jaxwm.nets import convolution
-from jaxwm.nets.chunks import PLAIN, Routes
 from jaxwm.types import Array
 
 Dtype = Any

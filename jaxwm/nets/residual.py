@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import flax.linen as nn
 
-from jaxwm.nets.chunks import Routes
+from jaxwm.learning.pieces import Routes
 from jaxwm.nets.layers import Conv, Linear, NormSilu, RMSNorm
 from jaxwm.types import Array
 

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from jaxwm.nets.observation import kind, sensors
+from jaxwm.nets.sensors import kind, sensors
 from jaxwm.studio import episodes, figures, pictures
 from jaxwm.studio.episodes import Player
 from jaxwm.types import Agent, Dream, Key, Record, Spec
@@ -90,7 +90,7 @@ def dream(
     ImportError for mp4 without ffmpeg.
     """
     pictures.check_format(video)
-    player = episodes.load(folder, member, seed, checkpoint)
+    player = episodes.open_player(folder, member, seed, checkpoint)
     check(player.agent, player.plan.agent)
     records, spec = _play(player, settings, console)
     context, horizon = episodes.fit(records, settings.context, settings.horizon)

@@ -15,15 +15,16 @@ import jax
 import numpy as np
 
 from jaxwm import envs
-from jaxwm.training import run
-from jaxwm.training.trainer import ACT, ENV, EVAL, member_keys, stream
+from jaxwm.run.load import load
+from jaxwm.run.plan import Plan
+from jaxwm.training.life import ACT, ENV, EVAL, member_keys, stream
 from jaxwm.types import Agent, Env, Key, Mode, PyTree, Record
 
 
 class Player(NamedTuple):
     """One member of a run, ready to play: its newest state (without the axis M) and the key of its random choices."""
 
-    plan: run.Plan
+    plan: Plan
     agent: Agent
     state: Any
     key: Key
@@ -39,12 +40,12 @@ class Player(NamedTuple):
         return envs.make(self.plan.env, num_envs=num_envs, **self.plan.env_options)
 
 
-def load(folder: Path, member: int, seed: int, checkpoint: str = "newest") -> Player:
+def open_player(folder: Path, member: int, seed: int, checkpoint: str = "newest") -> Player:
     """A member of the run in `folder`; `checkpoint` as in `run.load`.
 
     FileNotFoundError without run or checkpoint, ValueError for a wrong member.
     """
-    plan, agent, state, env_steps = run.load(folder, checkpoint)
+    plan, agent, state, env_steps = load(folder, checkpoint)
     if not 0 <= member < plan.members:
         have = "member 0 alone" if plan.members == 1 else f"members 0 to {plan.members - 1}"
         raise ValueError(f"there is no member {member}: the run has {have}")

@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib import colormaps
 from PIL import Image, ImageDraw, ImageFont
 
-from jaxwm.nets.observation import kind, sensors
+from jaxwm.nets.sensors import kind, sensors
 from jaxwm.types import Spec
 
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"

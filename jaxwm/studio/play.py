@@ -15,7 +15,7 @@ from jaxwm.envs.pgx import PGX
 from jaxwm.errors import check_choice
 from jaxwm.studio import episodes
 from jaxwm.studio.episodes import Player
-from jaxwm.training.trainer import ACT, ENV, stream
+from jaxwm.training.life import ACT, ENV, stream
 from jaxwm.types import Step
 
 STONES = (" ", "[bold red]X[/bold red]", "[bold cyan]O[/bold cyan]")
@@ -42,7 +42,7 @@ def play(
     a wrong member or side, and where the run's environment is no board game.
     """
     check_choice("--side", side, ("first", "second"))
-    player = episodes.load(folder, member, seed, checkpoint)
+    player = episodes.open_player(folder, member, seed, checkpoint)
     suite, task = player.plan.env.split("/")
     if suite != "pgx" or task not in PGX:
         raise ValueError(f"jaxwm play is for board games ({', '.join(PGX)}); this run's is {player.plan.env}")

@@ -57,7 +57,7 @@ def watch(
     path = out or (folder.parent if folder.is_file() else folder) / f"watch.{video}"
     path = path if path.suffix else path.with_suffix(f".{video}")
     pictures.check_format(path.suffix[1:])
-    player = episodes.load(folder, member, seed, checkpoint)
+    player = episodes.open_player(folder, member, seed, checkpoint)
     spec = player.envs(1).spec
     played = _play(player, settings, console)
     with console.status("drawing"):

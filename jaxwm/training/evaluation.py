@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxwm.errors import check_choice, check_number
-from jaxwm.training import hosts
-from jaxwm.training.trainer import ACT, ENV, EVAL, stream
+from jaxwm.training import processes
+from jaxwm.training.life import ACT, ENV, EVAL, stream
 from jaxwm.types import Agent, Array, Env, Key, Mode
 
 UNBOUNDED = 100_000
@@ -60,7 +60,7 @@ def evaluator(agent: Agent, env: Env, episodes: int = 100, mode: Mode = "greedy"
 
     def run(state: Any, keys: Key) -> Scores:
         # the training population may be spread over devices; each of several processes plays for all members
-        return play(hosts.fetch(state), jax.vmap(partial(stream, which=EVAL))(keys))
+        return play(processes.fetch(state), jax.vmap(partial(stream, which=EVAL))(keys))
 
     return run
 

@@ -11,12 +11,10 @@ are traced, so a run gives the same bits however it is cut into chunks.
 
 from __future__ import annotations
 
-import contextlib
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,142 +23,41 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxwm import replay
 from jaxwm.errors import check_number
+from jaxwm.learning.share import ALONE, Share
 from jaxwm.replay import Ring
-from jaxwm.share import ALONE, Share
-from jaxwm.training import gauge, hosts
+from jaxwm.schedule import Segment, rows_of, segments
+from jaxwm.training import gauge, processes
+from jaxwm.training.host import Pool, cut_rings
+from jaxwm.training.life import (
+    ACT,
+    AXES,
+    ENV,
+    EVAL,
+    INIT,
+    LEARN,
+    LOG_AXES,
+    MEMBER,
+    Counters,
+    Cursor,
+    Finished,
+    Life,
+    Log,
+    Report,
+    Score,
+    Skipped,
+    all_finite,
+    count_update,
+    member_keys,
+    stream,
+)
 from jaxwm.types import Agent, Array, Collect, Env, Key, PyTree, Record, Repeat, Step, Train, TrainStep, Word
-
-MEMBER = "member"
-"""Name of the population's `vmap` axis, used only to stop `until` loops together."""
 
 SHARE = "share"
 """Name of the axis of devices that hold the same members and share their updates."""
 
+
 SHARED_WORK = 1e8
 """Parameters times records of a batch from which sharing an update pays: below, waiting for each other costs more."""
-
-INIT, ENV, ACT, LEARN, EVAL = range(5)
-"""Random streams of a member."""
-
-
-class Counters(NamedTuple):
-    """Shared by all members: environment steps of one member, rows of its replay, updates."""
-
-    steps: Array
-    rows: Array
-    updates: Array
-
-
-class Score(NamedTuple):
-    """Running return and length of the current episodes, `[N]`."""
-
-    total: Array
-    length: Array
-
-
-class Finished(NamedTuple):
-    """Which episodes ended at a step, `[N]`, with their raw return and length in steps."""
-
-    done: Array
-    total: Array
-    length: Array
-
-
-class Skipped(NamedTuple):
-    """Updates of a member that were undone because a metric was not finite: in all, and in a row until now."""
-
-    total: Array
-    run: Array
-
-
-class Life(NamedTuple):
-    """A run: agent state, policy memory, environment, newest step, replay, keys, episode scores, skipped updates,
-    counters."""
-
-    agent: Any
-    carry: PyTree
-    env: PyTree
-    step: Step
-    ring: Ring
-    key: Key
-    score: Score
-    skipped: Skipped
-    counters: Counters
-
-
-AXES: Any = Life(0, 0, 0, 0, replay.AXES, 0, 0, 0, None)  # type: ignore[arg-type]
-"""Where the member axis is."""
-
-
-class Cursor(NamedTuple):
-    """Place in the schedule: segment, and iterations of it that are done."""
-
-    segment: int = 0
-    iteration: int = 0
-
-
-class Segment(NamedTuple):
-    """A stretch of the schedule that is cut into chunks: `times` iterations of `body`."""
-
-    times: int
-    body: tuple[Word, ...]
-    rows: int  # time steps of the environments in one iteration
-
-
-class Log(NamedTuple):
-    """What a chunk reports: metrics by train step, as sums over `counts` good updates, how often each was not finite
-    (`faults`), and the episodes that ended in each row."""
-
-    sums: dict[str, dict[str, Array]]
-    faults: dict[str, dict[str, Array]]
-    counts: dict[str, Array]
-    finished: Finished  # [rows, N]
-    rows: Array
-
-
-class Report(NamedTuple):
-    """A chunk's results on the host.
-
-    `metrics` are means `[M]` over the good updates; absent where nothing was trained, NaN for a member without a good
-    one. `faults` says how often a metric was not finite, `[M]`; only those that ever were are named.
-    """
-
-    metrics: dict[str, np.ndarray]
-    episodes: list[dict[str, Any]]
-    faults: dict[str, np.ndarray]
-
-
-def rows_of(word: Word, num_envs: int) -> int:
-    """Time steps of the environments that a word takes."""
-    if isinstance(word, Collect):
-        return math.ceil(word.steps / num_envs)
-    return word.times * sum(rows_of(w, num_envs) for w in word.body) if isinstance(word, Repeat) else 0
-
-
-def segments(schedule: tuple[Word, ...], num_envs: int) -> tuple[Segment, ...]:
-    """A schedule's top level with its long words cut into single iterations, so that every chunk length is possible."""
-    out = []
-    for word in schedule:
-        if isinstance(word, Repeat):
-            times, body = word.times, word.body
-        elif isinstance(word, Collect) and not word.fresh:
-            times, body = rows_of(word, num_envs), (Collect(num_envs, word.mode),)
-        elif isinstance(word, Train) and isinstance(word.updates, int) and word.until is None:
-            times, body = word.updates, (Train(word.name),)
-        else:
-            times, body = 1, (word,)
-        out.append(Segment(times, tuple(body), sum(rows_of(w, num_envs) for w in body)))
-    return tuple(out)
-
-
-def stream(key: Key, which: int, counter: Array | int = 0) -> Key:
-    """The key of a stream at a count."""
-    return jax.random.fold_in(jax.random.fold_in(key, which), counter)
-
-
-def member_keys(seed: int, members: int) -> Key:
-    """Keys `[M]`; member m has the same key whatever M is."""
-    return jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(members))
 
 
 class Trainer:
@@ -169,7 +66,7 @@ class Trainer:
     `capacity` is the replay size of a member in environment steps; `hyper` gives scalars `[M]` that differ between
     members; `max_iterations` bounds the iterations of one chunk. Members are spread over as many of the `devices`
     (default: all) as divide their number; CPU devices that are left over share the large updates of a member
-    (see `jaxwm.share`), and each of them holds all of the member's state.
+    (see `jaxwm.learning.share`), and each of them holds all of the member's state.
 
     With `shards` above 1, every member is spread over so many devices: each holds the weights, and the replay of its
     part of the environments, of which it samples its part of every batch. Acting is repeated on each.
@@ -211,7 +108,7 @@ class Trainer:
         self._learn = {name: jax.jit(self._together(step), inline=True) for name, step in agent.train_steps.items()}
         self._metrics: dict[str, Any] = {}
         self._programs: dict[Any, Any] = {}
-        self._pool: _Pool | None = None
+        self._pool: Pool | None = None
 
     def _spread(self, devices: list[Any]) -> Mesh:
         """Devices as a grid: a row for members, a column for those that hold the same ones.
@@ -320,7 +217,7 @@ class Trainer:
         empty = jax.eval_shape(start, *arguments).ring
         zeros = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), empty)  # noqa: E731
         ring = jax.jit(zeros, out_shardings=place.ring)()
-        return hosts.place(life, place._replace(ring=None))._replace(ring=ring)
+        return processes.place(life, place._replace(ring=None))._replace(ring=ring)
 
     def init_agents(self, keys: Key) -> Any:
         """Fresh agent states `[M, ...]` for member keys."""
@@ -340,8 +237,8 @@ class Trainer:
         if self.env.pure:
             return jax.jit(jax.vmap(self.env.reset))(keys)
         self.close()
-        self._pool = _Pool(self.env, self._mine(keys))
-        return (), hosts.fetch(self._ours(self._pool.step))
+        self._pool = Pool(self.env, self._mine(keys))
+        return (), processes.fetch(self._ours(self._pool.step))
 
     def close(self) -> None:
         """Shut a host environment's pool down."""
@@ -360,19 +257,19 @@ class Trainer:
             return life
         assert self._pool is not None, "call init first"
         self._pool.reset(self._mine(self._later_keys(life)))
-        return life._replace(ring=_cut(life.ring))
+        return life._replace(ring=cut_rings(life.ring))
 
     def _mine(self, keys: Key) -> Key:
         """Of keys `[M]`, those of the members whose host environment this process runs."""
-        if not hosts.several():
+        if not processes.several():
             return keys
         each = self.members // jax.process_count()
         first = jax.process_index() * each
-        return jax.random.wrap_key_data(jnp.asarray(hosts.fetch(jax.random.key_data(keys))[first : first + each]))
+        return jax.random.wrap_key_data(jnp.asarray(processes.fetch(jax.random.key_data(keys))[first : first + each]))
 
     def _ours(self, step: Step) -> Step:
         """The steps of all processes' host environments `[M, N, ...]`."""
-        return hosts.ours(step, NamedSharding(self._mesh, PartitionSpec("device")))
+        return processes.global_array(step, NamedSharding(self._mesh, PartitionSpec("device")))
 
     def _later_keys(self, life: Life) -> Key:
         """Environment keys `[M]` of this point of a run."""
@@ -404,7 +301,7 @@ class Trainer:
         k_sample, k_update = jax.random.split(stream(life.key, LEARN, life.counters.updates))
         batch = self.samplers[name](life.agent, life.ring, self._share.key(k_sample))
         state, feedback, metrics = self._learn[name](life.agent, batch, k_update)
-        good = _all_finite(metrics)
+        good = all_finite(metrics)
         state = jax.tree.map(partial(jnp.where, good), state, life.agent)
         ring = replay.update(life.ring, batch, feedback, good)
         skipped = Skipped(life.skipped.total + ~good, jnp.where(good, 0, life.skipped.run + 1))
@@ -462,7 +359,7 @@ class Trainer:
         def one(_, carry):
             life, log = carry
             life, metrics = self._update(life, word.name)
-            return life, _count(log, word.name, metrics)
+            return life, count_update(log, word.name, metrics)
 
         return jax.lax.fori_loop(0, self._updates(word, life), one, (life, log))
 
@@ -478,7 +375,7 @@ class Trainer:
             counters = life.counters._replace(updates=first + i)
             new, metrics = self._update(life._replace(agent=state, skipped=skipped, counters=counters), word.name)
             pick = lambda old, new: jnp.where(done, old, new)  # noqa: E731
-            updated = new.agent, new.skipped, _count(log, word.name, metrics)
+            updated = new.agent, new.skipped, count_update(log, word.name, metrics)
             state, skipped, log = jax.tree.map(pick, (state, skipped, log), updated)
             done = done | word.until(metrics)  # type: ignore[misc]
             return i + 1, state, skipped, log, done, jax.lax.pmin(done.astype(jnp.int32), MEMBER)
@@ -531,7 +428,7 @@ class Trainer:
     def _program(self, segment: Segment, life: Life) -> Any:
         """The compiled chunk of a segment for a pure environment: `(life, iterations) -> (life, log)`."""
         if segment.body not in self._programs:
-            chunk = self._population(partial(self._chunk, segment), (AXES, None), (AXES, _LOG_AXES))
+            chunk = self._population(partial(self._chunk, segment), (AXES, None), (AXES, LOG_AXES))
             lowered = jax.jit(chunk, donate_argnums=0).lower(life, jnp.zeros((), jnp.int32))
             self._programs[segment.body] = lowered.compile()
         return self._programs[segment.body]
@@ -570,7 +467,7 @@ class Trainer:
             life, log = self._program(segment, life)(life, jnp.asarray(iterations, jnp.int32))
         else:
             life, log = self._run_host(segment, life, iterations)
-        report = self._report(hosts.fetch(log), first)
+        report = self._report(processes.fetch(log), first)
         return life, self.advance(cursor, iterations), report
 
     def gauge(self, life: Life, horizon: int) -> dict[str, np.ndarray]:
@@ -588,7 +485,7 @@ class Trainer:
         if ("gauge", horizon) not in self._programs:
             mapped = self._population(one, (0, replay.AXES, 0, None), 0)
             self._programs["gauge", horizon] = jax.jit(mapped).lower(*arguments).compile()
-        return hosts.fetch(self._programs["gauge", horizon](*arguments))
+        return processes.fetch(self._programs["gauge", horizon](*arguments))
 
     def advance(self, cursor: Cursor, iterations: int) -> Cursor:
         """The cursor after so many iterations more, which must lie inside its segment."""
@@ -661,7 +558,7 @@ class Trainer:
             return self._run_word(word, life, self._empty_log(life, 0))
 
         if word not in self._programs:
-            vmapped = self._population(train, (AXES,), (AXES, _LOG_AXES))
+            vmapped = self._population(train, (AXES,), (AXES, LOG_AXES))
             self._programs[word] = jax.jit(vmapped, donate_argnums=0).lower(life).compile()
         return self._programs[word]
 
@@ -696,7 +593,7 @@ class Trainer:
         for _ in range(self._rows(word)):
             step = pool.advance()
             if pool.fresh:  # it died: what was going on has no end of its own
-                rest, pool.fresh = rest._replace(ring=_cut(rest.ring)), False
+                rest, pool.fresh = rest._replace(ring=cut_rings(rest.ring)), False
             rest, pool.action, finished = turn(agent, rest, self._ours(step))
             rows.append(finished)
         return rest._replace(agent=life.agent, step=life.step)
@@ -704,87 +601,15 @@ class Trainer:
     def _join(self, life: Life, logs: list[Log], rows: list[Finished]) -> Log:
         """One log out of those of single words."""
         add = lambda *parts: sum(parts[1:], parts[0])  # noqa: E731
-        parts = [(log.sums, log.faults, log.counts) for log in hosts.fetch(logs)]
+        parts = [(log.sums, log.faults, log.counts) for log in processes.fetch(logs)]
         empty = {name: {} for name in self.agent.train_steps}
         none = (empty, empty, {name: np.zeros(self.members, np.int32) for name in empty})
         sums, faults, counts = jax.tree.map(add, *parts) if parts else none
         nothing: Any = np.zeros((self.members, 0, self.env.num_envs), bool)
         stack = lambda *x: np.stack(x, 1)  # noqa: E731
-        finished = jax.tree.map(stack, *hosts.fetch(rows)) if rows else Finished(nothing, nothing, nothing)
+        finished = jax.tree.map(stack, *processes.fetch(rows)) if rows else Finished(nothing, nothing, nothing)
         return Log(sums, faults, counts, finished, np.asarray(len(rows)))  # type: ignore[arg-type]
-
-
-_LOG_AXES: Any = Log(0, 0, 0, 0, None)  # type: ignore[arg-type]
 
 
 def _is_spec(x: Any) -> bool:
     return isinstance(x, PartitionSpec)
-
-
-def _all_finite(metrics: dict[str, Array]) -> Array:
-    return jnp.isfinite(jnp.stack(list(metrics.values()))).all() if metrics else jnp.ones((), bool)
-
-
-def _count(log: Log, name: str, metrics: dict[str, Array]) -> Log:
-    """The log with one more update: its metrics if all are finite, else the names of those that are not."""
-    good = _all_finite(metrics)
-    sums = {k: v + jnp.where(good, metrics[k], 0.0) for k, v in log.sums[name].items()}
-    faults = {k: v + ~jnp.isfinite(metrics[k]) for k, v in log.faults[name].items()}
-    counts = log.counts | {name: log.counts[name] + good}
-    return log._replace(sums=log.sums | {name: sums}, faults=log.faults | {name: faults}, counts=counts)
-
-
-@partial(jax.jit, donate_argnums=0)
-@partial(jax.vmap, in_axes=(replay.AXES,), out_axes=replay.AXES)
-def _cut(ring: Ring) -> Ring:
-    return replay.cut(ring)
-
-
-class _Pool:
-    """A host environment of all members, with the action that it has not taken yet.
-
-    One that dies is built anew, `restarts` times so far, with other seeds; `fresh` tells that it just happened.
-    """
-
-    def __init__(self, env: Env, keys: Key):
-        self.env, self.handle, self.restarts, self.in_a_row, self.fresh = env, None, 0, 0, False
-        self.reset(keys)
-
-    def reset(self, keys: Key) -> None:
-        self.close()
-        self.keys = keys
-        self.handle, self.step = self.env.reset(keys)
-        self.action: Any = None
-
-    def close(self) -> None:
-        if self.handle is not None:
-            handle, self.handle = self.handle, None
-            self.env.close(handle)
-
-    def advance(self) -> Step:
-        """Take the waiting action, if there is one; the newest step `[M, N, ...]`."""
-        if self.action is not None:
-            action = hosts.mine(self.action)  # an error of the compiled program is none of the environment's
-            try:
-                self.handle, self.step = self.env.step(self.handle, action)
-                self.action, self.in_a_row = None, 0
-            except Exception as error:
-                self._restart(error)
-        return self.step
-
-    def _restart(self, error: Exception) -> None:
-        """Build the pool anew. EnvironmentDied when that has not helped for the third time in a row."""
-        self.restarts, self.in_a_row = self.restarts + 1, self.in_a_row + 1
-        what = f"{self.env.spec.name} died ({type(error).__name__}: {str(error)[:200]})"
-        if self.in_a_row > 3:
-            raise EnvironmentDied(f"{what} at its first step, again after 3 restarts") from error
-        warnings.warn(f"{what}: restarted, {self.restarts} times so far; its episodes start anew", stacklevel=2)
-        with contextlib.suppress(Exception):
-            self.close()
-        self.handle = None
-        self.reset(jax.vmap(lambda key: jax.random.fold_in(key, self.restarts))(self.keys))
-        self.fresh = True
-
-
-class EnvironmentDied(RuntimeError):
-    """A host environment fails again and again."""

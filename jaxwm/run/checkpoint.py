@@ -24,8 +24,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, LatestN
 
-from jaxwm.training import hosts
-from jaxwm.training.trainer import Cursor, Life
+from jaxwm.training import processes
+from jaxwm.training.life import Cursor, Life
 
 ITEMS = ("agent", "rest", "about")
 DIGEST = "checksums.json"
@@ -74,7 +74,7 @@ class Checkpoints:
         self.saved: Cursor | None = None  # of the newest checkpoint
         if writing:
             self._clean()
-        hosts.together("checkpoints")
+        processes.barrier("checkpoints")
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
@@ -84,7 +84,7 @@ class Checkpoints:
 
     def _clean(self) -> None:
         """Remove what an interrupted save left, as it may be what fills the disk."""
-        for path in self.folder.glob("*.orbax-checkpoint-tmp*") if hosts.first() else ():
+        for path in self.folder.glob("*.orbax-checkpoint-tmp*") if processes.first() else ():
             shutil.rmtree(path, ignore_errors=True)
 
     # --- Saving ---------------------------------------------------------------------------------------------------
@@ -118,7 +118,7 @@ class Checkpoints:
         """In the background: wait for the files, then add their checksums."""
         try:
             self._manager.wait_until_finished()
-            if self._error is None and hosts.first():
+            if self._error is None and processes.first():
                 _write_digest(self.folder / str(step), self.scores[step])
         except Exception as error:
             self._error = error
@@ -129,7 +129,7 @@ class Checkpoints:
             return
         self._job.join()
         error, self._job, self._error = self._error, None, None
-        failed, _ = hosts.agree(error is not None)  # a fresh manager is opened by all processes or by none
+        failed, _ = processes.agree(error is not None)  # a fresh manager is opened by all processes or by none
         if not failed:
             return
         self.failed, self.saved = self.failed + 1, None
@@ -255,7 +255,7 @@ class Checkpoints:
         """Move a damaged checkpoint out of the way of the one that will be written in its place."""
         older = [other for other in self.steps() if other < step]
         text = f"; going back to the one at step {older[-1]:,}" if older else ""
-        if not self.writing or not hosts.first():
+        if not self.writing or not processes.first():
             return text
         target = self.folder.parent / DAMAGED
         target.mkdir(exist_ok=True)

@@ -11,9 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxwm.studio import charts
-from jaxwm.studio import markdown as md
-from jaxwm.studio import statistics as st
+from jaxwm.report import charts, markdown, statistics
 
 SCORES = "scores.csv"
 ATARI = "atari/"
@@ -41,14 +39,18 @@ def section(results: list[Result], out: Path) -> str:
     names = list(dict.fromkeys(result.task for result in results))
     if len(names) < 2:
         return ""
-    games = all(name.removeprefix(ATARI) in st.published()["human"] and name.startswith(ATARI) for name in names)
+    games = all(
+        name.removeprefix(ATARI) in statistics.published()["human"] and name.startswith(ATARI) for name in names
+    )
     _write_csv(results, out / SCORES, games)
     systems = {name: _scores(results, name, games) for name in dict.fromkeys(result.system for result in results)}
     parts = ["## All tasks", _table(results), _how(results, games)]
     if games:
         parts += _atari(systems, out)
     else:
-        parts.append(md.save(charts.bars(_shares(results), "return, random = 0, best run = 1"), out, "tasks", "Tasks"))
+        parts.append(
+            markdown.save(charts.bars(_shares(results), "return, random = 0, best run = 1"), out, "tasks", "Tasks")
+        )
     return "\n\n".join(parts)
 
 
@@ -82,7 +84,9 @@ def _table(results: list[Result]) -> str:
         spread = f"{show(r.scores.min())} to {show(r.scores.max())}" if len(r.scores) > 1 else "-"
         numbers = show(r.scores.mean()), spread, show(r.random.mean())
         rows.append([r.task, r.system, len(r.scores), f"{r.env_steps:,}", *numbers])
-    return md.table(["task", "system", "seeds", "environment steps", "mean", "minimum to maximum", "random"], rows)
+    return markdown.table(
+        ["task", "system", "seeds", "environment steps", "mean", "minimum to maximum", "random"], rows
+    )
 
 
 def _how(results: list[Result], games: bool) -> str:
@@ -112,7 +116,7 @@ def _write_csv(results: list[Result], file: Path, games: bool) -> None:
         header = ["system", "task", "run", "member", "env_steps", "score", "random"]
         writer.writerow(header + (["human_normalised"] if games else []))
         for r in results:
-            normal = st.human_normalised({r.task.removeprefix(ATARI): r.scores}) if games else {}
+            normal = statistics.human_normalised({r.task.removeprefix(ATARI): r.scores}) if games else {}
             for m, score in enumerate(r.scores):
                 row = [r.system, r.task, r.run, m, r.env_steps, score, r.random[m]]
                 writer.writerow(row + [values[m] for values in normal.values()])
@@ -124,10 +128,14 @@ def _write_csv(results: list[Result], file: Path, games: bool) -> None:
 def _atari(systems: dict[str, dict[str, np.ndarray]], out: Path) -> list[str]:
     """Human-normalised statistics of complete systems, beside the published ones on the same games."""
     games = list(dict.fromkeys(game for scores in systems.values() for game in scores))
-    complete = {name: st.human_normalised(scores) for name, scores in systems.items() if len(scores) == len(games)}
+    complete = {
+        name: statistics.human_normalised(scores) for name, scores in systems.items() if len(scores) == len(games)
+    }
     parts = ["### Human-normalised scores"]
     if partial := [name for name in systems if name not in complete]:
-        parts.append(f"Not all games are finished, so they are left out here: {', '.join(map(md.cell, partial))}.")
+        parts.append(
+            f"Not all games are finished, so they are left out here: {', '.join(map(markdown.cell, partial))}."
+        )
     published = _published(games)
     numbers = {name: _aggregates(scores) for name, scores in (complete | published).items()}
     share = f"{len(games)} of the 26 games" if len(games) < 26 else "all 26 games"
@@ -136,23 +144,28 @@ def _atari(systems: dict[str, dict[str, np.ndarray]], out: Path) -> list[str]:
         "over games, IQM (of the middle half) and optimality gap (how far below human, 0 is best) over all games and "
         "seeds. In brackets: 95 % intervals of a bootstrap that draws seeds within each game; none where single seeds "
         "were not published.",
-        md.table(["", *st.AGGREGATES], [[name, *map(_interval, row.values())] for name, row in numbers.items()]),
+        markdown.table(
+            ["", *statistics.AGGREGATES], [[name, *map(_interval, row.values())] for name, row in numbers.items()]
+        ),
         "Published scores are computed in their own ways, often from training episodes; the sources are in "
         "jaxwm/data/atari100k.md.",
     ]
     ours = list(complete)
     if not ours:
         return parts
-    parts.append(md.save(charts.aggregates(numbers, ours), out, "aggregates", "Aggregates with intervals"))
+    parts.append(markdown.save(charts.aggregates(numbers, ours), out, "aggregates", "Aggregates with intervals"))
     compared = {name: published[name] for name in map(_label, charts.COMPARED) if name in published}
     profiles = {
-        name: (st.profile(scores, THRESHOLDS), st.profile_band(scores, THRESHOLDS) if name in ours else None)
+        name: (
+            statistics.profile(scores, THRESHOLDS),
+            statistics.profile_band(scores, THRESHOLDS) if name in ours else None,
+        )
         for name, scores in (complete | compared).items()
     }
-    parts.append(md.save(charts.profiles(THRESHOLDS, profiles), out, "profiles", "Performance profiles"))
+    parts.append(markdown.save(charts.profiles(THRESHOLDS, profiles), out, "profiles", "Performance profiles"))
     figure = charts.bars(complete | compared, "human-normalised score (human = 1)", logarithmic=True)
-    parts.append(md.save(figure, out, "games", "Human-normalised score of every game"))
-    runs = {name: published[name] for name in map(_label, st.published_runs()) if name in published}
+    parts.append(markdown.save(figure, out, "games", "Human-normalised score of every game"))
+    runs = {name: published[name] for name in map(_label, statistics.published_runs()) if name in published}
     parts += ["### Probability of improvement", _improvement(complete, runs)]
     return parts
 
@@ -164,22 +177,22 @@ def _label(column: str) -> str:
 
 def _published(games: list[str]) -> dict[str, dict[str, np.ndarray]]:
     """Normalised published scores, by label, of the columns that have all these games: single seeds where there are."""
-    runs, means = st.published_runs(), st.published()
+    runs, means = statistics.published_runs(), statistics.published()
     found = {}
     for name, scores in means.items():
         if name in ("random", "human") or any(game not in scores for game in games):
             continue
-        found[_label(name)] = st.human_normalised(
+        found[_label(name)] = statistics.human_normalised(
             {game: runs[name][game] if name in runs else [scores[game]] for game in games}
         )
     return found
 
 
-def _aggregates(scores: st.Scores) -> dict[str, st.Interval]:
-    return {name: st.interval(fn, scores) for name, fn in st.AGGREGATES.items()}
+def _aggregates(scores: statistics.Scores) -> dict[str, statistics.Interval]:
+    return {name: statistics.interval(fn, scores) for name, fn in statistics.AGGREGATES.items()}
 
 
-def _interval(found: st.Interval) -> str:
+def _interval(found: statistics.Interval) -> str:
     return f"{found.value:.3f}" + (f" ({found.low:.3f}, {found.high:.3f})" if np.isfinite(found.low) else "")
 
 
@@ -188,6 +201,9 @@ def _improvement(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
     rows = []
     for name, scores in ours.items():
         others = {k: v for k, v in (ours | theirs).items() if k != name}
-        rows += [[name, other, _interval(st.interval(st.improvement, scores, them))] for other, them in others.items()]
+        rows += [
+            [name, other, _interval(statistics.interval(statistics.improvement, scores, them))]
+            for other, them in others.items()
+        ]
     text = "How likely a seed of the first scores higher than one of the second on a game drawn at random."
-    return f"{text}\n\n{md.table(['first', 'second', 'probability'], rows)}"
+    return f"{text}\n\n{markdown.table(['first', 'second', 'probability'], rows)}"

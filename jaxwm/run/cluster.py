@@ -25,9 +25,9 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from jaxwm.training import devices, rundir, sweep
-from jaxwm.training.run import Plan
-from jaxwm.training.signals import stoppable
+from jaxwm.run import directory, machine, sweep
+from jaxwm.run.machine import stoppable
+from jaxwm.run.plan import Plan
 
 POLL_SECONDS = 0.5
 STOP_SECONDS = 120.0
@@ -70,8 +70,8 @@ def work(plan: dict[str, Any], file: str, folder: str, log: str, cores: int, cpu
     `{"error": message, "retry": bool}`; errors travel as text, because not all of them can be pickled."""
     if cpu:  # Ray hides no GPUs from a task that asked for none
         jax.config.update("jax_platforms", "cpu")
-    devices.use_compilation_cache()
-    devices.use_cores(plan["members"], cores, plan["shards"])
+    machine.use_compilation_cache()
+    machine.use_cores(plan["members"], cores, plan["shards"])
     with open(log, "a", buffering=1, encoding="utf-8") as out, contextlib.redirect_stderr(out):
         print(f"\n{time.strftime('%Y-%m-%d %H:%M:%S')} on {socket.gethostname()}, process {os.getpid()}", file=out)
         try:
@@ -110,7 +110,7 @@ class Task:
         if self.state == "queued" and self.log.exists() and self.log.stat().st_size > self.log_size:
             self.state = "running"
         if self.open:
-            self.steps = max(self.steps, _steps(self.folder / rundir.METRICS))
+            self.steps = max(self.steps, _steps(self.folder / directory.METRICS))
 
 
 def on_ray(

@@ -14,12 +14,13 @@ from typing import Any, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 
-from jaxwm import acting
+from jaxwm import spaces
+from jaxwm.control.policy import Actor, logged
 from jaxwm.errors import check_choice, check_number
+from jaxwm.learning.pieces import PLAIN, Routes, cut, join, over, terminal
 from jaxwm.models import rssm
 from jaxwm.models.rssm import Latent, Model, flatten
-from jaxwm.nets import observation as sensors
-from jaxwm.nets.chunks import PLAIN, Routes, cut, join, over, terminal
+from jaxwm.nets import encoders, sensors
 from jaxwm.nets.layers import Head, apply
 from jaxwm.types import Array, Key, Mode, Record, Spec, Step
 
@@ -50,12 +51,12 @@ def classic(
     dtype: Any = jnp.float32,
 ) -> World:
     """The components of PlaNet, Dreamer V1 and V2. `acts` are the activations of sensors and of the recurrent model."""
-    enc = sensors.Encoder(spec.obs, depth, units, layers, dtype, act=acts[0])
+    enc = encoders.Encoder(spec.obs, depth, units, layers, dtype, act=acts[0])
     lead = jax.tree.map(lambda s: jax.ShapeDtypeStruct((1, *s.shape), s.dtype), spec.obs)
     tokens, _ = jax.eval_shape(enc.init_with_output, jax.random.key(0), lead)
-    actions, size = acting.action_size(spec.action), math.prod(latents.shape)
+    actions, size = spaces.action_size(spec.action), math.prod(latents.shape)
     dyn = rssm.ClassicRSSM(actions, tokens.shape[-1], deter, hidden, latents, acts[1], norm, dtype)
-    dec = sensors.Decoder(spec.obs, depth, units, deter, size, layers, 1, dtype, act=acts[0])
+    dec = encoders.Decoder(spec.obs, depth, units, deter, size, layers, 1, dtype, act=acts[0])
     return World(spec, enc, dyn, dec)
 
 
@@ -64,9 +65,9 @@ class World:
     """The components, each a flax module whose parameters stand under its name: `enc`, `dyn`, `dec`."""
 
     spec: Spec
-    enc: sensors.Encoder
+    enc: encoders.Encoder
     dyn: Model
-    dec: sensors.Decoder
+    dec: encoders.Decoder
     routes: Routes = PLAIN
 
     def init(self, key: Key, heads: Mapping[str, Head]) -> dict[str, Any]:
@@ -84,7 +85,7 @@ class World:
         return params
 
     def encode(self, action: Array) -> Array:
-        return acting.encode(self.spec.action, action)
+        return spaces.encode(self.spec.action, action)
 
     def pack(self, latent: Latent) -> dict[str, Array]:
         """Latents as replay extras."""
@@ -97,7 +98,7 @@ class World:
     # Acting.
 
     def reset(self, num_envs: int) -> Carry:
-        return Carry(rssm.initial(self.dyn, num_envs), acting.blank(self.spec.action, num_envs))
+        return Carry(rssm.initial(self.dyn, num_envs), spaces.blank(self.spec.action, num_envs))
 
     def filter(self, params: Any, carry: Carry, step: Step, key: Key) -> Latent:
         """One step of `rssm.observe`: `[N, ...]`."""
@@ -112,13 +113,13 @@ class World:
     ) -> Carry:
         """See the newest step with `state.params`, then act: by `choose(latent, key)` in "explore" and "greedy"."""
         check_choice("mode", mode, get_args(Mode))
-        taken = acting.logged(step) if mode == "logged" else None
+        taken = logged(step) if mode == "logged" else None
         key, choice = jax.random.split(key)
         latent = self.filter(state.params, carry, step, key)
         if taken is not None:
             return Carry(latent, taken)
         if mode == "random":
-            return Carry(latent, acting.random_action(self.spec.action, choice, len(step.reward)))
+            return Carry(latent, spaces.random_action(self.spec.action, choice, len(step.reward)))
         return Carry(latent, choose(latent, choice))
 
     # Learning.
@@ -204,7 +205,7 @@ class World:
         self,
         params: Any,
         starts: Latent,
-        actor: Callable[[Array], acting.Actor],
+        actor: Callable[[Array], Actor],
         plan: Array,
         uniform: Array,
         temperature: float = 1.0,
@@ -227,17 +228,17 @@ class World:
         check_number("horizon", horizon, least=1, whole=True)
         check_number("the length of the context", context.reward.shape[-1], least=2)  # the first record gives the start
         if actions is not None:
-            expected = (len(context.reward), horizon, *acting.blank(self.spec.action, 1).shape[1:])
+            expected = (len(context.reward), horizon, *spaces.blank(self.spec.action, 1).shape[1:])
             if actions.shape != expected:
                 raise ValueError(f"actions are [B, H, ...] = {expected} here, got {actions.shape}")
 
     def explore(
-        self, params: Any, starts: Latent, actor: Callable[[Array], acting.Actor], horizon: int, key: Key
+        self, params: Any, starts: Latent, actor: Callable[[Array], Actor], horizon: int, key: Key
     ) -> tuple[Latent, Array]:
         """`rollout` with gradients and fresh noise, for learning: dreams and actions `[H + 1, R, ...]`."""
         k_plan, k_dream = jax.random.split(key)
         count, space = len(starts.deter), self.spec.action
-        plan = acting.noise(space, jax.random.uniform(k_plan, (horizon + 1, count, acting.noise_size(space))))
+        plan = spaces.noise(space, jax.random.uniform(k_plan, (horizon + 1, count, spaces.noise_size(space))))
         uniform = jax.random.uniform(k_dream, (horizon, count, self.dyn.latents.stoch))
         return self.rollout(params, starts, actor, plan, uniform, gradients=True)
 
@@ -262,7 +263,7 @@ class World:
         params: Any,
         context: Record,
         actions: Array | None,
-        actor: Callable[[Array], acting.Actor],
+        actor: Callable[[Array], Actor],
         key: Key,
         horizon: int,
         temperature: float = 1.0,
@@ -276,9 +277,9 @@ class World:
         if actions is not None:
             given = actions.swapaxes(0, 1)
             return self.open_loop(params, start, given, k_imagine), given
-        batch, width = len(context.reward), acting.noise_size(self.spec.action)
+        batch, width = len(context.reward), spaces.noise_size(self.spec.action)
         uniform = jax.random.uniform(k_imagine, (horizon, batch, self.dyn.latents.stoch))
-        plan = acting.noise(self.spec.action, jax.random.uniform(k_plan, (horizon + 1, batch, width)))
+        plan = spaces.noise(self.spec.action, jax.random.uniform(k_plan, (horizon + 1, batch, width)))
         latents, taken = self.rollout(params, start, actor, plan, uniform, temperature)
         return jax.tree.map(lambda x: x[1:], latents), taken[:-1]
 

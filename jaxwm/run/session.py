@@ -12,9 +12,8 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable
-from dataclasses import MISSING, asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,29 +21,31 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-import jaxwm
-from jaxwm import agents, envs
-from jaxwm.errors import check_number, check_range, check_types, suggest
-from jaxwm.training import checkpoint, cost, export, hosts, rundir
-from jaxwm.training.evaluation import Scores, evaluate, parallel
-from jaxwm.training.signals import stoppable
-from jaxwm.training.trainer import Cursor, Report, Trainer, member_keys
-from jaxwm.types import Agent, Env
+from jaxwm.run import checkpoint, cost, directory, json_files
+from jaxwm.run.directory import EVALUATION
+from jaxwm.run.load import build, judge, score
+from jaxwm.run.machine import stoppable
+from jaxwm.run.plan import Plan, read_plan
+from jaxwm.run.writer import Silent, Writer, import_tensorboard
+from jaxwm.training import processes
+from jaxwm.training.evaluation import Scores
+from jaxwm.training.life import Cursor, Report
 
 CHUNK_SECONDS = float(os.environ.get("JAXWM_CHUNK_SECONDS", "1"))
 """How long a chunk should take: the pace of the progress display. Results do not depend on it."""
 
-EVALUATION = "evaluation.json"
-"""Written last: a run directory that has it is finished."""
 
 QUIET_SECONDS = 10.0
 """Time between progress lines where the output is no terminal."""
 
+
 LOCK_SECONDS = 10.0
 """How long a resumed run waits for the process that had it before: one that was killed takes a moment to be gone."""
 
+
 SKIP_LIMIT = 100
 """Skipped updates in a row, of any member, after which a run stops."""
+
 
 RECENT = 20
 """Newest episodes of each member whose mean return decides which checkpoint is the best."""
@@ -54,152 +55,13 @@ class Diverged(ValueError):
     """Updates have not been finite for too long."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What a run is; config.json holds just this."""
-
-    agent: str
-    env: str
-    settings: Any  # the agent's config
-    steps: int
-    members: int = 1
-    seed: int = 0
-    episodes: int = 100
-    env_options: dict[str, Any] = field(default_factory=dict)
-    checkpoint_minutes: float = 5.0
-    keep: int = 2
-    tensorboard: bool = False
-    gauge: int = 15
-    shards: int = 1
-    vary: dict[str, list[float]] = field(default_factory=dict)  # hyper-parameters with a value for each member
-    score_options: dict[str, Any] = field(default_factory=dict)  # of the environment in which the policy is scored
-
-    def __post_init__(self):
-        check_types(self)
-        check_range(self, "steps members episodes keep shards", least=1, most=2**31 - 1)
-        check_range(self, "seed", least=0, most=2**32 - 1)
-        check_range(self, "checkpoint_minutes gauge", least=0)
-        if not isinstance(self.settings, config := agents.find(self.agent).config):
-            raise ValueError(f"the settings of {self.agent} are a {config.__module__}.Config, not {self.settings!r}")
-        for name in ("env_options", "score_options"):
-            if not isinstance(options := getattr(self, name), dict):
-                raise ValueError(f"{name} must be a dict of the environment's options, not {options!r}")
-        if not isinstance(self.vary, dict):
-            raise ValueError(f"vary must be a dict of lists with a value for each member, not {self.vary!r}")
-        for name, values in self.vary.items():
-            if not isinstance(values, list | tuple) or len(values) != self.members:
-                raise ValueError(f"vary {name} must be {self.members} numbers, one a member, not {values!r}")
-            for value in values:
-                check_number(f"vary {name}", value)
-                if hasattr(self.settings, name):
-                    replace(self.settings, **{name: float(value)})  # in range?
-
-    def to_json(self) -> dict[str, Any]:
-        return {"jaxwm": jaxwm.__version__, "jax": jax.__version__, **asdict(self)}
-
-    @staticmethod
-    def from_json(data: dict[str, Any]) -> Plan:
-        """The plan that `to_json` wrote. ValueError where an entry is missing, unknown or out of range."""
-        entries = {k: v for k, v in data.items() if k not in ("jaxwm", "jax")}
-        _check_entries("", entries, Plan)
-        config = agents.find(entries["agent"]).config
-        _check_entries("settings.", entries["settings"], config)
-        return Plan(**{**entries, "settings": config(**entries["settings"])})
-
-
-def _check_entries(prefix: str, entries: Any, config: type) -> None:
-    """ValueError unless `entries` are an object with fields of the dataclass `config`; those without a default all."""
-    if not isinstance(entries, dict):
-        raise ValueError(f"{prefix.rstrip('.')} is no object but {entries!r}")
-    fields = config.__dataclass_fields__
-    for name in entries:
-        if name not in fields:
-            near = suggest(prefix + name, [prefix + field for field in fields])
-            raise ValueError(f"unknown entry {prefix + name!r}; {near}")
-    needed = [name for name, entry in fields.items() if entry.default is entry.default_factory is MISSING]
-    if missing := [prefix + name for name in needed if name not in entries]:
-        raise ValueError(f"the entry {missing[0]!r} is missing")
-
-
-def read_plan(folder: str | Path) -> Plan:
-    """The plan of a run directory. FileNotFoundError where there is none, ValueError where it cannot be used."""
-    data = rundir.read_config(folder)
-    try:
-        return Plan.from_json(data)
-    except ValueError as error:
-        made = f"the run was made by jaxwm {data.get('jaxwm', 'of unknown version')}, this is {jaxwm.__version__}"
-        raise ValueError(f"{Path(folder) / rundir.CONFIG}: {error} ({made})") from error
-
-
-def build(plan: Plan) -> tuple[Env, Agent, Trainer]:
-    """Environment, agent and trainer of a plan."""
-    env = envs.make(plan.env, num_envs=plan.settings.envs, **plan.env_options)
-    agent = agents.build(plan.agent, env.spec, plan.settings)
-    capacity = min(plan.settings.capacity, plan.steps + env.num_envs)  # never more than the run writes
-    return env, agent, Trainer(agent, env, plan.members, capacity, plan.vary, shards=plan.shards)
-
-
-class Loaded(NamedTuple):
-    """What `load` found. Leaves of `state` are `[M, ...]`; `steps` are environment steps of each member."""
-
-    plan: Plan
-    agent: Agent
-    state: Any
-    steps: int
-
-
-def load(path: str | Path, which: str = "newest") -> Loaded:
-    """A run's plan, agent and agent state, from its directory or from a file that `export` wrote.
-
-    `which` is "newest", "best" (highest training return) or the environment step of a checkpoint; from an exported
-    file the optimiser's state is a fresh one. Damaged checkpoints are passed over. FileNotFoundError where there is no
-    run or no checkpoint, ValueError where it cannot be read.
-    """
-    path = Path(path)
-    if path.is_file():
-        return _load_export(path)
-    plan = read_plan(path)
-    with checkpoint.Checkpoints(path / rundir.CHECKPOINTS, writing=False) as checkpoints:
-        _, agent, trainer = build(replace(plan, shards=1))
-        state, steps = checkpoints.restore_agent(trainer.footprint()["state"], which)
-    return Loaded(plan, agent, state, steps)
-
-
-def _load_export(file: Path) -> Loaded:
-    about = export.read_about(file)
-    plan = Plan.from_json(about["plan"])
-    _, agent, trainer = build(replace(plan, shards=1))
-    state = trainer.init_agents(member_keys(plan.seed, plan.members))
-    params = export.read(file, jax.eval_shape(lambda: state.params))
-    return Loaded(plan, agent, state._replace(params=params), about["steps"])
-
-
-def export_params(folder: Path, file: Path, which: str = "newest") -> int:
-    """Write a checkpoint's parameters as a safetensors file; its size in bytes. Errors as in `load`."""
-    plan, _, state, steps = load(folder, which)
-    return export.write(file, state.params, {"plan": plan.to_json(), "steps": steps})
-
-
-def judge(plan: Plan, episodes: int) -> Env:
-    """The environment in which a policy is scored: that of the plan, with options of its own where there are any."""
-    options = envs.SCORED.get(plan.env.split("/")[0], {}) | plan.env_options | plan.score_options
-    pure = envs.make(plan.env, num_envs=1, **options).pure
-    return envs.make(plan.env, num_envs=parallel(pure, episodes), **options)
-
-
-def score(plan: Plan, agent: Agent, state: Any, episodes: int, mode: Any = "greedy", seed: int = 0) -> Scores:
-    """Evaluate every member over `episodes` episodes in environments of their own."""
-    env = judge(plan, episodes)
-    return evaluate(agent, env, state, member_keys(seed, plan.members), episodes, mode)
-
-
 class Run:
     """A run that is going on. `start` or `resume`, then `loop`, then `finish`."""
 
-    def __init__(self, plan: Plan, folder: Path, lock: rundir.Lock | None, console: Console):
+    def __init__(self, plan: Plan, folder: Path, lock: directory.Lock | None, console: Console):
         self.plan, self.folder, self.lock, self.console = plan, folder, lock, console
         if plan.tensorboard:
-            rundir.import_tensorboard()  # missing? told before anything is computed
+            import_tensorboard()  # missing? told before anything is computed
         if plan.score_options:
             judge(plan, plan.episodes)  # a wrong option is told now and not after training
         self.env, self.agent, self.trainer = build(plan)
@@ -215,15 +77,15 @@ class Run:
         """Check the memory, allocate, write config.json, open the files, compile. The folder exists."""
         self._card_before(self.trainer.footprint())
         self.life = self.trainer.init(self.plan.seed)
-        if hosts.first():
-            rundir.write_config(self.folder, self.plan.to_json())
+        if processes.first():
+            directory.write_config(self.folder, self.plan.to_json())
         self._open()
 
     def resume(self) -> None:
         """Go on from the newest good checkpoint, or from the start if there is none yet. What was written after it is
         written again."""
         sizes = self.trainer.footprint()
-        with checkpoint.Checkpoints(self.folder / rundir.CHECKPOINTS, self.plan.keep) as checkpoints:
+        with checkpoint.Checkpoints(self.folder / directory.CHECKPOINTS, self.plan.keep) as checkpoints:
             checkpoints.check({"agent": sizes["state"], "rest/ring/data": sizes["replay"]})
             self._card_before(sizes)
             self.life = self.trainer.init(self.plan.seed)
@@ -237,14 +99,14 @@ class Run:
         self.checkpoints.saved = saved.cursor
         self.writer.truncate(saved.about["offsets"])
         self.before = saved.about["seconds"]
-        hosts.together("truncated")
-        for row in rundir.read_jsonl(self.folder / rundir.SCORES):
+        processes.barrier("truncated")
+        for row in json_files.read_jsonl(self.folder / directory.SCORES):
             self.recent[row["member"]].append(row["return"])
         self.console.print(f"resumed at {saved.step:,} environment steps")
 
     def _open(self) -> None:
-        self.checkpoints = checkpoint.Checkpoints(self.folder / rundir.CHECKPOINTS, self.plan.keep)
-        self.writer = rundir.Writer(self.folder, self.plan.tensorboard) if hosts.first() else rundir.Silent()
+        self.checkpoints = checkpoint.Checkpoints(self.folder / directory.CHECKPOINTS, self.plan.keep)
+        self.writer = Writer(self.folder, self.plan.tensorboard) if processes.first() else Silent()
         began = time.time()
         with self.console.status("compiling (once; the result is cached)"):
             self.trainer.compile(self.life)
@@ -281,7 +143,7 @@ class Run:
         with display, stoppable(self, "stopping after this chunk; a checkpoint will be saved"):
             while (left := self._left()) > 0:
                 due = time.time() - saved > 60 * self.plan.checkpoint_minutes
-                stop, (iterations, due) = hosts.agree(self.stopping, iterations, due)
+                stop, (iterations, due) = processes.agree(self.stopping, iterations, due)
                 if stop:  # a signal that comes while the processes agree counts next time
                     break
                 if due:
@@ -294,7 +156,7 @@ class Run:
                     continue
                 pace = CHUNK_SECONDS / max(time.time() - began, 1e-3)
                 iterations = int(np.clip(iterations * np.clip(pace, 0.25, 4), 1, self.trainer.max_iterations))
-        self.stopping, _ = hosts.agree(self.stopping)  # here signals are no longer caught
+        self.stopping, _ = processes.agree(self.stopping)  # here signals are no longer caught
         self.save()
         self.checkpoints.wait()
 
@@ -315,7 +177,7 @@ class Run:
         if report.metrics:
             gauge = self.trainer.gauge(self.life, self.plan.gauge) if self.plan.gauge else {}
             row |= {f"gauge/{name}": value for name, value in gauge.items()}
-            row["skipped"] = hosts.fetch(self.life.skipped.total)
+            row["skipped"] = processes.fetch(self.life.skipped.total)
         if self.trainer.restarts:
             row["env_restarts"] = self.trainer.restarts
         self.writer.metrics(row | report.metrics)
@@ -326,7 +188,7 @@ class Run:
         """Say when updates are skipped; Diverged when a member had nothing else for `SKIP_LIMIT` updates."""
         if not report.faults:
             return
-        runs, total = hosts.fetch((self.life.skipped.run, self.life.skipped.total))
+        runs, total = processes.fetch((self.life.skipped.run, self.life.skipped.total))
         member, steps = int(runs.argmax()), int(self.life.counters.steps)
         terms = ", ".join(name for name, count in report.faults.items() if count[member]) or ", ".join(report.faults)
         if runs[member] < SKIP_LIMIT:
@@ -384,8 +246,8 @@ class Run:
             random=chance.means().tolist(),
             complete=bool(trained.complete.all()),
         )
-        if hosts.first():
-            rundir.write_json(self.folder / EVALUATION, result)
+        if processes.first():
+            json_files.write_json(self.folder / EVALUATION, result)
         self.console.print(table(self.plan, trained, chance, steps))
         if not result["updates"]:
             self.console.print(f"nothing was learned: all {steps:,} steps came before the first update; raise --steps")
@@ -408,7 +270,7 @@ def _check_memory(need: int) -> None:
     """ValueError where not even the state and the replay fit: the machine would end the program without a word."""
     devices = 1 if jax.default_backend() == "cpu" else jax.local_device_count()  # members are spread over devices
     free = cost.available_memory() * devices * jax.process_count()
-    short, _ = hosts.agree(need > free)
+    short, _ = processes.agree(need > free)
     if short:
         raise ValueError(
             f"the run needs more than {cost.human(need, 'B')} of memory and {cost.human(free, 'B')} are free: lower "
@@ -474,9 +336,9 @@ class _Display:
 
 def train(plan: Plan, folder: Path, console: Console | None = None) -> dict[str, Any]:
     """A whole run; the results of the evaluation. Raises what `rundir.create` raises, before anything is computed."""
-    console = console or Console(quiet=not hosts.first())
+    console = console or Console(quiet=not processes.first())
     with contextlib.ExitStack() as stack:
-        lock = _in_first(lambda: stack.enter_context(rundir.created(folder, LOCK_SECONDS)))
+        lock = _in_first(lambda: stack.enter_context(directory.created(folder, LOCK_SECONDS)))
         run = Run(plan, folder, lock, console)
         run.start()
     return _complete(run)
@@ -485,22 +347,22 @@ def train(plan: Plan, folder: Path, console: Console | None = None) -> dict[str,
 def resume(folder: Path, console: Console | None = None) -> dict[str, Any]:
     """Go on with the run in `folder` to the end of its plan. BlockingIOError where another process does so already."""
     plan = read_plan(folder)
-    lock = _in_first(lambda: rundir.lock(folder, wait=LOCK_SECONDS))
+    lock = _in_first(lambda: directory.lock(folder, wait=LOCK_SECONDS))
     with lock or contextlib.nullcontext():
-        run = Run(plan, folder, lock, console or Console(quiet=not hosts.first()))
+        run = Run(plan, folder, lock, console or Console(quiet=not processes.first()))
         run.resume()
         return _complete(run)
 
 
-def _in_first(action: Callable[[], rundir.Lock]) -> rundir.Lock | None:
+def _in_first(action: Callable[[], directory.Lock]) -> directory.Lock | None:
     """What `action` gives in the first process, None in the others; none of them goes on where it fails."""
     lock, problem = None, None
-    if hosts.first():
+    if processes.first():
         try:
             lock = action()
         except Exception as error:
             problem = error
-    failed, _ = hosts.agree(problem is not None)
+    failed, _ = processes.agree(problem is not None)
     if problem:
         raise problem
     if failed:

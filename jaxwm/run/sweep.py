@@ -3,7 +3,7 @@
 An experiment file defines `runs(...) -> dict[str, Plan]`; its keyword arguments, with defaults, become flags of
 `jaxwm sweep FILE`. A task is one run: one compiled population. One that is finished is skipped and one that was stopped
 is resumed, so the same command goes on after any interruption. With Ray, tasks run side by side, one a device, on this
-machine or on a cluster (see `jaxwm.training.cluster`); without it one after another in this process.
+machine or on a cluster (see `jaxwm.run.cluster`); without it one after another in this process.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from jaxwm.training import run, rundir
+from jaxwm.run import directory, session
+from jaxwm.run.plan import Plan, read_plan
 
 LOGS = "logs"
 """Below the sweep's directory: what each task printed, when it did so in a process of its own."""
@@ -51,11 +52,11 @@ def load(file: Path) -> Any:
     except Exception as error:
         raise ValueError(f"cannot load {_place(file, error)}") from error
     if not callable(getattr(module, "runs", None)):
-        raise ValueError(f"{file} is no experiment: it must define runs() -> dict[str, jaxwm.training.run.Plan]")
+        raise ValueError(f"{file} is no experiment: it must define runs() -> dict[str, jaxwm.Plan]")
     return module
 
 
-def plans(file: Path, call: Callable[[Callable[..., Any]], Any] = lambda runs: runs()) -> dict[str, run.Plan]:
+def plans(file: Path, call: Callable[[Callable[..., Any]], Any] = lambda runs: runs()) -> dict[str, Plan]:
     """What an experiment file wants to run; `call` calls its `runs`, with arguments perhaps.
 
     FileNotFoundError or ValueError where it is no experiment.
@@ -65,8 +66,8 @@ def plans(file: Path, call: Callable[[Callable[..., Any]], Any] = lambda runs: r
         found = call(module.runs)
     except Exception as error:
         raise ValueError(f"runs() of {_place(file, error)}") from error
-    if not isinstance(found, dict) or not all(isinstance(plan, run.Plan) for plan in found.values()):
-        raise ValueError(f"runs() of {file} must return a dict {{name: jaxwm.training.run.Plan}}, not {found!r:.80}")
+    if not isinstance(found, dict) or not all(isinstance(plan, Plan) for plan in found.values()):
+        raise ValueError(f"runs() of {file} must return a dict {{name: jaxwm.Plan}}, not {found!r:.80}")
     if not found:
         raise ValueError(f"runs() of {file} returned no run: there is nothing to do")
     for name in found:
@@ -92,12 +93,12 @@ def _place(file: Path, error: Exception) -> str:
 # --- Tasks --------------------------------------------------------------------------------------------------------
 
 
-def check(plans: dict[str, run.Plan], root: Path) -> None:
+def check(plans: dict[str, Plan], root: Path) -> None:
     """ValueError where `root` holds a run of another plan, whose score would pass for that of one of these."""
     for name, plan in plans.items():
-        if not (root / name / rundir.CONFIG).exists():
+        if not (root / name / directory.CONFIG).exists():
             continue
-        there, here = asdict(run.read_plan(root / name)), json.loads(json.dumps(asdict(plan)))  # tuples become lists
+        there, here = asdict(read_plan(root / name)), json.loads(json.dumps(asdict(plan)))  # tuples become lists
         there, here = there | there.pop("settings"), here | here.pop("settings")
         if changed := [f"{key}: {there[key]} there, {here[key]} now" for key in here if there[key] != here[key]]:
             raise ValueError(
@@ -108,17 +109,17 @@ def check(plans: dict[str, run.Plan], root: Path) -> None:
 
 def outcome(folder: Path) -> dict[str, Any]:
     """The evaluation of a finished run, {} for any other."""
-    file = folder / run.EVALUATION
+    file = folder / directory.EVALUATION
     return json.loads(file.read_text()) if file.exists() else {}
 
 
-def perform(plan: run.Plan, folder: Path, console: Console) -> dict[str, Any]:
+def perform(plan: Plan, folder: Path, console: Console) -> dict[str, Any]:
     """Do a task from wherever it stands; its evaluation, {} where a signal stopped it."""
     if found := outcome(folder):
         return found
-    if (folder / rundir.CONFIG).exists():
-        return run.resume(folder, console)
-    return run.train(plan, folder, console)
+    if (folder / directory.CONFIG).exists():
+        return session.resume(folder, console)
+    return session.train(plan, folder, console)
 
 
 def message(error: BaseException) -> str:
@@ -126,7 +127,7 @@ def message(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
 
 
-def one_by_one(plans: dict[str, run.Plan], root: Path, retries: int, console: Console) -> Outcome:
+def one_by_one(plans: dict[str, Plan], root: Path, retries: int, console: Console) -> Outcome:
     """The tasks in this process, one after another. A task that fails is tried again at once, up to `retries` times;
     bad input (ValueError, a missing file or package) is not, as it would fail again."""
     out = Outcome()
@@ -157,15 +158,15 @@ def worth_retrying(error: BaseException) -> bool:
 
 
 def sweep(
-    plans: dict[str, run.Plan],
+    plans: dict[str, Plan],
     root: Path,
     retries: int = 2,
     console: Console | None = None,
-    runner: Callable[[dict[str, run.Plan], Path, int, Console], Outcome] = one_by_one,
+    runner: Callable[[dict[str, Plan], Path, int, Console], Outcome] = one_by_one,
 ) -> Outcome:
     """Run what is not finished yet and print the table.
 
-    `runner` is `one_by_one` or a part of `jaxwm.training.cluster.on_ray`.
+    `runner` is `one_by_one` or a part of `jaxwm.run.cluster.on_ray`.
 
     Raises:
         ValueError: a directory holds a run of another plan, or a task wants more than there is.
@@ -175,7 +176,7 @@ def sweep(
     console = console or Console()
     check(plans, root)
     root.mkdir(parents=True, exist_ok=True)
-    with rundir.lock(root, "sweep", wait=run.LOCK_SECONDS):
+    with directory.lock(root, "sweep", wait=session.LOCK_SECONDS):
         out = runner(plans, root, retries, console)
     console.print(table(plans, out))
     for name, why in out.failures.items():
@@ -194,7 +195,7 @@ def summary(result: dict[str, Any]) -> str:
     return f"{returns} after {result['env_steps']:,} steps"
 
 
-def table(plans: dict[str, run.Plan], out: Outcome) -> Table:
+def table(plans: dict[str, Plan], out: Outcome) -> Table:
     """A row for each task: mean over members, their minimum, and the random policy; or why it failed."""
     rows = Table("run", "environment", "members", "mean", "minimum", "random", "minutes")
     for name, plan in plans.items():

@@ -22,10 +22,11 @@ import numpy as np
 
 import jaxwm
 from jaxwm import agents
-from jaxwm.studio import charts, tasks
-from jaxwm.studio import markdown as md
-from jaxwm.training import rundir
-from jaxwm.training.run import EVALUATION, Plan
+from jaxwm.report import charts, tasks
+from jaxwm.report import markdown as md
+from jaxwm.run import directory, json_files
+from jaxwm.run.directory import EVALUATION
+from jaxwm.run.plan import Plan
 
 REPORT = "report.md"
 DREAMS = "dreams"
@@ -115,12 +116,12 @@ def _prepare(out: Path) -> Path:
 
 def find(path: Path) -> list[Path]:
     """The run directories at and below `path`, sorted. Left out: hidden directories, links to others than runs."""
-    if (path / rundir.CONFIG).is_file():
+    if (path / directory.CONFIG).is_file():
         return [path]
     if not path.is_dir():
         return []
     children = [child for child in sorted(path.iterdir()) if child.is_dir() and not child.name.startswith(".")]
-    children = [child for child in children if not child.is_symlink() or (child / rundir.CONFIG).is_file()]
+    children = [child for child in children if not child.is_symlink() or (child / directory.CONFIG).is_file()]
     return [run for child in children for run in find(child)]
 
 
@@ -130,7 +131,9 @@ def read(paths: Iterable[str | Path]) -> list[Story]:
     for path in map(Path, paths):
         found = find(path)
         if not found:
-            raise FileNotFoundError(f"{path} is no run directory and contains none: there is no {rundir.CONFIG} in it")
+            raise FileNotFoundError(
+                f"{path} is no run directory and contains none: there is no {directory.CONFIG} in it"
+            )
         folders |= {folder.resolve(): folder for folder in found}
     if not folders:
         raise ValueError("which runs? jaxwm report RUN..., with RUN a run directory or a directory of runs")
@@ -165,19 +168,19 @@ def _part(story: Story, hyper: dict[str, float], chosen: list[int]) -> Story:
 
 
 def _read(path: Path, label: str) -> Story:
-    config = rundir.read_config(path)
+    config = directory.read_config(path)
     missing = [name for name in ("agent", "env", "settings", "steps", "members", "seed") if name not in config]
     if missing:
-        raise ValueError(f"{path / rundir.CONFIG} is not a run's: it has no entry {missing[0]!r}; leave {path} out")
+        raise ValueError(f"{path / directory.CONFIG} is not a run's: it has no entry {missing[0]!r}; leave {path} out")
     try:
-        metrics, scores = _lines(path / rundir.METRICS), _lines(path / rundir.SCORES)
+        metrics, scores = _lines(path / directory.METRICS), _lines(path / directory.SCORES)
     except ValueError as error:
         raise ValueError(f"{error}; delete that line, or leave this run out") from None
     return Story(label, 0, path, config, metrics, scores, _evaluation(path / EVALUATION))
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
-    return rundir.read_jsonl(file) if file.exists() else []
+    return json_files.read_jsonl(file) if file.exists() else []
 
 
 def _evaluation(file: Path) -> dict[str, Any]:
@@ -393,7 +396,9 @@ def _gauge(stories: list[Story], out: Path) -> str:
     measured = [story for story in stories if any(GAUGE[0] in row for row in story.metrics)]
     parts = ["## Exploitation gauge"]
     if without := [story.label for story in stories if story not in measured]:
-        parts.append(f"Not recorded in {', '.join(map(md.cell, without))}: no {md.code(GAUGE[0])} in {rundir.METRICS}.")
+        parts.append(
+            f"Not recorded in {', '.join(map(md.cell, without))}: no {md.code(GAUGE[0])} in {directory.METRICS}."
+        )
     curves = [[metric_curve(story, name) for name in GAUGE] for story in measured]
     if curves:
         image = md.save(charts.gauge(curves), out, "gauge", "Dreamed and real return from the same states")
@@ -496,7 +501,7 @@ def _reproduce(stories: list[Story]) -> str:
     parts = ["## How to run it again", md.table(header, rows)]
     for story in {story.path: story for story in reversed(stories)}.values():  # a run may have several stories
         try:
-            parts.insert(2, f"{md.cell(story.label)}:\n\n```\n{command(rundir.read_config(story.path))}\n```")
+            parts.insert(2, f"{md.cell(story.label)}:\n\n```\n{command(directory.read_config(story.path))}\n```")
         except ValueError as error:
             parts.insert(2, f"{md.cell(story.label)}: no command, because {error}.")
     return "\n\n".join(parts)

@@ -1,7 +1,7 @@
 """What each system sees, predicts and does, and in which order: docs/lineage.md and `jaxwm list NAME`.
 
 The order is the schedule of the system's default preset, built for the environment of its example. The page is written
-by `python -m jaxwm.studio.lineage`.
+by `python -m jaxwm.report.lineage`.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from jaxwm import agents, envs
-from jaxwm.studio import markdown
+from jaxwm.report import markdown
 from jaxwm.types import FOREVER, Collect, Repeat, Train, Word
 
 PAGE = Path("docs/lineage.md")
-COMMAND = "python -m jaxwm.studio.lineage"
+COMMAND = "python -m jaxwm.report.lineage"
 """Writes the page anew, in the repository's root."""
 
 INTRO = f"""# Lineage

@@ -1,0 +1,1 @@
+"""Pages about finished runs: tables, curves, statistics, lineage."""

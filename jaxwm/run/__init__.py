@@ -1,0 +1,1 @@
+"""Runs: plans, files, processes and machines around the compiled life in `jaxwm.training`."""

@@ -1,0 +1,98 @@
+"""Values as JSON, and files of it that a reader finds whole."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def write_json(file: Path, data: Any) -> None:
+    """Write a whole file at once: a reader, or a machine that comes back, finds the old one or the new one."""
+    text = json.dumps(data, indent=2) + "\n"
+    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+    try:
+        with open(handle, "w", encoding="utf-8") as out:
+            out.write(text)
+            out.flush()
+            os.fsync(out.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp lets nobody else read it
+        os.replace(temporary, file)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def to_plain(value: Any) -> Any:
+    """`value` out of nothing but dict, list, str, int, float, bool and None.
+
+    Raises:
+        TypeError: for anything that is no number, array, text, path, list, tuple or mapping.
+    """
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return float(value)  # np.float64 is one too
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(inner) for inner in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        return _plain_array(np.asarray(jax.device_get(value)))
+    raise TypeError(f"cannot write {value!r} ({type(value).__name__}) as JSON")
+
+
+def _plain_array(array: np.ndarray) -> Any:
+    """Floats go by their own shortest text: float32 0.1 is written 0.1, not 0.10000000149011612."""
+    if array.dtype.kind in "biu":
+        return array.tolist()
+    if array.ndim:
+        return [_plain_array(np.asarray(row)) for row in array]
+    return float(str(array[()]))
+
+
+def finite(plain: Any) -> Any:
+    """The same with None (JSON's null) for NaN and infinity."""
+    if isinstance(plain, dict):
+        return {name: finite(inner) for name, inner in plain.items()}
+    if isinstance(plain, list):
+        return [finite(inner) for inner in plain]
+    return None if isinstance(plain, float) and not math.isfinite(plain) else plain
+
+
+def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of a .jsonl file. An unfinished last line, as a killed or still running program leaves it, is skipped.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: another line is damaged; the message tells which.
+    """
+    *lines, tail = Path(path).read_bytes().split(b"\n")
+    if tail and parses(tail):
+        lines.append(tail)
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number} is damaged: {error}") from None
+    return rows
+
+
+def parses(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,105 @@
+"""What a process decides about its machine: devices, compilation cache, signals, other processes of the run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+
+def use_compilation_cache() -> None:
+    """Programs compiled once are kept on disk, unless JAX_COMPILATION_CACHE_DIR says where (or, empty, that not)."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "jaxwm" / "xla"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def use_cores(members: int, cores: int | None = None, shards: int = 1) -> None:
+    """On a CPU, give members (and their shards) devices of their own, several where there are cores enough.
+
+    `cores` are all of the machine unless given. Call before JAX starts.
+    """
+    cores = cores or os.cpu_count() or 1
+    if members <= 2 * cores:
+        count = members * max(1, cores // members)
+    else:
+        count = max(n for n in range(1, cores + 1) if members % n == 0)
+    count = members * shards if shards > 1 else count
+    with contextlib.suppress(RuntimeError):  # JAX runs already, in a test or a notebook: leave it as it is
+        jax.config.update("jax_num_cpu_devices", count)
+
+
+@contextlib.contextmanager
+def stoppable(owner: Any, text: str) -> Iterator[None]:
+    """SIGINT and SIGTERM set `owner.stopping` and print `text` on `owner.console`; a second one interrupts."""
+
+    def stop(*_: Any) -> None:
+        if owner.stopping:
+            raise KeyboardInterrupt
+        owner.stopping = True
+        owner.console.print(text)
+
+    try:
+        old = {which: signal.signal(which, stop) for which in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: a notebook's worker, say
+        old = {}
+    try:
+        yield
+    finally:
+        for which, handler in old.items():
+            signal.signal(which, handler)
+
+
+COORDINATOR, PROCESSES, PROCESS = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+
+
+def join(coordinator: str | None, processes: int | None, process: int | None, detect: bool = False) -> int:
+    """Meet the other processes of this run, before JAX starts; how many there are.
+
+    What is not given is taken from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. With `detect`, JAX
+    finds out from the variables of Slurm, Open MPI, Kubernetes or a TPU pod. ValueError where something is missing,
+    ConnectionError where they do not meet.
+    """
+    coordinator = coordinator or os.environ.get(COORDINATOR)
+    processes = _number("--processes", processes, PROCESSES)
+    process = _number("--process", process, PROCESS)
+    if not coordinator and not detect:
+        if processes is not None or process is not None:
+            raise ValueError(f"--processes and --process need --coordinator HOST:PORT (or {COORDINATOR})")
+        return 1
+    if not detect and (processes is None or process is None):
+        raise ValueError(
+            f"--coordinator needs --processes and --process (or {PROCESSES} and {PROCESS}); under Slurm or Open MPI "
+            "use --distributed alone"
+        )
+    if processes is not None and process is not None and not 0 <= process < processes:
+        raise ValueError(f"--process counts from 0 to {processes - 1}, got {process}")
+    try:
+        jax.distributed.initialize(coordinator, processes, process)
+    except Exception as error:
+        raise ConnectionError(
+            f"the processes of this run did not meet at {coordinator or 'the detected address'} "
+            f"({str(error).strip().splitlines()[0][:200]}): start as many as --processes says, each with its own "
+            "--process and the same --coordinator"
+        ) from error
+    return jax.process_count()
+
+
+def _number(flag: str, value: int | None, variable: str) -> int | None:
+    text = os.environ.get(variable)
+    if value is not None or not text:
+        return value
+    if not text.isdigit():
+        raise ValueError(f"{variable} must be a whole number, not {text!r} (or give {flag})")
+    return int(text)
+
+
+def expected(processes: int | None) -> int:
+    """How many processes `join` will meet, as far as flags and variables tell."""
+    return _number("--processes", processes, PROCESSES) or 1

@@ -1,0 +1,68 @@
+"""What an action space is to a network: how actions are encoded, drawn and sized, for every kind of space."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from jaxwm.distributions import normal_noise
+from jaxwm.types import ActionSpace, Array, Box, Discrete, Key, MultiDiscrete
+
+
+def choices(space: ActionSpace) -> tuple[int, ...]:
+    """Number of options of every independent discrete choice; empty for a `Box`."""
+    if isinstance(space, Discrete):
+        return (space.n,)
+    return space.n if isinstance(space, MultiDiscrete) else ()
+
+
+def head_sizes(space: ActionSpace) -> dict[str, int]:
+    """Outputs of an actor's last layer by name."""
+    if isinstance(space, Box):
+        return {"mean": space.size, "std": space.size}
+    return {f"logits{i}": n for i, n in enumerate(choices(space))}
+
+
+def action_size(space: ActionSpace) -> int:
+    """Width A of an encoded action."""
+    return space.size if isinstance(space, Box) else sum(choices(space))
+
+
+def encode(space: ActionSpace, action: Array) -> Array:
+    """An action as numbers for a network: one-hot choices side by side, or the vector itself, float32 `[..., A]`."""
+    if isinstance(space, Box):
+        return action
+    parts = action[..., None] if isinstance(space, Discrete) else action
+    return jnp.concatenate([jax.nn.one_hot(parts[..., i], n) for i, n in enumerate(choices(space))], -1)
+
+
+def blank(space: ActionSpace, num: int) -> Array:
+    """A placeholder action `[num, ...]` of the right shape and dtype."""
+    if isinstance(space, Box):
+        return jnp.zeros((num, space.size), jnp.float32)
+    return jnp.zeros((num,) if isinstance(space, Discrete) else (num, len(choices(space))), jnp.int32)
+
+
+def noise_size(space: ActionSpace) -> int:
+    """Uniform numbers behind one random choice: one for each of its parts."""
+    return space.size if isinstance(space, Box) else len(choices(space))
+
+
+def noise(space: ActionSpace, uniform: Array) -> Array:
+    """What decides random choices, from `uniform [..., noise_size(space)]` in [0, 1): normal for vectors.
+
+    The last axis is gone where there is one choice.
+    """
+    if isinstance(space, Box):
+        return normal_noise(uniform)
+    return uniform[..., 0] if isinstance(space, Discrete) else uniform
+
+
+def random_action(space: ActionSpace, key: Key, num: int, legal: Array | None = None) -> Array:
+    """Uniform actions `[num, ...]`; of a small set those that are `legal [num, A]`, where that is said."""
+    if legal is not None:
+        return jax.random.categorical(key, jnp.where(legal, 0.0, -jnp.inf))
+    if isinstance(space, Box):
+        return jax.random.uniform(key, (num, space.size), minval=-1.0, maxval=1.0)
+    parts = [jax.random.randint(jax.random.fold_in(key, i), (num,), 0, n) for i, n in enumerate(choices(space))]
+    return parts[0] if isinstance(space, Discrete) else jnp.stack(parts, -1)

@@ -1,0 +1,130 @@
+"""The state of a run as one pytree, `Life`, and what a chunk of it reports.
+
+Random keys are `fold_in(fold_in(member key, stream), counter)` with counters that are part of `Life`, so a run gives
+the same bits however it is cut into chunks.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxwm import replay
+from jaxwm.replay import Ring
+from jaxwm.types import Array, Key, PyTree, Step
+
+MEMBER = "member"
+"""Name of the population's `vmap` axis, used only to stop `until` loops together."""
+
+
+INIT, ENV, ACT, LEARN, EVAL = range(5)
+"""Random streams of a member."""
+
+
+class Counters(NamedTuple):
+    """Shared by all members: environment steps of one member, rows of its replay, updates."""
+
+    steps: Array
+    rows: Array
+    updates: Array
+
+
+class Score(NamedTuple):
+    """Running return and length of the current episodes, `[N]`."""
+
+    total: Array
+    length: Array
+
+
+class Finished(NamedTuple):
+    """Which episodes ended at a step, `[N]`, with their raw return and length in steps."""
+
+    done: Array
+    total: Array
+    length: Array
+
+
+class Skipped(NamedTuple):
+    """Updates of a member that were undone because a metric was not finite: in all, and in a row until now."""
+
+    total: Array
+    run: Array
+
+
+class Life(NamedTuple):
+    """A run: agent state, policy memory, environment, newest step, replay, keys, episode scores, skipped updates,
+    counters."""
+
+    agent: Any
+    carry: PyTree
+    env: PyTree
+    step: Step
+    ring: Ring
+    key: Key
+    score: Score
+    skipped: Skipped
+    counters: Counters
+
+
+AXES: Any = Life(0, 0, 0, 0, replay.AXES, 0, 0, 0, None)  # type: ignore[arg-type]
+"""Where the member axis is."""
+
+
+class Cursor(NamedTuple):
+    """Place in the schedule: segment, and iterations of it that are done."""
+
+    segment: int = 0
+    iteration: int = 0
+
+
+class Log(NamedTuple):
+    """What a chunk reports: metrics by train step, as sums over `counts` good updates, how often each was not finite
+    (`faults`), and the episodes that ended in each row."""
+
+    sums: dict[str, dict[str, Array]]
+    faults: dict[str, dict[str, Array]]
+    counts: dict[str, Array]
+    finished: Finished  # [rows, N]
+    rows: Array
+
+
+class Report(NamedTuple):
+    """A chunk's results on the host.
+
+    `metrics` are means `[M]` over the good updates; absent where nothing was trained, NaN for a member without a good
+    one. `faults` says how often a metric was not finite, `[M]`; only those that ever were are named.
+    """
+
+    metrics: dict[str, np.ndarray]
+    episodes: list[dict[str, Any]]
+    faults: dict[str, np.ndarray]
+
+
+def stream(key: Key, which: int, counter: Array | int = 0) -> Key:
+    """The key of a stream at a count."""
+    return jax.random.fold_in(jax.random.fold_in(key, which), counter)
+
+
+def member_keys(seed: int, members: int) -> Key:
+    """Keys `[M]`; member m has the same key whatever M is."""
+    return jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(members))
+
+
+LOG_AXES: Any = Log(0, 0, 0, 0, None)  # type: ignore[arg-type]
+
+
+def all_finite(metrics: dict[str, Array]) -> Array:
+    return jnp.isfinite(jnp.stack(list(metrics.values()))).all() if metrics else jnp.ones((), bool)
+
+
+def count_update(log: Log, name: str, metrics: dict[str, Array]) -> Log:
+    """The log with one more update: its metrics if all are finite, else the names of those that are not."""
+    good = all_finite(metrics)
+    sums = {k: v + jnp.where(good, metrics[k], 0.0) for k, v in log.sums[name].items()}
+    faults = {k: v + ~jnp.isfinite(metrics[k]) for k, v in log.faults[name].items()}
+    counts = log.counts | {name: log.counts[name] + good}
+    return log._replace(sums=log.sums | {name: sums}, faults=log.faults | {name: faults}, counts=counts)
