@@ -117,7 +117,7 @@ class Program:
         arguments = state, random_like(jax.tree.map(stack, batch), jax.random.key(1)), keys
         if members == 1:
             arguments = jax.tree.map(lambda x: x[0], arguments)
-        update, place = shared(agent, trainer.shares, members)
+        update, place = shared(agent, trainer.spread.copies, members)
         self.state, self.batch, self.key = jax.device_put(arguments, place)
         began = time.perf_counter()
         lowered = jax.jit(update, donate_argnums=0).lower(self.state, self.batch, self.key)

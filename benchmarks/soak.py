@@ -46,7 +46,7 @@ class Soaked:
         self.trainer.compile(self.life)
         self.checkpoints = Checkpoints(self.folder / directory.CHECKPOINTS)
         self.writer = Writer(self.folder)
-        env = envs.make(task, num_envs=parallel(self.trainer.env.pure, EPISODES))
+        env = envs.make(task, num_envs=parallel(self.trainer.source.pure, EPISODES))
         self.evaluate = evaluator(self.agent, env, EPISODES)
 
     def chunk(self) -> None:

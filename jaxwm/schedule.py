@@ -1,11 +1,16 @@
-"""The schedule as data: pace, segments that can be cut into chunks, rows that a word collects."""
+"""The schedule as data: the pace of collecting and learning, segments that can be cut into chunks, and its words."""
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-from jaxwm.types import Collect, Repeat, Train, Word
+import jax.numpy as jnp
+
+from jaxwm.types import FOREVER, Array, Collect, Load, Repeat, Train, Word
 
 
 class Segment(NamedTuple):
@@ -13,13 +18,15 @@ class Segment(NamedTuple):
 
     times: int
     body: tuple[Word, ...]
-    rows: int  # time steps of the environments in one iteration
+    rows: int  # rows of the replay that one iteration writes
 
 
 def rows_of(word: Word, num_envs: int) -> int:
-    """Time steps of the environments that a word takes."""
+    """Rows of the replay that a word writes."""
     if isinstance(word, Collect):
         return math.ceil(word.steps / num_envs)
+    if isinstance(word, Load):
+        return word.rows
     return word.times * sum(rows_of(w, num_envs) for w in word.body) if isinstance(word, Repeat) else 0
 
 
@@ -31,6 +38,8 @@ def segments(schedule: tuple[Word, ...], num_envs: int) -> tuple[Segment, ...]:
             times, body = word.times, word.body
         elif isinstance(word, Collect) and not word.fresh:
             times, body = rows_of(word, num_envs), (Collect(num_envs, word.mode),)
+        elif isinstance(word, Load):
+            times, body = word.rows, (Load(1),)
         elif isinstance(word, Train) and isinstance(word.updates, int) and word.until is None:
             times, body = word.updates, (Train(word.name),)
         else:
@@ -39,7 +48,76 @@ def segments(schedule: tuple[Word, ...], num_envs: int) -> tuple[Segment, ...]:
     return tuple(out)
 
 
+def words(body: tuple[Word, ...]) -> list[Word]:
+    """All words of a body but `Repeat`, those inside of it included."""
+    return [inner for word in body for inner in (words(word.body) if isinstance(word, Repeat) else [word])]
+
+
 def pace(per_update: float, envs: int) -> tuple[int, int]:
-    """Environment steps to collect, whole rows of `envs`, and updates after them, for `per_update` steps an update."""
+    """Environment steps to collect, whole rows of `envs`, and updates after them, for `per_update` steps per update."""
     rows = max(1, round(per_update / envs))
     return rows * envs, max(1, round(rows * envs / per_update))
+
+
+def after(steps: int, updates: int) -> Callable[[Array], Array]:
+    """`Train.updates` of a part that joins later: none before `steps` environment steps, then `updates`.
+
+    The trip count is traced, so the part is compiled once, in the same body as those that began before.
+    """
+    return lambda collected: jnp.where(collected >= steps, updates, 0)
+
+
+def offline(schedule: tuple[Word, ...], held: int, rows: int) -> tuple[Word, ...]:
+    """The schedule of an agent that learns from recordings instead of an environment.
+
+    All `rows` of the recordings are loaded first, or as many as the replay holds (`held`). Then the agent trains in its
+    own order; where not everything fits, it goes on loading as fast as it would have collected.
+    """
+
+    def inner(word: Word) -> tuple[Word, ...]:
+        if isinstance(word, Repeat):
+            body = tuple(w for old in word.body for w in inner(old))
+            return (dataclasses.replace(word, body=body),) if body else ()
+        if isinstance(word, Collect):
+            return (Load(1),) if rows > held else ()
+        return (word,)
+
+    rest = [word for word in schedule if not isinstance(word, Collect)]
+    return Load(min(rows, held)), *(w for word in rest for w in inner(word))
+
+
+# --- In words -----------------------------------------------------------------------------------------------------
+
+MODES = {"explore": "", "random": ", at random", "greedy": ", greedily"}
+
+
+def in_words(schedule: tuple[Word, ...]) -> list[str]:
+    """A schedule as lines; what a `Repeat` repeats is indented by four more spaces."""
+    lines = []
+    for word in schedule:
+        if isinstance(word, Repeat):
+            times = "forever" if word.times == FOREVER else f"{word.times:,} times"
+            lines += [f"repeat {times}:", *(f"    {line}" for line in in_words(word.body))]
+        else:
+            lines.append(describe(word))
+    return lines
+
+
+def describe(word: Word) -> str:
+    """One word in words."""
+    if isinstance(word, Collect):
+        steps = "1 environment step" if word.steps == 1 else f"{word.steps:,} environment steps"
+        return f"collect {steps}{MODES[word.mode]}{', in new episodes' if word.fresh else ''}"
+    if isinstance(word, Load):
+        return f"load {word.rows:,} row{'s' * (word.rows > 1)} of the recordings"
+    assert isinstance(word, Train)
+    times = _meaning(word.updates, "updates(steps)") if callable(word.updates) else f"{word.updates:,}"
+    until = f", until {_meaning(word.until, 'its metrics are good')}" if word.until else ""
+    return f"{'at most ' if until else ''}{times} x {word.name}{until}"
+
+
+def _meaning(function: Callable[..., Any], otherwise: str) -> str:
+    """A function by its name and arguments, or `otherwise` for one without a name."""
+    function = getattr(function, "func", function)  # of a functools.partial
+    name = getattr(function, "__name__", "<>")
+    return otherwise if name.startswith("<") else f"{name}({list(inspect.signature(function).parameters)[-1]})"

@@ -36,6 +36,9 @@ RESERVED = ("legal", "to_play", "action", "sim")
 Mode = Literal["random", "explore", "greedy", "logged"]
 
 
+# --- Spaces and the environment ---------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Discrete:
     """One choice out of `n`: int32 `[N]`."""
@@ -88,17 +91,19 @@ class Spec:
     after an end it stays there, with reward 0. In a game the reward is that of the player who moved.
 
     `players` is how many the agent moves for, in turn: 2 in games against itself.
+
+    `action` is None for recordings in which nobody acts.
     """
 
     name: str
     obs: PyTree
-    action: ActionSpace
+    action: Any  # ActionSpace; None only where a recording has no actions
     max_steps: int | None = None
     simulate: Callable[[PyTree, Array], Step] | None = None
     players: int = 1
 
     def __post_init__(self):
-        if not isinstance(self.action, ActionSpace):
+        if self.action is not None and not isinstance(self.action, ActionSpace):
             raise ValueError(f"{self.name}: the action space is Discrete, MultiDiscrete or Box, not {self.action!r}")
         if self.max_steps is not None:
             check_number(f"{self.name}: max_steps", self.max_steps, least=1, whole=True)
@@ -120,7 +125,7 @@ def _check_sensor(what: str, leaf: Any) -> None:
         raise ValueError(f"{what} of shape {tuple(leaf.shape)} is empty")
 
 
-def _check_reserved(name: str, obs: Mapping[str, Any], action: ActionSpace) -> None:
+def _check_reserved(name: str, obs: Mapping[str, Any], action: ActionSpace | None) -> None:
     """ValueError where a sensor has a reserved name and is not what that name stands for."""
     wanted = {
         "legal": ("the action mask, bool", lambda x: x.dtype == np.bool_),
@@ -132,7 +137,7 @@ def _check_reserved(name: str, obs: Mapping[str, Any], action: ActionSpace) -> N
             raise ValueError(f"{name}: the observation key {key!r} is reserved for {meaning}: rename the sensor")
 
 
-def action_dtype(action: ActionSpace) -> Any:
+def action_dtype(action: ActionSpace | None) -> Any:
     """float32 for a `Box`, int32 for the discrete spaces."""
     return np.float32 if isinstance(action, Box) else np.int32
 
@@ -167,8 +172,30 @@ class Env(NamedTuple):
     close: Callable[[PyTree], None] = lambda handle: None
 
 
+class Data(NamedTuple):
+    """Recorded episodes, as a source of records in place of an environment.
+
+    `read(first, count) -> Record` gives rows `[count, N, ...]` of N streams side by side, NumPy arrays without extras;
+    the action is None where nobody acted. Rows may be asked for without end: a stream begins again after `rows`.
+    """
+
+    spec: Spec
+    read: Callable[[int, int], Record]
+    rows: int
+    num_envs: int  # streams, N
+    env: str | None = None  # name of the environment that the episodes come from
+
+
+Source = Env | Data
+"""Where records come from."""
+
+
+# --- Replay -----------------------------------------------------------------------------------------------------------
+
+
 class Record(NamedTuple):
-    """One replay entry: the `Step` at t, the action taken after seeing it, and the agent's extras."""
+    """One replay entry: the `Step` at t, the action taken after seeing it (None where nobody acts), and the agent's
+    extras."""
 
     obs: PyTree
     reward: Array
@@ -189,31 +216,46 @@ class Index(NamedTuple):
 class Batch(NamedTuple):
     """Sequences `[B, L, ...]` with their place in the ring.
 
-    `weight` float32 `[B]` is the importance weight (1 for uniform sampling). `online`, int32 scalar, says how many of
-    the first sequences came out of the online queue.
+    `weight` float32 `[B]` is the importance weight (1 for uniform sampling).
     """
 
     record: Record
     index: Index
     weight: Array
-    online: Array
+
+
+# --- The agent --------------------------------------------------------------------------------------------------------
+
+
+class Writes(NamedTuple):
+    """The ring that a train step writes: its name, and how many records it holds."""
+
+    ring: str
+    capacity: int
 
 
 class TrainStep(NamedTuple):
     """One named way of learning: `update(state, batch, key) -> (state, feedback, metrics)`.
 
-    `length` is the number of records read (a context record included). `sampler` is "uniform", "latest", "online" or
-    a pure function `(state, ring, key) -> Batch`. `feedback` maps names of extras to arrays `[B, L', ...]` with
-    `L' <= length`, aligned with the last L' records; it is written back to the ring. `metrics` are float32 scalars.
-    Where `shared` is set, `update` also takes `share`, a `jaxwm.learning.share.Share`: several devices work it out
-    together.
+    `length` is the number of records read (a context record included). `sampler` is "uniform", "latest", "online", a
+    pure function `(state, ring, key) -> Batch` or a `replay.Sampler`. `feedback` maps names of extras to arrays
+    `[B, L', ...]` with `L' <= length`, aligned with the last L' records; it is written back to the ring. `metrics` are
+    float32 scalars.
+
+    `reads` names the ring to sample from; given several names, the sampler is a function and gets `{name: Ring}`.
+    A step that `writes` returns new records `[K, N', ...]` (rows of N' streams) in place of feedback.
+
+    Where `shared` is set, `update` also takes `share`, a `jaxwm.learning.share.Share`: each of several devices works on
+    its part of the batch. Other steps are repeated by every device on the whole batch.
     """
 
-    update: Callable[..., tuple[PyTree, dict[str, Array], dict[str, Array]]]
+    update: Callable[..., tuple[PyTree, Any, dict[str, Array]]]
     batch_size: int
     length: int
-    sampler: str | Callable[[PyTree, PyTree, Key], Batch] = "uniform"
+    sampler: Any = "uniform"
     shared: bool = False
+    reads: str | tuple[str, ...] = "real"
+    writes: Writes | None = None
 
 
 class Dream(NamedTuple):
@@ -235,7 +277,7 @@ class Agent(NamedTuple):
 
     init(key, hyper) -> State                    one pytree: params, opt, hyper, step, and what the system adds
     reset(state, num_envs) -> Carry              the policy's memory before the first step
-    act(state, carry, step, key, mode) -> (carry, action, extras)
+    act(state, carry, step, key, mode) -> (carry, action, extras); None for systems in which nothing acts
     train_steps                                  {name: TrainStep}
     imagine(state, context, actions, key, horizon) -> Dream, or None; `context` is a `Record` [B, L, ...]. `actions`
                                                  [B, H, ...] start with the one of record L - 1, and dreamed step i is
@@ -245,8 +287,8 @@ class Agent(NamedTuple):
     """
 
     init: Callable[[Key, Mapping[str, Any]], Any]
-    reset: Callable[[Any, int], PyTree]
-    act: Callable[[Any, PyTree, Step, Key, str], tuple[PyTree, Array, PyTree]]
+    reset: Any  # Callable[[State, int], Carry], or None
+    act: Any  # Callable[[State, Carry, Step, Key, str], tuple[Carry, Array, PyTree]], or None
     train_steps: dict[str, TrainStep]
     imagine: Callable[..., Dream] | None
     schedule: tuple[Word, ...]
@@ -285,6 +327,9 @@ def _check_batch(name: str, batch: Any, length: int) -> None:
         )
 
 
+# --- The schedule -----------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Collect:
     """Take `steps` environment steps of one member, summed over its N environments (rounded up to a multiple of N).
@@ -295,6 +340,13 @@ class Collect:
     steps: int
     mode: Mode = "explore"
     fresh: bool = False
+
+
+@dataclass(frozen=True)
+class Load:
+    """Read `rows` more rows of a `Data` source into the replay, N records each."""
+
+    rows: int
 
 
 @dataclass(frozen=True)
@@ -317,4 +369,4 @@ class Repeat:
     body: tuple[Word, ...] = field(default_factory=tuple)
 
 
-Word = Collect | Train | Repeat
+Word = Collect | Load | Train | Repeat

@@ -216,7 +216,7 @@ def test_the_loss_in_numpy():
     agent = alphazero.make(env.spec, config)
     state = jax.jit(agent.init)(jax.random.key(0), agent.hyper)
     games = GAMES._replace(extras=GAMES.extras | {"random": jnp.zeros((1, 7), bool).at[0, 4].set(True)})
-    batch = Batch(games, Index(jnp.zeros(1, int), jnp.zeros(1, int)), jnp.ones(1), jnp.int32(0))
+    batch = Batch(games, Index(jnp.zeros(1, int), jnp.zeros(1, int)), jnp.ones(1))
     new, feedback, metrics = jax.jit(agent.train_steps["all"].update)(state, batch, jax.random.key(0))
     logits, value = map(np.asarray, alphazero.Net(9, config).apply(state.params, GAMES.obs["board"][0]))
     legal, target = np.asarray(GAMES.obs["legal"][0]), np.asarray(GAMES.extras["policy"][0])
@@ -242,7 +242,7 @@ def test_the_learning_rate_falls_where_the_paper_says():
     env = envs.make("pgx/TicTacToe")
     agent = agents.make("alphazero", env.spec, "alphazero", **TINY, optimizer="sgd", lr=0.2, l2=0.0)
     state = jax.jit(agent.init)(jax.random.key(0), agent.hyper)
-    batch = Batch(GAMES, Index(jnp.zeros(1, int), jnp.zeros(1, int)), jnp.ones(1), jnp.int32(0))
+    batch = Batch(GAMES, Index(jnp.zeros(1, int), jnp.zeros(1, int)), jnp.ones(1))
     update = jax.jit(agent.train_steps["all"].update)
     length = {}
     for done in (0, 99_999, 100_000, 300_000, 500_000):

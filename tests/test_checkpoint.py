@@ -174,7 +174,7 @@ from test_checkpoint import Checkpoints, Cursor, Trainer, counting_env, marked, 
 
 life = Trainer(toy_agent(), counting_env(4), members=2, capacity=400_000).init(0)
 noise = np.random.default_rng(0).random(life.ring.data.reward.shape, np.float32)  # does not compress
-life = life._replace(ring=life.ring._replace(data=life.ring.data._replace(reward=noise)))
+life = life._replace(rings={"real": life.ring._replace(data=life.ring.data._replace(reward=noise))})
 with warnings.catch_warnings(record=True) as seen, Checkpoints(Path(sys.argv[1])) as checkpoints:
     warnings.simplefilter("always")
     checkpoints.save(1, marked(life, 1), Cursor(), {})

@@ -226,7 +226,7 @@ def test_shapes_and_types(name, obs, action):
         assert extras["deter"].shape == (2, 8) and extras["stoch"].shape == (2, 3)
         assert name == "dreamer-v2" or not isinstance(action, Box) or jnp.abs(chosen).max() <= 1
     record = random_record(agent, spec, config, key)
-    batch = Batch(record, replay.Index(jnp.zeros(2, jnp.int32), jnp.zeros(2, jnp.int32)), jnp.ones(2), jnp.int32(0))
+    batch = Batch(record, replay.Index(jnp.zeros(2, jnp.int32), jnp.zeros(2, jnp.int32)), jnp.ones(2))
     new, metrics = jax.jit(agent.train_step)(state, batch, key)
     assert jax.tree.structure(new) == jax.tree.structure(state)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), new) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
@@ -356,7 +356,7 @@ def test_slow_critic_is_a_copy_every_few_updates():
     agent = dreamer_v2.make(spec, config)
     state = jax.jit(agent.init)(jax.random.key(0), agent.hyper)
     record = random_record(agent, spec, config, jax.random.key(1))
-    batch = Batch(record, replay.Index(jnp.zeros(2, jnp.int32), jnp.zeros(2, jnp.int32)), jnp.ones(2), jnp.int32(0))
+    batch = Batch(record, replay.Index(jnp.zeros(2, jnp.int32), jnp.zeros(2, jnp.int32)), jnp.ones(2))
     learn, first = jax.jit(agent.train_step), state.slow
     same = lambda a, b: all(jax.tree.leaves(jax.tree.map(lambda x, y: bool((x == y).all()), a, b)))  # noqa: E731
     for i in range(1, 5):

@@ -143,7 +143,7 @@ def test_update_keeps_the_state_and_returns_scalars(kind):
     step = agent.train_steps["all"]
     assert (step.batch_size, step.length, step.sampler) == (2, 5, "online")
     record, weight = record_shape(kind, (2, 5)), jax.ShapeDtypeStruct((2,), jnp.float32)
-    batch = Batch(record, Index(number, number), weight, jax.ShapeDtypeStruct((), jnp.int32))
+    batch = Batch(record, Index(number, number), weight)
     state, feedback, metrics = jax.eval_shape(step.update, kind.state, batch, kind.key)
     assert described(state) == described(kind.state)
     assert described(feedback) == {"deter": ((2, 4, 16), kind.dtype), "stoch": ((2, 4, 4), "uint8")}

@@ -104,7 +104,7 @@ def pair(s: int, a: int, reward: float, after: int, first=False, terminal=False)
     flags = jnp.array([[False, first]]), jnp.array([[False, terminal]]), jnp.array([[False, terminal]])
     record = Record(obs, jnp.array([[0.0, reward]]), *flags, jnp.array([[a, 0]]), {})
     zero = jnp.zeros(1, jnp.int32)
-    return Batch(record, Index(zero, zero), jnp.ones(1), zero[0])
+    return Batch(record, Index(zero, zero), jnp.ones(1))
 
 
 @pytest.mark.parametrize("model", ["last", "counts"])

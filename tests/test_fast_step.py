@@ -324,11 +324,11 @@ def replay_scratch(rows: int, back: bool) -> int:
     shape: Any = jax.ShapeDtypeStruct
     number, flag, action = shape((1,), jnp.float32), shape((1,), bool), shape((1,), jnp.int32)
     image, extras = shape((1, 64, 64, 3), jnp.uint8), {"deter": shape((1, 8), jnp.float32)}
-    record = Record(image, number, flag, flag, flag, action, extras)
+    record, queue = Record(image, number, flag, flag, flag, action, extras), replay.online(4, 8)
 
     def turn(ring, record, key):
         ring = replay.add(ring, record)
-        batch = replay.sample(ring, key, 4, 8, "online")
+        batch, _ = queue.draw((), ring, queue.start, key)
         total = jax.tree.map(lambda x: x.astype(jnp.float32).sum(), batch.record)
         if back:
             ring = replay.update(ring, batch, {"deter": 2 * batch.record.extras["deter"][:, 1:]})
@@ -368,7 +368,7 @@ def chunk_of(trainer: Trainer, segment: int):
 def test_scratch_memory_of_a_chunk_does_not_grow_with_the_replay(trainer):
     """Collecting, sampling, learning and writing back in one program: no copy of the replay anywhere in it."""
     large = dreamer(100_000)
-    program = large._program(large.segments[1], jax.eval_shape(lambda: large.init(0)))
+    program = large._chunk(large.segments[1], jax.eval_shape(lambda: large.init(0)))
     before, after = (x.memory_analysis() for x in (chunk_of(trainer, 1), program))
     assert after.argument_size_in_bytes - before.argument_size_in_bytes > 99_000 * (50 + 16 * 4)
     assert after.temp_size_in_bytes == before.temp_size_in_bytes

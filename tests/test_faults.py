@@ -190,7 +190,7 @@ def ring_of(reward, is_last, is_terminal):
     rows = jnp.asarray(len(reward))
     flags = column(first, bool), column(is_last, bool), column(is_terminal, bool)
     data = Record(column(reward, jnp.float32)[..., None], column(reward, jnp.float32), *flags, column(reward, int), {})
-    return replay.Ring(data, rows, jnp.zeros((), jnp.int32))
+    return replay.Ring(data, rows)
 
 
 def dreamer_of(reward: float, cont: float):

@@ -8,8 +8,8 @@ import pytest
 from jaxwm import agents, envs
 from jaxwm.cli import main
 from jaxwm.report import lineage
-from jaxwm.schedule import segments
-from jaxwm.types import FOREVER, Collect, Repeat, Train
+from jaxwm.schedule import in_words, segments
+from jaxwm.types import FOREVER, Collect, Load, Repeat, Train
 
 ROOT = Path(__file__).parent.parent
 
@@ -45,33 +45,34 @@ def unsaid(most, metrics):
 
 def test_schedules_in_words():
     inner = Repeat(20, (Collect(1), Train("policy", quarter), Train("model", 5000, settled)))
-    last = (Train("value"), Train("all", lambda steps: steps), Train("all", quarter, partial(unsaid, 3)))
+    last = (Load(30), Train("value"), Train("all", lambda steps: steps), Train("all", quarter, partial(unsaid, 3)))
     schedule = (Collect(2000, "random", fresh=True), Repeat(FOREVER, (inner, Collect(8, "greedy"))), *last)
-    assert lineage.order(schedule) == [
+    assert in_words(schedule) == [
         "collect 2,000 environment steps, at random, in new episodes",
-        "for ever:",
-        "    20 times:",
+        "repeat forever:",
+        "    repeat 20 times:",
         "        collect 1 environment step",
-        "        train policy, as often as told by `quarter` (One for every four steps)",
-        "        train model, at most 5,000 times, until told by `settled`",
+        "        quarter(steps) x policy",
+        "        at most 5,000 x model, until settled(metrics)",
         "    collect 8 environment steps, greedily",
-        "train value, once",
-        "train all, as often as told by the steps collected so far",
-        "train all, as often as told by `quarter` (One for every four steps), until told by `unsaid`",
+        "load 30 rows of the recordings",
+        "1 x value",
+        "updates(steps) x all",
+        "at most quarter(steps) x all, until unsaid(metrics)",
     ]
 
 
 def test_the_order_follows_the_settings():
     spec = envs.make("tabular/DynaMaze").spec
-    for planning, expected in ((0, ["train real, once"]), (5, ["train real, once", "train plan, once"])):
-        found = lineage.order(agents.make("dyna-q", spec, planning=planning).schedule)
+    for planning, expected in ((0, ["1 x real"]), (5, ["1 x real", "1 x plan"])):
+        found = in_words(agents.make("dyna-q", spec, planning=planning).schedule)
         assert found[2:-1] == [f"    {line}" for line in expected]
 
 
 def test_the_command_line_describes_a_system(capsys):
     assert main(["list", "dyna-q"]) == 0
     out = capsys.readouterr().out
-    assert "Sutton" in out and "for ever:" in out and "plus: planning=50, step_size=1.0, bonus=0.001" in out
+    assert "Sutton" in out and "repeat forever:" in out and "plus: planning=50, step_size=1.0, bonus=0.001" in out
     assert lineage.command("dyna-q") in out
     assert main(["list", "dyna"]) == 2 and "did you mean dyna-q?" in capsys.readouterr().err
     assert main(["list", "dyna-q", "dreamer-v3"]) == 2 and "one agent or nothing" in capsys.readouterr().err

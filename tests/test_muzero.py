@@ -198,7 +198,7 @@ def batch_for(case, key=0):
     _, action, extras = case.agent.act(case.state, (), rows, jax.random.key(1), "random")
     action, extras = jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), (action, extras))
     index = Index(jnp.zeros(lead[0], jnp.int32), jnp.zeros(lead[0], jnp.int32))
-    return muzero.Batch(Record(*step, action, extras), index, jnp.ones(lead[0]), jnp.int32(0))
+    return muzero.Batch(Record(*step, action, extras), index, jnp.ones(lead[0]))
 
 
 CASES = {

@@ -413,7 +413,7 @@ def test_train_step_is_a_pure_function():
         jnp.zeros((320, 2, 4)), jnp.zeros((320, 2)), *[jnp.zeros((320, 2), bool)] * 3, jnp.zeros((320, 2, 1)), {}
     )
     zero = jnp.zeros(320, jnp.int32)
-    batch = Batch(record, Index(jnp.arange(320), zero), jnp.ones(320), zero[0])
+    batch = Batch(record, Index(jnp.arange(320), zero), jnp.ones(320))
     batches = {"scale": batch, "model": batch}
     state, metrics = jax.jit(one.agent.train_step)(one.state, batches, jax.random.key(0))
     again, _ = jax.jit(one.agent.train_step)(one.state, batches, jax.random.key(0))

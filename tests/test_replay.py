@@ -56,32 +56,33 @@ def test_latest_reads_the_newest_records():
 
 
 def test_online_queue_gives_every_sequence_once_and_in_order():
-    ring, given = replay.init(record(0), 60, ENVS), []
+    ring, given, queue = replay.init(record(0), 60, ENVS), [], replay.online(2, 4)
+    cursor = queue.start
     for row in range(21):
         ring = replay.add(ring, record(row))
         if row >= 4:
-            batch = replay.sample(ring, jax.random.fold_in(jax.random.key(0), row), 2, 4, "online")
+            batch, after = queue.draw((), ring, cursor, jax.random.fold_in(jax.random.key(0), row))
             rows, envs = places(batch)
-            given += [(int(r), int(e)) for r, e in zip(rows[:, 0], envs[:, 0], strict=True)][: int(batch.online)]
-            ring = replay.update(ring, batch, {})
+            given += [(int(r), int(e)) for r, e in zip(rows[:, 0], envs[:, 0], strict=True)][: int(after - cursor)]
+            cursor = after
     complete = [(4 * chunk, env) for chunk in range(5) for env in range(ENVS)]
     assert given == complete
 
 
 def test_online_queue_skips_what_was_overwritten():
     ring = filled(43, 10)  # rows 33..42 are left: the first whole sequence of 4 starts at 36
-    batch = replay.sample(ring, jax.random.key(0), 5, 4, "online")
+    queue = replay.online(5, 4)
+    batch, cursor = queue.draw((), ring, queue.start, jax.random.key(0))
     row, env = places(batch)
-    assert int(batch.online) == 3
+    assert int(cursor) == 36 // 4 * ENVS + 3
     assert (row[:3, 0] == 36).all() and (env[:3, 0] == [0, 1, 2]).all()
-    after = replay.update(ring, batch, {})
-    assert int(replay.sample(after, jax.random.key(0), 5, 4, "online").online) == 0
+    assert int(queue.draw((), ring, cursor, jax.random.key(0))[1]) == int(cursor)
 
 
 def test_update_writes_back_the_last_records_and_the_last_overlapping_sequence_wins():
     ring = filled(13, 10)
     index = Index(jnp.array([5, 4, 6]), jnp.array([1, 1, 2]))
-    batch = Batch(replay.take(ring, index, 4), index, jnp.ones(3), jnp.zeros((), jnp.int32))
+    batch = Batch(replay.take(ring, index, 4), index, jnp.ones(3))
     feedback = {"latent": jnp.arange(3.0)[:, None, None] * jnp.ones((3, 3, 2))}
     after = np.asarray(replay.update(ring, batch, feedback).data.extras["latent"])
     expected = -np.ones((10, ENVS, 2))

@@ -214,7 +214,7 @@ def test_save_and_resume_is_bit_exact(tmp_path):
 def test_too_little_replay_is_refused_before_anything_runs():
     with pytest.raises(ValueError, match="replay holds only 2"):
         Trainer(toy_agent(), counting_env(4), capacity=8)
-    with pytest.raises(ValueError, match="collects before only 1"):
+    with pytest.raises(ValueError, match="only 1 are there before it"):
         Trainer(toy_agent(schedule=(Repeat(5, (Collect(4), Train("average"))),)), counting_env(4))
     with pytest.raises(ValueError, match="trains 'other'"):
         Trainer(toy_agent(schedule=(Train("other"),)), counting_env(4))

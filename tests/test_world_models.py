@@ -251,7 +251,7 @@ def record_of(length: int, batch: int = 2, seed: int = 0, **fields) -> Record:
 
 def batch_of(record: Record) -> Batch:
     rows = jnp.arange(len(record.reward))
-    return Batch(record, Index(rows, rows), jnp.ones(len(rows)), jnp.zeros((), jnp.int32))
+    return Batch(record, Index(rows, rows), jnp.ones(len(rows)))
 
 
 def test_loss_of_the_autoencoder():
@@ -560,7 +560,7 @@ def test_the_command_line_trains_evaluates_and_dreams(tmp_path):
     named = set().union(*rows)
     for name in ("vision/loss", "encode/rows", "memory/loss/done", "controller/dream_return", "gauge/gap"):
         assert name in named, name
-    assert rows[-1]["env_steps"] == 160 and (folder / directory.EVALUATION).exists()
+    assert rows[-1]["env_steps"] == 160 and (folder / "evaluation.json").exists()
     assert main(f"dream {folder} --context 2 --horizon 3 --episodes 2 --sequences 4".split()) == 0
     assert (folder / "dreams" / "dream.gif").exists()
 

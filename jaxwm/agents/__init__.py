@@ -216,6 +216,8 @@ def make(name: str, spec: Spec, preset: str | None = None, **options: Any) -> Ag
 def build(name: str, spec: Spec, config: Any) -> Agent:
     """As `make`, with settings that are whole. ValueError also for a game against itself, where a system plays none."""
     entry = find(name)
+    if spec.action is None:
+        raise ValueError(f"{name} learns what actions do, and {spec.name} has no action space")
     if spec.players > entry.players:
         raise ValueError(
             f"{name} plays for one side, and {spec.name} wants moves for both: give it an opponent "

@@ -34,7 +34,6 @@ from jaxwm.learning import optim
 from jaxwm.models import ensemble
 from jaxwm.models.ensemble import Rollout, Transition
 from jaxwm.nets.sensors import flat, kind, sensors
-from jaxwm.replay import Ring
 from jaxwm.spaces import random_action
 from jaxwm.types import (
     FOREVER,
@@ -44,7 +43,6 @@ from jaxwm.types import (
     Box,
     Collect,
     Dream,
-    Index,
     Key,
     Mode,
     PyTree,
@@ -330,7 +328,7 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         return _dream(spec, sample(world(state.params), start, taken, k_roll), taken)
 
     steps = {
-        "scale": TrainStep(scale, config.capacity, 2, everything),
+        "scale": TrainStep(scale, config.capacity, 2, lambda state, ring, key: replay.all_pairs(ring)),
         "model": TrainStep(learn, networks * config.batch_size, 2),
     }
     return Agent(init, reset, act, steps, imagine, schedule(config), {"lr": config.lr})
@@ -407,15 +405,6 @@ def loss(
     if config.bounds == "learned" and not config.deterministic:
         total += config.bound_scale * (model["max_logvar"].sum() - model["min_logvar"].sum())
     return total, {"loss": mean(each).mean(), "squared_error": mean(error).mean(), "logvar": found.logvar.mean()}
-
-
-def everything(state: PyTree, ring: Ring, key: Key) -> Batch:
-    """All pairs of records that the replay can hold, `[B, 2]`; `weight` is 0 for those that are not there yet."""
-    rows, num_envs = replay.capacity(ring) - 1, ring.data.reward.shape[1]
-    row = replay.oldest(ring) + jnp.arange(rows).repeat(num_envs)
-    index = Index(row, jnp.tile(jnp.arange(num_envs), rows))
-    weight = (row + 1 < ring.rows).astype(jnp.float32)
-    return Batch(replay.take(ring, index, 2), index, weight, jnp.zeros((), jnp.int32))
 
 
 # --- Observations -------------------------------------------------------------------------------------------------

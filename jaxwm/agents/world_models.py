@@ -448,7 +448,7 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         """The next rows without codes, of all environments."""
         first = jnp.minimum(replay.oldest(ring) + state.memory.encoded, ring.rows - BLOCK)
         index = Index(jnp.broadcast_to(first, (config.envs,)), jnp.arange(config.envs))
-        return _batch(ring, index, BLOCK)
+        return replay.gather(ring, index, BLOCK)
 
     def memory(state: State, batch: Batch, key: Key) -> tuple[State, dict, dict[str, Array]]:
         """M predicts each next record of sequences `[B, L + 1]`."""
@@ -474,12 +474,7 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         return total, {"loss": total} | {f"loss/{name}": loss for name, loss in losses.items()}
 
     def starts(state: State, ring: Ring, key: Key) -> Batch:
-        """First records of episodes, drawn from all that the replay holds."""
-        rows = replay.oldest(ring) + jnp.arange(replay.capacity(ring))
-        first = ring.data.is_first[rows % replay.capacity(ring)] & (rows < ring.rows)[:, None]
-        flat = jax.random.categorical(key, jnp.where(first, 0.0, -jnp.inf).ravel(), shape=(config.rollouts,))
-        row, env = jnp.divmod(flat, first.shape[1])
-        return _batch(ring, Index(rows[row], env), 1)
+        return replay.starts(ring, key, config.rollouts)
 
     def controller(state: State, batch: Batch, key: Key) -> tuple[State, dict, dict[str, Array]]:
         """A generation of CMA-ES in dreams; what the mean of the last one earns in them is told too."""
@@ -560,11 +555,6 @@ def schedule(config: Config) -> tuple[Collect | Train | Repeat, ...]:
         return *model, Train("controller", config.generations)
     generation = Collect(config.envs * (config.horizon + 1), "explore", fresh=True), Train("controller")
     return *model, Repeat(config.generations, generation)
-
-
-def _batch(ring: Ring, index: Index, length: int) -> Batch:
-    record = replay.take(ring, index, length)
-    return Batch(record, index, jnp.ones(len(index.row)), jnp.zeros((), jnp.int32))
 
 
 def _sticky(spec: Spec, repeat: int, kept: Array, first: Array, key: Key) -> Array:

@@ -13,20 +13,21 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxwm.replay.samplers import queued
 from jaxwm.types import Array, Batch, Index, Record
 
 
 class Ring(NamedTuple):
-    """`data` holds records `[P, N, ...]`; `rows` counts rows written; `given` the sequences of the online queue."""
+    """`data` holds records `[P, N, ...]`; `rows` counts the rows ever written."""
 
     data: Record
     rows: Array  # int32
-    given: Array  # int32
 
 
-AXES: Any = Ring(0, None, None)  # type: ignore[arg-type]
-"""`vmap` axes of a ring in a population: the data differs between members, the counters do not."""
+AXES: Any = Ring(0, None)  # type: ignore[arg-type]
+"""`vmap` axes of a ring in a population: the data differs between members, the counter does not."""
+
+SHARED: Any = Ring(Record(None, None, None, None, None, None, 0), None)  # type: ignore[arg-type]
+"""The same for records that all members read from one copy: only the extras are a member's own."""
 
 
 def init(example: Record, capacity: int, num_envs: int) -> Ring:
@@ -38,7 +39,7 @@ def init(example: Record, capacity: int, num_envs: int) -> Ring:
     if rows < 1:
         raise ValueError(f"a replay of {capacity} steps is smaller than one step of {num_envs} environments")
     data = jax.tree.map(lambda x: jnp.zeros((rows, *x.shape), x.dtype), example)
-    return Ring(data, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+    return Ring(data, jnp.zeros((), jnp.int32))
 
 
 def capacity(ring: Ring) -> int:
@@ -51,6 +52,15 @@ def add(ring: Ring, record: Record) -> Ring:
     slot = ring.rows % capacity(ring)
     data = jax.tree.map(lambda d, x: jax.lax.dynamic_update_index_in_dim(d, x, slot, 0), ring.data, record)
     return ring._replace(data=data, rows=ring.rows + 1)
+
+
+def extend(ring: Ring, records: Record) -> Ring:
+    """Write several rows `[K, N, ...]`, K <= P, oldest first; what `records` lacks (None) stays as it is."""
+    count = records.reward.shape[0]
+    slots = (ring.rows + jnp.arange(count)) % capacity(ring)
+    put = lambda new, old: old if new is None else old.at[slots].set(new)  # noqa: E731
+    data = jax.tree.map(put, records, ring.data, is_leaf=lambda x: x is None)
+    return Ring(data, ring.rows + count)
 
 
 def oldest(ring: Ring) -> Array:
@@ -71,16 +81,15 @@ def cut(ring: Ring) -> Ring:
 
 
 def update(ring: Ring, batch: Batch, feedback: dict[str, Array], keep: Array | bool = True) -> Ring:
-    """Write `feedback` back into the extras of the records it came from and mark online sequences as given.
+    """Write `feedback` back into the extras of the records it came from.
 
     `feedback` leaves are `[B, L', ...]` with L' <= L, aligned with the last L' records. Where sequences of a batch
     overlap, the last one of the batch wins: scatters with repeated indices have no promised order on GPUs. Nothing is
     written where `keep`, a bool scalar, is False.
     """
-    length = batch.record.reward.shape[1]
-    given = jnp.where(batch.online > 0, queued(ring, length) + batch.online, ring.given)
     if not feedback:
-        return ring._replace(given=given)
+        return ring
+    length = batch.record.reward.shape[1]
     count = next(iter(feedback.values())).shape[1]
     rows = batch.index.row[:, None] + jnp.arange(length - count, length)  # [B, L']
     drop = _overwritten(batch.index, rows) | ~jnp.asarray(keep)
@@ -89,7 +98,7 @@ def update(ring: Ring, batch: Batch, feedback: dict[str, Array], keep: Array | b
     extras = dict(ring.data.extras)
     for name, value in feedback.items():
         extras[name] = extras[name].at[slots, envs].set(value, mode="drop")
-    return ring._replace(data=ring.data._replace(extras=extras), given=given)
+    return ring._replace(data=ring.data._replace(extras=extras))
 
 
 def _overwritten(index: Index, rows: Array) -> Array:

@@ -1,8 +1,13 @@
-"""Ways to draw batches from a ring: uniform, latest, online, prioritised. Letters as in `replay.ring`."""
+"""Ways to draw batches from a ring. Letters as in `replay.ring`.
+
+A `TrainStep` names one of "uniform", "latest" and "online", or brings a function `(state, ring, key) -> Batch` or a
+`Sampler` of its own.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +15,51 @@ import jax.numpy as jnp
 from jaxwm.errors import check_number
 from jaxwm.replay.ring import Ring, capacity, oldest, take
 from jaxwm.types import Array, Batch, Index, Key, PyTree
+
+
+class Sampler(NamedTuple):
+    """Batches for a train step: `draw(state, ring, cursor, key) -> (Batch, cursor)`.
+
+    `cursor` is what the sampler remembers between draws, shared by all members; it begins as `start`.
+    """
+
+    draw: Callable[[PyTree, Any, PyTree, Key], tuple[Batch, PyTree]]
+    start: PyTree = ()
+
+
+def sampler(how: str | Sampler | Callable[[PyTree, Any, Key], Batch], batch: int, length: int) -> Sampler:
+    """What `TrainStep.sampler` stands for. ValueError for an unknown word."""
+    if isinstance(how, Sampler):
+        return how
+    if how == "online":
+        return online(batch, length)
+    if callable(how):
+        return Sampler(lambda state, ring, cursor, key: (how(state, ring, key), cursor))
+    return Sampler(lambda state, ring, cursor, key: (sample(ring, key, batch, length, how), cursor))
+
+
+def gather(ring: Ring, index: Index, length: int, weight: Array | None = None) -> Batch:
+    """The sequences `[B, length]` that start at `index`, as a batch; `weight [B]` is 1 unless given."""
+    return Batch(take(ring, index, length), index, jnp.ones(len(index.row)) if weight is None else weight)
+
+
+def sample(ring: Ring, key: Key, batch: int, length: int, how: str = "uniform") -> Batch:
+    """Draw sequences `[batch, length]`. Fill the ring with at least `length` rows before.
+
+    "uniform": any start. "latest": the newest `length` records of environments in turn.
+    """
+    _check(ring, batch, length)
+    if how == "uniform":
+        return gather(ring, _uniform(ring, key, batch, length), length)
+    if how == "latest":
+        num_envs = ring.data.reward.shape[1]
+        return gather(ring, Index(jnp.broadcast_to(ring.rows - length, (batch,)), jnp.arange(batch) % num_envs), length)
+    raise ValueError(f"unknown sampler {how!r}; there are uniform, latest and online, or pass a function")
+
+
+def _check(ring: Ring, batch: int, length: int) -> None:
+    check_number("batch", batch, least=1, whole=True)
+    check_number(f"length in a replay of {capacity(ring)} rows", length, least=1, most=capacity(ring), whole=True)
 
 
 def _uniform(ring: Ring, key: Key, batch: int, length: int) -> Index:
@@ -21,31 +71,25 @@ def _uniform(ring: Ring, key: Key, batch: int, length: int) -> Index:
     return Index(row, jax.random.randint(k_env, (batch,), 0, num_envs))
 
 
-def sample(ring: Ring, key: Key, batch: int, length: int, how: str = "uniform") -> Batch:
-    """Draw sequences `[batch, length]`. Fill the ring with at least `length` rows before.
+def online(batch: int, length: int) -> Sampler:
+    """New sequences first, each once, in the order in which they were completed; the rest of a batch is uniform.
 
-    "uniform": any start. "latest": the newest `length` records of environments in turn. "online": sequences that were
-    never given out come first, in the order in which they were completed (consecutive, not overlapping), the rest of
-    the batch is uniform; `update` marks them as given.
+    Sequence q covers the rows from `q // N * length` of environment `q % N`: consecutive, not overlapping. The cursor
+    is the number of the next one; those already overwritten are passed over.
     """
-    check_number("batch", batch, least=1, whole=True)
-    check_number(f"length in a replay of {capacity(ring)} rows", length, least=1, most=capacity(ring), whole=True)
-    num_envs = ring.data.reward.shape[1]
-    index = _uniform(ring, key, batch, length)
-    online = jnp.zeros((), jnp.int32)
-    if how == "latest":
-        index = Index(jnp.broadcast_to(ring.rows - length, (batch,)), jnp.arange(batch) % num_envs)
-    elif how == "online":
-        queue = queued(ring, length) + jnp.arange(batch)
-        ready = ring.rows // length * num_envs
-        online = jnp.clip(ready - queue[0], 0, batch)
-        fresh = jnp.arange(batch) < online
-        index = Index(
-            jnp.where(fresh, queue // num_envs * length, index.row), jnp.where(fresh, queue % num_envs, index.env)
-        )
-    elif how != "uniform":
-        raise ValueError(f"unknown sampler {how!r}; there are uniform, latest and online, or pass a function")
-    return Batch(take(ring, index, length), index, jnp.ones(batch), online)
+
+    def draw(state: PyTree, ring: Ring, cursor: Array, key: Key) -> tuple[Batch, Array]:
+        _check(ring, batch, length)
+        index = _uniform(ring, key, batch, length)
+        num_envs = ring.data.reward.shape[1]
+        first = jnp.maximum(cursor, -(-oldest(ring) // length) * num_envs)
+        fresh = jnp.clip(ring.rows // length * num_envs - first, 0, batch)
+        queue, new = first + jnp.arange(batch), jnp.arange(batch) < fresh
+        row, env = jnp.divmod(queue, num_envs)
+        index = Index(jnp.where(new, row * length, index.row), jnp.where(new, env, index.env))
+        return gather(ring, index, length), jnp.where(fresh > 0, first + fresh, cursor)
+
+    return Sampler(draw, jnp.zeros((), jnp.int32))
 
 
 def prioritised(ring: Ring, key: Key, batch: int, length: int, alpha: float, beta: float) -> Batch:
@@ -64,23 +108,21 @@ def prioritised(ring: Ring, key: Key, batch: int, length: int, alpha: float, bet
     index = Index(newest[drawn // num_envs] - (length - 1), drawn % num_envs)
     chance = mass[drawn] / ends[-1]
     weight = (ready.sum() * num_envs * chance) ** -beta
-    return Batch(take(ring, index, length), index, weight / weight.max(), jnp.zeros((), jnp.int32))
+    return gather(ring, index, length, weight / weight.max())
 
 
-def queued(ring: Ring, length: int) -> Array:
-    """Number of the next sequence in the online queue; those already overwritten are skipped.
-
-    Sequence q covers the rows from `q // N * length` of environment `q % N`.
-    """
-    num_envs = ring.data.reward.shape[1]
-    return jnp.maximum(ring.given, -(-oldest(ring) // length) * num_envs)
-
-
-Sampler = Callable[[PyTree, Ring, Key], Batch]
+def all_pairs(ring: Ring) -> Batch:
+    """All pairs of records that the ring can hold, `[B, 2]`; `weight` is 0 for those that are not there yet."""
+    rows, num_envs = capacity(ring) - 1, ring.data.reward.shape[1]
+    row = oldest(ring) + jnp.arange(rows).repeat(num_envs)
+    index = Index(row, jnp.tile(jnp.arange(num_envs), rows))
+    return gather(ring, index, 2, (row + 1 < ring.rows).astype(jnp.float32))
 
 
-def sampler(how: str | Sampler, batch: int, length: int) -> Sampler:
-    """A `TrainStep.sampler` as a function `(state, ring, key) -> Batch`."""
-    if callable(how):
-        return how
-    return lambda state, ring, key: sample(ring, key, batch, length, how)
+def starts(ring: Ring, key: Key, batch: int) -> Batch:
+    """First records of episodes `[batch, 1]`, drawn from all that the ring holds."""
+    rows = oldest(ring) + jnp.arange(capacity(ring))
+    first = ring.data.is_first[rows % capacity(ring)] & (rows < ring.rows)[:, None]
+    flat = jax.random.categorical(key, jnp.where(first, 0.0, -jnp.inf).ravel(), shape=(batch,))
+    row, env = jnp.divmod(flat, first.shape[1])
+    return gather(ring, Index(rows[row], env), 1)

@@ -6,14 +6,12 @@ by `python -m jaxwm.report.lineage`.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from jaxwm import agents, envs
 from jaxwm.report import markdown
-from jaxwm.types import FOREVER, Collect, Repeat, Train, Word
+from jaxwm.schedule import in_words
+from jaxwm.types import Word
 
 PAGE = Path("docs/lineage.md")
 COMMAND = "python -m jaxwm.report.lineage"
@@ -26,49 +24,6 @@ world), how it *acts*, and in *which order* collecting and learning alternate. T
 the order is printed below from the schedule that the trainer runs, for the preset that is taken when none is named.
 `jaxwm list NAME` prints the same and the presets of one system. This page is written by `{COMMAND}`.
 """
-
-MODES = {"explore": "", "random": ", at random", "greedy": ", greedily", "logged": ", as logged"}
-
-
-def order(schedule: tuple[Word, ...]) -> list[str]:
-    """A schedule as lines of words; what a `Repeat` repeats is indented by four more spaces."""
-    lines = []
-    for word in schedule:
-        if isinstance(word, Repeat):
-            times = "for ever" if word.times == FOREVER else _times(word.times)
-            lines += [f"{times}:", *(f"    {line}" for line in order(word.body))]
-        else:
-            lines.append(_collect(word) if isinstance(word, Collect) else _train(word))
-    return lines
-
-
-def _collect(word: Collect) -> str:
-    steps = "1 environment step" if word.steps == 1 else f"{word.steps:,} environment steps"
-    return f"collect {steps}{MODES[word.mode]}{', in new episodes' if word.fresh else ''}"
-
-
-def _train(word: Train) -> str:
-    if callable(word.updates):
-        times = f"as often as told by {_meaning(word.updates, 'the steps collected so far')}"
-    else:
-        times = _times(word.updates)
-    if word.until is None:
-        return f"train {word.name}, {times}"
-    most = times if callable(word.updates) else f"at most {times}"
-    return f"train {word.name}, {most}, until told by {_meaning(word.until, 'its metrics')}"
-
-
-def _times(count: int) -> str:
-    return "once" if count == 1 else f"{count:,} times"
-
-
-def _meaning(function: Callable[..., Any], otherwise: str) -> str:
-    """A function in words: its name and the first line of its docstring, or `otherwise` for one without a name."""
-    function = getattr(function, "func", function)  # of a functools.partial
-    name, text = getattr(function, "__name__", "<>"), inspect.getdoc(function) or ""
-    if name.startswith("<"):
-        return otherwise
-    return " ".join([f"`{name}`", *([f"({text.splitlines()[0].rstrip('.')})"] if text else [])])
 
 
 def schedule(name: str) -> tuple[Word, ...]:
@@ -101,7 +56,7 @@ def describe(name: str) -> str:
     parts = {"sees": entry.sees, "predicts": entry.predicts, "acts": entry.acts}
     lines = [f"{name}: {entry.summary}", f"{entry.paper}, {entry.year}", ""]
     lines += [f"{what + ':':<10}{text}" for what, text in parts.items()]
-    for title, body in (("order", order(schedule(name))), ("presets", presets(name)), ("example", [command(name)])):
+    for title, body in (("order", in_words(schedule(name))), ("presets", presets(name)), ("example", [command(name)])):
         lines += ["", f"{title}:", *(f"  {line}" for line in body)]
     return "\n".join(lines)
 
@@ -120,7 +75,7 @@ def _block(name: str, entry: agents.Entry) -> str:
         f"**{name}** ({entry.paper}, {entry.year}): `{command(name)}`",
         "",
         "```text",
-        *order(schedule(name)),
+        *in_words(schedule(name)),
         "```",
     ]
     return "\n".join([*lines, ""])

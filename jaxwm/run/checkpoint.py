@@ -178,7 +178,7 @@ class Checkpoints:
             "rest": ocp.args.StandardRestore(_shapes(like._replace(agent=None)._asdict())),
             "about": ocp.args.JsonRestore(),
         }
-        step, item = self._newest_good(items, {"agent": like.agent, "rest/ring/data": like.ring.data})
+        step, item = self._newest_good(items, {"agent": like.agent, "rest/rings/real/data": like.ring.data})
         about = dict(item["about"])
         life = Life(**{**item["rest"], "agent": item["agent"]})
         self.saved = Cursor(*about.pop("cursor"))
@@ -203,7 +203,7 @@ class Checkpoints:
         return int(which)
 
     def check(self, like: dict[str, Any]) -> None:
-        """ValueError where the newest checkpoint has other arrays than `like`: {place, as "rest/ring/data": pytree}.
+        """ValueError where the newest checkpoint has other arrays than `like`, `{"rest/rings/real/data": pytree}`.
 
         For those who want to know before they compile. A damaged checkpoint is left for `restore` to pass over.
         """

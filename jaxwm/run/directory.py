@@ -41,6 +41,9 @@ CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
 
 
+# --- The directory ----------------------------------------------------------------------------------------------------
+
+
 def default_path(agent: str, env: str, root: str | Path = "runs") -> Path:
     """A path that is still free: `default_path("dreamer-v3", "gymnax/Catch-bsuite")` is
     runs/dreamer-v3-Catch-bsuite-20260131-120000. Nothing is created."""
@@ -176,6 +179,9 @@ def _occupied(path: Path) -> str:
         return f"{path} holds a run already: choose another directory with --run, or go on with `jaxwm resume {path}`"
     what = "is not empty" if path.is_dir() else "is a file"
     return f"{path} {what}: choose another directory with --run"
+
+
+# --- The configuration ------------------------------------------------------------------------------------------------
 
 
 def write_config(path: str | Path, config: Mapping[str, Any]) -> None:

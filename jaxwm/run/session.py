@@ -86,7 +86,7 @@ class Run:
         written again."""
         sizes = self.trainer.footprint()
         with checkpoint.Checkpoints(self.folder / directory.CHECKPOINTS, self.plan.keep) as checkpoints:
-            checkpoints.check({"agent": sizes["state"], "rest/ring/data": sizes["replay"]})
+            checkpoints.check({"agent": sizes["state"], "rest/rings/real/data": sizes["replay"]["real"]})
             self._card_before(sizes)
             self.life = self.trainer.init(self.plan.seed)
             saved = checkpoints.restore(self.life) if checkpoints.steps() else None
@@ -115,7 +115,9 @@ class Run:
 
     def _card_before(self, sizes: dict[str, Any]) -> None:
         """The start-up card: sizes (a `Trainer.footprint`) and costs, before memory is taken."""
-        copies = self.trainer.shares  # devices that share updates hold all of the member; shards split the replay
+        copies = (
+            self.trainer.spread.copies
+        )  # devices that share updates hold all of the member; shards split the replay
         replay, state = copies * cost.tree_bytes(sizes["replay"]), cost.tree_bytes(sizes["state"])
         state *= copies * self.plan.shards
         _check_memory(state + replay)
@@ -127,8 +129,10 @@ class Run:
         say(f"  replay         {cost.human(replay, 'B')} for {self.trainer.capacity:,} steps of each member")
         for name, (fn, args) in sizes["updates"].items():
             say(f"  update {name:<7} {cost.human(cost.flops(fn, *args), 'FLOP')} each")
-        if idle := self.trainer.idle:
-            say(f"  idle           {idle} devices: make --members a multiple of {idle + self.trainer.busy}")
+        spread = self.trainer.spread
+        if spread.idle:
+            noun = "device" if spread.idle == 1 else "devices"
+            say(f"  idle           {spread.idle} {noun}: make --members a multiple of {spread.idle + spread.mesh.size}")
         need, free = 2 * state + replay, cost.available_memory()  # gradients and temporaries at least double the state
         if need > 0.9 * free:
             say(f"[bold red]  warning: {cost.human(need, 'B')} needed, {cost.human(free, 'B')} free:[/bold red] lower "

@@ -18,6 +18,7 @@ from jaxwm import envs
 from jaxwm.run.load import load
 from jaxwm.run.plan import Plan
 from jaxwm.training.life import ACT, ENV, EVAL, member_keys, stream
+from jaxwm.training.program import kept
 from jaxwm.types import Agent, Env, Key, Mode, PyTree, Record
 
 
@@ -62,7 +63,7 @@ def play(agent: Agent, env: Env, state: Any, key: Key, mode: Mode = "explore") -
     try:
         for t in range(2**31):
             memory, action, extras = act(state, memory, step, t)
-            yield jax.device_get(Record(_without_sim(step.obs), *step[1:], action, extras))
+            yield jax.device_get(Record(kept(step.obs), *step[1:], action, extras))
             handle, step = env.step(handle, action)
     finally:
         env.close(handle)
@@ -80,10 +81,6 @@ def _alone(env: Env) -> Env:
         reset=lambda key: strip(*env.reset(key[None])),
         step=lambda handle, action: strip(*env.step(handle, np.asarray(action)[None])),
     )
-
-
-def _without_sim(obs: PyTree) -> PyTree:
-    return {name: x for name, x in obs.items() if name != "sim"} if isinstance(obs, dict) else obs
 
 
 def record(records: Iterator[Record], rows: int) -> Record:

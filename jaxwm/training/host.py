@@ -1,24 +1,35 @@
-"""Host environments: the pool of all members, and the loop that steps it around jitted functions."""
+"""Words that the host takes part in: stepping a pool of environments, and loading recordings.
+
+A Python loop calls two kinds of compiled programs, a turn of the policy and a `Train` word; `Collect` steps the pool in
+between, `Load` writes recorded rows into the replay.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import warnings
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxwm import replay
-from jaxwm.replay import Ring
+from jaxwm.schedule import Segment, rows_of
 from jaxwm.training import processes
-from jaxwm.types import Env, Key, Step
+from jaxwm.training.life import ENV, LOG_AXES, Finished, Life, Log, stream
+from jaxwm.training.program import Program
+from jaxwm.types import Collect, Data, Env, Key, Load, Record, Repeat, Step, Train, Word
+
+BLOCK = 64
+"""Rows of recordings that are written at once."""
 
 
-@partial(jax.jit, donate_argnums=0)
-@partial(jax.vmap, in_axes=(replay.AXES,), out_axes=replay.AXES)
-def cut_rings(ring: Ring) -> Ring:
-    return replay.cut(ring)
+class EnvironmentDied(RuntimeError):
+    """A host environment fails again and again."""
 
 
 class Pool:
@@ -67,5 +78,190 @@ class Pool:
         self.fresh = True
 
 
-class EnvironmentDied(RuntimeError):
-    """A host environment fails again and again."""
+class HostLoop:
+    """Runs the words of a `Program` whose source is on the host."""
+
+    def __init__(self, program: Program):
+        self.program, self.spread = program, program.spread
+        self.pool: Pool | None = None
+        self._compiled: dict[Any, Any] = {}
+
+    # --- The pool -------------------------------------------------------------------------------------------------
+
+    def open(self, keys: Key) -> Step:
+        """Build the environments of member keys `[M]`; their first steps `[M, N, ...]`, on the host."""
+        self.close()
+        assert isinstance(self.program.source, Env)
+        self.pool = Pool(self.program.source, self._local(keys))
+        return processes.fetch(self._global(self.pool.step))
+
+    def close(self) -> None:
+        """Shut the pool down."""
+        if self.pool:
+            self.pool.close()
+            self.pool = None
+
+    def restored(self, life: Life) -> Life:
+        """A life out of a checkpoint, ready to go on: environments start episodes with new seeds."""
+        if not isinstance(self.program.source, Env):
+            return life
+        assert self.pool is not None, "call init first"
+        self.pool.reset(self._later_keys(life))
+        return _cut(life)
+
+    def _local(self, keys: Key) -> Key:
+        """Of keys `[M]`, those of the members whose environments this process runs."""
+        if not processes.several():
+            return keys
+        each = self.spread.members // jax.process_count()
+        first = jax.process_index() * each
+        return jax.random.wrap_key_data(jnp.asarray(processes.fetch(jax.random.key_data(keys))[first : first + each]))
+
+    def _global(self, step: Step) -> Step:
+        """The steps of all processes' environments `[M, N, ...]`."""
+        return processes.global_array(step, NamedSharding(self.spread.mesh, PartitionSpec("device")))
+
+    def _later_keys(self, life: Life) -> Key:
+        """Environment keys of this process's members at this point of a run."""
+        return self._local(jax.vmap(lambda key: stream(key, ENV, life.counters.rows + 1))(life.key))
+
+    # --- Programs -------------------------------------------------------------------------------------------------
+
+    def compile(self, body: tuple[Word, ...], life: Life) -> None:
+        """Compile what the words of a body need."""
+        for word in body:
+            if isinstance(word, Repeat):
+                self.compile(word.body, life)
+            elif isinstance(word, Collect):
+                self._turn(word.mode, life)
+            elif isinstance(word, Train):
+                self._train(word, life)
+
+    def _turn(self, mode: str, life: Life) -> Callable:
+        """Compiled `(agent, rest of life, step) -> (rest of life, action, finished)`; the optimiser stays behind."""
+
+        def turn(agent, life: Life, step: Step):
+            life, action, finished = self.program.turn(life._replace(agent=agent, step=step), mode)
+            return life._replace(agent=None, step=None), action, finished
+
+        if ("turn", mode) not in self._compiled:
+            rest = self.program.axes._replace(agent=None, step=None)
+            vmapped = self.spread.population(turn, (0, rest, 0), (rest, 0, 0))
+            assert self.pool is not None
+            arguments = _acting(life), life._replace(agent=None, step=None), self._global(self.pool.step)
+            self._compiled["turn", mode] = jax.jit(vmapped, donate_argnums=1).lower(*arguments).compile()
+        return self._compiled["turn", mode]
+
+    def _train(self, word: Train, life: Life) -> Callable:
+        """Compiled `life -> (life, log)` for one `Train` word."""
+
+        def train(life: Life):
+            return self.program.run_word(word, life, self.program.empty_log(life, 0))
+
+        if word not in self._compiled:
+            axes = self.program.axes
+            vmapped = self.spread.population(train, (axes,), (axes, LOG_AXES))
+            self._compiled[word] = jax.jit(vmapped, donate_argnums=0).lower(life).compile()
+        return self._compiled[word]
+
+    # --- The loop -------------------------------------------------------------------------------------------------
+
+    def run(self, segment: Segment, life: Life, iterations: int) -> tuple[Life, Log]:
+        """So many iterations of a segment."""
+        logs: list[Log] = []
+        rows: list[Finished] = []
+        if segment.body == (Load(1),):
+            life = self._load(iterations, life)
+        else:
+            for _ in range(iterations):
+                life = self._body(segment.body, life, logs, rows)
+        return life, self._join(logs, rows)
+
+    def _body(self, body: tuple[Word, ...], life: Life, logs: list[Log], rows: list[Finished]) -> Life:
+        for word in body:
+            if isinstance(word, Repeat):
+                for _ in range(word.times):
+                    life = self._body(word.body, life, logs, rows)
+            elif isinstance(word, Collect):
+                life = self._collect(word, life, rows)
+            elif isinstance(word, Load):
+                life = self._load(word.rows, life)
+            else:
+                life, log = self._train(word, life)(life)
+                logs.append(log)
+        return life
+
+    def _collect(self, word: Collect, life: Life, rows: list[Finished]) -> Life:
+        """Step the pool, then act. The last action waits for the next call, so that the pool steps while we learn."""
+        pool, turn, agent = self.pool, self._turn(word.mode, life), self.program.agent
+        assert pool is not None, "call init before run"
+        num = self.program.source.num_envs
+        if word.fresh:
+            pool.reset(self._later_keys(life))
+            fresh = jax.vmap(lambda state: agent.reset(state, num))
+            life = life._replace(carry=fresh(life.agent))
+        acting, rest = _acting(life), life._replace(agent=None, step=None)
+        for _ in range(rows_of(word, num)):
+            step = pool.advance()
+            if pool.fresh:  # it died: what was going on has no end of its own
+                rest, pool.fresh = _cut(rest), False
+            rest, pool.action, finished = turn(acting, rest, self._global(step))
+            rows.append(finished)
+        return rest._replace(agent=life.agent, step=life.step)
+
+    def _load(self, count: int, life: Life) -> Life:
+        """Write `count` more rows of the recordings into the replay, a block at a time."""
+        data = self.program.source
+        assert isinstance(data, Data)
+        block = min(BLOCK, replay.capacity(life.ring))
+        first, done = int(life.counters.rows), 0
+        while done < count:
+            rows = min(block, count - done)
+            records = data.read(first + done, rows)
+            padded = jax.tree.map(lambda x, n=block - rows: np.pad(x, [(0, n)] + [(0, 0)] * (x.ndim - 1)), records)
+            life, done = _write(life, padded, rows), done + rows
+        return life
+
+    def _join(self, logs: list[Log], rows: list[Finished]) -> Log:
+        """One log out of those of single words."""
+        members, steps = self.spread.members, self.program.agent.train_steps
+        add = lambda *parts: sum(parts[1:], parts[0])  # noqa: E731
+        parts = [(log.sums, log.faults, log.counts) for log in processes.fetch(logs)]
+        empty = {name: {} for name in steps}
+        none = (empty, empty, {name: np.zeros(members, np.int32) for name in empty})
+        sums, faults, counts = jax.tree.map(add, *parts) if parts else none
+        nothing: Any = np.zeros((members, 0, self.program.source.num_envs), bool)
+        stack = lambda *x: np.stack(x, 1)  # noqa: E731
+        finished = jax.tree.map(stack, *processes.fetch(rows)) if rows else Finished(nothing, nothing, nothing)
+        return Log(sums, faults, counts, finished, np.asarray(len(rows)))  # type: ignore[arg-type]
+
+
+def _acting(life: Life) -> Any:
+    """The agent's state without the optimiser: fewer leaves to hand over at every step."""
+    return life.agent._replace(opt=None)
+
+
+@partial(jax.jit, donate_argnums=0)
+@partial(jax.vmap, in_axes=(replay.AXES,), out_axes=replay.AXES)
+def _cut_ring(ring: replay.Ring) -> replay.Ring:
+    return replay.cut(ring)
+
+
+def _cut(life: Life) -> Life:
+    """The life with its newest records as the last of their episodes."""
+    return life._replace(rings=life.rings | {"real": _cut_ring(life.ring)})
+
+
+@partial(jax.jit, donate_argnums=0)
+def _write(life: Life, records: Record, count: jax.Array | int) -> Life:
+    """The life with the first `count` rows of `records [K, N, ...]`, for all members at once, and blank extras."""
+    ring = life.ring
+    rows = ring.data.reward.shape[0]
+    place = jnp.arange(records.reward.shape[0])
+    slots = jnp.where(place < count, (ring.rows + place) % rows, rows)  # out of range: dropped
+    put = lambda new, old: old.at[slots].set(new, mode="drop")  # noqa: E731
+    data = jax.tree.map(put, records, ring.data._replace(extras=records.extras))
+    extras = jax.tree.map(lambda x: x.at[:, slots].set(0, mode="drop"), ring.data.extras)
+    counters = life.counters._replace(rows=life.counters.rows + count)
+    new = replay.Ring(data._replace(extras=extras), ring.rows + count)
+    return life._replace(rings=life.rings | {"real": new}, counters=counters)

@@ -13,13 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxwm import replay
 from jaxwm.replay import Ring
-from jaxwm.types import Array, Key, PyTree, Step
-
-MEMBER = "member"
-"""Name of the population's `vmap` axis, used only to stop `until` loops together."""
-
+from jaxwm.types import Array, Key, PyTree
 
 INIT, ENV, ACT, LEARN, EVAL = range(5)
 """Random streams of a member."""
@@ -56,22 +51,30 @@ class Skipped(NamedTuple):
 
 
 class Life(NamedTuple):
-    """A run: agent state, policy memory, environment, newest step, replay, keys, episode scores, skipped updates,
-    counters."""
+    """A run: agent state, policy memory, environment, newest step, replays by name, cursors of the samplers by train
+    step, keys, episode scores, skipped updates, counters. Without an environment there is no `carry`, `env`, `step` or
+    `score`: each is ()."""
 
     agent: Any
     carry: PyTree
     env: PyTree
-    step: Step
-    ring: Ring
+    step: Any
+    rings: dict[str, Ring]
+    cursors: dict[str, PyTree]
     key: Key
-    score: Score
+    score: Any
     skipped: Skipped
     counters: Counters
 
+    @property
+    def ring(self) -> Ring:
+        """The replay of real records."""
+        return self.rings["real"]
 
-AXES: Any = Life(0, 0, 0, 0, replay.AXES, 0, 0, 0, None)  # type: ignore[arg-type]
-"""Where the member axis is."""
+
+def axes(rings: dict[str, Any]) -> Any:
+    """Where the member axis is, for a life with such rings (each `replay.AXES` or `replay.SHARED`)."""
+    return Life(0, 0, 0, 0, rings, None, 0, 0, 0, None)  # type: ignore[arg-type]
 
 
 class Cursor(NamedTuple):
