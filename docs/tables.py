@@ -148,6 +148,11 @@ def needed(row: Row) -> str:
     return " ".join("-" if steps is None else count(steps) for steps in row["more"]["steps_to_goal"])
 
 
+def horizons(name: str) -> Cell:
+    """Shares of wrong cells after a few dreamed steps, in percent."""
+    return lambda row: " ".join(f"{100 * share:.2f}" for share in row["more"][name])
+
+
 def between(row: Row) -> str:
     return "" if row["more"]["range"] is None else " to ".join(map(count, row["more"]["range"]))
 
@@ -237,6 +242,12 @@ TABLES = {
         ("speed-search",),
         {"model": field("model"), "actions/s": counted("score"), "range": between, "inside mctx": field("mctx_share")}
         | {"record": record, "date": date},
+    ),
+    "dream": Table(
+        ("dream",),
+        BRIEF
+        | {"dream": horizons("dream"), "actions of another sequence": horizons("other_actions")}
+        | {"last value, kept": horizons("last_value_kept")},
     ),
     "long-run": Table(
         ("long-run",),
