@@ -58,7 +58,7 @@ class Table(NamedTuple):
 
 
 class System(NamedTuple):
-    """What README says of a system; `task` is the environment whose best score is shown."""
+    """A row of README's table of systems; `task` is the environment whose best score is shown."""
 
     title: str
     observations: str
@@ -213,7 +213,7 @@ TABLES = {
     "efficientzero-ablation": Table(
         ("efficientzero-ablation",),
         {"variant": field("variant"), "steps of each seed": needed, "median": counted("median")}
-        | {"slowest": counted("last"), "worst evaluation": field("score"), "date": date},
+        | {"slowest": counted("last"), "worst evaluation": field("score"), "random": field("random"), "date": date},
     ),
     "efficientzero-ablation-ratio": Table(
         ("efficientzero-ablation-ratio",),
@@ -279,7 +279,7 @@ def draw(columns: dict[str, Cell], chosen: Iterable[Row]) -> str:
 
 
 def best(name: str, every: list[Row]) -> Row:
-    """The best row of a system on the task that stands for it."""
+    """The best row of a system on its task."""
     task = SYSTEMS[name].task
     fitting = [row for row in every if (row["system"], row["environment"]) == (name, task)]
     measured = [row for row in fitting if row["table"] in MEASURED] or fitting
@@ -314,7 +314,7 @@ def commands(name: str, every: list[Row]) -> str:
 
 
 def block(name: str, every: list[Row]) -> str:
-    """What stands between the markers of `name`; ValueError for an unknown name."""
+    """The text between the markers of `name`; ValueError for an unknown name."""
     kind, _, rest = name.partition(" ")
     if name == "systems":
         return systems(every)
@@ -332,7 +332,7 @@ BLOCK = re.compile(r"(<!-- table: (.+?) -->\n)(.*?)(<!-- /table -->)", re.DOTALL
 
 
 def renewed(text: str, every: list[Row]) -> str:
-    """The text of a page with its blocks printed anew; ValueError where a block is not closed."""
+    """The text of a page with fresh blocks; ValueError where a block is not closed."""
     if text.count("<!-- table: ") != text.count("<!-- /table -->"):
         raise ValueError("a table without its closing <!-- /table -->")
     return BLOCK.sub(lambda match: f"{match[1]}\n{block(match[2], every)}\n\n{match[4]}", text)
