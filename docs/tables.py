@@ -273,9 +273,13 @@ def draw(columns: dict[str, Cell], chosen: Iterable[Row]) -> str:
     chosen = list(chosen)
     filled = {title: cells for title, cell in columns.items() if any(cells := [cell(row) for row in chosen])}
     lines = [list(filled), ["---"] * len(filled), *map(list, zip(*filled.values(), strict=True))]
-    sources = sorted({row["source"] for row in chosen if transcribed(row)})
-    note = [f"\n{DAGGER} {', '.join(sources)}"] if sources else []
-    return "\n".join([f"| {' | '.join(line)} |" for line in lines] + note)
+    sources = {row["source"] for row in chosen if transcribed(row)}
+    return "\n".join([f"| {' | '.join(line)} |" for line in lines] + footnote(sources))
+
+
+def footnote(sources: Iterable[str]) -> list[str]:
+    """The line that explains the dagger, where there is one."""
+    return [f"\n{DAGGER} copied from {', '.join(sorted(sources))}, not measured again"] if sources else []
 
 
 def best(name: str, every: list[Row]) -> Row:
@@ -303,7 +307,7 @@ def systems(every: list[Row]) -> str:
         sources |= {row["source"]} if mark else set()
         page = f"[{one.title}](docs/systems/{name}.md)"
         lines.append(f"| {page} | {one.observations} | {one.actions} | {best_score(row)}{mark} |")
-    return "\n".join(lines + ([f"\n{DAGGER} {', '.join(sorted(sources))}"] if sources else []))
+    return "\n".join(lines + footnote(sources))
 
 
 def commands(name: str, every: list[Row]) -> str:

@@ -6,7 +6,7 @@ from decimal import Decimal
 
 import pytest
 
-from docs import tables
+from docs import record, tables
 from jaxwm import agents
 
 FILES = sorted((tables.ROOT / "results").glob("*.json"))
@@ -39,7 +39,7 @@ def test_every_table_is_printed_and_says_what_was_transcribed(name):
     for row in (row for row in EVERY if row["table"] == name):
         line = tables.draw(tables.TABLES[name].columns, [row]).splitlines()[2]
         assert tables.transcribed(row) == (tables.DAGGER in line)
-        assert not tables.transcribed(row) or f"{tables.DAGGER} {row['source']}" in shown
+        assert not tables.transcribed(row) or f"{tables.DAGGER} copied from {row['source']}" in shown
 
 
 def test_numbers_keep_their_decimals():
@@ -68,3 +68,22 @@ def test_pages_link_to_pages_that_exist():
     for page in tables.pages():
         for target in re.findall(r"\]\(([^)#\s]+)(?:#[\w-]+)?\)", page.read_text()):
             assert "://" in target or (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_a_run_renews_its_row(tmp_path, monkeypatch, capsys):
+    (tmp_path / "results").mkdir()
+    old = (tables.ROOT / "results" / "dreamer-v3-catch.json").read_text()
+    (path := tmp_path / "results" / "dreamer-v3-catch.json").write_text(old)
+    monkeypatch.setattr(record, "ROOT", tmp_path)
+    monkeypatch.setattr(record.subprocess, "check_output", lambda *_, **__: "0123abc\n")
+    run = {"agent": "dreamer-v3", "env": "gymnax/Catch-bsuite", "jax": "0.10.2", "jaxwm": "0.1.0"}
+    scores = {"trained": [1.0, 0.98], "random": [-0.7, -0.61], "env_steps": 6000, "updates": 2872, "seconds": 108.4}
+    (tmp_path / "config.json").write_text(json.dumps(run))
+    (tmp_path / "evaluation.json").write_text(json.dumps(scores | {"episodes": 100}))
+    assert record.main([str(tmp_path), "dreamer-v3-catch"]) == 0
+    new = json.loads(path.read_text(), parse_float=Decimal)
+    assert list(new) == list(tables.FIELDS) and not tables.transcribed(new)
+    assert tables.score(new) == "**0.98** (1.00 0.98)" and new["wall"] == "1.8 min"
+    assert new["command"] == "jaxwm train dreamer-v3" and tables.number(new["random"]) == "-0.70"
+    (tmp_path / "config.json").write_text(json.dumps(run | {"env": "minatar/Breakout"}))
+    assert record.main([str(tmp_path), "dreamer-v3-catch"]) == 2 and "minatar/Breakout" in capsys.readouterr().out
