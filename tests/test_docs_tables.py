@@ -1,7 +1,10 @@
-"""The tables of README.md and docs/ are those of results/*.json."""
+"""The tables of README.md and docs/ are those of results/*.json; commands with a goal reach it again (slow)."""
 
 import json
 import re
+import shlex
+import subprocess
+import sys
 from decimal import Decimal
 
 import pytest
@@ -11,6 +14,7 @@ from jaxwm import agents
 
 FILES = sorted((tables.ROOT / "results").glob("*.json"))
 EVERY = tables.rows()
+GOALS = [row for row in EVERY if row["goal"] is not None and str(row["command"]).startswith("jaxwm train")]
 PRINTED = {match[2]: match[3] for page in tables.pages() for match in tables.BLOCK.finditer(page.read_text())}
 
 
@@ -87,3 +91,22 @@ def test_a_run_renews_its_row(tmp_path, monkeypatch, capsys):
     assert new["command"] == "jaxwm train dreamer-v3" and tables.number(new["random"]) == "-0.70"
     (tmp_path / "config.json").write_text(json.dumps(run | {"env": "minatar/Breakout"}))
     assert record.main([str(tmp_path), "dreamer-v3-catch"]) == 2 and "minatar/Breakout" in capsys.readouterr().out
+
+
+def test_commands_name_the_system_and_environment():
+    for row in GOALS:
+        system = row["command"].split()[2]
+        shown = row["environment"] in row["command"] or row["environment"] == agents.find(system).env
+        assert system == row["system"] and shown, row["name"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", GOALS, ids=[row["name"] for row in GOALS])
+def test_command_reaches_its_goal(row, tmp_path):
+    call = [sys.executable, "-m", "jaxwm.cli", *shlex.split(row["command"])[1:], "--run", str(tmp_path / "run")]
+    subprocess.run(call, check=True, timeout=3600)
+    result = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    times = re.fullmatch(r"(\d+)x random", str(row["goal"]))
+    needed = float(times[1]) * max(result["random"]) if times else float(row["goal"])
+    assert result["episodes"] == row["episodes"] and len(result["trained"]) == row["seeds"]
+    assert min(result["trained"]) >= needed > max(result["random"])
