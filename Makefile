@@ -18,7 +18,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed-$(subst $(comma),-,$(EXTRAS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train notebook test test-slow lint bench bench-gpu sweep atari100k atari100k-smoke clean
+.PHONY: help setup train notebook test test-slow lint docs bench bench-gpu sweep atari100k atari100k-smoke clean
 
 help:  ## Show this list
 	@echo "jaxwm: world-model reinforcement learning in JAX"
@@ -72,6 +72,11 @@ atari100k: setup  ## Reproduce the Atari-100k table: 26 games, 5 seeds (ARGS='--
 atari100k-smoke: setup  ## The same on two games with a tiny model: minutes on a CPU, scores of no worth
 	$(BIN)/jaxwm sweep experiments/atari100k.py --root runs/atari100k-smoke $(SMOKE) $(ARGS)
 
+docs: setup  ## Build the site of the documentation into site/ (installs mkdocs into .venv the first time)
+	@test -x $(BIN)/mkdocs || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(BIN)/python -m docs.tables --check
+	$(BIN)/mkdocs build --strict $(ARGS)
+
 clean:  ## Remove caches and builds (keeps runs/ and .venv)
-	rm -rf .cache .pytest_cache .ruff_cache build dist *.egg-info
+	rm -rf .cache .pytest_cache .ruff_cache build dist site *.egg-info
 	find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
