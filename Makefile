@@ -26,7 +26,7 @@ help:  ## Show this list
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
 		while IFS='|' read -r name text; do printf '%-22s %s\n' "$$name" "$$text"; done
 	@echo
-	@echo "Arguments go through ARGS, for example: make train ARGS='--help', make test ARGS='tests/test_types.py -x'."
+	@echo "Arguments go through ARGS, for example: make train ARGS='--help', make test ARGS='tests/unit/test_replay.py -x'."
 	@echo "On an NVIDIA GPU: make setup EXTRAS=dev,log,cuda (or cuda13). Another Python (3.11 or newer): PYTHON=python3.12."
 
 setup: $(STAMP)  ## Build .venv with every dependency at its tested version

@@ -8,7 +8,7 @@ import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-NOTEBOOKS = sorted((Path(__file__).parent.parent / "experiments").glob("*.ipynb"))
+NOTEBOOKS = sorted((Path(__file__).parents[2] / "experiments").glob("*.ipynb"))
 
 SHORTER = {
     "train_step": {"UPDATES = 500": "UPDATES = 20"},

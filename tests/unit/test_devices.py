@@ -15,7 +15,7 @@ from jaxwm.training.trainer import Trainer
 @pytest.fixture(scope="module")
 def found():
     """What `devices.py` measured, in a process of its own: JAX counts its devices when it starts."""
-    script = Path(__file__).parent / "devices.py"
+    script = Path(__file__).parents[1] / "helpers" / "devices.py"
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)

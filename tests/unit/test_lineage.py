@@ -11,7 +11,7 @@ from jaxwm.report import lineage
 from jaxwm.schedule import in_words, segments
 from jaxwm.types import FOREVER, Collect, Load, Repeat, Train
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def test_the_page_is_what_the_code_prints():
