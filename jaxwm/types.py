@@ -284,6 +284,8 @@ class Agent(NamedTuple):
                                                  record L + i; None lets the policy choose them
     schedule                                     the order of collecting and learning, as data
     hyper                                        scalars that may differ between members, with their defaults
+    scores(state, batch, key) -> {name: []}      how good the model is on records that it did not learn from, or None:
+                                                 for systems in which nothing acts, which have no return
     """
 
     init: Callable[[Key, Mapping[str, Any]], Any]
@@ -293,6 +295,7 @@ class Agent(NamedTuple):
     imagine: Callable[..., Dream] | None
     schedule: tuple[Word, ...]
     hyper: dict[str, float]
+    scores: Callable[[Any, Batch, Key], dict[str, Array]] | None = None
 
     def train_step(self, state: Any, batches: Batch | dict[str, Batch], key: Key) -> tuple[Any, dict[str, Array]]:
         """Apply every named step once: `(state, {name: Batch}, key) -> (state, metrics)`.
