@@ -164,13 +164,13 @@ def _train(arguments: list[str]) -> int:
     from jaxwm.run import directory, plan, session
     from jaxwm.training import processes
 
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if arguments and arguments[0] in ("-h", "--help"):
         width = max(map(len, agents.AGENTS))
         print("usage: jaxwm train AGENT [--help] [OPTIONS]\n\nAGENT is one of")
         print("\n".join(f"  {name:<{width}}  {entry.summary}" for name, entry in agents.AGENTS.items()))
         print("\n`jaxwm train AGENT --help` explains every flag.")
         return 0
-    if arguments[0].startswith("-"):
+    if not arguments or arguments[0].startswith("-"):
         raise ValueError(f"which agent? jaxwm train AGENT, with AGENT one of {', '.join(agents.AGENTS)}")
     found = plan.parse(arguments)
     asked = found.plan
@@ -320,9 +320,9 @@ class DreamOptions(MemberOptions):
     """Show what the world model of a run dreams, next to what really happens.
 
     The exploring policy plays; the model sees some records of an episode and dreams on, open loop, under the same
-    actions. RUN/dreams then holds dream.gif and dream.png (truth, dream and their difference, for images, 0/1 planes and
-    some drawn tasks), vector.png and reward.png (truth and dream of all numbers), error.png (error by horizon, next to
-    two baselines: the last observation kept forever, and the dream under the actions of another sequence) and
+    actions. RUN/dreams then holds dream.gif and dream.png (truth, dream and their difference, for images, 0/1 planes
+    and some drawn tasks), vector.png and reward.png (truth and dream of all numbers), error.png (error by horizon, next
+    to two baselines: the last observation kept forever, and the dream under the actions of another sequence) and
     dreams.json with the numbers of error.png. A model that is no better than the first baseline has learned nothing
     about change; one that is no better than the second does not look at its actions."""
 

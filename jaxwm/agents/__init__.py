@@ -41,6 +41,7 @@ class Entry(NamedTuple):
     env: str = "gymnax/Catch-bsuite"
     steps: int = 6000
     players: int = 1  # most that it can move for, see Spec.players
+    video: bool = False  # learns from recordings without actions
 
 
 AGENTS: dict[str, Entry] = {
@@ -216,7 +217,7 @@ def make(name: str, spec: Spec, preset: str | None = None, **options: Any) -> Ag
 def build(name: str, spec: Spec, config: Any) -> Agent:
     """As `make`, with settings that are whole. ValueError also for a game against itself, where a system plays none."""
     entry = find(name)
-    if spec.action is None:
+    if spec.action is None and not entry.video:
         raise ValueError(f"{name} learns what actions do, and {spec.name} has no action space")
     if spec.players > entry.players:
         raise ValueError(

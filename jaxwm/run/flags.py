@@ -32,10 +32,14 @@ def read(kind: Any, arguments: Sequence[str], prog: str, **options: Any) -> Any:
 
 
 def _plain(box: str) -> str:
-    """The first paragraph of tyro's box of an error, in one line."""
+    """What is wrong and what was meant, out of tyro's box of an error, in one line."""
     lines = [line.strip("│ ") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
     body = itertools.takewhile(lambda line: not line.startswith("──") and "Got errors" not in line, lines[1:])
-    return re.sub(r"^Error parsing (plan[.\w]*: )?", "", " ".join(filter(None, body))) or "these words cannot be read"
+    text = re.sub(r"^Error parsing (plan[.\w]*: )?", "", " ".join(filter(None, body)))
+    near = [
+        line.split()[0] for line in itertools.dropwhile(lambda line: "Perhaps" not in line, lines) if line[:2] == "--"
+    ]
+    return f"{text or 'these words cannot be read'}{f'; did you mean {near[0]}?' if near else ''}"
 
 
 def optional(metavar: str, name: str | None = None) -> Any:

@@ -254,8 +254,9 @@ def parse(arguments: Sequence[str], members: int = 3) -> Command:
     """
     name, rest = arguments[0], list(arguments[1:])
     entry = agents.find(name)
+    own = {f.name for f in fields(Plan)}  # a flag of the run itself is never an old name
     for old, new in getattr(entry, "renamed", {}).items():
-        rest = [_renamed(word, old, new) for word in rest]
+        rest = rest if old in own else [_renamed(word, old, new) for word in rest]
     preset = _value(rest, "preset") or entry.default
     data = _value(rest, "data")
     steps = entry.steps if data is None and _value(rest, "updates") is None else None

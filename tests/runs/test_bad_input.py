@@ -270,16 +270,16 @@ def test_commands(row, jaxwm_main):
 
 SETTINGS = [
     # What the parser says by itself.
-    ("--stps 5", "--steps"),
+    ("--stps 5", "did you mean --steps"),
     ("--lerning-rate 1", "Unrecognized options: --lerning-rate"),
     ("extra", "Unrecognized options: extra"),
     ("--members", "Missing value", "--members"),
     ("--members two", "--members", "'two'"),
     ("--deter 3.5", "--deter", "'3.5'"),
     ("--lr fast", "--lr", "'fast'"),
-    ("--vary lr=1e-3,fast,1e-3", "--vary wants NAME=NUMBER,NUMBER", "'lr=1e-3,fast,1e-3'"),
-    ("--vary lr", "--vary wants NAME=NUMBER"),
-    ("--vary lr=1e-3,1e-2", "vary lr must be 3 numbers, one a member"),
+    ("--vary lr=1e-3,fast,1e-3", "--vary takes NAME=NUMBER,NUMBER", "'lr=1e-3,fast,1e-3'"),
+    ("--vary lr", "--vary takes NAME=NUMBER"),
+    ("--vary lr=1e-3,1e-2", "vary lr must be 3 numbers, one per member"),
     ("--vary lr=1e-3,1e-2,-1", "lr must be a number above 0"),
     ("--vary nothing=1,2,3", "'nothing'", "cannot differ between members", "lr"),
     ("--shards 0", "shards must be a whole number of at least 1"),
