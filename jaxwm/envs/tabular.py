@@ -73,7 +73,8 @@ def maze(task: str, num_envs: int = 1, change: int | None = None, max_steps: int
         ended = done | (time >= max_steps)
         return (place, total, time, ended), Step(show(place), done.astype(jnp.float32), over, ended, done)
 
-    spec = Spec(f"tabular/{task}", jax.ShapeDtypeStruct((ROWS, COLUMNS, 1), jnp.bool_), Discrete(4), max_steps)
+    obs = jax.ShapeDtypeStruct((ROWS, COLUMNS, 1), jnp.bool_)
+    spec = Spec(f"tabular/{task}", obs, Discrete(4), max_steps, one_hot=True)
     return Env(spec, reset, step, num_envs, True)
 
 
@@ -121,7 +122,7 @@ def frozen_lake(task: str, num_envs: int = 1, slippery: bool = True) -> Env:
         return (place, time), show(place), won, won | hole[place[0], place[1]], time >= limit
 
     obs = jax.ShapeDtypeStruct((size, size, 1), jnp.bool_)
-    return from_functions(Spec(f"tabular/{task}", obs, Discrete(4), limit), reset, step, num_envs)
+    return from_functions(Spec(f"tabular/{task}", obs, Discrete(4), limit, one_hot=True), reset, step, num_envs)
 
 
 # --- Taxi ---------------------------------------------------------------------------------------------------------
@@ -173,7 +174,7 @@ def taxi(task: str, num_envs: int = 1) -> Env:
         after, time = jnp.stack([row, column, passenger, destination]).astype(jnp.int32), time + 1
         return (after, time), show(after), reward, done, time >= TAXI_LIMIT
 
-    spec = Spec("tabular/Taxi", jax.ShapeDtypeStruct((500,), jnp.bool_), Discrete(6), TAXI_LIMIT)
+    spec = Spec("tabular/Taxi", jax.ShapeDtypeStruct((500,), jnp.bool_), Discrete(6), TAXI_LIMIT, one_hot=True)
     return from_functions(spec, reset, step, num_envs)
 
 

@@ -26,7 +26,8 @@ def transitions(env, states, time, actions: int):
     """Next states `[A, S, ...]`, rewards and ends `[A, S]` of every action in every state."""
     count = len(states)
     keys = jax.random.split(jax.random.key(0), count)
-    now = EnvState((states, jnp.full(count, time)), keys, jnp.zeros(count, bool))
+    none = jnp.zeros(count, jnp.int32)
+    now = EnvState((states, jnp.full(count, time)), keys, none > 0, none)
     step = jax.jit(env.step)
     found = [step(now, jnp.full(count, a)) for a in range(actions)]
     after = np.stack([state.state[0] for state, _ in found])
