@@ -112,6 +112,8 @@ class Spec:
             check_number(f"{self.name}: max_steps", self.max_steps, least=1, whole=True)
         named = self.obs if isinstance(self.obs, Mapping) else {"obs": self.obs}
         for name, leaf in named.items():
+            if not isinstance(name, str):
+                raise ValueError(f"{self.name}: sensors are named by text, not by {name!r}")
             if name != "sim":
                 _check_sensor(f"{self.name}: the observation {name!r}", leaf)
         _check_reserved(self.name, named, self.action)

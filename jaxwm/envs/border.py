@@ -107,9 +107,7 @@ def array(what: str, value: Any, shape: tuple[int, ...], dtype: Any) -> np.ndarr
     except (ValueError, TypeError) as error:
         raise Misfit(f"{what} is no array ({str(error)[:100]}), expected shape {shape}") from error
     if given.dtype.kind not in "biuf":
-        raise Misfit(
-            f"{what} is {_told(value)}, expected {'flags' if dtype == np.bool_ else 'numbers'} of shape {shape}"
-        )
+        raise Misfit(f"{what} is {_told(value)}, expected numbers of shape {shape}")
     if not _same(given.shape, shape):
         raise Misfit(f"{what} has shape {given.shape}, expected {shape}")
     return _exact(what, given, np.dtype(dtype)).reshape(shape)

@@ -293,7 +293,7 @@ def _env(
     with _quiet():
         task_spec = envpool.make_spec(task, **native)
         obs, read = gym_spaces.observation_space(task_spec.observation_space, channels_first, name)
-        action, write = gym_spaces.action_space(task_spec.action_space)
+        action, write = gym_spaces.action_space(task_spec.action_space, name)
     if view is not None:
         native_read, (obs, show) = read, view
         read = lambda images: show(native_read(images))  # noqa: E731

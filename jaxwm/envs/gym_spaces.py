@@ -26,7 +26,9 @@ SMALL = 16
 # --- Actions ------------------------------------------------------------------------------------------------------
 
 
-def box_range(low: Any, high: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+def box_range(
+    low: Any, high: Any, shape: tuple[int, ...], name: str = "the environment"
+) -> tuple[np.ndarray, np.ndarray]:
     """The range, float64 of `shape` each, to which [-1, 1] is scaled.
 
     It is [-1, 1] itself where an entry has no bounds. Raises ValueError where it has one on one side only, as there is
@@ -37,13 +39,15 @@ def box_range(low: Any, high: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, 
     wrong = (below != above) | ~(low <= high)
     if wrong.any():
         raise ValueError(
-            f"an action between {low[wrong].flat[0]:g} and {high[wrong].flat[0]:g} cannot be scaled from [-1, 1]: wrap "
+            f"{name}: an action between {low[wrong].flat[0]:g} and {high[wrong].flat[0]:g} cannot be scaled from [-1, 1]: wrap "
             "the environment in one with bounds on both sides (gymnasium.wrappers.TransformAction)"
         )
     return np.where(below, -1.0, low), np.where(above, 1.0, high)
 
 
-def action_space(space: Any) -> tuple[types.ActionSpace, Callable[[np.ndarray], np.ndarray]]:
+def action_space(
+    space: Any, name: str = "the environment"
+) -> tuple[types.ActionSpace, Callable[[np.ndarray], np.ndarray]]:
     """Our action space, and the function from our actions `[K, ...]` to those of the native `space`.
 
     -1 and 1 become exactly the bounds of a `Box`, and nothing leaves them. Raises ValueError for a space that has no
@@ -59,9 +63,10 @@ def action_space(space: Any) -> tuple[types.ActionSpace, Callable[[np.ndarray], 
         write = lambda action: (action.reshape(-1, *sizes.shape) + start).astype(dtype)  # noqa: E731
         return types.MultiDiscrete(tuple(int(n) for n in sizes.ravel())), write
     if kind == "Box":
-        return types.Box(math.prod(space.shape)), partial(_scale, *box_range(space.low, space.high, space.shape), space)
+        ends = box_range(space.low, space.high, tuple(space.shape), name)
+        return types.Box(math.prod(space.shape)), partial(_scale, *ends, space)
     raise ValueError(
-        f"an action space of kind {kind} is not supported: use Discrete, MultiDiscrete, MultiBinary or Box"
+        f"{name}: an action space of kind {kind} is not supported: use Discrete, MultiDiscrete, MultiBinary or Box"
     )
 
 
@@ -113,16 +118,12 @@ def _sensor(space: Any, path: tuple[Any, ...], channels_first: bool, name: str) 
     kind, label = type(space).__name__, "_".join(map(str, path))
     if kind in ("Discrete", "MultiDiscrete"):
         sizes = np.asarray(space.n if kind == "Discrete" else space.nvec)
-        view = partial(
-            _one_hot,
-            f"{name}: the observation {label!r}",
-            sizes.ravel(),
-            np.asarray(getattr(space, "start", 0)).ravel(),
-        )
+        start = np.broadcast_to(getattr(space, "start", 0), sizes.shape).ravel()
+        view = partial(_one_hot, f"{name}: the class index {label}".rstrip(), sizes.ravel(), start)
         return Sensor(label, path, sizes.shape, np.int64, jax.ShapeDtypeStruct((int(sizes.sum()),), np.bool_), view)
     if kind not in ("Box", "MultiBinary"):
         raise ValueError(
-            f"an observation space of kind {kind} is not supported: use Box, Dict, Tuple, Discrete, MultiDiscrete or "
+            f"{name}: an observation space of kind {kind} is not supported: use Box, Dict, Tuple, Discrete, MultiDiscrete or "
             "MultiBinary"
         )
     shape, dtype = tuple(space.shape), np.dtype(np.bool_ if kind == "MultiBinary" else space.dtype)

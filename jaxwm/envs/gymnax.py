@@ -60,7 +60,7 @@ def _make(name: str, task: str, num_envs: int, max_steps: int | None, options: d
     native, params = _build(name, task, max_steps, options)
     shape = jax.eval_shape(lambda: native.reset_env(jax.random.key(0), params)[0]).shape
     obs, read = _observation(task, native.observation_space(params), shape)
-    action, write = _action(native.action_space(params))
+    action, write = _action(name, native.action_space(params))
 
     def reset(key: jax.Array) -> tuple[Any, Any]:
         first, state = native.reset_env(key, params)
@@ -131,11 +131,11 @@ def _observation(task: str, space: Any, shape: tuple[int, ...]) -> tuple[jax.Sha
     return jax.ShapeDtypeStruct(flat, jnp.float32), lambda obs: obs.reshape(flat).astype(jnp.float32)
 
 
-def _action(space: Any) -> tuple[ActionSpace, Callable[[jax.Array], jax.Array]]:
+def _action(name: str, space: Any) -> tuple[ActionSpace, Callable[[jax.Array], jax.Array]]:
     """Our action space and the function from one of our actions to the native one."""
     if hasattr(space, "n"):
         return Discrete(int(space.n)), lambda action: action
     shape = tuple(space.shape)
-    low, high = (x.astype(np.float32) for x in gym_spaces.box_range(space.low, space.high, shape))
+    low, high = (x.astype(np.float32) for x in gym_spaces.box_range(space.low, space.high, shape, name))
     centre, half = (high + low) / 2, (high - low) / 2
     return Box(centre.size), lambda action: jnp.clip(action.reshape(shape) * half + centre, low, high)

@@ -146,9 +146,11 @@ def _infer(make_one: Callable[[int], Any]) -> tuple[Spec, border.Reader, Callabl
         )
     native = getattr(env, "spec", None)
     name = getattr(native, "id", None) or type(env).__name__
-    obs, read = gym_spaces.observation_space(env.observation_space, name=name)
-    action, write = gym_spaces.action_space(env.action_space)
-    getattr(env, "close", lambda: None)()
+    try:
+        obs, read = gym_spaces.observation_space(env.observation_space, name=name)
+        action, write = gym_spaces.action_space(env.action_space, name)
+    finally:
+        getattr(env, "close", lambda: None)()
     one_hot = type(env.observation_space).__name__ == "Discrete"
     return Spec(name, obs, action, getattr(native, "max_episode_steps", None), one_hot=one_hot), read, write
 

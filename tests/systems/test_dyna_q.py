@@ -185,9 +185,15 @@ def test_ties_are_broken_at_random_and_epsilon_is_kept():
     assert (act(state, "explore") == 2).mean() == pytest.approx(0.7 + 0.3 / 4, abs=0.03)
 
 
-def test_observations_that_are_no_table_are_refused():
-    with pytest.raises(ValueError, match="dyna-q wants one-hot"):
-        agents.make("dyna-q", envs.make("gymnax/CartPole-v1").spec)
+@pytest.mark.parametrize("name", ["gymnax/CartPole-v1", "gymnax/Catch-bsuite", "probe/Recall"])
+def test_observations_that_are_no_table_are_refused(name):
+    with pytest.raises(ValueError, match=f"dyna-q needs the index of a state.*{name}"):
+        agents.make("dyna-q", envs.make(name).spec)
+
+
+@pytest.mark.parametrize("name", ["gymnax/FrozenLake-misc", "gymnax/DeepSea-bsuite", "tabular/Taxi"])
+def test_a_state_index_is_seen(name):
+    assert agents.make("dyna-q", envs.make(name).spec)
 
 
 # --- Learning -----------------------------------------------------------------------------------------------------
