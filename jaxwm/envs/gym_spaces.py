@@ -39,8 +39,8 @@ def box_range(
     wrong = (below != above) | ~(low <= high)
     if wrong.any():
         raise ValueError(
-            f"{name}: an action between {low[wrong].flat[0]:g} and {high[wrong].flat[0]:g} cannot be scaled from [-1, 1]: wrap "
-            "the environment in one with bounds on both sides (gymnasium.wrappers.TransformAction)"
+            f"{name}: an action between {low[wrong].flat[0]:g} and {high[wrong].flat[0]:g} cannot be scaled from "
+            "[-1, 1]: wrap the environment in one with bounds on both sides (gymnasium.wrappers.TransformAction)"
         )
     return np.where(below, -1.0, low), np.where(above, 1.0, high)
 
@@ -123,8 +123,8 @@ def _sensor(space: Any, path: tuple[Any, ...], channels_first: bool, name: str) 
         return Sensor(label, path, sizes.shape, np.int64, jax.ShapeDtypeStruct((int(sizes.sum()),), np.bool_), view)
     if kind not in ("Box", "MultiBinary"):
         raise ValueError(
-            f"{name}: an observation space of kind {kind} is not supported: use Box, Dict, Tuple, Discrete, MultiDiscrete or "
-            "MultiBinary"
+            f"{name}: an observation space of kind {kind} is not supported: use Box, Dict, Tuple, Discrete, "
+            "MultiDiscrete or MultiBinary"
         )
     shape, dtype = tuple(space.shape), np.dtype(np.bool_ if kind == "MultiBinary" else space.dtype)
     if dtype not in (np.uint8, np.bool_) or (dtype == np.uint8 and len(shape) < 2):
