@@ -63,9 +63,11 @@ def host_env(spec: Spec, num_envs: int, open_pool: Callable[[list[int]], Pool]) 
         """What the pool returned, `[K, ...]`, as a `Step` `[M, N, ...]`; numbers that are not finite become 0."""
         obs = border.checked(spec, obs, flags[1])
         (obs, reward), worse = border.finite((obs, reward))
-        handle.replaced += np.reshape(np.broadcast_to(bad | worse, len(reward)), handle.replaced.shape)
+        lead = handle.replaced.shape
+        if bad is not False or worse is not False:
+            handle.replaced += np.reshape(bad | worse, lead)
         step: Any = (obs, reward, *flags)
-        return jax.tree.map(lambda x: x.reshape(*handle.replaced.shape, *x.shape[1:]), Step(*step))
+        return jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), Step(*step))
 
     def reset(keys: Key) -> tuple[Handle, Step]:
         seeds = env_seeds(keys, num_envs)
@@ -82,7 +84,7 @@ def host_env(spec: Spec, num_envs: int, open_pool: Callable[[list[int]], Pool]) 
         is_first, going, num = handle.is_last, ~handle.is_last, (len(action),)
         last, terminal = (border.flag(spec.name, *x, num) for x in (("is_last", out[2]), ("is_terminal", out[3])))
         handle.is_last = last & going
-        reward = np.where(is_first, 0, border.reward(spec.name, out.reward, num)).astype(np.float32)
+        reward = np.where(is_first, np.float32(0), border.reward(spec.name, out.reward, num))
         # Copies, so that nobody who keeps or changes a Step can touch what the handle remembers.
         return handle, passed(handle, out.obs, reward, is_first, handle.is_last.copy(), terminal & going, bad=bad)
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxwm.envs import border
 from jaxwm.envs.pure import check_num_envs, from_functions
 from jaxwm.errors import check_number
 from jaxwm.types import Array, Discrete, Env, Key, PyTree, Spec, Step
@@ -62,6 +63,7 @@ def maze(task: str, num_envs: int = 1, change: int | None = None, max_steps: int
         return (place, count, count, none), Step(show(place), jnp.zeros(num_envs), ~none, none, none)
 
     def step(state: PyTree, action: Array) -> tuple[PyTree, Step]:
+        action = border.traced_action(spec, action, (num_envs,))
         place, total, time, over = state  # `total` outlives episodes, which is why this is no `from_functions`
         wanted = jnp.clip(place + moves[action], 0, last)
         walls = free[jnp.where(jnp.logical_and(change > 0, total >= change), 1, 0)]
