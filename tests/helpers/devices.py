@@ -243,8 +243,8 @@ def case(name: str) -> tuple[Any, Any, Any]:
 def distances(ours: Any, theirs: Any) -> dict[str, float]:
     """`tree_apart`, with 0 for leaves that are equal, zeros among them."""
     found, leaves = tree_apart(ours, theirs), jax.tree_util.tree_leaves_with_path(theirs)
-    for ours, (path, leaf) in zip(jax.tree.leaves(ours), leaves, strict=True):
-        if np.array_equal(ours, leaf):
+    for mine, (path, leaf) in zip(jax.tree.leaves(ours), leaves, strict=True):
+        if np.array_equal(mine, leaf):
             found[jax.tree_util.keystr(path)] = 0.0
     return found
 
