@@ -32,24 +32,9 @@ from jaxwm.learning.share import ALONE, Share
 from jaxwm.learning.step import State, fresh_state, gradient_step
 from jaxwm.nets.layers import MLP, Linear, apply
 from jaxwm.nets.residual import Cut, Tower
-from jaxwm.schedule import pace
+from jaxwm.schedule import FOREVER, Collect, Repeat, Train, pace
 from jaxwm.spaces import random_action
-from jaxwm.types import (
-    FOREVER,
-    Agent,
-    Array,
-    Batch,
-    Collect,
-    Discrete,
-    Key,
-    Record,
-    Repeat,
-    Spec,
-    Step,
-    Train,
-    TrainStep,
-    Varies,
-)
+from jaxwm.types import Agent, Array, Batch, Discrete, Key, Record, Spec, Step, TrainStep, Varies
 
 DROPS = (100_000, 300_000, 500_000)
 """Updates after which the learning rate falls to a tenth."""

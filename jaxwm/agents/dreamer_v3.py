@@ -38,23 +38,8 @@ from jaxwm.models.latent_world import Carry, World
 from jaxwm.models.rssm import RSSM, Categorical, Latent, flatten
 from jaxwm.nets import encoders
 from jaxwm.nets.layers import Head, apply
-from jaxwm.schedule import pace, prefill
-from jaxwm.types import (
-    FOREVER,
-    Agent,
-    Array,
-    Batch,
-    Collect,
-    Dream,
-    Key,
-    Record,
-    Repeat,
-    Spec,
-    Step,
-    Train,
-    TrainStep,
-    Varies,
-)
+from jaxwm.schedule import FOREVER, Collect, Repeat, Train, pace, prefill
+from jaxwm.types import Agent, Array, Batch, Dream, Key, Record, Spec, Step, TrainStep, Varies
 
 
 @dataclass(frozen=True)

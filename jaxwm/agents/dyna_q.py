@@ -24,25 +24,9 @@ import jax.numpy as jnp
 from jaxwm.agents.system import System, hyper_of
 from jaxwm.errors import check_choice, check_range, check_types
 from jaxwm.learning import optim
+from jaxwm.schedule import FOREVER, Collect, Repeat, Train
 from jaxwm.spaces import check_dream
-from jaxwm.types import (
-    FOREVER,
-    Agent,
-    Array,
-    Batch,
-    Collect,
-    Discrete,
-    Dream,
-    Key,
-    Mode,
-    Record,
-    Repeat,
-    Spec,
-    Step,
-    Train,
-    TrainStep,
-    Varies,
-)
+from jaxwm.types import Agent, Array, Batch, Discrete, Dream, Key, Mode, Record, Spec, Step, TrainStep, Varies
 
 
 @dataclass(frozen=True)

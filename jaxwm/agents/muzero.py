@@ -45,24 +45,8 @@ from jaxwm.learning.step import every, gradient_step
 from jaxwm.models.value_equivalent import Memory, Net, Support, check, similarity
 from jaxwm.nets import sensors
 from jaxwm.nets.layers import apply
-from jaxwm.schedule import pace, prefill
-from jaxwm.types import (
-    FOREVER,
-    Agent,
-    Array,
-    Batch,
-    Collect,
-    Discrete,
-    Dream,
-    Key,
-    Record,
-    Repeat,
-    Spec,
-    Step,
-    Train,
-    TrainStep,
-    Varies,
-)
+from jaxwm.schedule import FOREVER, Collect, Repeat, Train, pace, prefill
+from jaxwm.types import Agent, Array, Batch, Discrete, Dream, Key, Record, Spec, Step, TrainStep, Varies
 
 
 @dataclass(frozen=True)

@@ -38,24 +38,8 @@ from jaxwm.learning.step import gradient_step
 from jaxwm.models import ensemble
 from jaxwm.models.ensemble import Rollout, Transition
 from jaxwm.nets.sensors import flat, kind, sensors
-from jaxwm.types import (
-    FOREVER,
-    Agent,
-    Array,
-    Batch,
-    Box,
-    Collect,
-    Dream,
-    Key,
-    PyTree,
-    Record,
-    Repeat,
-    Spec,
-    Step,
-    Train,
-    TrainStep,
-    Varies,
-)
+from jaxwm.schedule import FOREVER, Collect, Repeat, Train
+from jaxwm.types import Agent, Array, Batch, Box, Dream, Key, PyTree, Record, Spec, Step, TrainStep, Varies
 
 
 @dataclass(frozen=True)

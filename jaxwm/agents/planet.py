@@ -34,24 +34,8 @@ from jaxwm.models import rssm
 from jaxwm.models.latent_world import Carry, World, build_classic_world
 from jaxwm.models.rssm import Gaussian, Latent
 from jaxwm.nets.layers import Head, apply
-from jaxwm.schedule import prefill
-from jaxwm.types import (
-    FOREVER,
-    Agent,
-    Array,
-    Batch,
-    Box,
-    Collect,
-    Dream,
-    Key,
-    Record,
-    Repeat,
-    Spec,
-    Step,
-    Train,
-    TrainStep,
-    Varies,
-)
+from jaxwm.schedule import FOREVER, Collect, Repeat, Train, prefill
+from jaxwm.types import Agent, Array, Batch, Box, Dream, Key, Record, Spec, Step, TrainStep, Varies
 
 
 @dataclass(frozen=True)

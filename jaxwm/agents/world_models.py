@@ -45,23 +45,21 @@ from jaxwm.nets.layers import Linear, apply
 from jaxwm.nets.sensors import sensors
 from jaxwm.nets.strided import StridedDecoder, StridedEncoder, check_side
 from jaxwm.replay import Ring
+from jaxwm.schedule import Collect, Repeat, Train
 from jaxwm.spaces import blank, check_dream, choices, random_action
 from jaxwm.types import (
     Agent,
     Array,
     Batch,
     Box,
-    Collect,
     Discrete,
     Dream,
     Index,
     Key,
     Mode,
     Record,
-    Repeat,
     Spec,
     Step,
-    Train,
     TrainStep,
     Varies,
 )
