@@ -504,18 +504,18 @@ def _play(arguments: list[str]) -> int:
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """Write report.md about runs: learning curves, losses, evaluations, throughput, settings and what differs."""
+    """Write report.html and report.md about runs: learning curves, losses, evaluations, throughput, settings."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Run directories, directories that contain some, or an experiment file, for its runs below runs/."""
     out: Path | None = None
-    """Where to write (default: RUN/report for one run, report-TIME for several)."""
+    """Where to write (default: RUN/report for one run, runs/report-TIME for several below runs/)."""
 
 
 def _report(arguments: list[str]) -> int:
     from rich.console import Console
 
-    from jaxwm.report.page import report
+    from jaxwm.report.page import opening, report
     from jaxwm.run.sweep import default_root
 
     options = tyro.cli(ReportOptions, args=arguments, prog="jaxwm report")
@@ -524,7 +524,7 @@ def _report(arguments: list[str]) -> int:
         out = paths[0] / "report"
     with Console().status("drawing figures (about a second for each environment)"):
         page = report(paths, out)
-    print(page)
+    print(opening(page))
     return 0
 
 
@@ -551,7 +551,7 @@ class SweepOptions:
     ray: bool = True
     """Run tasks side by side with Ray; --no-ray runs one after another in this process."""
     report: bool = True
-    """Write ROOT/report/report.md at the end."""
+    """Write ROOT/report/report.html at the end."""
 
 
 def _sweep(arguments: list[str]) -> int:
