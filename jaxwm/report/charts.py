@@ -155,7 +155,7 @@ def _focus(axes: Axes, series: tuple[Series, ...]) -> None:
     whole = np.concatenate([curve.values.ravel() for curve in series])
     later = np.concatenate([curve.values[-(-len(curve.values) // 10) :].ravel() for curve in series])
     whole, later = whole[np.isfinite(whole)], later[np.isfinite(later)]
-    if not len(later) or np.ptp(later) == 0 or np.ptp(whole) < 2 * np.ptp(later):
+    if not len(later) or np.ptp(later) == 0 or np.ptp(whole) < 3 * np.ptp(later):
         return
     axes.set_ylim(later.min() - 0.1 * np.ptp(later), later.max() + 0.1 * np.ptp(later))
     text = f"first points from {whole.min():.3g} to {whole.max():.3g}"

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import tomllib
-from functools import cache
-from importlib.resources import files
-
 import numpy as np
 
+from jaxwm.report import data
 from jaxwm.report.charts import Panel, Series
 from jaxwm.report.story import Story, column
 
@@ -96,17 +93,12 @@ def _same(one: list[Series], other: list[Series]) -> bool:
     )
 
 
-@cache
-def _table() -> dict[str, tuple[str, str]]:
-    return tomllib.loads(files("jaxwm.report").joinpath("data/metrics.toml").read_text(encoding="utf-8"))
-
-
 def words(name: str) -> tuple[str, str]:
     """What a metric is called, and which direction is good ("" where that is not known)."""
-    step, _, rest = name.partition("/")
-    if name in _table():
-        return _table()[name][0], _table()[name][1]
-    if rest in _table():
-        return f"{step}: {_table()[rest][0]}", _table()[rest][1]
+    table, (step, _, rest) = data.read("metrics.toml"), name.partition("/")
+    if name in table:
+        return table[name][0], table[name][1]
+    if rest in table:
+        return f"{step}: {table[rest][0]}", table[rest][1]
     sensor = name.removeprefix("loss/rec/")
     return (f"reconstruction loss: {sensor}", "lower is better") if sensor != name else (name, "")

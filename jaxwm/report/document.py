@@ -10,13 +10,14 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import partial
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import numpy as np
 from matplotlib.figure import Figure
+
+from jaxwm.report import data
 
 MIME = {".png": "image/png", ".gif": "image/gif"}
 INLINE = (
@@ -130,13 +131,13 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 def html(title: str, blocks: Sequence[Block], folder: Path) -> str:
     """The page as one HTML file. Pictures are read from `folder` and embedded."""
-    style = files("jaxwm.report").joinpath("data/report.css").read_text(encoding="utf-8")
     sections = [block.text for block in blocks if isinstance(block, Heading) and block.level == 2]
     links = "".join(f'<a href="#{_anchor(name)}">{escape(name)}</a>' for name in sections)
     body = "\n".join(map(partial(_html, folder), blocks))
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
+    style = f"<style>\n{data.text('report.css')}</style>"
     return (
-        f'<!DOCTYPE html>\n<html lang="en"><head>{head}\n<style>\n{style}</style></head>\n'
+        f'<!DOCTYPE html>\n<html lang="en"><head>{head}\n{style}</head>\n'
         f"<body><nav>{links}</nav><main>\n{body}\n</main></body></html>\n"
     )
 
@@ -155,8 +156,8 @@ def _html(folder: Path, block: Block) -> str:
         case Table(header, rows):
             return _html_table(header, rows)
         case Picture(file, text):
-            data = base64.b64encode((folder / file).read_bytes()).decode()
-            source = f"data:{MIME[Path(file).suffix.lower()]};base64,{data}"
+            pixels = base64.b64encode((folder / file).read_bytes()).decode()
+            source = f"data:{MIME[Path(file).suffix.lower()]};base64,{pixels}"
             return f'<figure><img src="{source}" alt="{escape(text)}"></figure>'
         case Fold(title, inner):
             return f"<details><summary>{_inline(title)}</summary>{_html(folder, inner)}</details>"

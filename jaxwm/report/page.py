@@ -20,23 +20,9 @@ import numpy as np
 
 import jaxwm
 from jaxwm import agents
-from jaxwm.report import charts, tasks
+from jaxwm.report import charts, data, document, tasks
 from jaxwm.report.curves import learning_curves, metric_curve, panels, reached
-from jaxwm.report.document import (
-    Block,
-    Bullets,
-    Code,
-    Fold,
-    Heading,
-    Picture,
-    Table,
-    Text,
-    code,
-    html,
-    markdown,
-    number,
-    save,
-)
+from jaxwm.report.document import Block, Bullets, Code, Fold, Heading, Picture, Table, Text, code, number, save
 from jaxwm.report.story import GAUGE, SKIPPED, Story, column, flatten, metric_names, read
 from jaxwm.run import directory
 from jaxwm.run.plan import Plan
@@ -53,23 +39,6 @@ FAR = 0.25
 """A greedy score is far below the training returns by this share of their distance from random play."""
 
 VERSIONS = ("jaxwm", "jax")
-
-CAPTIONS = {
-    "dream.gif": (
-        "Dreams next to the truth",
-        "The model sees the steps with a grey frame and dreams those with an orange frame, under the actions that were "
-        "really taken.",
-    ),
-    "dream.png": ("One dream, step by step", "The same as a strip: time runs from left to right."),
-    "error.png": (
-        "How far dreams can be trusted",
-        "Mean error by dreamed step. A dream is worth something where it stays below the last value, kept.",
-    ),
-    "vector.png": ("Observed numbers", "The truth in black, the dream in orange."),
-    "reward.png": ("Reward and continue flag", "The truth in black, the dream in orange."),
-    FILM: ("The policy at play", "Episodes in the real environment, recorded by `jaxwm watch`."),
-}
-"""Heading and sentence of the pictures that `jaxwm dream` and `jaxwm watch` write, in the order of the page."""
 
 
 def report(paths: Iterable[str | Path], out: str | Path | None = None) -> Path:
@@ -96,8 +65,8 @@ def report(paths: Iterable[str | Path], out: str | Path | None = None) -> Path:
             blocks += _environment(env, [story for story in stories if story.env == env], out)
         blocks += _gauge(stories, out)
     blocks += [*_dreams(stories, out), *_throughput(stories), *_settings(stories), *_reproduce(stories)]
-    (out / MARKDOWN).write_text(markdown(blocks), encoding="utf-8")
-    (out / HTML).write_text(html(title, blocks, out), encoding="utf-8")
+    (out / MARKDOWN).write_text(document.markdown(blocks), encoding="utf-8")
+    (out / HTML).write_text(document.html(title, blocks, out), encoding="utf-8")
     return out / HTML
 
 
@@ -314,17 +283,18 @@ def _gauge_table(stories: list[Story]) -> Table:
 def _dreams(stories: list[Story], out: Path) -> list[Block]:
     """The pictures in RUN/dreams and RUN/watch.gif, copied next to the report, and what the dreams' numbers say."""
     blocks: list[Block] = []
+    captions = data.read("captions.toml")
     for path, label in {story.path: story.label for story in reversed(stories)}.items():
         files = [file for file in [*(path / DREAMS).glob("**/*"), path / FILM] if file.suffix.lower() in SHOWN]
         files = [file for file in files if file.is_file()]
-        rank = {name: i for i, name in enumerate(CAPTIONS)}
+        rank = {name: i for i, name in enumerate(captions)}
         for file in sorted(files, key=lambda file: (rank.get(file.name, len(rank)), file)):
             folder = path / DREAMS if file.is_relative_to(path / DREAMS) else path
             name = file.relative_to(folder).as_posix()
             copy = Path(DREAMS) / label / name
             (out / copy).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, out / copy)
-            title, text = CAPTIONS.get(name, (name, ""))
+            title, text = captions.get(name, (name, ""))
             title = title if len(stories) == 1 else f"{label}: {title[0].lower()}{title[1:]}"
             verdict = _verdict(path) if name == "error.png" else []
             said: list[Block] = [Text(text)] if text else []
