@@ -458,18 +458,18 @@ def _record(arguments: list[str]) -> int:
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """Write a page about runs: learning curves, losses, evaluations, throughput, settings and what differs."""
+    """Write report.html and report.md about runs: learning curves, losses, evaluations, throughput, settings."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Run directories, directories that contain some, or an experiment file, for its runs below runs/."""
     out: Annotated[Path | None, optional("DIR")] = None
-    """Where to write (default: RUN/report for one run, report-TIME for several)."""
+    """Where to write (default: RUN/report for one run, runs/report-TIME for several below runs/)."""
 
 
 def _report(arguments: list[str]) -> int:
     from rich.console import Console
 
-    from jaxwm.report.page import report
+    from jaxwm.report.page import opening, report
     from jaxwm.run.sweep import default_root
 
     options = flags.read(ReportOptions, arguments, "jaxwm report")
@@ -478,7 +478,7 @@ def _report(arguments: list[str]) -> int:
         out = paths[0] / "report"
     with Console().status("drawing figures (about a second for each environment)"):
         page = report(paths, out)
-    print(page)
+    print(opening(page))
     return 0
 
 
@@ -505,7 +505,7 @@ class SweepOptions:
     ray: bool = True
     """Run tasks side by side with Ray; --no-ray runs one after another in this process."""
     report: bool = True
-    """Write ROOT/report/report.md at the end."""
+    """Write ROOT/report/report.html at the end."""
 
 
 def _sweep(arguments: list[str]) -> int:
