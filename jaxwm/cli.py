@@ -146,8 +146,8 @@ def _list(arguments: list[str]) -> int:
         print(lineage.describe(arguments[0]))
         return 0
     console, table = Console(), Table("agent", "presets", "what it is")
-    for name, entry in agents.AGENTS.items():
-        table.add_row(name, ", ".join(entry.presets), entry.summary)
+    for name, row in agents.table().items():
+        table.add_row(name, ", ".join(row["presets"]), row["summary"])
     console.print(table)
     suites = Table("suite", "number", "environments")
     for suite, tasks in envs.names().items():
@@ -165,9 +165,9 @@ def _train(arguments: list[str]) -> int:
     from jaxwm.training import processes
 
     if arguments and arguments[0] in ("-h", "--help"):
-        width = max(map(len, agents.AGENTS))
+        width = max(map(len, agents.table()))
         print("usage: jaxwm train AGENT [--help] [OPTIONS]\n\nAGENT is one of")
-        print("\n".join(f"  {name:<{width}}  {entry.summary}" for name, entry in agents.AGENTS.items()))
+        print("\n".join(f"  {name:<{width}}  {row['summary']}" for name, row in agents.table().items()))
         print("\n`jaxwm train AGENT --help` explains every flag.")
         return 0
     if not arguments or arguments[0].startswith("-"):

@@ -10,7 +10,7 @@ from jaxwm.agents.system import System
 from jaxwm.errors import suggest
 from jaxwm.types import RESERVED, Agent, Spec
 
-__all__ = ["AGENTS", "System", "build", "find", "make", "renamed", "settings"]
+__all__ = ["AGENTS", "System", "build", "find", "make", "renamed", "settings", "table"]
 
 
 def find(name: str) -> System:

@@ -77,7 +77,7 @@ class Config:
     """Environment steps of random play before learning starts; as `collect` after an action repeat of 2."""
     collect: int = 500
     """Environment steps between two phases of learning: one episode."""
-    updates: int = 100
+    phase_updates: int = 100
     """Updates of such a phase."""
     capacity: int = 1_000_000
     """Replay size of a member in environment steps (never more than the run collects)."""
@@ -120,7 +120,7 @@ class Config:
         check_types(self)
         check_range(self, "deter hidden stoch units depth envs batch_size capacity collect imag_length", least=1)
         check_range(self, "batch_length", least=2)
-        check_range(self, "model_layers value_layers policy_layers prefill updates", least=0)
+        check_range(self, "model_layers value_layers policy_layers prefill phase_updates", least=0)
         check_range(self, "free_nats rec_scale con_scale noise", least=0)
         check_range(self, "discount lam", least=0, most=1)
         check_range(self, "model_lr actor_lr value_lr eps clip min_std init_std", above=0)
@@ -270,7 +270,7 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
 
 def schedule(config: Config) -> tuple[Collect | Repeat, ...]:
     """Random episodes, then learning and collecting in turn."""
-    body = Train("all", config.updates), Collect(config.collect)
+    body = Train("all", config.phase_updates), Collect(config.collect)
     return prefill(config.prefill, config.envs, config.batch_length), Repeat(FOREVER, body)
 
 
@@ -279,7 +279,7 @@ def schedule(config: Config) -> tuple[Collect | Repeat, ...]:
 PUBLISHED = Config()
 MICRO = replace(
     PUBLISHED, deter=32, hidden=64, stoch=8, units=64, depth=8, value_layers=2, policy_layers=2, envs=4, batch_size=16,
-    batch_length=10, prefill=1000, collect=8, updates=2, capacity=100_000, free_nats=1.0, rec_scale=30.0,
+    batch_length=10, prefill=1000, collect=8, phase_updates=2, capacity=100_000, free_nats=1.0, rec_scale=30.0,
     imag_length=12, discount=0.97, model_lr=3e-3, actor_lr=1e-3, value_lr=3e-3, eps=1e-5,
 )  # fmt: skip
 PRESETS = {"published": PUBLISHED, "micro": MICRO}
@@ -300,4 +300,5 @@ SYSTEM = System(
     env="gymnax/Pendulum-v1",
     steps=14000,
     offline=True,
+    renamed={"updates": "phase_updates"},
 )

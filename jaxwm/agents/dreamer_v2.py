@@ -74,7 +74,7 @@ class Config:
     """Environment steps of random play before learning starts (200,000 frames)."""
     collect: int = 16
     """Environment steps between two phases of learning."""
-    updates: int = 1
+    phase_updates: int = 1
     """Updates of such a phase."""
     capacity: int = 2_000_000
     """Replay size of a member in environment steps (never more than the run collects)."""
@@ -125,7 +125,7 @@ class Config:
         check_range(self, "slow_every", least=1)
         check_range(self, "classes", least=1, most=256)  # the replay keeps them as bytes
         check_range(self, "batch_length", least=2)
-        check_range(self, "layers prefill updates kl_scale rec_scale con_scale entropy weight_decay", least=0)
+        check_range(self, "layers prefill phase_updates kl_scale rec_scale con_scale entropy weight_decay", least=0)
         check_range(self, "kl_balance discount lam actor_mix", least=0, most=1)
         check_range(self, "model_lr actor_lr value_lr eps clip", above=0)
 
@@ -278,7 +278,7 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
 
 def schedule(config: Config) -> tuple[Collect | Repeat, ...]:
     """Random play, then learning and collecting in turn."""
-    body = Train("all", config.updates), Collect(config.collect)
+    body = Train("all", config.phase_updates), Collect(config.collect)
     return prefill(config.prefill, config.envs, config.batch_length), Repeat(FOREVER, body)
 
 
@@ -287,7 +287,7 @@ def schedule(config: Config) -> tuple[Collect | Repeat, ...]:
 PUBLISHED = Config()
 NANO = replace(
     PUBLISHED, deter=32, hidden=32, stoch=4, classes=8, units=32, layers=1, depth=2, envs=4, batch_size=16,
-    batch_length=10, prefill=256, collect=4, updates=2, capacity=100_000, kl_scale=0.3, rec_scale=1.0, squash=False,
+    batch_length=10, prefill=256, collect=4, phase_updates=2, capacity=100_000, kl_scale=0.3, rec_scale=1.0, squash=False,
     imag_length=8, discount=0.99, model_lr=8e-3, actor_lr=2e-3, value_lr=3e-3, entropy=6e-2, slow_every=20,
 )  # fmt: skip
 MICRO = replace(
@@ -310,5 +310,6 @@ SYSTEM = System(
     acts="actor-critic inside dreams: REINFORCE mixed with the gradient through the dream; slow critic",
     steps=9000,
     offline=True,
-    renamed={"decay": "weight_decay"},
+    copies={"slow": "val"},
+    renamed={"updates": "phase_updates", "decay": "weight_decay"},
 )

@@ -564,5 +564,6 @@ SYSTEM = System(
     predicts="RSSM: block GRU and categorical prior; reward and continue heads; decoder",
     acts="actor-critic on lambda-returns inside dreams",
     offline=True,
+    copies={"slow": "val"},
     renamed={"horizon": "discount_horizon", "decay": "lr_decay_updates"},
 )

@@ -606,5 +606,6 @@ SYSTEM = System(
     acts="tree search (PUCT or Gumbel) in the latent; over sampled actions where they are vectors",
     steps=8000,
     obeys=("legal", "to_play", "sim"),
+    copies={"target": None},
     renamed={"decay": "lr_decay_updates"},
 )

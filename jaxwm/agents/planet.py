@@ -69,7 +69,7 @@ class Config:
     """Environment steps of random play before learning starts: five episodes of 500 steps."""
     collect: int = 500
     """Environment steps between two phases of learning: one episode."""
-    updates: int = 100
+    phase_updates: int = 100
     """Updates of such a phase."""
     capacity: int = 1_000_000
     """Replay size of a member in environment steps (never more than the run collects)."""
@@ -109,7 +109,7 @@ class Config:
         check_range(self, "deter hidden stoch units depth envs batch_size capacity collect", least=1)
         check_range(self, "plan_horizon candidates elites iterations", least=1)
         check_range(self, "batch_length", least=2)
-        check_range(self, "layers prefill updates free_nats rec_scale rew_scale noise", least=0)
+        check_range(self, "layers prefill phase_updates free_nats rec_scale rew_scale noise", least=0)
         check_range(self, "elites", most=self.candidates)
         check_range(self, "lr eps clip min_std", above=0)
 
@@ -254,7 +254,7 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
 
 def schedule(config: Config) -> tuple[Collect | Repeat, ...]:
     """Random episodes, then fitting the model and collecting one more episode in turn."""
-    body = Train("all", config.updates), Collect(config.collect)
+    body = Train("all", config.phase_updates), Collect(config.collect)
     return prefill(config.prefill, config.envs, config.batch_length), Repeat(FOREVER, body)
 
 
@@ -263,7 +263,7 @@ def schedule(config: Config) -> tuple[Collect | Repeat, ...]:
 PUBLISHED = Config()
 MICRO = replace(
     PUBLISHED, deter=32, hidden=64, stoch=8, units=64, layers=2, depth=8, envs=4, batch_size=16, batch_length=20,
-    prefill=1000, collect=100, updates=40, capacity=100_000, free_nats=1.0, rec_scale=30.0, lr=2e-3, plan_horizon=15,
+    prefill=1000, collect=100, phase_updates=40, capacity=100_000, free_nats=1.0, rec_scale=30.0, lr=2e-3, plan_horizon=15,
     candidates=100, elites=10, iterations=4,
 )  # fmt: skip
 PRESETS = {"published": PUBLISHED, "micro": MICRO}
@@ -285,4 +285,5 @@ SYSTEM = System(
     steps=6000,
     actions=("Box",),
     offline=True,
+    renamed={"updates": "phase_updates"},
 )

@@ -55,6 +55,9 @@ class System:
     """Whether it can learn from recorded episodes: its targets need nothing of what acting saw."""
     video: bool = False
     """Whether it learns from recordings without actions."""
+    copies: Mapping[str, str | None] = field(default_factory=dict)
+    """Fields of its state that are copies of a component of the parameters (slow critics), or of all (None): what
+    begins with other weights copies them anew."""
     renamed: Mapping[str, str] = field(default_factory=dict)
     """Settings that had another name: `{old: new}`. Flags and files may still use the old one."""
 

@@ -20,7 +20,7 @@ import jaxwm
 from jaxwm.report import charts, data, document, tasks
 from jaxwm.report.curves import learning_curves, metric_curve, panels, reached
 from jaxwm.report.document import Block, Bullets, Code, Fold, Heading, Picture, Table, Text, code, number, save
-from jaxwm.report.story import GAUGE, SKIPPED, Story, column, flatten, metric_names, read
+from jaxwm.report.story import GAUGE, SKIPPED, Story, column, flatten, metric_names, read, work
 from jaxwm.run import directory, machine
 from jaxwm.run.plan import Plan
 
@@ -101,7 +101,7 @@ def _overview(stories: list[Story]) -> list[Block]:
     header = ["run", "agent", "environment", "members", "seed", "environment steps per member", "state"]
     rows = []
     for story in stories:
-        config, steps = story.config, f"{story.progress():,} of {story.config['steps']:,}"
+        config, steps = story.config, f"{story.progress():,} of {story.planned:,} {story.unit}"
         names = [story.label, config["agent"], story.env]
         rows.append(
             [*names, story.members, config["seed"], steps, "finished" if story.evaluation else "**unfinished**"]
@@ -143,11 +143,12 @@ def _results(stories: list[Story]) -> list[tasks.Result]:
                 differing |= {name: None for name in flat[i] if flat[j].get(name) != flat[i][name]}
     found = []
     for story, settings in zip(stories, flat, strict=True):
-        if result := story.evaluation:
+        if story.scored:
+            result = story.evaluation
             own = [f"{name} {settings[name]}" for name in differing if name in settings]
             system = ", ".join([story.config["agent"], *own])
             trained, chance = (np.array(result[name], float) for name in ("trained", "random"))
-            how = result["env_steps"], result["episodes"], story.config.get("env_options", {})
+            how = work(result), result["episodes"], story.config.get("env_options", {})
             found.append(tasks.Result(system, story.env, story.label, trained, chance, *how))
     return found
 
@@ -167,12 +168,10 @@ def _environment(env: str, group: list[Story], out: Path) -> list[Block]:
 
 
 def _returns(env: str, group: list[Story], series: list[charts.Series], out: Path) -> list[Block]:
-    scored = [story for story in group if story.evaluation]
+    scored = [story for story in group if story.scored]
     if not series and not scored:
         return [Text("No scores yet: no training episode has ended.")]
-    finals = [
-        charts.Final(s.label, s.index, s.evaluation["env_steps"], np.array(s.evaluation["trained"])) for s in scored
-    ]
+    finals = [charts.Final(s.label, s.index, work(s.evaluation), np.array(s.evaluation["trained"])) for s in scored]
     chance = float(np.mean([np.mean(s.evaluation["random"]) for s in scored])) if scored else None
     picture = save(charts.returns(env, series, finals, chance), out, f"returns-{env}", f"Learning curves on {env}")
     text = "The evaluation, drawn beyond the end, plays the greedy policy in environments of its own."
@@ -188,11 +187,11 @@ def _returns(env: str, group: list[Story], series: list[charts.Series], out: Pat
 def _scores(group: list[Story], curves: list[charts.Series]) -> list[Block]:
     header = ["run", "environment steps", "episodes per member", "each member", "mean", "minimum", "random"]
     rows = []
-    for story in (story for story in group if story.evaluation):
+    for story in (story for story in group if story.scored):
         result, trained = story.evaluation, np.array(story.evaluation["trained"])
         each = " ".join(f"{value:.2f}" for value in trained)
         numbers = [trained.mean(), trained.min(), np.mean(result["random"])]
-        steps = f"{result['env_steps']:,}"
+        steps = f"{work(result):,}"
         rows.append([story.label, steps, result["episodes"], each, *(f"{x:.2f}" for x in numbers)])
     blocks: list[Block] = []
     if rows:
@@ -222,7 +221,7 @@ def _weak(story: Story, curves: list[charts.Series]) -> Iterable[str]:
 
 def _sooner(group: list[Story], curves: list[charts.Series]) -> list[Block]:
     """How soon each of several runs is good."""
-    scored = [story for story in group if story.evaluation]
+    scored = [story for story in group if story.scored]
     if len(scored) < 2:
         return []
     chance = np.mean([np.mean(story.evaluation["random"]) for story in scored])
@@ -325,7 +324,7 @@ def _pace(story: Story) -> list[str]:
     learning = [row for row in story.metrics if row.get("updates")]
     rates = ["-", "-"]
     if learning and (seconds := learning[-1]["seconds"] - learning[0]["seconds"]) > 0:
-        counts = [learning[-1][name] - learning[0][name] for name in ("env_steps", "updates")]
+        counts = [learning[-1].get(name, 0) - learning[0].get(name, 0) for name in ("env_steps", "updates")]
         rates = [f"{count * story.members / seconds:,.1f}" for count in counts]
     wall = story.evaluation.get("seconds", story.metrics[-1]["seconds"] if story.metrics else None)
     updates = learning[-1]["updates"] if learning else 0

@@ -30,7 +30,7 @@ IMAGE = jax.ShapeDtypeStruct((64, 64, 3), jnp.uint8)
 
 def tiny(name: str, **options):
     base = dict(deter=8, hidden=8, stoch=3, units=8, depth=1, envs=2, batch_size=2, batch_length=4, prefill=20)
-    base |= dict(collect=4, updates=1, capacity=200)
+    base |= dict(collect=4, phase_updates=1, capacity=200)
     if name == "planet":
         base |= dict(plan_horizon=3, candidates=8, elites=2, iterations=2)
     else:
@@ -431,7 +431,7 @@ def test_free_nats_hold_the_mean_kl():
 
 PROBE = dict(
     deter=16, hidden=16, stoch=4, units=16, depth=1, envs=8, batch_size=16, batch_length=8, prefill=200, collect=8,
-    updates=4, capacity=2000, free_nats=0.1,
+    phase_updates=4, capacity=2000, free_nats=0.1,
 )  # fmt: skip
 
 
