@@ -82,8 +82,10 @@ def dreamed(loaded: load.Loaded, life: Any, episodes: int) -> np.ndarray:
         weights, temperature = state.params["controller"][None], state.hyper["temperature"]
 
         def several(keys: Any) -> Any:
-            starts = world_models.sampled(sampler(state, ring, keys[0]).record.extras, keys[1])[:, 0]
-            return nets.returns(state.params, weights, starts, keys[2], temperature)[0]
+            starts = world_models.draw_codes(sampler(state, ring, keys[0], config.rollouts).record.extras, keys[1])[
+                :, 0
+            ]
+            return world_models.dreamed_returns(nets, state.params, weights, starts, keys[2], temperature)[0]
 
         return jax.lax.map(several, keys).ravel()[:episodes]
 

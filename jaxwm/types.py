@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -29,11 +29,17 @@ FOREVER = 2**31 - 1
 """A `Repeat` that ends only when the run does."""
 
 
-RESERVED = ("legal", "to_play", "action", "sim")
-"""Observation keys with a meaning of their own (action mask, player to move, logged action, simulator state)."""
+RESERVED = {"legal": "the action mask", "to_play": "the player to move", "sim": "the state of the simulator"}
+"""Observation keys with a meaning of their own; a system that does not understand one refuses to be built."""
 
 
-Mode = Literal["random", "explore", "greedy", "logged"]
+Mode = Literal["random", "explore", "greedy"]
+
+
+T = TypeVar("T")
+VARIES = "may differ between the members of a population"
+Varies = Annotated[T, VARIES]
+"""Marks a setting that members may have values of their own for: code reads it from `State.hyper`."""
 
 
 # --- Spaces and the environment ---------------------------------------------------------------------------------------
@@ -92,6 +98,8 @@ class Spec:
 
     `players` is how many the agent moves for, in turn: 2 in games against itself.
 
+    `one_hot` says that the observation, a single bool array, always has one True entry: the index of a discrete state.
+
     `action` is None for recordings in which nobody acts.
     """
 
@@ -101,6 +109,7 @@ class Spec:
     max_steps: int | None = None
     simulate: Callable[[PyTree, Array], Step] | None = None
     players: int = 1
+    one_hot: bool = False
 
     def __post_init__(self):
         if self.action is not None and not isinstance(self.action, ActionSpace):
@@ -109,9 +118,13 @@ class Spec:
             check_number(f"{self.name}: max_steps", self.max_steps, least=1, whole=True)
         named = self.obs if isinstance(self.obs, Mapping) else {"obs": self.obs}
         for name, leaf in named.items():
+            if not isinstance(name, str):
+                raise ValueError(f"{self.name}: sensors are named by text, not by {name!r}")
             if name != "sim":
                 _check_sensor(f"{self.name}: the observation {name!r}", leaf)
         _check_reserved(self.name, named, self.action)
+        if self.one_hot and (isinstance(self.obs, Mapping) or self.obs.dtype != np.bool_):
+            raise ValueError(f"{self.name}: a one-hot observation is a single bool array, not {self.obs}")
 
 
 def _check_sensor(what: str, leaf: Any) -> None:
@@ -127,10 +140,10 @@ def _check_sensor(what: str, leaf: Any) -> None:
 
 def _check_reserved(name: str, obs: Mapping[str, Any], action: ActionSpace | None) -> None:
     """ValueError where a sensor has a reserved name and is not what that name stands for."""
+    options = int(np.sum(getattr(action, "n", 0)))
     wanted = {
-        "legal": ("the action mask, bool", lambda x: x.dtype == np.bool_),
+        "legal": (f"the action mask, bool [{options}]", lambda x: x.dtype == np.bool_ and x.shape == (options,)),
         "to_play": ("the player to move, an integer []", lambda x: x.shape == () and x.dtype.kind in "iu"),
-        "action": ("the logged action, float32 for Box and else int32", lambda x: x.dtype == action_dtype(action)),
     }
     for key, (meaning, fits) in wanted.items():
         if key in obs and not fits(obs[key]):
@@ -238,15 +251,16 @@ class TrainStep(NamedTuple):
     """One named way of learning: `update(state, batch, key) -> (state, feedback, metrics)`.
 
     `length` is the number of records read (a context record included). `sampler` is "uniform", "latest", "online", a
-    pure function `(state, ring, key) -> Batch` or a `replay.Sampler`. `feedback` maps names of extras to arrays
+    pure function `(state, ring, key, size) -> Batch` or a `replay.Sampler`; `size` is `batch_size`, or a device's part
+    of it where the replay is split among several. `feedback` maps names of extras to arrays
     `[B, L', ...]` with `L' <= length`, aligned with the last L' records; it is written back to the ring. `metrics` are
     float32 scalars.
 
     `reads` names the ring to sample from; given several names, the sampler is a function and gets `{name: Ring}`.
     A step that `writes` returns new records `[K, N', ...]` (rows of N' streams) in place of feedback.
 
-    Where `shared` is set, `update` also takes `share`, a `jaxwm.learning.share.Share`: each of several devices works on
-    its part of the batch. Other steps are repeated by every device on the whole batch.
+    Where `shared` is set, as for every gradient step, `update` also takes `share`, a `jaxwm.learning.share.Share`: each
+    of several devices works on its part of the batch. Other steps are repeated by every device on the whole batch.
     """
 
     update: Callable[..., tuple[PyTree, Any, dict[str, Array]]]
@@ -271,6 +285,10 @@ class Dream(NamedTuple):
     action: Array
     latent: PyTree
 
+    def swapped(self) -> Dream:
+        """Return the dream with its first two axes swapped: batch first where it was time first."""
+        return jax.tree.map(lambda x: x.swapaxes(0, 1), self)
+
 
 class Agent(NamedTuple):
     """A world-model agent as pure functions, in the manner of an optax transformation.
@@ -284,6 +302,8 @@ class Agent(NamedTuple):
                                                  record L + i; None lets the policy choose them
     schedule                                     the order of collecting and learning, as data
     hyper                                        scalars that may differ between members, with their defaults
+    scores(state, batch, key) -> {name: []}      how good the model is on records that it did not learn from, or None:
+                                                 for systems in which nothing acts, which have no return
     """
 
     init: Callable[[Key, Mapping[str, Any]], Any]
@@ -293,6 +313,7 @@ class Agent(NamedTuple):
     imagine: Callable[..., Dream] | None
     schedule: tuple[Word, ...]
     hyper: dict[str, float]
+    scores: Callable[[Any, Batch, Key], dict[str, Array]] | None = None
 
     def train_step(self, state: Any, batches: Batch | dict[str, Batch], key: Key) -> tuple[Any, dict[str, Array]]:
         """Apply every named step once: `(state, {name: Batch}, key) -> (state, metrics)`.

@@ -70,7 +70,7 @@ def page() -> str:
     return "\n".join([INTRO, document.table(header, rows), "", "## In which order", "", *blocks])
 
 
-def _block(name: str, entry: agents.Entry) -> str:
+def _block(name: str, entry: agents.System) -> str:
     lines = [
         f"**{name}** ({entry.paper}, {entry.year}): `{command(name)}`",
         "",

@@ -6,25 +6,22 @@ as missing. M is the number of members of a run.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shlex
 import shutil
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
 
 import jaxwm
-from jaxwm import agents
 from jaxwm.report import charts, data, document, tasks
 from jaxwm.report.curves import learning_curves, metric_curve, panels, reached
 from jaxwm.report.document import Block, Bullets, Code, Fold, Heading, Picture, Table, Text, code, number, save
-from jaxwm.report.story import GAUGE, SKIPPED, Story, column, flatten, metric_names, read
-from jaxwm.run import directory
+from jaxwm.report.story import GAUGE, SKIPPED, Story, column, flatten, metric_names, read, work
+from jaxwm.run import directory, machine
 from jaxwm.run.plan import Plan
 
 MARKDOWN, HTML = "report.md", "report.html"
@@ -104,7 +101,7 @@ def _overview(stories: list[Story]) -> list[Block]:
     header = ["run", "agent", "environment", "members", "seed", "environment steps per member", "state"]
     rows = []
     for story in stories:
-        config, steps = story.config, f"{story.progress():,} of {story.config['steps']:,}"
+        config, steps = story.config, f"{story.progress():,} of {story.planned:,} {story.unit}"
         names = [story.label, config["agent"], story.env]
         rows.append(
             [*names, story.members, config["seed"], steps, "finished" if story.evaluation else "**unfinished**"]
@@ -117,7 +114,7 @@ def _notes(story: Story) -> Iterable[str]:
     """What is missing or odd in a run."""
     name = f"**{story.label}**"
     if not story.evaluation:
-        command = code(f"jaxwm resume {shlex.quote(str(story.path))}")
+        command = code(f"{machine.program()} resume {shlex.quote(str(story.path))}")
         yield f"{name} is unfinished: there is no {directory.EVALUATION}. Go on with {command}."
     if not story.metrics:
         yield f"{name} has no metrics yet."
@@ -146,11 +143,12 @@ def _results(stories: list[Story]) -> list[tasks.Result]:
                 differing |= {name: None for name in flat[i] if flat[j].get(name) != flat[i][name]}
     found = []
     for story, settings in zip(stories, flat, strict=True):
-        if result := story.evaluation:
+        if story.scored:
+            result = story.evaluation
             own = [f"{name} {settings[name]}" for name in differing if name in settings]
             system = ", ".join([story.config["agent"], *own])
             trained, chance = (np.array(result[name], float) for name in ("trained", "random"))
-            how = result["env_steps"], result["episodes"], story.config.get("env_options", {})
+            how = work(result), result["episodes"], story.config.get("env_options", {})
             found.append(tasks.Result(system, story.env, story.label, trained, chance, *how))
     return found
 
@@ -170,12 +168,10 @@ def _environment(env: str, group: list[Story], out: Path) -> list[Block]:
 
 
 def _returns(env: str, group: list[Story], series: list[charts.Series], out: Path) -> list[Block]:
-    scored = [story for story in group if story.evaluation]
+    scored = [story for story in group if story.scored]
     if not series and not scored:
         return [Text("No scores yet: no training episode has ended.")]
-    finals = [
-        charts.Final(s.label, s.index, s.evaluation["env_steps"], np.array(s.evaluation["trained"])) for s in scored
-    ]
+    finals = [charts.Final(s.label, s.index, work(s.evaluation), np.array(s.evaluation["trained"])) for s in scored]
     chance = float(np.mean([np.mean(s.evaluation["random"]) for s in scored])) if scored else None
     picture = save(charts.returns(env, series, finals, chance), out, f"returns-{env}", f"Learning curves on {env}")
     text = "The evaluation, drawn beyond the end, plays the greedy policy in environments of its own."
@@ -191,11 +187,11 @@ def _returns(env: str, group: list[Story], series: list[charts.Series], out: Pat
 def _scores(group: list[Story], curves: list[charts.Series]) -> list[Block]:
     header = ["run", "environment steps", "episodes per member", "each member", "mean", "minimum", "random"]
     rows = []
-    for story in (story for story in group if story.evaluation):
+    for story in (story for story in group if story.scored):
         result, trained = story.evaluation, np.array(story.evaluation["trained"])
         each = " ".join(f"{value:.2f}" for value in trained)
         numbers = [trained.mean(), trained.min(), np.mean(result["random"])]
-        steps = f"{result['env_steps']:,}"
+        steps = f"{work(result):,}"
         rows.append([story.label, steps, result["episodes"], each, *(f"{x:.2f}" for x in numbers)])
     blocks: list[Block] = []
     if rows:
@@ -228,7 +224,7 @@ def _weak(story: Story, curves: list[charts.Series]) -> Iterable[str]:
 
 def _sooner(group: list[Story], curves: list[charts.Series]) -> list[Block]:
     """How soon each of several runs is good."""
-    scored = [story for story in group if story.evaluation]
+    scored = [story for story in group if story.scored]
     if len(scored) < 2:
         return []
     chance = np.mean([np.mean(story.evaluation["random"]) for story in scored])
@@ -331,7 +327,7 @@ def _pace(story: Story) -> list[str]:
     learning = [row for row in story.metrics if row.get("updates")]
     rates = ["-", "-"]
     if learning and (seconds := learning[-1]["seconds"] - learning[0]["seconds"]) > 0:
-        counts = [learning[-1][name] - learning[0][name] for name in ("env_steps", "updates")]
+        counts = [learning[-1].get(name, 0) - learning[0].get(name, 0) for name in ("env_steps", "updates")]
         rates = [f"{count * story.members / seconds:,.1f}" for count in counts]
     wall = story.evaluation.get("seconds", story.metrics[-1]["seconds"] if story.metrics else None)
     updates = learning[-1]["updates"] if learning else 0
@@ -374,54 +370,10 @@ def _reproduce(stories: list[Story]) -> list[Block]:
     blocks: list[Block] = [Heading(2, "How to run it again"), Table(header, rows)]
     for path, label in {story.path: story.label for story in reversed(stories)}.items():  # a run may have several
         try:
-            blocks[2:2] = [Text(f"{label}:"), Code(command(directory.read_config(path)))]
+            blocks[2:2] = [
+                Text(f"{label}:"),
+                Code(Plan.from_json(directory.read_config(path)).command(machine.program())),
+            ]
         except ValueError as error:
             blocks.insert(2, Text(f"{label}: no command, because {error}."))
     return blocks
-
-
-def command(config: dict[str, Any]) -> str:
-    """The `jaxwm train` command of a config.json, from the preset that leaves the fewest flags.
-
-    Raises:
-        ValueError: this version does not know the agent or one of its settings.
-    """
-    plan = Plan.from_json(config)
-    entry = agents.find(plan.agent)
-    changes = {name: _changes(plan.settings, preset) for name, preset in entry.presets.items()}
-    preset = min(changes, key=lambda name: (len(changes[name]), name != entry.default))
-    words = ["jaxwm", "train", plan.agent, "--env", plan.env]
-    words += [] if preset == entry.default else ["--preset", preset]
-    for name in ("members", "steps", "seed", "episodes"):
-        words += [f"--{name}", str(getattr(plan, name))]
-    for name, value in changes[preset].items():
-        words += _flag(name, value)
-    if plan.env_options:
-        words += ["--env-option", *(f"{name}={_literal(value)}" for name, value in plan.env_options.items())]
-    if plan.vary:
-        words += ["--vary", *(f"{name}={','.join(map(repr, values))}" for name, values in plan.vary.items())]
-    others = ("checkpoint_minutes", "keep", "tensorboard", "gauge", "shards")
-    for field in dataclasses.fields(Plan):
-        if field.name in others and getattr(plan, field.name) != field.default:
-            words += _flag(field.name, getattr(plan, field.name))
-    return shlex.join(words)
-
-
-def _changes(settings: Any, preset: Any) -> dict[str, Any]:
-    """Settings that are not those of the preset. JSON has no tuples, so lists and tuples are the same here."""
-    plain = lambda value: tuple(value) if isinstance(value, list) else value  # noqa: E731
-    pairs = {f.name: (getattr(settings, f.name), getattr(preset, f.name)) for f in dataclasses.fields(preset)}
-    return {name: ours for name, (ours, theirs) in pairs.items() if plain(ours) != plain(theirs)}
-
-
-def _flag(name: str, value: Any) -> list[str]:
-    name = name.replace("_", "-")
-    if isinstance(value, bool):
-        return [f"--{name}" if value else f"--no-{name}"]
-    return [f"--{name}", *map(str, value if isinstance(value, list | tuple) else [value])]
-
-
-def _literal(value: Any) -> str:
-    """What `--env-option` reads as `value`: a Python literal, or any other text as it is."""
-    plain = isinstance(value, str) and value.isidentifier() and value not in ("True", "False", "None")
-    return value if plain else repr(value)

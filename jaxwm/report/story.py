@@ -35,15 +35,37 @@ class Story(NamedTuple):
 
     @property
     def env(self) -> str:
-        return self.config["env"]
+        """Where its records come from, for headings: an environment, or recordings."""
+        env, data = self.config["env"], self.config.get("data")
+        return env if data is None else f"recordings of {env}" if env else str(data)
+
+    @property
+    def unit(self) -> str:
+        """What its curves count."""
+        return "environment steps" if self.config.get("data") is None else "updates"
+
+    @property
+    def planned(self) -> int:
+        """How far it is to go, in its unit."""
+        return self.config["steps"] or self.config["updates"]
+
+    @property
+    def scored(self) -> bool:
+        """Whether its policy was evaluated."""
+        return "trained" in self.evaluation
 
     @property
     def members(self) -> int:
         return self.config["members"]
 
     def progress(self) -> int:
-        """Environment steps so far, of each member."""
-        return max((row["env_steps"] for row in [*self.metrics[-1:], *self.scores[-1:]]), default=0)
+        """Environment steps so far, of each member; updates where there is no environment."""
+        return max((work(row) for row in [*self.metrics[-1:], *self.scores[-1:]]), default=0)
+
+
+def work(row: dict[str, Any]) -> int:
+    """How far a run was at a row of metrics, or at its evaluation."""
+    return row.get("env_steps", row.get("updates", 0))
 
 
 def find(path: Path) -> list[Path]:
@@ -129,7 +151,7 @@ def column(story: Story, name: str) -> tuple[np.ndarray, np.ndarray]:
     rows = [row for row in story.metrics if name in row]
     values = [row[name] if isinstance(row[name], list) else [row[name]] for row in rows]
     table = np.array(values, float).reshape(len(rows), -1 if rows else story.members)  # None becomes NaN
-    return np.array([row["env_steps"] for row in rows], float), table
+    return np.array([work(row) for row in rows], float), table
 
 
 def metric_names(stories: list[Story]) -> list[str]:

@@ -39,12 +39,14 @@ from jaxwm.types import Agent, Array, Collect, Data, Key, PyTree, Record, Repeat
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """One agent with one source of records, and how they are spread; `capacity` is in records of the source."""
+    """One agent with one source of records, and how they are spread; `capacity` is in records of the source, and the
+    components that `freeze` names keep their weights."""
 
     agent: Agent
     source: Source
     spread: Spread
     capacity: int
+    freeze: tuple[str, ...] = ()
     samplers: dict[str, Sampler] = field(init=False)
     _learn: dict[str, Callable] = field(init=False)
     _metrics: dict[str, Any] = field(init=False, default_factory=dict)
@@ -67,7 +69,7 @@ class Program:
 
         def repeated(state: Any, batch: Any, key: Key) -> tuple[Any, Any, dict[str, Array]]:
             state, out, metrics = step.update(state, share.gather(batch), key)
-            return state, share.cut(out, 1) if step.writes else share.part(out), metrics
+            return state, share.slice(out, 1) if step.writes else share.slice(out), metrics
 
         return repeated
 
@@ -148,7 +150,7 @@ class Program:
         key = stream(life.key, ACT, counters.rows)
         carry, record = self._record(life.agent, life.carry, step, key, mode)
         counters = counters._replace(steps=counters.steps + self.source.num_envs, rows=counters.rows + 1)
-        ring = replay.add(life.ring, share.part(record) if share.split else record)
+        ring = replay.add(life.ring, share.slice(record) if share.split else record)
         life = life._replace(
             carry=carry, rings=life.rings | {"real": ring}, score=Score(total, length), counters=counters
         )
@@ -162,6 +164,8 @@ class Program:
         batch, cursor = draw(life.agent, _read(life, step), life.cursors[name], share.key(k_sample))
         state, out, metrics = self._learn[name](life.agent, batch, k_update)
         good = all_finite(metrics)
+        if self.freeze:
+            state = state._replace(params={**state.params, **{n: life.agent.params[n] for n in self.freeze}})
         state = jax.tree.map(partial(jnp.where, good), state, life.agent)
         if step.writes:
             old = life.rings[step.writes.ring]

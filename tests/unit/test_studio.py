@@ -13,7 +13,7 @@ from rich.console import Console
 from toys import counting_env, on_host, toy_agent
 
 from jaxwm import agents, cli, envs
-from jaxwm.envs import envpool, from_functions
+from jaxwm.envs import envpool, from_functions, registry
 from jaxwm.run import directory, load
 from jaxwm.run.checkpoint import Checkpoints
 from jaxwm.run.plan import Plan
@@ -393,7 +393,7 @@ def test_mp4_keeps_size_and_frames(tmp_path):
 
 def hand_over(agent, monkeypatch, env=walk) -> None:
     """Let `load` find this agent in this environment."""
-    monkeypatch.setitem(envs._registered, "toy/Walk", env)
+    monkeypatch.setitem(registry._registered, "toy/Walk", env)
     plan = Plan("dreamer-v3", "toy/Walk", agents.settings("dreamer-v3", "nano"), 100)
     monkeypatch.setattr(episodes, "load", lambda folder, checkpoint: load.Loaded(plan, agent, {}, 100))
 
