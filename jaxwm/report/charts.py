@@ -1,6 +1,6 @@
 """The figures of a report. Arrays in, matplotlib figures out: no files, no global state of pyplot.
 
-Letters: K points, M members. Colours are Okabe and Ito's, which colour-blind readers tell apart.
+Letters: K points, M members. Colours are Okabe and Ito's, which colour-blind readers can distinguish.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def gauge(runs: list[list[Series]]) -> Figure:
 
 
 def _focus(axes: Axes, series: tuple[Series, ...]) -> None:
-    """Fit the vertical axis to all but the first tenth of the points, where those would squeeze the rest; say so."""
+    """Fit the vertical axis to all but the first tenth of the points where those would squeeze the rest; note it."""
     whole = np.concatenate([curve.values.ravel() for curve in series])
     later = np.concatenate([curve.values[-(-len(curve.values) // 10) :].ravel() for curve in series])
     whole, later = whole[np.isfinite(whole)], later[np.isfinite(later)]

@@ -201,12 +201,15 @@ def _scores(group: list[Story], curves: list[charts.Series]) -> list[Block]:
 
 
 def _weak(story: Story, curves: list[charts.Series]) -> Iterable[str]:
-    """What to say of a run that is not evaluated, or whose greedy policy is worse than it should be."""
+    """Notes on a run that is not evaluated, or whose greedy policy is worse than it should be."""
     if not story.evaluation:
         yield f"{story.label} is not evaluated yet."
         return
     trained, chance = (float(np.mean(story.evaluation[name])) for name in ("trained", "random"))
     way = f"score the exploring policy with {code(f'jaxwm eval {shlex.quote(str(story.path))} --mode explore')}"
+    bad = [str(m) for m, score in enumerate(story.evaluation["trained"]) if score < chance <= trained]
+    if bad:
+        yield f"**{story.label}**: below random play ({chance:.2f}): member {', '.join(bad)}."
     mine = [curve.values[np.isfinite(curve.values).all(1)] for curve in curves if curve.index == story.index]
     last = float(mine[0][-1].mean()) if mine and len(mine[0]) else trained
     below = [f"random play ({chance:.2f})"] if trained < chance else []
@@ -277,7 +280,7 @@ def _gauge_table(stories: list[Story]) -> Table:
 
 
 def _dreams(stories: list[Story], out: Path) -> list[Block]:
-    """The pictures in RUN/dreams and RUN/watch.gif, copied next to the report, and what the dreams' numbers say."""
+    """The pictures in RUN/dreams and RUN/watch.gif, copied next to the report, and the verdict on the dreams."""
     blocks: list[Block] = []
     captions = data.read("captions.toml")
     for path, label in {story.path: story.label for story in reversed(stories)}.items():

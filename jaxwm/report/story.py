@@ -23,7 +23,7 @@ SKIPPED = "skipped"
 
 
 class Story(NamedTuple):
-    """All that a run directory tells. `evaluation` is {} for a run that is not finished."""
+    """The contents of a run directory. `evaluation` is {} for a run that is not finished."""
 
     label: str
     index: int

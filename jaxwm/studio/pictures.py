@@ -1,6 +1,6 @@
 """From observations to pictures: images, 0/1 planes, drawings of known states, and the numbers that are left.
 
-A picture is uint8 `[height, width, 3]`. Colours are those of Okabe and Ito, which the colour-blind can tell apart.
+A picture is uint8 `[height, width, 3]`. Colours are those of Okabe and Ito, which the colour-blind can distinguish.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ FLOOR = (26, 26, 30)
 
 GRID = (48, 48, 54)
 """Lines between the cells of planes."""
+
+EDGE = 64
+"""Differences of smooth edges that do not count as an error of a drawing."""
 
 SCALE = 60
 """Width of the scale of pixel errors in a legend."""
@@ -69,7 +72,8 @@ def painter(spec: Spec, size: int = 128) -> Painter | None:
     if draw is None or [shape.shape for shape in shapes.values()] != [(width,)]:
         return None
     paint = lambda obs: draw(np.asarray(sensors(obs).popitem()[1], float), size)  # noqa: E731
-    compare = lambda truth, dream: _wrong((paint(truth) != paint(dream)).any(-1))  # noqa: E731
+    apart = lambda truth, dream: np.abs(paint(truth).astype(int) - paint(dream)).max(-1)  # noqa: E731
+    compare = lambda truth, dream: _wrong(apart(truth, dream) > EDGE)  # noqa: E731
     return Painter(paint, compare, [], [(paper.patch(VERMILLION), "the two drawings differ")])
 
 

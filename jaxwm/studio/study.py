@@ -1,4 +1,4 @@
-"""Dreams of real windows and their errors: imagine, measure, and say what the numbers mean.
+"""Dreams of real windows and their errors: imagine, measure, and put the numbers in words.
 
 Two baselines give an error its meaning: the last observation kept (a world that never changes), and the same dream
 under the actions of another window (a model that ignores its actions dreams equally well under any).

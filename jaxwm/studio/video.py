@@ -16,6 +16,9 @@ FORMATS = ("gif", "mp4")
 HOLD = 1.5
 """Seconds that the last frame stays."""
 
+COLOURS = 255
+"""Of a GIF; the one that is left marks what did not change since the frame before."""
+
 SAMPLE = 24
 """Frames from which the colours of a GIF are chosen."""
 
@@ -54,14 +57,14 @@ def write(path: Path, frames: Sequence[np.ndarray], fps: float, most_bytes: int 
 def _write_gif(path: Path, frames: Sequence[np.ndarray], fps: float) -> None:
     """One palette for all frames: what does not change between two of them costs nothing."""
     sample = np.concatenate(frames[:: -(-len(frames) // SAMPLE)])
-    palette = Image.fromarray(sample).quantize(256, dither=Image.Dither.NONE)
+    palette = Image.fromarray(sample).quantize(COLOURS, dither=Image.Dither.NONE)
     colours = np.array(palette.getpalette(), np.uint8).reshape(-1, 3)
     colours[(colours > 244).all(1)] = 255  # colours are matched coarsely, and white must stay white
     colours[colours.sum(1, dtype=int).argmax()] = 255
     palette.putpalette(colours.tobytes())
     images = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     times = [round(1000 / fps)] * (len(frames) - 1) + [round(1000 * HOLD)]
-    images[0].save(path, save_all=True, append_images=images[1:], duration=times, loop=0, disposal=1, optimize=False)
+    images[0].save(path, save_all=True, append_images=images[1:], duration=times, loop=0, disposal=1, optimize=True)
 
 
 def _write_mp4(path: Path, frames: Sequence[np.ndarray], fps: float) -> None:

@@ -286,6 +286,8 @@ def test_a_greedy_policy_that_is_worse_is_explained(tmp_path):
     text = text_of([far], None)
     assert "**far**: the greedy policy (-5.00) is below the last training returns (4." in text
     assert "and random play (-0.60)" in text and f"jaxwm eval {far} --mode explore" in text
+    one = write(tmp_path / "one", evaluation=EVALUATION | {"trained": [9.0, 5.0, -2.0]})
+    assert "- **one**: below random play (-0.60): member 2." in text_of([one], None)
     good = write(tmp_path / "good", evaluation=EVALUATION | {"trained": [5.0] * 3})
     assert "the greedy policy" not in rows_after(text_of([good], None), "### Evaluation")
 
