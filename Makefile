@@ -10,9 +10,6 @@ EXPERIMENT ?=
 ARGS ?=
 SMOKE := --games Asterix Frostbite --preset nano --train-ratio 16 --seeds 2 --steps 600 --episodes 2
 
-# Programs compiled once are found again by the next run.
-export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
-
 comma := ,
 BIN := .venv/bin
 STAMP := .venv/.installed-$(subst $(comma),-,$(EXTRAS))
@@ -45,6 +42,9 @@ train: setup  ## Train Dreamer V3 (on Catch; ARGS='--env ...' for more)
 notebook: setup  ## Open the notebooks of experiments/ in Jupyter Lab (installs it into .venv the first time)
 	@test -x $(BIN)/jupyter-lab || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[notebook]'
 	$(BIN)/jupyter lab --notebook-dir=experiments $(ARGS)
+
+# Tests and benchmarks keep their compiled programs here; commands share the cache of `jaxwm` itself.
+test test-slow bench bench-gpu: export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
 test: setup  ## Run the tests, about twelve minutes on two cores
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)

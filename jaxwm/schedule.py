@@ -53,6 +53,17 @@ def words(body: tuple[Word, ...]) -> list[Word]:
     return [inner for word in body for inner in (words(word.body) if isinstance(word, Repeat) else [word])]
 
 
+def updates_of(body: tuple[Word, ...]) -> int:
+    """Updates of one iteration of a body, where they are numbers; 0 where only the run tells how many."""
+    count = 0
+    for word in body:
+        if isinstance(word, Repeat):
+            count += word.times * updates_of(word.body)
+        elif isinstance(word, Train) and isinstance(word.updates, int):
+            count += word.updates
+    return count
+
+
 def pace(per_update: float, envs: int) -> tuple[int, int]:
     """Environment steps to collect, whole rows of `envs`, and updates after them, for `per_update` steps per update."""
     rows = max(1, round(per_update / envs))

@@ -29,8 +29,8 @@ FOREVER = 2**31 - 1
 """A `Repeat` that ends only when the run does."""
 
 
-RESERVED = ("legal", "to_play", "action", "sim")
-"""Observation keys with a meaning of their own (action mask, player to move, logged action, simulator state)."""
+RESERVED = {"legal": "the action mask", "to_play": "the player to move", "sim": "the state of the simulator"}
+"""Observation keys with a meaning of their own; a system that does not understand one refuses to be built."""
 
 
 Mode = Literal["random", "explore", "greedy", "logged"]
@@ -92,6 +92,8 @@ class Spec:
 
     `players` is how many the agent moves for, in turn: 2 in games against itself.
 
+    `one_hot` says that the observation, a single bool array, always has one True entry: the index of a discrete state.
+
     `action` is None for recordings in which nobody acts.
     """
 
@@ -101,6 +103,7 @@ class Spec:
     max_steps: int | None = None
     simulate: Callable[[PyTree, Array], Step] | None = None
     players: int = 1
+    one_hot: bool = False
 
     def __post_init__(self):
         if self.action is not None and not isinstance(self.action, ActionSpace):
@@ -109,9 +112,13 @@ class Spec:
             check_number(f"{self.name}: max_steps", self.max_steps, least=1, whole=True)
         named = self.obs if isinstance(self.obs, Mapping) else {"obs": self.obs}
         for name, leaf in named.items():
+            if not isinstance(name, str):
+                raise ValueError(f"{self.name}: sensors are named by text, not by {name!r}")
             if name != "sim":
                 _check_sensor(f"{self.name}: the observation {name!r}", leaf)
         _check_reserved(self.name, named, self.action)
+        if self.one_hot and (isinstance(self.obs, Mapping) or self.obs.dtype != np.bool_):
+            raise ValueError(f"{self.name}: a one-hot observation is a single bool array, not {self.obs}")
 
 
 def _check_sensor(what: str, leaf: Any) -> None:
@@ -127,10 +134,10 @@ def _check_sensor(what: str, leaf: Any) -> None:
 
 def _check_reserved(name: str, obs: Mapping[str, Any], action: ActionSpace | None) -> None:
     """ValueError where a sensor has a reserved name and is not what that name stands for."""
+    options = int(np.sum(getattr(action, "n", 0)))
     wanted = {
-        "legal": ("the action mask, bool", lambda x: x.dtype == np.bool_),
+        "legal": (f"the action mask, bool [{options}]", lambda x: x.dtype == np.bool_ and x.shape == (options,)),
         "to_play": ("the player to move, an integer []", lambda x: x.shape == () and x.dtype.kind in "iu"),
-        "action": ("the logged action, float32 for Box and else int32", lambda x: x.dtype == action_dtype(action)),
     }
     for key, (meaning, fits) in wanted.items():
         if key in obs and not fits(obs[key]):
@@ -284,6 +291,8 @@ class Agent(NamedTuple):
                                                  record L + i; None lets the policy choose them
     schedule                                     the order of collecting and learning, as data
     hyper                                        scalars that may differ between members, with their defaults
+    scores(state, batch, key) -> {name: []}      how good the model is on records that it did not learn from, or None:
+                                                 for systems in which nothing acts, which have no return
     """
 
     init: Callable[[Key, Mapping[str, Any]], Any]
@@ -293,6 +302,7 @@ class Agent(NamedTuple):
     imagine: Callable[..., Dream] | None
     schedule: tuple[Word, ...]
     hyper: dict[str, float]
+    scores: Callable[[Any, Batch, Key], dict[str, Array]] | None = None
 
     def train_step(self, state: Any, batches: Batch | dict[str, Batch], key: Key) -> tuple[Any, dict[str, Array]]:
         """Apply every named step once: `(state, {name: Batch}, key) -> (state, metrics)`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from jaxwm.agents import (
@@ -17,7 +18,7 @@ from jaxwm.agents import (
     world_models,
 )
 from jaxwm.errors import suggest
-from jaxwm.types import Agent, Spec
+from jaxwm.types import RESERVED, Agent, Spec
 
 
 class Entry(NamedTuple):
@@ -41,6 +42,8 @@ class Entry(NamedTuple):
     env: str = "gymnax/Catch-bsuite"
     steps: int = 6000
     players: int = 1  # most that it can move for, see Spec.players
+    video: bool = False  # learns from recordings without actions
+    obeys: tuple[str, ...] = ()  # reserved sensors that it understands, see types.RESERVED
 
 
 AGENTS: dict[str, Entry] = {
@@ -152,6 +155,7 @@ AGENTS: dict[str, Entry] = {
         env="pgx/TicTacToe",
         steps=40_000,
         players=2,
+        obeys=tuple(RESERVED),
     ),
     "muzero": Entry(
         muzero.make,
@@ -165,6 +169,7 @@ AGENTS: dict[str, Entry] = {
         predicts="residual CNN or MLP: next latent, reward, value, policy; no observations (decoder on request)",
         acts="tree search (PUCT or Gumbel) in the latent; over sampled actions where they are vectors",
         steps=8000,
+        obeys=tuple(RESERVED),
     ),
     "efficientzero": Entry(
         efficientzero.make,
@@ -178,6 +183,7 @@ AGENTS: dict[str, Entry] = {
         predicts="as MuZero; sums of rewards by an LSTM; latents that agree with what is then seen",
         acts="as MuZero",
         steps=8000,
+        obeys=tuple(RESERVED),
     ),
 }
 
@@ -214,13 +220,24 @@ def make(name: str, spec: Spec, preset: str | None = None, **options: Any) -> Ag
 
 
 def build(name: str, spec: Spec, config: Any) -> Agent:
-    """As `make`, with settings that are whole. ValueError also for a game against itself, where a system plays none."""
+    """Build a system with settings that are whole.
+
+    Raises ValueError as `make`, for a game against itself where a system plays none, and for a reserved sensor that a
+    system does not understand.
+    """
     entry = find(name)
-    if spec.action is None:
+    if spec.action is None and not entry.video:
         raise ValueError(f"{name} learns what actions do, and {spec.name} has no action space")
     if spec.players > entry.players:
         raise ValueError(
             f"{name} plays for one side, and {spec.name} wants moves for both: give it an opponent "
             "(--env-option opponent=random or mcts), or take alphazero"
         )
+    for key in RESERVED:
+        if isinstance(spec.obs, Mapping) and key in spec.obs and key not in entry.obeys:
+            able = [other for other, system in AGENTS.items() if key in system.obeys]
+            raise ValueError(
+                f"{name} does not understand the reserved sensor {key!r} ({RESERVED[key]}) of {spec.name}: take "
+                f"{', '.join(able)}, or rename or drop the sensor"
+            )
     return entry.make(spec, config)

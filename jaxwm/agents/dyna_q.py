@@ -4,8 +4,9 @@ Every real step teaches the Q-table and the model; then `planning` simulated ste
 were met before, teach the Q-table again. With a `bonus` this is Dyna-Q+: a pair that has not been tried for tau real
 steps promises bonus * sqrt(tau) more, and untried actions of known states are planned with as well.
 
-S states, A actions. Observations must be one-hot (bool), such as those of the `tabular` environments. One thing differs
-from the book: a transition is learned after the next action has been chosen, as the record of a step holds its action.
+S states, A actions. Observations must be one-hot (`Spec.one_hot`), such as those of the `tabular` environments. One
+thing differs from the book: a transition is learned after the next action has been chosen, as the record of a step
+holds its action.
 """
 
 from __future__ import annotations
@@ -122,12 +123,12 @@ class State(NamedTuple):
 
 
 def make(spec: Spec, config: Config = Config()) -> Agent:
-    """Dyna-Q for an environment. ValueError unless observations are bool and actions discrete."""
+    """Dyna-Q for an environment. ValueError unless observations are one-hot and actions discrete."""
     obs = spec.obs
-    if not isinstance(obs, jax.ShapeDtypeStruct) or obs.dtype != jnp.bool_ or not isinstance(spec.action, Discrete):
+    if not spec.one_hot or not isinstance(spec.action, Discrete):
         raise ValueError(
-            f"dyna-q wants one-hot (bool) observations and discrete actions; {spec.name} has {obs} and {spec.action}: "
-            "take one of the tabular environments (`jaxwm list`)"
+            f"dyna-q needs the index of a state, a one-hot observation (`Spec.one_hot`), and discrete actions; "
+            f"{spec.name} has {obs} and {spec.action}: take one of the tabular environments (`jaxwm list`)"
         )
     states, actions, plus = math.prod(obs.shape), spec.action.n, config.bonus > 0
     index = lambda obs: jnp.argmax(obs.reshape(*obs.shape[: obs.ndim - len(spec.obs.shape)], -1), -1)  # noqa: E731

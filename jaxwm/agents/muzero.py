@@ -234,7 +234,9 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
     check(spec.obs, config.residual)
     whole = isinstance(spec.action, Discrete)
     options = spec.action.n if isinstance(spec.action, Discrete) else config.sampled
-    masked = whole and isinstance(spec.obs, Mapping) and "legal" in spec.obs
+    masked = isinstance(spec.obs, Mapping) and "legal" in spec.obs
+    if masked and not whole:
+        raise ValueError(f"muzero masks single discrete actions only, and {spec.name} has {spec.action}: drop 'legal'")
     support, tree = Support(config.bound, config.bins), config.tree()
     net = Net(
         spec.obs, spaces.action_size(spec.action), spaces.head_sizes(spec.action), support, config.residual,

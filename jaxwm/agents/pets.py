@@ -15,7 +15,7 @@ compared under the same noise.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
@@ -28,7 +28,7 @@ from jaxwm import replay
 from jaxwm.control import planning
 from jaxwm.control.planning import Planner
 from jaxwm.control.policy import logged
-from jaxwm.envs import continuous
+from jaxwm.envs.known import KNOWN, Known
 from jaxwm.errors import check_choice, check_number, check_range, check_types
 from jaxwm.learning import optim
 from jaxwm.models import ensemble
@@ -166,33 +166,6 @@ PRESETS = {
         iterations=3,
     ),
 }
-
-
-class Known(NamedTuple):
-    """Functions of an environment over any leading axes: `reward(obs, action, next obs)`, and whether `next obs` is an
-    end, as floats. Actions are those of the agent, in [-1, 1]."""
-
-    reward: Callable[[Array, Array, Array], Array]
-    ends: Callable[[Array], Array]
-
-
-def _pendulum_reward(obs: Array, action: Array, after: Array) -> Array:
-    """-(angle^2 + 0.1 speed^2 + 0.001 torque^2) before the step, with obs = cos, sin, speed and a torque of 2 Nm."""
-    angle = jnp.arctan2(obs[..., 1], obs[..., 0])
-    return -(angle**2 + 0.1 * obs[..., 2] ** 2 + 0.001 * (2 * jnp.clip(action[..., 0], -1, 1)) ** 2)
-
-
-KNOWN = {
-    "gymnax/Pendulum-v1": Known(_pendulum_reward, lambda after: jnp.zeros(after.shape[:-1])),
-    "continuous/CartPole": Known(
-        lambda obs, action, after: jnp.ones(after.shape[:-1]),
-        lambda after: continuous.fallen(after).astype(jnp.float32),
-    ),
-    "continuous/Ledge": Known(
-        lambda obs, action, after: continuous.height(after), lambda after: continuous.over(after).astype(jnp.float32)
-    ),
-}
-"""Environments whose reward and termination are known."""
 
 
 class State(NamedTuple):
@@ -425,7 +398,7 @@ def _check_spec(spec: Spec, config: Config) -> None:
     if config.reward == "known" and spec.name not in KNOWN:
         raise ValueError(
             f"the reward of {spec.name} is not known (those of {', '.join(KNOWN)} are): add it to "
-            "jaxwm.agents.pets.KNOWN or set --reward learned"
+            "jaxwm.envs.known.KNOWN or set --reward learned"
         )
 
 

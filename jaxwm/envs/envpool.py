@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from jaxwm.envs import spaces
+from jaxwm.envs import gym_spaces
 from jaxwm.envs.host import Outcome, host_env
 from jaxwm.envs.pure import check_num_envs
 from jaxwm.errors import check_choice, check_number
@@ -292,8 +292,8 @@ def _env(
         )
     with _quiet():
         task_spec = envpool.make_spec(task, **native)
-        obs, read = spaces.observation_space(task_spec.observation_space, channels_first)
-        action, write = spaces.action_space(task_spec.action_space)
+        obs, read = gym_spaces.observation_space(task_spec.observation_space, channels_first, name)
+        action, write = gym_spaces.action_space(task_spec.action_space, name)
     if view is not None:
         native_read, (obs, show) = read, view
         read = lambda images: show(native_read(images))  # noqa: E731

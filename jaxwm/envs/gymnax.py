@@ -10,8 +10,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxwm.envs import spaces
+from jaxwm.envs import gym_spaces
 from jaxwm.envs.pure import check_num_envs, from_functions
 from jaxwm.errors import check_number, check_options
 from jaxwm.types import ActionSpace, Box, Discrete, Env, Spec
@@ -27,6 +28,9 @@ GYMNAX = (
 
 PLANES = {"Catch-bsuite", "DeepSea-bsuite", "FourRooms-misc", "Pong-misc", *(f"{game}-MinAtar" for game in MINATAR)}
 """Ids whose observations of rank 2 or 3 are 0/1 grids (FourRooms only with `use_visual_obs=True`)."""
+
+STATES = {"DeepSea-bsuite"}
+"""Ids whose grids show one cell, the state (none at the end)."""
 
 IMAGES = {"MNISTBandit-bsuite"}
 """Ids whose observations are grey images that gymnax divided by 255."""
@@ -56,7 +60,7 @@ def _make(name: str, task: str, num_envs: int, max_steps: int | None, options: d
     native, params = _build(name, task, max_steps, options)
     shape = jax.eval_shape(lambda: native.reset_env(jax.random.key(0), params)[0]).shape
     obs, read = _observation(task, native.observation_space(params), shape)
-    action, write = _action(native.action_space(params))
+    action, write = _action(name, native.action_space(params))
 
     def reset(key: jax.Array) -> tuple[Any, Any]:
         first, state = native.reset_env(key, params)
@@ -67,7 +71,8 @@ def _make(name: str, task: str, num_envs: int, max_steps: int | None, options: d
         after, state, reward, terminated, _ = native.step_env(key, state, write(action), params)
         return state, read(after), reward, terminated, native.is_truncated(state, params)
 
-    spec = Spec(name, obs, action, int(params.max_steps_in_episode))
+    one_hot = task in STATES or (not shape and hasattr(native.observation_space(params), "n"))
+    spec = Spec(name, obs, action, int(params.max_steps_in_episode), one_hot=one_hot)
     return from_functions(spec, reset, step, num_envs)
 
 
@@ -122,14 +127,15 @@ def _observation(task: str, space: Any, shape: tuple[int, ...]) -> tuple[jax.Sha
                 jnp.uint8
             )
         return jax.ShapeDtypeStruct(shape, jnp.bool_), lambda obs: obs.reshape(shape) != 0
-    size = math.prod(shape)
-    return jax.ShapeDtypeStruct((size,), jnp.float32), lambda obs: obs.reshape(size).astype(jnp.float32)
+    flat = shape if len(shape) > 2 else (math.prod(shape),)
+    return jax.ShapeDtypeStruct(flat, jnp.float32), lambda obs: obs.reshape(flat).astype(jnp.float32)
 
 
-def _action(space: Any) -> tuple[ActionSpace, Callable[[jax.Array], jax.Array]]:
+def _action(name: str, space: Any) -> tuple[ActionSpace, Callable[[jax.Array], jax.Array]]:
     """Our action space and the function from one of our actions to the native one."""
     if hasattr(space, "n"):
         return Discrete(int(space.n)), lambda action: action
     shape = tuple(space.shape)
-    centre, half = spaces.box_scale(space.low, space.high, shape)
-    return Box(centre.size), lambda action: jnp.clip(action.reshape(shape), -1.0, 1.0) * jnp.asarray(half) + centre
+    low, high = (x.astype(np.float32) for x in gym_spaces.box_range(space.low, space.high, shape, name))
+    centre, half = (high + low) / 2, (high - low) / 2
+    return Box(centre.size), lambda action: jnp.clip(action.reshape(shape) * half + centre, low, high)

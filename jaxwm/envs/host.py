@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxwm.envs import spaces
+from jaxwm.envs import border, gym_spaces
 from jaxwm.envs.pure import check_num_envs
 from jaxwm.types import Discrete, Env, Key, PyTree, Spec, Step
 
@@ -43,6 +43,8 @@ class Pool(Protocol):
 class Handle:
     """The `env_state` of a host environment: the pool, the number of members, who starts anew at the next step.
 
+    `replaced` int `[M, N]` counts steps in which a number was not finite (see `envs.border`).
+
     It is changed in place by `step`; there is no way back to an earlier one.
     """
 
@@ -50,36 +52,41 @@ class Handle:
         self.pool: Pool | None = pool
         self.members = members
         self.is_last = np.zeros(members * num_envs, bool)
+        self.replaced = np.zeros((members, num_envs), np.int64)
 
 
 def host_env(spec: Spec, num_envs: int, open_pool: Callable[[list[int]], Pool]) -> Env:
     """An `Env` with `pure=False` over the pools that `open_pool(seeds)` builds, one seed for each environment."""
     check_num_envs(num_envs)
-    width = spaces.action_shape(spec.action)
 
-    def split(tree: PyTree, members: int) -> PyTree:
-        return jax.tree.map(lambda x: x.reshape(members, num_envs, *x.shape[1:]), tree)
+    def passed(handle: Handle, obs: PyTree, reward: np.ndarray, *flags: np.ndarray, bad: Any = False) -> Step:
+        """What the pool returned, `[K, ...]`, as a `Step` `[M, N, ...]`; numbers that are not finite become 0."""
+        obs = border.checked(spec, obs, flags[1])
+        (obs, reward), worse = border.finite((obs, reward))
+        lead = handle.replaced.shape
+        if bad is not False or worse is not False:
+            handle.replaced += np.reshape(bad | worse, lead)
+        step: Any = (obs, reward, *flags)
+        return jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), Step(*step))
 
     def reset(keys: Key) -> tuple[Handle, Step]:
         seeds = env_seeds(keys, num_envs)
         pool = open_pool(seeds.ravel().tolist())
         handle = Handle(pool, len(seeds), num_envs)
         no, yes = np.zeros(seeds.size, bool), np.ones(seeds.size, bool)
-        first: Any = (pool.reset(), np.zeros(seeds.size, np.float32), yes, no, no.copy())
-        return handle, split(Step(*first), handle.members)
+        return handle, passed(handle, pool.reset(), np.zeros(seeds.size, np.float32), yes, no, no.copy())
 
     def step(handle: Handle, action: Any) -> tuple[Handle, Step]:
         if handle.pool is None:
             raise RuntimeError(f"{spec.name}: this handle was closed; call reset for a new one")
-        action = np.asarray(action)
-        spaces.check_action(spec, action, (handle.members, num_envs))
-        out = handle.pool.step(action.reshape(-1, *width))
-        is_first, going = handle.is_last, ~handle.is_last
-        handle.is_last = np.asarray(out.is_last, bool) & going
-        reward = np.where(is_first, 0, out.reward).astype(np.float32)
+        action, bad = border.native_action(spec, action, (handle.members, num_envs))
+        out = handle.pool.step(action)
+        is_first, going, num = handle.is_last, ~handle.is_last, (len(action),)
+        last, terminal = (border.flag(spec.name, *x, num) for x in (("is_last", out[2]), ("is_terminal", out[3])))
+        handle.is_last = last & going
+        reward = np.where(is_first, np.float32(0), border.reward(spec.name, out.reward, num))
         # Copies, so that nobody who keeps or changes a Step can touch what the handle remembers.
-        after: Any = (out.obs, reward, is_first, handle.is_last.copy(), np.asarray(out.is_terminal, bool) & going)
-        return handle, split(Step(*after), handle.members)
+        return handle, passed(handle, out.obs, reward, is_first, handle.is_last.copy(), terminal & going, bad=bad)
 
     return Env(spec, reset, step, num_envs, pure=False, close=close)
 
@@ -117,78 +124,83 @@ def from_gymnasium(make_one: Callable[[int], Any], num_envs: int = 1, spec: Spec
     seed too. A `close()` is called where there is one.
 
     Without a `spec` one environment is built to read its `observation_space` and `action_space`; uint8 images must be
-    channels last. Box actions in [-1, 1] are then scaled to the native bounds. With a `spec` nothing is inferred:
-    observations are cast and reshaped to `spec.obs`, and actions are handed over as they are.
+    channels last or first. Box actions in [-1, 1] are then scaled to the native bounds. With a `spec` nothing is
+    inferred: observations must be those of `spec.obs`, and actions are handed over as they are, in [-1, 1].
 
-    Raises ValueError for a space without a counterpart in `jaxwm.types`.
+    Raises ValueError for a space without a counterpart in `jaxwm.types`, and `border.Misfit` when what is returned is
+    not what the spaces or the spec say.
     """
     check_num_envs(num_envs)
     if spec is not None:
-        read, write = spaces.read_as(spec.obs), lambda action: action
+        read, write = border.reader_of(spec), lambda action: action
     else:
         spec, read, write = _infer(make_one)
     discrete = isinstance(spec.action, Discrete)
     return host_env(spec, num_envs, lambda seeds: _Loop(make_one, seeds, read, write, discrete))
 
 
-def _infer(make_one: Callable[[int], Any]) -> tuple[Spec, spaces.Reader, Callable[[np.ndarray], np.ndarray]]:
+def _infer(make_one: Callable[[int], Any]) -> tuple[Spec, border.Reader, Callable[[np.ndarray], np.ndarray]]:
     env = make_one(0)
     if not (hasattr(env, "observation_space") and hasattr(env, "action_space")):
         raise ValueError(
             f"make_one(seed) must return an environment with observation_space and action_space, not "
             f"{type(env).__name__}: return one, or give from_gymnasium a spec"
         )
-    obs, read = spaces.observation_space(env.observation_space)
-    action, write = spaces.action_space(env.action_space)
     native = getattr(env, "spec", None)
     name = getattr(native, "id", None) or type(env).__name__
-    getattr(env, "close", lambda: None)()
-    return Spec(name, obs, action, getattr(native, "max_episode_steps", None)), read, write
+    try:
+        obs, read = gym_spaces.observation_space(env.observation_space, name=name)
+        action, write = gym_spaces.action_space(env.action_space, name)
+    finally:
+        getattr(env, "close", lambda: None)()
+    one_hot = type(env.observation_space).__name__ == "Discrete"
+    return Spec(name, obs, action, getattr(native, "max_episode_steps", None), one_hot=one_hot), read, write
 
 
 class _Loop:
     """A `Pool` of gymnasium environments in a Python loop."""
 
-    def __init__(self, make_one: Callable[[int], Any], seeds: list[int], read: Any, write: Any, discrete: bool):
+    def __init__(
+        self, make_one: Callable[[int], Any], seeds: list[int], read: border.Reader, write: Any, discrete: bool
+    ):
         self.seeds, self.read, self.write, self.discrete = seeds, read, write, discrete
         self.envs = [make_one(seed) for seed in seeds]
         self.is_last = [False] * len(seeds)
 
     def reset(self) -> PyTree:
-        return self._gather([_begin(env, seed=seed) for env, seed in zip(self.envs, self.seeds, strict=True)])
+        return self.read.rows([_begin(env, seed=seed) for env, seed in zip(self.envs, self.seeds, strict=True)])
 
     def step(self, action: np.ndarray) -> Outcome:
-        rows = [self._one(i, native) for i, native in enumerate(self.write(action))]
-        obs, reward, terminated, truncated = zip(*rows, strict=True)
-        terminal = np.array(terminated, bool)
-        last = terminal | np.array(truncated, bool)
+        native = self.write(action)
+        obs, *rest = zip(*(self._one(i, native[i, ...]) for i in range(len(native))), strict=True)
+        reward, last, terminal = map(np.array, rest)
         self.is_last = last.tolist()
-        return Outcome(self._gather(obs), np.array(reward, np.float32), last, terminal)
+        return Outcome(self.read.rows(obs), reward, last, terminal)
 
     def close(self) -> None:
         for env in self.envs:
             getattr(env, "close", lambda: None)()
 
-    def _one(self, i: int, action: Any) -> tuple[Any, float, bool, bool]:
+    def _one(self, i: int, action: np.ndarray) -> tuple[Any, Any, Any, Any]:
+        """Native observation, reward, is_last and is_terminal of environment i."""
         if self.is_last[i]:
-            return _begin(self.envs[i]), 0.0, False, False
+            return _begin(self.envs[i]), np.float32(0), False, False
         result = self.envs[i].step(int(action) if self.discrete else action)
         if not isinstance(result, tuple) or len(result) != 5:
-            raise ValueError(
+            raise border.Misfit(
                 f"{type(self.envs[i]).__name__}.step must return (obs, reward, terminated, truncated, info), as in "
                 "gymnasium: wrap an environment of the older gym"
             )
-        return result[:4]
-
-    def _gather(self, observations: Any) -> PyTree:
-        return self.read(jax.tree.map(lambda *leaves: np.stack(leaves), *observations))
+        obs, reward, name = result[0], border.reward(self.read.name, result[1]), self.read.name
+        ended, cut = (border.flag(name, *x) for x in (("terminated", result[2]), ("truncated", result[3])))
+        return obs, reward, ended | cut, ended
 
 
 def _begin(env: Any, **seed: int) -> Any:
     """The first observation of an episode."""
     result = env.reset(**seed)
     if not isinstance(result, tuple) or len(result) != 2:
-        raise ValueError(
+        raise border.Misfit(
             f"{type(env).__name__}.reset must return (obs, info), as in gymnasium: wrap an environment of the older gym"
         )
     return result[0]

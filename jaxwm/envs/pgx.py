@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxwm.envs import opponents, spaces
+from jaxwm.envs import border, opponents
 from jaxwm.envs.pure import check_num_envs
 from jaxwm.errors import check_choice, check_number
 from jaxwm.types import Array, Discrete, Env, Key, PyTree, Spec, Step
@@ -90,7 +90,7 @@ def pgx(
         return settle(begin(draws), sides, jnp.zeros(num_envs), keys, jnp.ones(num_envs, bool))
 
     def step(now: Table, action: Array) -> tuple[Table, Step]:
-        spaces.check_action(spec, action, (num_envs,))
+        border.check_action(spec, action, (num_envs,))
         keys, draws = _split(now.key)
         moved = simulate(now.sim, action)
         sim = _select(now.over, begin(draws), moved.obs["sim"])

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxwm.envs import border
 from jaxwm.envs.pure import check_num_envs, from_functions
 from jaxwm.errors import check_number
 from jaxwm.types import Array, Discrete, Env, Key, PyTree, Spec, Step
@@ -62,6 +63,7 @@ def maze(task: str, num_envs: int = 1, change: int | None = None, max_steps: int
         return (place, count, count, none), Step(show(place), jnp.zeros(num_envs), ~none, none, none)
 
     def step(state: PyTree, action: Array) -> tuple[PyTree, Step]:
+        action = border.traced_action(spec, action, (num_envs,))
         place, total, time, over = state  # `total` outlives episodes, which is why this is no `from_functions`
         wanted = jnp.clip(place + moves[action], 0, last)
         walls = free[jnp.where(jnp.logical_and(change > 0, total >= change), 1, 0)]
@@ -73,7 +75,8 @@ def maze(task: str, num_envs: int = 1, change: int | None = None, max_steps: int
         ended = done | (time >= max_steps)
         return (place, total, time, ended), Step(show(place), done.astype(jnp.float32), over, ended, done)
 
-    spec = Spec(f"tabular/{task}", jax.ShapeDtypeStruct((ROWS, COLUMNS, 1), jnp.bool_), Discrete(4), max_steps)
+    obs = jax.ShapeDtypeStruct((ROWS, COLUMNS, 1), jnp.bool_)
+    spec = Spec(f"tabular/{task}", obs, Discrete(4), max_steps, one_hot=True)
     return Env(spec, reset, step, num_envs, True)
 
 
@@ -121,7 +124,7 @@ def frozen_lake(task: str, num_envs: int = 1, slippery: bool = True) -> Env:
         return (place, time), show(place), won, won | hole[place[0], place[1]], time >= limit
 
     obs = jax.ShapeDtypeStruct((size, size, 1), jnp.bool_)
-    return from_functions(Spec(f"tabular/{task}", obs, Discrete(4), limit), reset, step, num_envs)
+    return from_functions(Spec(f"tabular/{task}", obs, Discrete(4), limit, one_hot=True), reset, step, num_envs)
 
 
 # --- Taxi ---------------------------------------------------------------------------------------------------------
@@ -173,7 +176,7 @@ def taxi(task: str, num_envs: int = 1) -> Env:
         after, time = jnp.stack([row, column, passenger, destination]).astype(jnp.int32), time + 1
         return (after, time), show(after), reward, done, time >= TAXI_LIMIT
 
-    spec = Spec("tabular/Taxi", jax.ShapeDtypeStruct((500,), jnp.bool_), Discrete(6), TAXI_LIMIT)
+    spec = Spec("tabular/Taxi", jax.ShapeDtypeStruct((500,), jnp.bool_), Discrete(6), TAXI_LIMIT, one_hot=True)
     return from_functions(spec, reset, step, num_envs)
 
 

@@ -2,7 +2,7 @@
 
 - uint8 `[H, W, C]` ("image"): x / 255 - 0.5 through convolutions; reconstructed with squared error;
 - bool, any rank ("binary"): as 0/1 numbers through the MLP; reconstructed as independent Bernoullis;
-- float32, any rank ("vector"): symlog through the MLP; reconstructed with squared error in symlog space.
+- float32, rank 0 to 2 ("vector"): symlog through the MLP; reconstructed with squared error in symlog space.
 """
 
 from __future__ import annotations
@@ -25,14 +25,23 @@ def sensors(obs: Any) -> dict[str, Any]:
     return {name: obs[name] for name in sorted(obs) if name not in RESERVED}
 
 
+LONGEST = 4095
+"""Numbers in a vector; where there are more they are those of an image."""
+
+
 def kind(spec: jax.ShapeDtypeStruct) -> str:
-    """ "image", "binary" or "vector"; ValueError for anything else."""
+    """Find out whether a sensor is an "image", "binary" or a "vector"; ValueError for anything else."""
     if spec.dtype == jnp.bool_:
         return "binary"
     if spec.dtype == jnp.uint8 and len(spec.shape) == 3:
         return "image"
-    if spec.dtype == jnp.float32:
+    if spec.dtype == jnp.float32 and len(spec.shape) < 3 and math.prod(spec.shape) <= LONGEST:
         return "vector"
+    if spec.dtype == jnp.float32:
+        raise ValueError(
+            f"observations of dtype float32 and shape {spec.shape} look like images, which are seen as uint8 "
+            "[H, W, C] only: give numbers from 0 to 255 as uint8, small grids as bool planes"
+        )
     raise ValueError(
         f"no encoder for observations of dtype {spec.dtype} and shape {spec.shape}: give images as uint8 [H, W, C], "
         "flags and one-hot classes as bool, numbers as float32"

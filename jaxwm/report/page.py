@@ -6,7 +6,6 @@ to be missing. M is the number of members of a run, K the number of points of a 
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shlex
@@ -21,10 +20,9 @@ import matplotlib
 import numpy as np
 
 import jaxwm
-from jaxwm import agents
 from jaxwm.report import charts, tasks
 from jaxwm.report import markdown as md
-from jaxwm.run import directory, json_files
+from jaxwm.run import directory, json_files, machine
 from jaxwm.run.directory import EVALUATION
 from jaxwm.run.plan import Plan
 
@@ -267,7 +265,7 @@ def _notes(story: Story) -> Iterable[str]:
     """What is missing or odd in a run."""
     name = f"**{md.cell(story.label)}**"
     if not story.evaluation:
-        command = md.code(f"jaxwm resume {shlex.quote(str(story.path))}")
+        command = md.code(f"{machine.program()} resume {shlex.quote(str(story.path))}")
         yield f"{name} is unfinished: there is no {EVALUATION}. Go on with {command}."
     if not story.metrics:
         yield f"{name} has no metrics yet."
@@ -501,57 +499,13 @@ def _reproduce(stories: list[Story]) -> str:
     parts = ["## How to run it again", md.table(header, rows)]
     for story in {story.path: story for story in reversed(stories)}.values():  # a run may have several stories
         try:
-            parts.insert(2, f"{md.cell(story.label)}:\n\n```\n{command(directory.read_config(story.path))}\n```")
+            parts.insert(
+                2,
+                f"{md.cell(story.label)}:\n\n```\n{Plan.from_json(directory.read_config(story.path)).command(machine.program())}\n```",
+            )
         except ValueError as error:
             parts.insert(2, f"{md.cell(story.label)}: no command, because {error}.")
     return "\n\n".join(parts)
-
-
-def command(config: dict[str, Any]) -> str:
-    """The `jaxwm train` command of a config.json, from the preset that leaves the fewest flags.
-
-    Raises:
-        ValueError: this version does not know the agent or one of its settings.
-    """
-    plan = Plan.from_json(config)
-    entry = agents.find(plan.agent)
-    changes = {name: _changes(plan.settings, preset) for name, preset in entry.presets.items()}
-    preset = min(changes, key=lambda name: (len(changes[name]), name != entry.default))
-    words = ["jaxwm", "train", plan.agent, "--env", plan.env]
-    words += [] if preset == entry.default else ["--preset", preset]
-    for name in ("members", "steps", "seed", "episodes"):
-        words += [f"--{name}", str(getattr(plan, name))]
-    for name, value in changes[preset].items():
-        words += _flag(name, value)
-    if plan.env_options:
-        words += ["--env-option", *(f"{name}={_literal(value)}" for name, value in plan.env_options.items())]
-    if plan.vary:
-        words += ["--vary", *(f"{name}={','.join(map(repr, values))}" for name, values in plan.vary.items())]
-    others = ("checkpoint_minutes", "keep", "tensorboard", "gauge", "shards")
-    for field in dataclasses.fields(Plan):
-        if field.name in others and getattr(plan, field.name) != field.default:
-            words += _flag(field.name, getattr(plan, field.name))
-    return shlex.join(words)
-
-
-def _changes(settings: Any, preset: Any) -> dict[str, Any]:
-    """Settings that are not those of the preset. JSON has no tuples, so lists and tuples are the same here."""
-    plain = lambda value: tuple(value) if isinstance(value, list) else value  # noqa: E731
-    pairs = {f.name: (getattr(settings, f.name), getattr(preset, f.name)) for f in dataclasses.fields(preset)}
-    return {name: ours for name, (ours, theirs) in pairs.items() if plain(ours) != plain(theirs)}
-
-
-def _flag(name: str, value: Any) -> list[str]:
-    name = name.replace("_", "-")
-    if isinstance(value, bool):
-        return [f"--{name}" if value else f"--no-{name}"]
-    return [f"--{name}", *map(str, value if isinstance(value, list | tuple) else [value])]
-
-
-def _literal(value: Any) -> str:
-    """What `--env-option` reads as `value`: a Python literal, or any other text as it is."""
-    plain = isinstance(value, str) and value.isidentifier() and value not in ("True", "False", "None")
-    return value if plain else repr(value)
 
 
 # --- Markdown -----------------------------------------------------------------------------------------------------

@@ -124,8 +124,8 @@ def improvement(ours: Scores, theirs: Scores) -> np.ndarray:
 
 @cache
 def published() -> dict[str, dict[str, float]]:
-    """Published scores by column and game (data/atari100k.csv; its sources in data/atari100k.md)."""
-    text = files("jaxwm").joinpath("data/atari100k.csv").read_text(encoding="utf-8")
+    """Published scores by column and game (report/data/atari100k.csv; its sources in report/data/atari100k.md)."""
+    text = files("jaxwm").joinpath("report/data/atari100k.csv").read_text(encoding="utf-8")
     rows = list(csv.DictReader(text.splitlines()))
     columns = [name for name in rows[0] if name != "game"]
     return {name: {row["game"]: float(row[name]) for row in rows if row[name]} for name in columns}
@@ -134,7 +134,7 @@ def published() -> dict[str, dict[str, float]]:
 @cache
 def published_runs() -> dict[str, dict[str, list[float]]]:
     """Published scores of single seeds by column and game; fewer columns than `published` has."""
-    return json.loads(files("jaxwm").joinpath("data/atari100k_seeds.json").read_text(encoding="utf-8"))
+    return json.loads(files("jaxwm").joinpath("report/data/atari100k_seeds.json").read_text(encoding="utf-8"))
 
 
 def human_normalised(scores: Scores) -> dict[str, np.ndarray]:

@@ -148,7 +148,7 @@ def _atari(systems: dict[str, dict[str, np.ndarray]], out: Path) -> list[str]:
             ["", *statistics.AGGREGATES], [[name, *map(_interval, row.values())] for name, row in numbers.items()]
         ),
         "Published scores are computed in their own ways, often from training episodes; the sources are in "
-        "jaxwm/data/atari100k.md.",
+        "jaxwm/report/data/atari100k.md.",
     ]
     ours = list(complete)
     if not ours:

@@ -29,6 +29,9 @@ from jaxwm.training.life import Cursor, Life
 
 ITEMS = ("agent", "rest", "about")
 DIGEST = "checksums.json"
+FORMAT = 2
+"""How a whole run is laid out in a checkpoint: 1 had one unnamed replay. Weights are the same in both."""
+
 DAMAGED = "damaged"
 """Where damaged checkpoints are moved to, beside the good ones' folder."""
 
@@ -104,7 +107,7 @@ class Checkpoints:
         arguments = ocp.args.Composite(
             agent=ocp.args.StandardSave(life.agent),
             rest=ocp.args.StandardSave(life._replace(agent=None)._asdict()),
-            about=ocp.args.JsonSave({"cursor": list(cursor), **about}),
+            about=ocp.args.JsonSave({"format": FORMAT, "cursor": list(cursor), **about}),
         )
         self.scores[step] = score
         try:
@@ -179,7 +182,7 @@ class Checkpoints:
             "about": ocp.args.JsonRestore(),
         }
         step, item = self._newest_good(items, {"agent": like.agent, "rest/rings/real/data": like.ring.data})
-        about = dict(item["about"])
+        about = {name: value for name, value in item["about"].items() if name != "format"}
         life = Life(**{**item["rest"], "agent": item["agent"]})
         self.saved = Cursor(*about.pop("cursor"))
         return Restored(life, self.saved, about, step)
@@ -229,6 +232,18 @@ class Checkpoints:
                     "config.json that the run was started with, or train a new run"
                 )
 
+    def _check_format(self, step: int) -> None:
+        """ValueError for a run that was laid out otherwise; one that cannot be read is left for others to judge."""
+        try:
+            about: Any = self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
+        except Exception:
+            return
+        if (found := about.get("format", 1)) != FORMAT:
+            raise ValueError(
+                f"the checkpoint {self.folder / str(step)} has format {found}, and this jaxwm resumes format {FORMAT}: "
+                f"its weights can be used (eval, dream, watch, export, or train --from {self.folder.parent})"
+            )
+
     def _need(self) -> None:
         if not self.steps():
             raise FileNotFoundError(_nothing(self.folder))
@@ -240,6 +255,8 @@ class Checkpoints:
             folder = self.folder / str(step)
             problem = check_digest(folder)
             if problem is None:
+                if "about" in items:
+                    self._check_format(step)
                 self._check(folder, like)
                 try:
                     return step, self._manager.restore(step, args=ocp.args.Composite(**items))

@@ -102,6 +102,11 @@ class Task:
     steps: int = 0
 
     @property
+    def length(self) -> int:
+        """Environment steps of the whole task; updates where it learns from recordings."""
+        return self.plan.steps or self.plan.updates or 0
+
+    @property
     def open(self) -> bool:
         return self.state in ("queued", "running")
 
@@ -249,7 +254,7 @@ class _Driver:
     def _again(self, task: Task, result: dict[str, Any], error: str, retry: bool) -> bool:
         """Take note of the end of an attempt; whether another one follows."""
         if result:
-            task.state, task.steps = "done", task.plan.steps
+            task.state, task.steps = "done", task.length
             self.out.results[task.name] = result
             self.console.print(f"{escape(task.name)}: {sweep.summary(result)}")
             return False
@@ -297,7 +302,7 @@ class _Driver:
         (t0, s0), (t1, s1) = self.marks[0], self.marks[-1]
         if s1 > s0:
             rate = (s1 - s0) / (t1 - t0)
-            left = sum(max(0, task.plan.steps - task.steps) * task.plan.members for task in tasks if task.open)
+            left = sum(max(0, task.length - task.steps) * task.plan.members for task in tasks if task.open)
             minutes = int(left / rate / 60)
             return f"{text}  {rate:,.0f} steps/s  ETA {minutes // 60}:{minutes % 60:02d} h"
         return text
@@ -308,7 +313,7 @@ def _rows(tasks: list[Task]) -> Table:
     order = ("running", "failed", "queued", "stopped", "done")
     rows = Table("task", "environment", "state", "steps", "attempt", "note")
     for task in sorted(tasks, key=lambda task: order.index(task.state))[:LIVE_ROWS]:
-        steps, note = f"{task.steps:,} of {task.plan.steps:,}", task.note[:60] if task.attempts > 1 else ""
+        steps, note = f"{task.steps:,} of {task.length:,}", task.note[:60] if task.attempts > 1 else ""
         rows.add_row(escape(task.name), task.plan.env, task.state, steps, str(task.attempts), escape(note))
     return rows
 
@@ -319,6 +324,7 @@ def _steps(metrics: Path) -> int:
         with open(metrics, "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - 65536))
             lines = file.read().split(b"\n")[:-1]
-        return int(json.loads(lines[-1])["env_steps"]) if lines else 0
+        row = json.loads(lines[-1]) if lines else {"updates": 0}
+        return int(row.get("env_steps", row["updates"]))
     except (OSError, ValueError, KeyError):
         return 0

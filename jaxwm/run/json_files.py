@@ -71,6 +71,14 @@ def finite(plain: Any) -> Any:
     return None if isinstance(plain, float) and not math.isfinite(plain) else plain
 
 
+def read_json(file: Path) -> Any:
+    """What `write_json` wrote. FileNotFoundError where there is none, ValueError where it is damaged."""
+    try:
+        return json.loads(file.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged: {error}") from None
+
+
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     """The rows of a .jsonl file. An unfinished last line, as a killed or still running program leaves it, is skipped.
 

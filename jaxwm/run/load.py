@@ -1,32 +1,95 @@
-"""From a plan or a run directory to agents: build, load, export, score."""
+"""From a plan or a run directory to agents: build, load, begin from other weights, score."""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
-from jaxwm import agents, envs
+from jaxwm import agents, data, envs, replay
+from jaxwm.errors import suggest
 from jaxwm.run import checkpoint, directory, export
 from jaxwm.run.plan import Plan, read_plan
+from jaxwm.schedule import offline, words
 from jaxwm.training.evaluation import Scores, evaluate, parallel
-from jaxwm.training.life import member_keys
+from jaxwm.training.life import EVAL, member_keys, stream
 from jaxwm.training.trainer import Trainer
-from jaxwm.types import Agent, Env
+from jaxwm.types import Agent, Collect, Env, Source
+
+# --- Building -----------------------------------------------------------------------------------------------------
 
 
-def build(plan: Plan) -> tuple[Env, Agent, Trainer]:
-    """Environment, agent and trainer of a plan."""
-    env = envs.make(plan.env, num_envs=plan.settings.envs, **plan.env_options)
-    agent = agents.build(plan.agent, env.spec, plan.settings)
-    capacity = min(plan.settings.capacity, plan.steps + env.num_envs)  # never more than the run writes
-    return env, agent, Trainer(agent, env, plan.members, capacity, plan.vary, shards=plan.shards)
+def import_own(names: tuple[str, ...]) -> None:
+    """Import files and modules that register environments of the user's own, each once.
+
+    Raises:
+        ValueError: there is no such file or module, or it fails.
+    """
+    for name in names:
+        module = f"jaxwm_import_{Path(name).stem}" if name.endswith(".py") else name
+        if module in sys.modules:
+            continue
+        try:
+            if name.endswith(".py"):
+                spec = importlib.util.spec_from_file_location(module, name)
+                assert spec and spec.loader
+                found = sys.modules[module] = importlib.util.module_from_spec(spec)
+                spec.loader.exec_module(found)
+            else:
+                importlib.import_module(name)
+        except Exception as error:
+            sys.modules.pop(module, None)
+            raise ValueError(f"--import {name} failed: {type(error).__name__}: {error}") from error
+
+
+def environment(plan: Plan, num_envs: int = 1, **options: Any) -> Env:
+    """The environment of a plan, with further options. ValueError where it has none."""
+    import_own(plan.imports)
+    if plan.env is None:
+        raise ValueError(f"the recordings in {plan.data} name no environment: say which with --env SUITE/TASK")
+    return envs.make(plan.env, num_envs=num_envs, **{**plan.env_options, **options})
+
+
+def source(plan: Plan) -> Source:
+    """Where the records of a plan come from."""
+    if plan.data is not None:
+        return data.open_data(plan.data, plan.settings.envs, plan.seed)
+    return environment(plan, plan.settings.envs)
+
+
+def capacity(plan: Plan, records: Source) -> int:
+    """Records that the replay holds: never more than the run writes."""
+    if not isinstance(records, Env):
+        return min(plan.settings.capacity, records.rows * records.num_envs)
+    return min(plan.settings.capacity, plan.steps + records.num_envs if plan.steps else plan.settings.capacity)
+
+
+def build(plan: Plan) -> tuple[Source, Agent, Trainer]:
+    """Source of records, agent and trainer of a plan."""
+    records = source(plan)
+    agent = agents.build(plan.agent, records.spec, plan.settings)
+    room = capacity(plan, records)
+    if not isinstance(records, Env) and any(isinstance(word, Collect) for word in words(agent.schedule)):
+        if not getattr(agents.find(plan.agent), "offline", True):
+            raise ValueError(f"{plan.agent} cannot learn from recordings: its targets need what its own play saw")
+        agent = agent._replace(schedule=offline(agent.schedule, room // records.num_envs, records.rows))
+    trainer = Trainer(agent, records, plan.members, room, plan.vary, shards=plan.shards, freeze=plan.freeze)
+    return records, agent, trainer
+
+
+# --- Weights ------------------------------------------------------------------------------------------------------
 
 
 class Loaded(NamedTuple):
-    """What `load` found. Leaves of `state` are `[M, ...]`; `steps` are environment steps of each member."""
+    """What `load` found. Leaves of `state` are `[M, ...]`; `steps` are environment steps of each member (updates where
+    there is no environment)."""
 
     plan: Plan
     agent: Agent
@@ -38,15 +101,18 @@ def load(path: str | Path, which: str = "newest") -> Loaded:
     """A run's plan, agent and agent state, from its directory or from a file that `export` wrote.
 
     `which` is "newest", "best" (highest training return) or the environment step of a checkpoint; from an exported
-    file the optimiser's state is a fresh one. Damaged checkpoints are passed over. FileNotFoundError where there is no
-    run or no checkpoint, ValueError where it cannot be read.
+    file the optimiser's state is a fresh one. Damaged checkpoints are passed over.
+
+    Raises:
+        FileNotFoundError: there is no run or no checkpoint.
+        ValueError: it cannot be read.
     """
     path = Path(path)
     if path.is_file():
         return _load_export(path)
     plan = read_plan(path)
     with checkpoint.Checkpoints(path / directory.CHECKPOINTS, writing=False) as checkpoints:
-        _, agent, trainer = build(replace(plan, shards=1))
+        _, agent, trainer = build(replace(plan, shards=1, start=None, start_parts=()))
         state, steps = checkpoints.restore_agent(trainer.footprint()["state"], which)
     return Loaded(plan, agent, state, steps)
 
@@ -54,10 +120,64 @@ def load(path: str | Path, which: str = "newest") -> Loaded:
 def _load_export(file: Path) -> Loaded:
     about = export.read_about(file)
     plan = Plan.from_json(about["plan"])
-    _, agent, trainer = build(replace(plan, shards=1))
+    _, agent, trainer = build(replace(plan, shards=1, start=None, start_parts=()))
     state = trainer.init_agents(member_keys(plan.seed, plan.members))
     params = export.read(file, jax.eval_shape(lambda: state.params))
-    return Loaded(plan, agent, state._replace(params=params), about["steps"])
+    return Loaded(plan, agent, with_params(state, params), about["steps"])
+
+
+def with_params(state: Any, params: dict[str, Any]) -> Any:
+    """A state with some components of its parameters replaced, and with copies of these (`State.copies`, such as slow
+    critics and target networks) to match."""
+    whole = {**state.params, **params}
+    state = state._replace(params=whole)
+    for field, component in getattr(type(state), "copies", {}).items():
+        if component is None or component in params:
+            part = whole if component is None else whole[component]
+            state = state._replace(**{field: jax.tree.map(jnp.copy, part)})
+    return state
+
+
+def begin(plan: Plan, state: Any) -> Any:
+    """A fresh state `[M, ...]` with the weights of the run that `plan.start` names, whole or by component.
+
+    Members of that run are taken in turn. What else its state holds comes along where it is taken as a whole, but for
+    optimiser, hyper-parameters and counters.
+
+    Raises:
+        ValueError: a component is unknown there, or has other shapes.
+    """
+    assert plan.start is not None
+    there = load(plan.start).state
+    names = plan.start_parts or tuple(there.params)
+    for name in names:
+        for params, where in ((there.params, plan.start), (state.params, f"this {plan.agent}")):
+            if name not in params:
+                raise ValueError(f"{where} has no component {name!r}; {suggest(name, params)}")
+    count, have = len(jax.tree.leaves(state.params)[0]), len(jax.tree.leaves(there.params)[0])
+    take = lambda tree: jax.tree.map(lambda x: jnp.asarray(x)[np.arange(count) % have], tree)  # noqa: E731
+    params = {name: take(there.params[name]) for name in names}
+    for name in names:
+        _check_shapes(name, params[name], state.params[name], plan)
+    state = with_params(state, params)
+    if plan.start_parts or type(there) is not type(state) or Path(plan.start).is_file():
+        return state
+    others = [f for f in state._fields if f not in ("params", "opt", "hyper", "step")]
+    return state._replace(**{name: take(getattr(there, name)) for name in others})
+
+
+def _check_shapes(name: str, found: Any, wanted: Any, plan: Plan) -> None:
+    def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {jax.tree_util.keystr(path, simple=True, separator="/"): x.shape[1:] for path, x in leaves}
+
+    a, b = shapes(found), shapes(wanted)
+    for path in sorted(a.keys() | b.keys()):
+        if a.get(path) != b.get(path):
+            raise ValueError(
+                f"component {name!r} of {plan.start} does not fit: {path} is {a.get(path, 'absent')} there and "
+                f"{b.get(path, 'absent')} here: use that run's settings, or take other components with --from-parts"
+            )
 
 
 def export_params(folder: Path, file: Path, which: str = "newest") -> int:
@@ -66,14 +186,39 @@ def export_params(folder: Path, file: Path, which: str = "newest") -> int:
     return export.write(file, state.params, {"plan": plan.to_json(), "steps": steps})
 
 
-def judge(plan: Plan, episodes: int) -> Env:
+# --- Scores -------------------------------------------------------------------------------------------------------
+
+
+def scoring_env(plan: Plan, episodes: int) -> Env:
     """The environment in which a policy is scored: that of the plan, with options of its own where there are any."""
-    options = envs.SCORED.get(plan.env.split("/")[0], {}) | plan.env_options | plan.score_options
-    pure = envs.make(plan.env, num_envs=1, **options).pure
-    return envs.make(plan.env, num_envs=parallel(pure, episodes), **options)
+    suite = (plan.env or "").split("/")[0]
+    options = envs.SCORED.get(suite, {}) | plan.env_options | plan.score_options
+    pure = environment(plan, **options).pure
+    return environment(plan, parallel(pure, episodes), **options)
 
 
 def score(plan: Plan, agent: Agent, state: Any, episodes: int, mode: Any = "greedy", seed: int = 0) -> Scores:
     """Evaluate every member over `episodes` episodes in environments of their own."""
-    env = judge(plan, episodes)
+    env = scoring_env(plan, episodes)
     return evaluate(agent, env, state, member_keys(seed, plan.members), episodes, mode)
+
+
+def held_out(plan: Plan, agent: Agent, state: Any, batches: int = 16) -> dict[str, np.ndarray]:
+    """An agent's own scores `{name: [M]}` on recorded episodes that it did not learn from; {} where it has none."""
+    score = agent.scores
+    if score is None or plan.data is None:
+        return {}
+    records = data.open_data(plan.data, 1, plan.seed, held_out=True)
+    step = next(iter(agent.train_steps.values()))
+    rows = records.read(0, max(records.rows, step.length))._replace(extras={})
+    ring = replay.Ring(jax.tree.map(jnp.asarray, rows), jnp.asarray(len(rows.reward)))
+
+    def one(state: Any, key: Any) -> dict[str, jax.Array]:
+        def draw(i: jax.Array) -> dict[str, jax.Array]:
+            k_batch, k_score = jax.random.split(jax.random.fold_in(key, i))
+            return score(state, replay.sample(ring, k_batch, step.batch_size, step.length), k_score)
+
+        return jax.tree.map(jnp.mean, jax.lax.map(draw, jnp.arange(batches)))
+
+    keys = jax.vmap(lambda key: stream(key, EVAL))(member_keys(plan.seed, plan.members))
+    return jax.device_get(jax.jit(jax.vmap(one))(state, keys))

@@ -4,12 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
+import shutil
 import signal
+import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
+
+
+def program() -> str:
+    """How to call `jaxwm` from this shell, for printed commands."""
+    found = shutil.which("jaxwm")
+    own = Path(sys.executable).parent / "jaxwm"
+    if found and Path(found).resolve() == own.resolve():
+        return "jaxwm"
+    if not own.exists():
+        return f"{shlex.quote(sys.executable)} -m jaxwm"
+    with contextlib.suppress(ValueError):
+        return shlex.quote(str(own.relative_to(Path.cwd())))
+    return shlex.quote(str(own))
 
 
 def use_compilation_cache() -> None:
@@ -98,6 +115,24 @@ def _number(flag: str, value: int | None, variable: str) -> int | None:
     if not text.isdigit():
         raise ValueError(f"{variable} must be a whole number, not {text!r} (or give {flag})")
     return int(text)
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """Several processes in one run, each with some of the members; all must see the run directory."""
+
+    coordinator: str | None = None
+    """Where they meet: HOST:PORT of the first process (default: JAX_COORDINATOR_ADDRESS)."""
+    processes: int | None = None
+    """How many there are (default: JAX_NUM_PROCESSES)."""
+    process: int | None = None
+    """Which one this is, from 0 (default: JAX_PROCESS_ID)."""
+    distributed: bool = False
+    """Find all of this out from Slurm, Open MPI, Kubernetes or a TPU pod."""
+
+    def join(self) -> int:
+        """Meet the others, before JAX starts; how many processes there are."""
+        return join(self.coordinator, self.processes, self.process, self.distributed)
 
 
 def expected(processes: int | None) -> int:

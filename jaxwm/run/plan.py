@@ -1,82 +1,220 @@
-"""The plan of a run: everything that was asked for. config.json holds just this."""
+"""The plan of a run: its whole description. The command line parses it, config.json stores it, sweeps build it, reports
+print it as a command.
+"""
 
 from __future__ import annotations
 
-from dataclasses import MISSING, asdict, dataclass, field, replace
+import shlex
+from collections.abc import Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Generic, TypeVar
 
 import jax
+import tyro
 
 import jaxwm
 from jaxwm import agents
 from jaxwm.errors import check_number, check_range, check_types, suggest
-from jaxwm.run import directory
+from jaxwm.run import directory, flags
+from jaxwm.run.flags import optional
+from jaxwm.run.machine import Hosts
+
+C = TypeVar("C")
+
+NOT_SETTINGS = ("jaxwm", "jax")
+"""Entries of config.json that say by what it was written."""
+
+
+_ENV_OPTION, _SCORE_OPTION = (optional("NAME=VALUE", name) for name in ("env-option", "score-option"))
+
+
+# --- The plan -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a run is; config.json holds just this."""
+class Plan(Generic[C]):
+    """The whole description of a run."""
 
-    agent: str
-    env: str
-    settings: Any  # the agent's config
-    steps: int
+    agent: tyro.conf.Suppress[str]
+    """System to train, a name of `jaxwm list`."""
+    env: Annotated[str | None, tyro.conf.arg(metavar="SUITE/TASK")]
+    """Environment, SUITE/TASK; `jaxwm list` shows all. With --data, where the result is scored (default: where it was
+    recorded)."""
+    settings: Annotated[C, tyro.conf.OmitArgPrefixes]
+    """Settings of the system; the preset gives their defaults."""
+    steps: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    """Environment steps of each member."""
     members: int = 1
+    """Agents trained at once, each with its own seed."""
     seed: int = 0
+    """Seed of the whole population."""
     episodes: int = 100
-    env_options: dict[str, Any] = field(default_factory=dict)
+    """Episodes of the evaluation at the end."""
+    env_options: Annotated[dict[str, Any], flags.OPTIONS, _ENV_OPTION] = field(default_factory=dict)
+    """Options of the environment (sticky=0.25 image_size=64)."""
     checkpoint_minutes: float = 5.0
+    """Minutes between checkpoints; one more is written at the end."""
     keep: int = 2
+    """Newest checkpoints to keep; the one with the best training return is kept as well."""
     tensorboard: bool = False
+    """Also write the metrics for TensorBoard."""
     gauge: int = 15
+    """Steps over which dreamed returns are compared with real ones while training; 0 turns the gauge off."""
     shards: int = 1
-    vary: dict[str, list[float]] = field(default_factory=dict)  # hyper-parameters with a value for each member
-    score_options: dict[str, Any] = field(default_factory=dict)  # of the environment in which the policy is scored
+    """Devices that each member is spread over: its batch, and the replay of its environments. For one large model."""
+    vary: Annotated[dict[str, list[float]], flags.VALUES, optional("NAME=VALUE,VALUE")] = field(default_factory=dict)
+    """Hyper-parameters that differ between members, one value per member (lr=1e-4,3e-4,1e-3 for three)."""
+    score_options: Annotated[dict[str, Any], flags.OPTIONS, _SCORE_OPTION] = field(default_factory=dict)
+    """Options of the environment in which the policy is scored, where they differ (opponent=minimax)."""
+    updates: Annotated[int | None, optional("INT")] = None
+    """Updates of each member: the length of a run on recordings."""
+    data: Annotated[str | None, optional("DIR")] = None
+    """Folder of recorded episodes (see `jaxwm record`) to learn from, in place of an environment."""
+    start: Annotated[str | None, optional("RUN", "from")] = None
+    """Run, or file of `jaxwm export`, whose weights the run begins with."""
+    start_parts: Annotated[tuple[str, ...], optional("NAME", "from-parts")] = ()
+    """Components to take from there (enc dyn dec); default: all."""
+    freeze: Annotated[tuple[str, ...], optional("NAME")] = ()
+    """Components whose weights stay as they begin."""
+    imports: Annotated[tuple[str, ...], optional("FILE.py|MODULE", "import")] = ()
+    """Python files or modules that register environments of your own (jaxwm.envs.register)."""
 
     def __post_init__(self):
+        for name in ("start_parts", "freeze", "imports"):
+            parts = getattr(self, name)
+            if isinstance(parts, str) or not all(isinstance(part, str) for part in parts):
+                raise ValueError(f"{name} must be several names, not {parts!r}")
+            parts = parts if name == "imports" else [p for part in parts for p in part.split(",") if p]
+            object.__setattr__(self, name, tuple(parts))  # a list where it comes out of a file
         check_types(self)
-        check_range(self, "steps members episodes keep shards", least=1, most=2**31 - 1)
+        check_range(self, "members episodes keep shards", least=1, most=2**31 - 1)
+        for name in ("steps", "updates"):
+            if getattr(self, name) is not None:
+                check_range(self, name, least=1, most=2**31 - 1)
         check_range(self, "seed", least=0, most=2**32 - 1)
         check_range(self, "checkpoint_minutes gauge", least=0)
+        self._check_source()
         if not isinstance(self.settings, config := agents.find(self.agent).config):
             raise ValueError(f"the settings of {self.agent} are a {config.__module__}.Config, not {self.settings!r}")
         for name in ("env_options", "score_options"):
             if not isinstance(options := getattr(self, name), dict):
                 raise ValueError(f"{name} must be a dict of the environment's options, not {options!r}")
+        self._check_vary()
+
+    def _check_source(self) -> None:
+        if self.data is None and self.env is None:
+            raise ValueError("which environment? --env SUITE/TASK, or --data DIR for recorded episodes")
+        if self.data is not None and self.updates is None:
+            raise ValueError("how long? a run on recordings (--data) takes --updates N")
+        if self.data is not None and self.steps is not None:
+            raise ValueError("a run on recordings (--data) takes --updates, not --steps: it takes no environment steps")
+        if self.steps is None and self.updates is None:
+            raise ValueError("how long? --steps N environment steps, or --updates N")
+        if self.start is None and self.start_parts:
+            raise ValueError("--from-parts names components of another run: say which with --from RUN")
+
+    def _check_vary(self) -> None:
         if not isinstance(self.vary, dict):
             raise ValueError(f"vary must be a dict of lists with a value for each member, not {self.vary!r}")
         for name, values in self.vary.items():
             if not isinstance(values, list | tuple) or len(values) != self.members:
-                raise ValueError(f"vary {name} must be {self.members} numbers, one a member, not {values!r}")
+                raise ValueError(
+                    f"vary {name} must be {self.members} numbers, one per member, not {values!r}: give as many, or "
+                    "another --members"
+                )
             for value in values:
                 check_number(f"vary {name}", value)
                 if hasattr(self.settings, name):
-                    replace(self.settings, **{name: float(value)})  # in range?
+                    replace(self.settings, **{name: float(value)})  # type: ignore[type-var]  # in range?
+
+    @property
+    def task(self) -> str:
+        """Where records come from, for headings: the environment, or the recordings."""
+        return self.env if self.data is None else f"recordings of {self.env}" if self.env else str(self.data)  # type: ignore[return-value]
+
+    # --- As JSON --------------------------------------------------------------------------------------------------
 
     def to_json(self) -> dict[str, Any]:
+        """What config.json holds: all entries, and the versions that wrote them."""
         return {"jaxwm": jaxwm.__version__, "jax": jax.__version__, **asdict(self)}
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Plan:
         """The plan that `to_json` wrote. ValueError where an entry is missing, unknown or out of range."""
-        entries = {k: v for k, v in data.items() if k not in ("jaxwm", "jax")}
+        entries = {k: v for k, v in data.items() if k not in NOT_SETTINGS}
         _check_entries("", entries, Plan)
-        config = agents.find(entries["agent"]).config
-        _check_entries("settings.", entries["settings"], config)
-        return Plan(**{**entries, "settings": config(**entries["settings"])})
+        entry = agents.find(entries["agent"])
+        settings = entries["settings"]
+        if isinstance(settings, dict):  # written before a setting had its present name
+            settings = {getattr(entry, "renamed", {}).get(name, name): value for name, value in settings.items()}
+        _check_entries("settings.", settings, entry.config)
+        return Plan(**{**entries, "settings": entry.config(**settings)})
+
+    # --- As a command ---------------------------------------------------------------------------------------------
+
+    def command(self, program: str = "jaxwm") -> str:
+        """The command that makes this run again, from the preset that leaves the fewest flags."""
+        entry = agents.find(self.agent)
+        changes = {name: _changes(self.settings, preset) for name, preset in entry.presets.items()}
+        preset = min(changes, key=lambda name: (len(changes[name]), name != entry.default))
+        words = ["train", self.agent]
+        words += [] if preset == entry.default else ["--preset", preset]
+        for entry_field in fields(self):
+            name, value = entry_field.name, getattr(self, entry_field.name)
+            if name == "settings":
+                for setting, changed in changes[preset].items():
+                    words += _words(setting, changed)
+            elif value is not None and name != "agent" and (name in ALWAYS or value != _default(entry_field)):
+                words += _words(FLAGS.get(name, name), value)
+        return f"{program} {shlex.join(words)}"
+
+
+ALWAYS = ("env", "steps", "members", "seed", "episodes")
+"""Entries that a command always shows."""
+
+FLAGS = {
+    "env_options": "env-option",
+    "score_options": "score-option",
+    "start": "from",
+    "start_parts": "from-parts",
+    "imports": "import",
+}
+"""Entries with another name on the command line."""
+
+
+def _default(entry: Any) -> Any:
+    return entry.default if entry.default_factory is MISSING else entry.default_factory()
+
+
+def _changes(settings: Any, preset: Any) -> dict[str, Any]:
+    """Settings that are not those of the preset. JSON has no tuples, so lists and tuples are the same here."""
+    plain = lambda value: tuple(value) if isinstance(value, list) else value  # noqa: E731
+    pairs = {f.name: (getattr(settings, f.name), getattr(preset, f.name)) for f in fields(preset)}
+    return {name: ours for name, (ours, theirs) in pairs.items() if plain(ours) != plain(theirs)}
+
+
+def _words(name: str, value: Any) -> list[str]:
+    """A flag and its value as words of a command."""
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{flag}" if value else f"--no-{flag}"]
+    if isinstance(value, dict):
+        write = flags.write_values if name == "vary" else flags.literal
+        return [f"--{flag}", *(f"{key}={write(inner)}" for key, inner in value.items())]
+    return [f"--{flag}", *map(str, value if isinstance(value, list | tuple) else [value])]
 
 
 def _check_entries(prefix: str, entries: Any, config: type) -> None:
     """ValueError unless `entries` are an object with fields of the dataclass `config`; those without a default all."""
     if not isinstance(entries, dict):
         raise ValueError(f"{prefix.rstrip('.')} is no object but {entries!r}")
-    fields = config.__dataclass_fields__
+    known = config.__dataclass_fields__
     for name in entries:
-        if name not in fields:
-            near = suggest(prefix + name, [prefix + field for field in fields])
+        if name not in known:
+            near = suggest(prefix + name, [prefix + field for field in known])
             raise ValueError(f"unknown entry {prefix + name!r}; {near}")
-    needed = [name for name, entry in fields.items() if entry.default is entry.default_factory is MISSING]
+    needed = [name for name, entry in known.items() if entry.default is entry.default_factory is MISSING]
     if missing := [prefix + name for name in needed if name not in entries]:
         raise ValueError(f"the entry {missing[0]!r} is missing")
 
@@ -89,3 +227,75 @@ def read_plan(folder: str | Path) -> Plan:
     except ValueError as error:
         made = f"the run was made by jaxwm {data.get('jaxwm', 'of unknown version')}, this is {jaxwm.__version__}"
         raise ValueError(f"{Path(folder) / directory.CONFIG}: {error} ({made})") from error
+
+
+# --- The command line ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Command(Generic[C]):
+    """Train a system. Results go to a run directory of plain files: config.json, metrics.jsonl, scores.jsonl,
+    evaluation.json and checkpoints/."""
+
+    plan: Annotated[Plan[C], tyro.conf.OmitArgPrefixes]
+    preset: str = ""
+    """Preset of the system; the other flags change single settings of it."""
+    run: Annotated[Path | None, optional("DIR")] = None
+    """Run directory (default: runs/AGENT-TASK-TIME)."""
+    hosts: Annotated[Hosts, tyro.conf.OmitArgPrefixes] = Hosts()
+
+
+def parse(arguments: Sequence[str], members: int = 3) -> Command:
+    """What the words after `jaxwm train` ask for; `members` is the default.
+
+    Raises:
+        ValueError: an unknown system or preset, a missing or wrong value.
+        SystemExit: --help, or words that are no flags.
+    """
+    name, rest = arguments[0], list(arguments[1:])
+    entry = agents.find(name)
+    own = {f.name for f in fields(Plan)}  # a flag of the run itself is never an old name
+    for old, new in getattr(entry, "renamed", {}).items():
+        rest = rest if old in own else [_renamed(word, old, new) for word in rest]
+    preset = _value(rest, "preset") or entry.default
+    data = _value(rest, "data")
+    steps = entry.steps if data is None and _value(rest, "updates") is None else None
+    plan = Plan.__new__(Plan)  # a default for the parser, which may be no plan yet: it is checked with what is parsed
+    values = {f.name: _default(f) for f in fields(Plan)}
+    values |= dict(agent=name, env=None if data else entry.env, steps=steps, members=members)
+    values["settings"] = agents.settings(name, preset)
+    for key, value in values.items():
+        object.__setattr__(plan, key, value)
+    kind: Any = Command[entry.config]  # type: ignore[valid-type]
+    default = Command(plan, preset)
+    found = flags.read(kind, rest, f"jaxwm train {name}", default=default, description=_help(name))
+    imports = tuple(str(Path(x).resolve()) if x.endswith(".py") else x for x in found.plan.imports)
+    start = found.plan.start and (str(Path(found.plan.start).resolve()))
+    data = found.plan.data and str(Path(found.plan.data).resolve())
+    return replace(found, plan=replace(found.plan, agent=name, imports=imports, start=start, data=data))
+
+
+def _renamed(word: str, old: str, new: str) -> str:
+    """A flag by its present name."""
+    for form in ("--{}", "--no-{}"):
+        before, now = (form.format(name.replace("_", "-")) for name in (old, new))
+        if word == before or word.startswith(f"{before}="):
+            return now + word[len(before) :]
+    return word
+
+
+def _value(arguments: Sequence[str], name: str) -> str | None:
+    """The value of `--name VALUE` or `--name=VALUE`, read before the real parser knows the settings."""
+    for i, argument in enumerate(arguments):
+        if argument == f"--{name}" and i + 1 < len(arguments):
+            return arguments[i + 1]
+        if argument.startswith(f"--{name}="):
+            return argument.split("=", 1)[1]
+    return None
+
+
+def _help(name: str) -> str:
+    """What stands above the flags in `jaxwm train NAME --help`."""
+    entry = agents.find(name)
+    presets = ", ".join(f"{preset} (default)" if preset == entry.default else preset for preset in entry.presets)
+    return f"{entry.summary}.\n\nPresets: {presets}. `jaxwm list {name}` says what each of them changes."

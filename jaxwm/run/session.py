@@ -8,47 +8,50 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import shlex
 import time
 import warnings
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from jaxwm.run import checkpoint, cost, directory, json_files
-from jaxwm.run.directory import EVALUATION
-from jaxwm.run.load import build, judge, score
-from jaxwm.run.machine import stoppable
+from jaxwm.run import checkpoint, cost, directory, json_files, machine
+from jaxwm.run import load as loading
+from jaxwm.run.display import Display, Stage
 from jaxwm.run.plan import Plan, read_plan
 from jaxwm.run.writer import Silent, Writer, import_tensorboard
+from jaxwm.schedule import describe, updates_of
 from jaxwm.training import processes
-from jaxwm.training.evaluation import Scores
-from jaxwm.training.life import Cursor, Report
+from jaxwm.training.life import Cursor, Life, Report
+from jaxwm.types import Env
 
 CHUNK_SECONDS = float(os.environ.get("JAXWM_CHUNK_SECONDS", "1"))
 """How long a chunk should take: the pace of the progress display. Results do not depend on it."""
 
-
-QUIET_SECONDS = 10.0
-"""Time between progress lines where the output is no terminal."""
-
-
 LOCK_SECONDS = 10.0
 """How long a resumed run waits for the process that had it before: one that was killed takes a moment to be gone."""
-
 
 SKIP_LIMIT = 100
 """Skipped updates in a row, of any member, after which a run stops."""
 
-
 RECENT = 20
 """Newest episodes of each member whose mean return decides which checkpoint is the best."""
+
+
+def _grow(old: Any, new: Any) -> Any:
+    """The rows `[M, P, ...]` of a smaller replay in one of the shape and place of `new`."""
+    if old.shape == new.shape:
+        return old
+    more = [(0, 0), (0, new.shape[1] - old.shape[1])] + [(0, 0)] * (old.ndim - 2)
+    return jax.jit(lambda x: jax.numpy.pad(x, more), out_shardings=new.sharding)(old)
 
 
 class Diverged(ValueError):
@@ -63,10 +66,10 @@ class Run:
         if plan.tensorboard:
             import_tensorboard()  # missing? told before anything is computed
         if plan.score_options:
-            judge(plan, plan.episodes)  # a wrong option is told now and not after training
-        self.env, self.agent, self.trainer = build(plan)
+            loading.scoring_env(plan, plan.episodes)  # a wrong option is an error now and not after training
+        self.source, self.agent, self.trainer = loading.build(plan)
         self.cursor, self.began, self.stopping = Cursor(), time.time(), False
-        self.before = 0.0  # seconds of earlier sessions
+        self.before = self.compile_before = 0.0  # seconds of earlier sessions
         self.compile_seconds = 0.0
         self.warned = False
         self.recent: list[deque[float]] = [deque(maxlen=RECENT) for _ in range(plan.members)]
@@ -77,32 +80,72 @@ class Run:
         """Check the memory, allocate, write config.json, open the files, compile. The folder exists."""
         self._card_before(self.trainer.footprint())
         self.life = self.trainer.init(self.plan.seed)
+        if self.plan.start:
+            self.life = self._begin(self.life)
         if processes.first():
             directory.write_config(self.folder, self.plan.to_json())
         self._open()
 
-    def resume(self) -> None:
+    def _begin(self, life: Life) -> Life:
+        """A fresh life with the weights of another run."""
+        state = loading.begin(self.plan, processes.fetch(life.agent))
+        self.console.print(f"  weights        of {self.plan.start}")
+        place = lambda new, old: jax.device_put(jax.numpy.copy(new), old.sharding)  # noqa: E731
+        return life._replace(agent=jax.tree.map(place, state, life.agent))
+
+    def resume(self, old: Plan) -> None:
         """Go on from the newest good checkpoint, or from the start if there is none yet. What was written after it is
-        written again."""
+        written again. `old` is the plan by which the checkpoint was written; this one may be longer."""
         sizes = self.trainer.footprint()
+        rows = loading.capacity(old, self.source) // self.source.num_envs
         with checkpoint.Checkpoints(self.folder / directory.CHECKPOINTS, self.plan.keep) as checkpoints:
-            checkpoints.check({"agent": sizes["state"], "rest/rings/real/data": sizes["replay"]["real"]})
+            checkpoints.check(
+                {"agent": sizes["state"], "rest/rings/real/data": self._old(sizes["replay"]["real"], rows)}
+            )
             self._card_before(sizes)
             self.life = self.trainer.init(self.plan.seed)
-            saved = checkpoints.restore(self.life) if checkpoints.steps() else None
-        self._open()
+            like = self._with_ring(self._old(self.life.ring.data, rows))
+            saved = checkpoints.restore(like) if checkpoints.steps() else None
+        if self.plan != old and processes.first():
+            (self.folder / directory.EVALUATION).unlink(missing_ok=True)  # it is no longer finished
+            directory.write_config(self.folder, self.plan.to_json())
         if saved is None:
+            if self.plan.start:
+                self.life = self._begin(self.life)
+            self._open()
             self.writer.truncate(dict.fromkeys(self.writer.offsets(), 0))
             self.console.print("the run stopped before its first checkpoint: starting it again")
             return
-        self.life, self.cursor = self.trainer.restored(saved.life), saved.cursor
+        grown = jax.tree.map(_grow, saved.life.ring.data, self.life.ring.data)
+        life = saved.life._replace(rings=saved.life.rings | {"real": saved.life.ring._replace(data=grown)})
+        self.life = life
+        self._open()
+        self.life, self.cursor = self.trainer.restored(life), saved.cursor
         self.checkpoints.saved = saved.cursor
         self.writer.truncate(saved.about["offsets"])
-        self.before = saved.about["seconds"]
+        self.before, self.compile_before = saved.about["seconds"], saved.about.get("compile_seconds", 0.0)
         processes.barrier("truncated")
         for row in json_files.read_jsonl(self.folder / directory.SCORES):
             self.recent[row["member"]].append(row["return"])
-        self.console.print(f"resumed at {saved.step:,} environment steps")
+        self.console.print(f"resumed at {self._where()}")
+
+    def _old(self, data: Any, rows: int) -> Any:
+        """The shapes of a replay `[M, P, ...]` that holds `rows` rows, where a longer plan has made it larger."""
+        if not isinstance(self.source, Env) or rows == self.trainer.capacity // self.source.num_envs:
+            return data
+        shape = lambda x: (x.shape[0], rows, *x.shape[2:])  # noqa: E731
+        place = lambda x: getattr(x, "sharding", None)  # noqa: E731
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(shape(x), x.dtype, sharding=place(x)), data)
+
+    def _with_ring(self, data: Any) -> Life:
+        return self.life._replace(rings=self.life.rings | {"real": self.life.ring._replace(data=data)})
+
+    def _where(self) -> str:
+        """How far the run is, in words."""
+        counters = self.life.counters
+        if isinstance(self.source, Env):
+            return f"{int(counters.steps):,} environment steps"
+        return f"{int(counters.updates):,} updates"
 
     def _open(self) -> None:
         self.checkpoints = checkpoint.Checkpoints(self.folder / directory.CHECKPOINTS, self.plan.keep)
@@ -112,6 +155,7 @@ class Run:
             self.trainer.compile(self.life)
         self.compile_seconds = time.time() - began
         self.console.print(f"  compile time   {self.compile_seconds:.1f} s")
+        self.compile_seconds += self.compile_before
 
     def _card_before(self, sizes: dict[str, Any]) -> None:
         """The start-up card: sizes (a `Trainer.footprint`) and costs, before memory is taken."""
@@ -122,11 +166,13 @@ class Run:
         state *= copies * self.plan.shards
         _check_memory(state + replay)
         say = self.console.print
-        say(f"[bold]{self.plan.agent}[/bold] on [bold]{self.plan.env}[/bold], {self.plan.members} members, seed "
-            f"{self.plan.seed}, {jax.default_backend()}")  # fmt: skip
+        plan, noun = self.plan, "member" if self.plan.members == 1 else "members"
+        say(f"[bold]{plan.agent}[/bold] on [bold]{plan.task}[/bold], {plan.members} {noun}, seed {plan.seed}, "
+            f"{jax.default_backend()}")  # fmt: skip
         say(f"  parameters     {sizes['parameters']:,} each")
         say(f"  agent state    {cost.human(state, 'B')}")
-        say(f"  replay         {cost.human(replay, 'B')} for {self.trainer.capacity:,} steps of each member")
+        each = "steps of each member" if isinstance(self.source, Env) else "records, one copy for all members"
+        say(f"  replay         {cost.human(replay, 'B')} for {self.trainer.capacity:,} {each}")
         for name, (fn, args) in sizes["updates"].items():
             say(f"  update {name:<7} {cost.human(cost.flops(fn, *args), 'FLOP')} each")
         spread = self.trainer.spread
@@ -143,8 +189,8 @@ class Run:
     def loop(self) -> None:
         """Train until the plan's steps are done or a signal asks to stop; saves on the way and at the end."""
         iterations, saved = 1, time.time()
-        display = _Display(self.console, self.plan, int(self.life.counters.steps))
-        with display, stoppable(self, "stopping after this chunk; a checkpoint will be saved"):
+        display = Display(self.console, self.plan.members)
+        with display, machine.stoppable(self, "stopping after this chunk; a checkpoint will be saved"):
             while (left := self._left()) > 0:
                 due = time.time() - saved > 60 * self.plan.checkpoint_minutes
                 stop, (iterations, due) = processes.agree(self.stopping, iterations, due)
@@ -165,19 +211,40 @@ class Run:
         self.checkpoints.wait()
 
     def _left(self) -> int:
-        """Iterations until the plan's steps are done."""
+        """Iterations until the plan is done."""
         if self.trainer.finished(self.cursor):
             return 0
-        each = self.trainer.steps_per_iteration(self.cursor)
-        missing = self.plan.steps - int(self.life.counters.steps)
-        return math.ceil(missing / each) if each else self.trainer.max_iterations
+        steps, updates = int(self.life.counters.steps), int(self.life.counters.updates)
+        if self.plan.updates is not None and updates >= self.plan.updates:
+            return 0
+        segment, each = self.trainer.segments[self.cursor.segment], self.trainer.steps_per_iteration(self.cursor)
+        left = self.trainer.max_iterations
+        if self.plan.steps is not None and each:
+            left = math.ceil((self.plan.steps - steps) / each)
+        if self.plan.updates is not None and (most := updates_of(segment.body)):
+            left = min(left, math.ceil((self.plan.updates - updates) / most))
+        return left
 
-    def _advance(self, iterations: int, display: _Display) -> None:
+    def _stage(self) -> Stage:
+        """What the run is at, in the work of its own schedule."""
+        if self.trainer.finished(self.cursor):
+            return Stage("done", 1, 1, "")
+        segment, count = self.trainer.segments[self.cursor.segment], len(self.trainer.segments)
+        steps, updates = int(self.life.counters.steps), int(self.life.counters.updates)
+        if self.plan.steps is not None and self.trainer.steps_per_iteration(self.cursor):
+            return Stage("", min(steps, self.plan.steps), self.plan.steps, "steps")
+        if self.plan.updates is not None and updates_of(segment.body) and segment.times > self.plan.updates:
+            return Stage("", min(updates, self.plan.updates), self.plan.updates, "updates")
+        name = f"stage {self.cursor.segment + 1} of {count}, {', '.join(map(describe, segment.body))}: "
+        return Stage(name, self.cursor.iteration, segment.times, "")
+
+    def _advance(self, iterations: int, display: Display) -> None:
         self.life, self.cursor, report = self.trainer.run(self.life, self.cursor, iterations)
         steps, updates = int(self.life.counters.steps), int(self.life.counters.updates)
         self.writer.scores(report.episodes)
         returns = self._returns(report)
-        row = {"env_steps": steps, "updates": updates, "seconds": round(self.seconds(), 2), "return": returns}
+        where = {"env_steps": steps} if isinstance(self.source, Env) else {}
+        row = where | {"updates": updates, "seconds": round(self.seconds(), 2), "return": returns}
         if report.metrics:
             gauge = self.trainer.gauge(self.life, self.plan.gauge) if self.plan.gauge else {}
             row |= {f"gauge/{name}": value for name, value in gauge.items()}
@@ -185,7 +252,7 @@ class Run:
         if self.trainer.restarts:
             row["env_restarts"] = self.trainer.restarts
         self.writer.metrics(row | report.metrics)
-        display.update(steps, updates, returns, report.metrics)
+        display.update(self._stage(), steps, updates, returns, report.metrics)
         self._check_finite(report)
 
     def _check_finite(self, report: Report) -> None:
@@ -193,18 +260,18 @@ class Run:
         if not report.faults:
             return
         runs, total = processes.fetch((self.life.skipped.run, self.life.skipped.total))
-        member, steps = int(runs.argmax()), int(self.life.counters.steps)
+        member, at = int(runs.argmax()), self._where()
         terms = ", ".join(name for name, count in report.faults.items() if count[member]) or ", ".join(report.faults)
         if runs[member] < SKIP_LIMIT:
             if not self.warned:
                 self.warned = True
-                warnings.warn(f"not finite at step {steps:,}: {terms}; such updates are skipped and counted "
+                warnings.warn(f"not finite after {at}: {terms}; such updates are skipped and counted "
                               f"(so far {total.tolist()} of the members)", stacklevel=2)  # fmt: skip
             return
         good = self.checkpoints.steps()
         where = f"the last good checkpoint is at step {good[-1]:,}" if good else "there is no checkpoint yet"
         raise Diverged(
-            f"member {member} had {runs[member]} updates in a row that were not finite, until step {steps:,}: {terms}. "
+            f"member {member} had {runs[member]} updates in a row that were not finite, until {at}: {terms}. "
             f"Lower --lr, or look for values that are not finite in observations and rewards; {where} in {self.folder}"
         )
 
@@ -221,9 +288,15 @@ class Run:
         return self.before + time.time() - self.began
 
     def save(self) -> None:
-        about = {"offsets": self.writer.offsets(), "seconds": self.seconds()}
+        about = {
+            "offsets": self.writer.offsets(),
+            "seconds": self.seconds(),
+            "compile_seconds": self.compile_seconds,
+        }
         score = float(np.mean([np.mean(seen) for seen in self.recent])) if all(self.recent) else -math.inf
-        self.checkpoints.save(int(self.life.counters.steps), self.life, self.cursor, about, score)
+        counters = self.life.counters
+        step = int(counters.steps) if isinstance(self.source, Env) else int(counters.updates)
+        self.checkpoints.save(step, self.life, self.cursor, about, score)
 
     # --- The end --------------------------------------------------------------------------------------------------
 
@@ -234,39 +307,63 @@ class Run:
         self.trainer.close()
 
     def finish(self) -> dict[str, Any]:
-        """Evaluate greedily beside a random policy, write evaluation.json, print the table."""
-        with self.console.status(f"evaluating {self.plan.episodes} episodes"):
-            trained = score(self.plan, self.agent, self.life.agent, self.plan.episodes)
-            chance = score(self.plan, self.agent, self.life.agent, self.plan.episodes, "random")
-        steps = int(self.life.counters.steps)
-        result = dict(
-            env_steps=steps,
-            updates=int(self.life.counters.updates),
-            seconds=round(self.seconds(), 1),
-            compile_seconds=round(self.compile_seconds, 1),
-            episodes=self.plan.episodes,
-            mode="greedy",
-            trained=trained.means().tolist(),
-            random=chance.means().tolist(),
-            complete=bool(trained.complete.all()),
-        )
+        """Score the agent, write evaluation.json, print the table: returns next to a random policy's where the agent
+        acts, and its own scores on held-out recordings."""
+        plan, counters = self.plan, self.life.counters
+        result: dict[str, Any] = {"env_steps": int(counters.steps)} if isinstance(self.source, Env) else {}
+        result |= dict(updates=int(counters.updates), seconds=0.0, compile_seconds=round(self.compile_seconds, 1))
+        scores: dict[str, dict[str, Any]] = {}
+        with self.console.status(f"evaluating {plan.episodes} episodes"):
+            if self.agent.act is not None and plan.env is not None:
+                play = partial(loading.score, plan, self.agent, self.life.agent, plan.episodes)
+                trained, chance = play("greedy"), play("random")
+                scores["return"] = dict(trained=trained.means().tolist(), random=chance.means().tolist())
+                result |= dict(episodes=plan.episodes, mode="greedy", **scores["return"])
+                result["complete"] = bool(trained.complete.all())
+            held_out = loading.held_out(plan, self.agent, processes.fetch(self.life.agent))
+            scores |= {name: {"trained": np.asarray(value).tolist()} for name, value in held_out.items()}
+        result |= dict(seconds=round(self.seconds(), 1), scores=scores)
         if processes.first():
-            json_files.write_json(self.folder / EVALUATION, result)
-        self.console.print(table(self.plan, trained, chance, steps))
-        if not result["updates"]:
-            self.console.print(f"nothing was learned: all {steps:,} steps came before the first update; raise --steps")
+            json_files.write_json(self.folder / directory.EVALUATION, result)
+        self.console.print(table(plan, scores, self._where()))
+        for line in closing(scores, result):
+            self.console.print(line)
         return result
 
 
-def table(plan: Plan, trained: Scores, chance: Scores, steps: int) -> Table:
-    """Trained against random return of every member, and the minimum over members."""
-    out = Table(title=f"{plan.env}: mean return of {trained.total.shape[1]} episodes after {steps:,} steps")
-    for name in ("member", "trained (greedy)", "random"):
-        out.add_column(name, justify="right")
-    for m, (a, b) in enumerate(zip(trained.means(), chance.means(), strict=True)):
-        out.add_row(str(m), f"{a:.2f}", f"{b:.2f}")
-    out.add_section()
-    out.add_row("minimum", f"{trained.means().min():.2f}", f"{chance.means().min():.2f}", style="bold")
+def closing(scores: dict[str, Any], result: dict[str, Any]) -> list[str]:
+    """Sentences about an evaluation that a reader should not miss."""
+    lines = []
+    if not result["updates"]:
+        lines.append("nothing was learned: the run ended before its first update; raise --steps")
+    elif "random" in (found := scores.get("return", {})):
+        worse = [m for m, (a, b) in enumerate(zip(found["trained"], found["random"], strict=True)) if a < b]
+        if worse:
+            who = "every member" if len(worse) == len(found["trained"]) else f"member {', '.join(map(str, worse))}"
+            lines.append(f"below random play: the greedy policy of {who}. It may need more steps, or a look at how the "
+                         "exploring policy does: jaxwm eval RUN --mode explore")  # fmt: skip
+    return lines
+
+
+def table(
+    plan: Plan, scores: dict[str, dict[str, Any]], where: str, mode: str = "greedy", episodes: int | None = None
+) -> Table:
+    """The named scores of every member, and the worst; a return next to that of random play."""
+    title = f"{plan.task} after {where}"
+    if "return" in scores:
+        title = f"{plan.env}: mean return of {episodes or plan.episodes} episodes after {where}"
+    out, columns = Table(title=title), []
+    out.add_column("member", justify="right")
+    for name, found in scores.items():
+        heads = {"trained": f"trained ({mode})", "random": "random"} if name == "return" else {"trained": name}
+        for key, head in heads.items():
+            out.add_column(head, justify="right")
+            columns.append(found[key])
+    for m in range(plan.members):
+        out.add_row(str(m), *(f"{column[m]:.2f}" for column in columns))
+    if "return" in scores:
+        out.add_section()
+        out.add_row("minimum", *(f"{min(column):.2f}" for column in columns), style="bold")
     return out
 
 
@@ -282,62 +379,6 @@ def _check_memory(need: int) -> None:
         )
 
 
-class _Display:
-    """The progress bar; plain lines now and then where the output is no terminal."""
-
-    def __init__(self, console: Console, plan: Plan, steps: int):
-        self.console, self.plan, self.live = console, plan, console.is_terminal
-        columns = [
-            TextColumn("{task.completed:,.0f}/{task.total:,.0f} steps"),
-            BarColumn(20),
-            TextColumn("{task.fields[text]}"),
-        ]
-        self.progress = Progress(*columns, console=console, disable=not self.live, transient=True)
-        self.task = self.progress.add_task("train", total=plan.steps, completed=steps, text="")
-        self.recent: list[list[float]] = [[] for _ in range(plan.members)]
-        self.marks: list[tuple[float, int, int]] = []
-        self.told, self.shown = 0.0, steps  # when something was said, and of which step
-
-    def __enter__(self) -> _Display:
-        self.progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()
-
-    def update(self, steps: int, updates: int, returns: list[float | None], metrics: dict[str, np.ndarray]) -> None:
-        now = time.time()
-        for seen, value in zip(self.recent, returns, strict=True):
-            if value is not None:
-                seen.append(value)
-                del seen[:-5]
-        if metrics:  # speed and ETA are those of learning; the first chunk of it still warms up
-            self.marks = [*self.marks[-20:], (now, steps, updates)]
-        text = self._text(steps, metrics)
-        self.progress.update(self.task, completed=min(steps, self.plan.steps), text=text)
-        done = steps >= self.plan.steps > self.shown
-        if not self.live and (done or now - self.told > QUIET_SECONDS):
-            self.told, self.shown = now, steps
-            self.console.print(f"{steps:>9,}/{self.plan.steps:,} steps  {text}", highlight=False, soft_wrap=True)
-
-    def _text(self, steps: int, metrics: dict[str, np.ndarray]) -> str:
-        parts = []
-        if any(self.recent):
-            means = [f"{np.mean(seen):.2f}" if seen else "-" for seen in self.recent[:8]]
-            parts.append("return " + " ".join(means))
-        parts += [f"{name[5:]} {metrics[name].mean():.3f}" for name in metrics if name in ("loss/rec", "loss/dyn")]
-        if "loss" in metrics:
-            parts.insert(1, f"loss {metrics['loss'].mean():.2f}")
-        if len(self.marks) > 1:
-            (t0, s0, u0), (t1, s1, u1) = self.marks[0], self.marks[-1]
-            rate = (s1 - s0) / max(t1 - t0, 1e-6)
-            left = max(0, self.plan.steps - steps) / max(rate, 1e-6)
-            parts.append(f"{rate * self.plan.members:,.0f} steps/s")
-            parts.append(f"{(u1 - u0) / max(t1 - t0, 1e-6) * self.plan.members:,.0f} updates/s")
-            parts.append(f"ETA {int(left) // 60}:{int(left) % 60:02d}")
-        return "  ".join(parts)
-
-
 def train(plan: Plan, folder: Path, console: Console | None = None) -> dict[str, Any]:
     """A whole run; the results of the evaluation. Raises what `rundir.create` raises, before anything is computed."""
     console = console or Console(quiet=not processes.first())
@@ -348,14 +389,44 @@ def train(plan: Plan, folder: Path, console: Console | None = None) -> dict[str,
     return _complete(run)
 
 
-def resume(folder: Path, console: Console | None = None) -> dict[str, Any]:
-    """Go on with the run in `folder` to the end of its plan. BlockingIOError where another process does so already."""
-    plan = read_plan(folder)
+def resume(
+    folder: Path, console: Console | None = None, steps: int | None = None, updates: int | None = None
+) -> dict[str, Any]:
+    """Go on with the run in `folder` to the end of its plan, or of one with more `steps` or `updates`.
+
+    Raises:
+        BlockingIOError: another process is working on it.
+        ValueError: it is finished, or was longer before.
+    """
+    console = console or Console(quiet=not processes.first())
+    old = read_plan(folder)
+    plan = _longer(old, steps, updates)
+    if plan == old and (folder / directory.EVALUATION).exists():
+        more = "--steps" if old.steps else "--updates"
+        console.print(
+            f"{folder} is finished: nothing to do. Train it longer with `{machine.program()} resume "
+            f"{shlex.quote(str(folder))} {more} N`, or score it again with `eval`"
+        )
+        return json_files.read_json(folder / directory.EVALUATION)
     lock = _in_first(lambda: directory.lock(folder, wait=LOCK_SECONDS))
     with lock or contextlib.nullcontext():
-        run = Run(plan, folder, lock, console or Console(quiet=not processes.first()))
-        run.resume()
+        run = Run(plan, folder, lock, console)
+        run.resume(old)
         return _complete(run)
+
+
+def _longer(plan: Plan, steps: int | None, updates: int | None) -> Plan:
+    """The plan with another length. ValueError where it is shorter than it was."""
+    for name, value in (("steps", steps), ("updates", updates)):
+        before = getattr(plan, name)
+        if value is None:
+            continue
+        if before is None or value < before:
+            raise ValueError(
+                f"the run was planned with {before} {name}: --{name} must be at least as many, not {value}"
+            )
+        plan = replace(plan, **{name: value})
+    return plan
 
 
 def _in_first(action: Callable[[], directory.Lock]) -> directory.Lock | None:
@@ -381,6 +452,7 @@ def _complete(run: Run) -> dict[str, Any]:
         finally:
             run.close()
         if run.stopping:
-            run.console.print(f"stopped and saved; go on with: jaxwm resume {run.folder}")
+            command = f"{machine.program()} resume {shlex.quote(str(run.folder))}"
+            run.console.print(f"stopped and saved; go on with: {command}")
             return {}
         return run.finish()

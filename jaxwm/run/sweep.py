@@ -191,8 +191,10 @@ def sweep(
 
 def summary(result: dict[str, Any]) -> str:
     """Returns of the members, in one line."""
-    returns = " ".join(f"{value:.2f}" for value in result["trained"])
-    return f"{returns} after {result['env_steps']:,} steps"
+    name, scores = next(iter(result["scores"].items()), ("", {"trained": []}))
+    returns = " ".join([name, *(f"{value:.2f}" for value in scores["trained"])])
+    where = f"{result['env_steps']:,} steps" if "env_steps" in result else f"{result['updates']:,} updates"
+    return f"{returns} after {where}"
 
 
 def table(plans: dict[str, Plan], out: Outcome) -> Table:

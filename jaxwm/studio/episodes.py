@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxwm import envs
-from jaxwm.run.load import load
+from jaxwm.run.load import environment, load
 from jaxwm.run.plan import Plan
 from jaxwm.training.life import ACT, ENV, EVAL, member_keys, stream
 from jaxwm.training.program import kept
@@ -38,7 +37,7 @@ class Player(NamedTuple):
 
     def envs(self, num_envs: int) -> Env:
         """The environment of the run, `num_envs` of it."""
-        return envs.make(self.plan.env, num_envs=num_envs, **self.plan.env_options)
+        return environment(self.plan, num_envs)
 
 
 def open_player(folder: Path, member: int, seed: int, checkpoint: str = "newest") -> Player:

@@ -43,7 +43,7 @@ def play(
     """
     check_choice("--side", side, ("first", "second"))
     player = episodes.open_player(folder, member, seed, checkpoint)
-    suite, task = player.plan.env.split("/")
+    suite, _, task = (player.plan.env or "").partition("/")
     if suite != "pgx" or task not in PGX:
         raise ValueError(f"jaxwm play is for board games ({', '.join(PGX)}); this run's is {player.plan.env}")
     console.print(f"{player.title()}. You are {STONES[1 + (side == 'second')]}; q leaves.", highlight=False)
@@ -51,7 +51,7 @@ def play(
 
 
 def _game(player: Player, task: str, person: int, console: Console, ask: Callable[[str], str]) -> float | None:
-    env = envs.make(player.plan.env)
+    env = envs.make(str(player.plan.env))
     handle, step = jax.jit(env.reset)(stream(player.key, ENV))
     advance, memory = jax.jit(env.step), player.agent.reset(player.state, 1)
     act = jax.jit(

@@ -39,12 +39,14 @@ from jaxwm.types import Agent, Array, Collect, Data, Key, PyTree, Record, Repeat
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """One agent with one source of records, and how they are spread; `capacity` is in records of the source."""
+    """One agent with one source of records, and how they are spread; `capacity` is in records of the source, and the
+    components that `freeze` names keep their weights."""
 
     agent: Agent
     source: Source
     spread: Spread
     capacity: int
+    freeze: tuple[str, ...] = ()
     samplers: dict[str, Sampler] = field(init=False)
     _learn: dict[str, Callable] = field(init=False)
     _metrics: dict[str, Any] = field(init=False, default_factory=dict)
@@ -162,6 +164,8 @@ class Program:
         batch, cursor = draw(life.agent, _read(life, step), life.cursors[name], share.key(k_sample))
         state, out, metrics = self._learn[name](life.agent, batch, k_update)
         good = all_finite(metrics)
+        if self.freeze:
+            state = state._replace(params={**state.params, **{n: life.agent.params[n] for n in self.freeze}})
         state = jax.tree.map(partial(jnp.where, good), state, life.agent)
         if step.writes:
             old = life.rings[step.writes.ring]

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxwm.errors import check_number
+from jaxwm.errors import check_number, suggest
 from jaxwm.replay import Ring
 from jaxwm.schedule import Segment, rows_of, segments, words
 from jaxwm.training import gauge, processes
@@ -43,7 +43,8 @@ class Trainer:
     """Runs an agent with an environment or with recordings, as a population of `members`.
 
     `capacity` is the replay size of a member in environment steps; `hyper` gives scalars `[M]` that differ between
-    members; `max_iterations` bounds the iterations of one chunk. Members are spread over as many of the `devices`
+    members; `max_iterations` bounds the iterations of one chunk; `freeze` names components whose weights stay as they
+    begin. Members are spread over as many of the `devices`
     (default: all) as divide their number; CPU devices that are left over share the large updates of a member
     (see `jaxwm.learning.share`), and each of them holds all of the member's state. Recordings are held once for all
     members.
@@ -67,6 +68,7 @@ class Trainer:
         max_iterations: int = 256,
         shards: int = 1,
         devices: Sequence[Any] | None = None,
+        freeze: Sequence[str] = (),
     ):
         for name, value in dict(
             members=members, capacity=capacity, max_iterations=max_iterations, shards=shards
@@ -79,7 +81,7 @@ class Trainer:
         self._check_source()
         self._check(agent.schedule, 0)
         self.spread = spread(agent, source, members, shards, devices)
-        self._program = Program(agent, source, self.spread, capacity)
+        self._program = Program(agent, source, self.spread, capacity, self._frozen(freeze))
         self._host = HostLoop(self._program)
         self._programs: dict[Any, Any] = {}
 
@@ -95,6 +97,14 @@ class Trainer:
                 raise ValueError(f"{name} must be one number or {self.members}, one per member, not {np.shape(value)}")
         values = self.agent.hyper | given
         return {name: jnp.broadcast_to(jnp.asarray(v, jnp.float32), (self.members,)) for name, v in values.items()}
+
+    def _frozen(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Components that keep their weights. ValueError for one that there is not."""
+        known = jax.eval_shape(lambda: self.agent.init(jax.random.key(0), self.agent.hyper)).params if names else {}
+        for name in names:
+            if name not in known:
+                raise ValueError(f"there is no component {name!r} to freeze; {suggest(name, known)}")
+        return tuple(names)
 
     def _check_source(self) -> None:
         """ValueError where the words of the schedule need another source, or the agent more than recordings have."""

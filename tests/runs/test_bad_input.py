@@ -17,7 +17,7 @@ from toys import counting_env, toy_agent
 
 import jaxwm
 from jaxwm import agents, cli, envs, replay
-from jaxwm.envs import gymnax, spaces
+from jaxwm.envs import gym_spaces, gymnax, registry
 from jaxwm.run import directory, load
 from jaxwm.run.checkpoint import Checkpoints
 from jaxwm.run.plan import Plan
@@ -270,16 +270,16 @@ def test_commands(row, jaxwm_main):
 
 SETTINGS = [
     # What the parser says by itself.
-    ("--stps 5", "--steps"),
+    ("--stps 5", "did you mean --steps"),
     ("--lerning-rate 1", "Unrecognized options: --lerning-rate"),
     ("extra", "Unrecognized options: extra"),
     ("--members", "Missing value", "--members"),
     ("--members two", "--members", "'two'"),
     ("--deter 3.5", "--deter", "'3.5'"),
     ("--lr fast", "--lr", "'fast'"),
-    ("--vary lr=1e-3,fast,1e-3", "--vary wants NAME=NUMBER,NUMBER", "'lr=1e-3,fast,1e-3'"),
-    ("--vary lr", "--vary wants NAME=NUMBER"),
-    ("--vary lr=1e-3,1e-2", "vary lr must be 3 numbers, one a member"),
+    ("--vary lr=1e-3,fast,1e-3", "--vary takes NAME=NUMBER,NUMBER", "'lr=1e-3,fast,1e-3'"),
+    ("--vary lr", "--vary takes NAME=NUMBER"),
+    ("--vary lr=1e-3,1e-2", "vary lr must be 3 numbers, one per member"),
     ("--vary lr=1e-3,1e-2,-1", "lr must be a number above 0"),
     ("--vary nothing=1,2,3", "'nothing'", "cannot differ between members", "lr"),
     ("--shards 0", "shards must be a whole number of at least 1"),
@@ -490,13 +490,16 @@ SPACES = [
     ("no sensor", pure({}), "has no sensor"),
     ("reserved legal", pure({"legal": struct(3), "x": struct(3)}), "'legal' is reserved for the action mask"),
     ("reserved to_play", pure({"to_play": struct(3), "x": struct(3)}), "'to_play' is reserved"),
-    ("reserved action", pure({"action": struct(3), "x": struct(3)}), "'action' is reserved for the logged action"),
-    ("only reserved", pure({"legal": struct(2, dtype=np.bool_)}), "no sensor besides the reserved keys"),
+    ("legal of another size", pure({"legal": struct(3, dtype=np.bool_), "x": struct(3)}), "'legal' is reserved"),
+    ("not understood", pure({"legal": struct(2, dtype=np.bool_)}), "does not understand", "'legal'", "take alphazero"),
+    ("float image", pure(struct(64, 64, 3)), "(64, 64, 3) look like images", "as uint8"),
+    ("flat float image", pure(struct(12288)), "(12288,) look like images"),
+    ("stacked images", pure(struct(4, 64, 64, 3, dtype=np.uint8)), "(4, 64, 64, 3)", "images as uint8 [H, W, C]"),
     ("no action space", pure(struct(3), action=None), "has no action space"),
     ("host: image of odd size", host(obs=space("Box", shape=(84, 84, 3), dtype=np.uint8, low=0, high=255)), "84 x 84"),
     ("host: text observation", host(obs=space("Text")), "observation space of kind Text is not supported"),
     ("host: tuple action", host(action=space("Tuple")), "action space of kind Tuple is not supported"),
-    ("host: reserved", host(obs=space("Dict", spaces={"action": TWO})), "'action' is reserved"),
+    ("host: reserved", host(obs=space("Dict", spaces={"legal": BOX})), "'legal' is reserved"),
     ("host: nothing", host(None), "must return an environment with observation_space", "NoneType"),
 ]  # fmt: skip
 
@@ -504,7 +507,7 @@ SPACES = [
 @pytest.mark.parametrize("row", SPACES, ids=ids(SPACES))
 def test_unsupported_spaces(row, jaxwm_main, monkeypatch):
     _, constructor, *words = row
-    monkeypatch.setitem(envs._registered, "my/Env", constructor)
+    monkeypatch.setitem(registry._registered, "my/Env", constructor)
     error = jaxwm_main("train dreamer-v3 --env my/Env")
     assert all(word in error for word in words), error
 
@@ -577,8 +580,8 @@ NOTEBOOK = [
     ("old step", lambda: pool(then=(np.zeros(3), 0.0, False, {})), "step must return (obs, reward, terminated,"),
     ("observation of another size", lambda: pool(then=(np.zeros(2), 0.0, False, False, {})), "(2,), expected (3,)"),
     ("sensor left out", lambda: pool(obs=space("Dict", spaces={"x": BOX}), first=({"y": np.zeros(3)}, {})),
-     "without 'x', but with ['y']"),
-    ("nested native space", lambda: spaces.observation_space(space("Sequence")), "kind Sequence is not supported"),
+     "has 'y', expected 'x' too"),
+    ("nested native space", lambda: gym_spaces.observation_space(space("Sequence")), "kind Sequence is not supported"),
     ("task of gymnax", lambda: gymnax.gymnax("CartPole-v1", max_steps=1.5), "max_steps must be a whole number"),
     ("members", lambda: toy_trainer(members=0), "members must be a whole number of at least 1"),
     ("capacity", lambda: toy_trainer(capacity=-5), "capacity must be"),

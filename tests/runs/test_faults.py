@@ -109,11 +109,11 @@ def quiet():
 def test_a_diverged_run_stops_and_names_step_term_and_checkpoint(toy_system, tmp_path, monkeypatch):
     monkeypatch.setattr(session, "CHUNK_SECONDS", 0.0)  # chunks of one iteration
     plan = Plan("toy", "toy/Count", ToyConfig(bad_after=50), 4000, 2, episodes=4, checkpoint_minutes=0, gauge=0)
-    with pytest.warns(UserWarning, match="not finite at step .*: mean; such updates are skipped"):
+    with pytest.warns(UserWarning, match="not finite after .* environment steps: mean; such updates are skipped"):
         with pytest.raises(session.Diverged) as error:
             session.train(plan, tmp_path / "run", quiet())
     text = str(error.value)
-    assert "member 0 had 100 updates in a row that were not finite, until step 316: mean." in text
+    assert "member 0 had 100 updates in a row that were not finite, until 316 environment steps: mean." in text
     assert "the last good checkpoint is at step 312" in text and "--lr" in text
     loaded = load.load(tmp_path / "run")
     assert loaded.steps == 312 and np.isfinite(loaded.state.params["mean"]).all()

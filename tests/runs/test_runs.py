@@ -119,7 +119,7 @@ def stop_until_done(folder: Path, steps: int, signals: list[int], seed: int) -> 
         out, _ = process.communicate(timeout=300)
         statuses.append(process.returncode)
         if process.returncode == 1:
-            assert "stopped and saved; go on with: jaxwm resume" in out.replace("\n", " ")
+            assert "stopped and saved; go on with: " in out.replace("\n", " ")
         command = ["resume", str(folder)]
     subprocess.run([*base, *command], check=True, stdout=subprocess.DEVNULL, timeout=400)
     return statuses

@@ -26,7 +26,8 @@ def transitions(env, states, time, actions: int):
     """Next states `[A, S, ...]`, rewards and ends `[A, S]` of every action in every state."""
     count = len(states)
     keys = jax.random.split(jax.random.key(0), count)
-    now = EnvState((states, jnp.full(count, time)), keys, jnp.zeros(count, bool))
+    none = jnp.zeros(count, jnp.int32)
+    now = EnvState((states, jnp.full(count, time)), keys, none > 0, none)
     step = jax.jit(env.step)
     found = [step(now, jnp.full(count, a)) for a in range(actions)]
     after = np.stack([state.state[0] for state, _ in found])
@@ -184,9 +185,15 @@ def test_ties_are_broken_at_random_and_epsilon_is_kept():
     assert (act(state, "explore") == 2).mean() == pytest.approx(0.7 + 0.3 / 4, abs=0.03)
 
 
-def test_observations_that_are_no_table_are_refused():
-    with pytest.raises(ValueError, match="dyna-q wants one-hot"):
-        agents.make("dyna-q", envs.make("gymnax/CartPole-v1").spec)
+@pytest.mark.parametrize("name", ["gymnax/CartPole-v1", "gymnax/Catch-bsuite", "probe/Recall"])
+def test_observations_that_are_no_table_are_refused(name):
+    with pytest.raises(ValueError, match=f"dyna-q needs the index of a state.*{name}"):
+        agents.make("dyna-q", envs.make(name).spec)
+
+
+@pytest.mark.parametrize("name", ["gymnax/FrozenLake-misc", "gymnax/DeepSea-bsuite", "tabular/Taxi"])
+def test_a_state_index_is_seen(name):
+    assert agents.make("dyna-q", envs.make(name).spec)
 
 
 # --- Learning -----------------------------------------------------------------------------------------------------

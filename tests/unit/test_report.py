@@ -12,9 +12,9 @@ from PIL import Image
 
 from jaxwm import agents, cli
 from jaxwm.report.charts import Series
-from jaxwm.report.page import binned, column, command, flatten, learning_curve, reached, read, report
+from jaxwm.report.page import binned, column, flatten, learning_curve, reached, read, report
 from jaxwm.report.statistics import published_runs
-from jaxwm.run import directory, session
+from jaxwm.run import directory
 from jaxwm.run.plan import Plan
 from jaxwm.run.writer import Writer
 
@@ -126,26 +126,9 @@ def test_the_figures_are_there(pair):
 
 
 def test_commands_make_the_same_run(pair):
-    prefix = "jaxwm train dreamer-v3 --env gymnax/Catch-bsuite --members 3 --steps 400 --seed 0 --episodes 10"
-    lines = pair[0].splitlines()
-    assert prefix in lines and f"{prefix} --prefill 128 --lr 0.003" in lines
-
-
-def test_commands_start_from_the_nearest_preset_and_parse_back(tmp_path, monkeypatch):
-    settings = agents.settings("dreamer-v3", "12m", online=False, lr=1e-3, dtype="bfloat16")
-    plan = Plan(
-        "dreamer-v3", "atari/Pong", settings, 40, 2, 7, 5, {"sticky": 0.25, "life_loss": "terminal"}, keep=3, shards=2,
-        vary={"lr": [1e-3, 3e-4]},
-    )  # fmt: skip
-    words = command(json.loads(json.dumps(plan.to_json()))).split()
-    assert words[3:7] == ["--env", "atari/Pong", "--preset", "12m"] and "--no-online" in words
-    rest = "--env-option sticky=0.25 life_loss=terminal --vary lr=0.001,0.0003 --keep 3 --shards 2"
-    assert words[words.index("--env-option") :] == rest.split()
-    taken = []
-    monkeypatch.setattr(session, "train", lambda plan, folder: taken.append(plan) or {"done": 1})
-    monkeypatch.setattr(cli, "use_cores", lambda *arguments, **options: None)
-    assert cli.main(words[1:]) == 0
-    assert taken == [plan]
+    prefix, suffix = "train dreamer-v3 --env gymnax/Catch-bsuite", "--steps 400 --members 3 --seed 0 --episodes 10"
+    lines = [line.split(" ", 1)[-1] for line in pair[0].splitlines()]
+    assert f"{prefix} {suffix}" in lines and f"{prefix} --prefill 128 --lr 0.003 {suffix}" in lines
 
 
 def test_other_versions_settings_have_no_command(tmp_path):

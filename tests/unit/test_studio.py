@@ -12,7 +12,7 @@ from rich.console import Console
 from toys import counting_env, on_host, toy_agent
 
 from jaxwm import agents, cli, envs
-from jaxwm.envs import from_functions
+from jaxwm.envs import from_functions, registry
 from jaxwm.run import directory, load
 from jaxwm.run.checkpoint import Checkpoints
 from jaxwm.run.plan import Plan
@@ -232,7 +232,7 @@ def test_mp4_keeps_size_and_frames(tmp_path):
 
 def tell(agent, monkeypatch, env=walk) -> None:
     """Let `load` find this agent in this environment."""
-    monkeypatch.setitem(envs._registered, "toy/Walk", env)
+    monkeypatch.setitem(registry._registered, "toy/Walk", env)
     settings = agents.settings("dreamer-v3", "nano")
     player = episodes.Player(Plan("dreamer-v3", "toy/Walk", settings, 100), agent, {}, KEY, 0, 100)
     monkeypatch.setattr(episodes, "load", lambda folder, member, seed, checkpoint: player)

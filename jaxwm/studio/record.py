@@ -1,0 +1,126 @@
+"""`jaxwm record`: episodes of a policy, or of random play, as recordings to learn from (see `jaxwm.data.files`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+
+from jaxwm import data, envs, spaces
+from jaxwm.data.files import Episode
+from jaxwm.errors import check_number
+from jaxwm.run.load import import_own
+from jaxwm.run.plan import read_plan
+from jaxwm.studio import episodes
+from jaxwm.training.life import EVAL, member_keys, stream
+from jaxwm.types import Agent, Env, Key, Mode, Record
+
+WIDTH = 16
+"""Environments that play side by side."""
+
+
+class Settings(NamedTuple):
+    """What to record: so many episodes, or, where given, whole episodes until there are so many steps."""
+
+    episodes: int
+    steps: int | None
+    mode: Mode
+    member: int
+    seed: int
+    checkpoint: str
+
+
+class Place(NamedTuple):
+    """Where to record: the environment's name, its options, and modules to import first."""
+
+    env: str
+    options: dict[str, Any]
+    imports: tuple[str, ...]
+
+
+def place(run: Path | None, env: str | None, options: dict[str, Any], imports: tuple[str, ...]) -> Place:
+    """The environment to record in: as given, and else that of the run."""
+    plan = read_plan(run) if run is not None and run.is_dir() else None
+    name = env or (plan.env if plan else None)
+    if name is None:
+        raise ValueError("which environment? --env SUITE/TASK")
+    if plan is not None and plan.env == name:
+        options = plan.env_options | options
+    files = tuple(str(Path(x).resolve()) if x.endswith(".py") else x for x in imports)
+    return Place(name, options, files or (plan.imports if plan else ()))
+
+
+def record(run: Path | None, where: Place, out: Path, settings: Settings, console: Console) -> int:
+    """Play and write; how many records the folder holds now. Nothing is written before everything has been played.
+
+    Raises:
+        ValueError: the environment does not fit the run, or the folder.
+    """
+    if settings.steps is not None:
+        check_number("--steps", settings.steps, least=1, whole=True)
+    player = None
+    if run is not None and settings.mode != "random":
+        player = episodes.open_player(run, settings.member, settings.seed, settings.checkpoint)
+    import_own(where.imports)
+    env = envs.make(where.env, num_envs=WIDTH, **where.options)
+    if player:
+        agent, state, key = player.agent, player.state, player.key
+    else:
+        agent, state = _at_random(env), ()
+        key = stream(member_keys(settings.seed, 1)[0], EVAL)
+    found = _play(agent, env, state, key, settings, console)
+    total = data.append(out, env.spec, found, where.env)
+    steps, returns = sum(len(e.reward) for e in found), [float(e.reward.sum(dtype=np.float64)) for e in found]
+    console.print(
+        f"{out}: {len(found):,} episodes ({settings.mode}), mean return {np.mean(returns):.2f}, {steps:,} records; "
+        f"{total:,} in all",
+        highlight=False,
+    )
+    return total
+
+
+def _at_random(env: Env) -> Agent:
+    """Random play, legal where the environment says what is."""
+
+    def act(state: Any, carry: Any, step: Any, key: Key, mode: str) -> tuple[Any, Any, dict]:
+        legal = step.obs.get("legal") if isinstance(step.obs, dict) else None
+        return carry, spaces.random_action(env.spec.action, key, len(step.reward), legal), {}
+
+    none: Any = None
+    return Agent(none, lambda state, num: (), act, {}, None, (), {})
+
+
+def _play(agent: Agent, env: Env, state: Any, key: Key, settings: Settings, console: Console) -> list[Episode]:
+    """Whole episodes, in the order of their ends."""
+    found: list[Episode] = []
+    steps, want = 0, settings.steps or settings.episodes
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("recording", total=want)
+        for episode in _episodes(episodes.play(agent, env, state, key, settings.mode), env.num_envs):
+            found.append(episode)
+            steps += len(episode.reward)
+            progress.update(task, completed=min(want, steps if settings.steps else len(found)))
+            if (steps if settings.steps else len(found)) >= want:
+                return found
+    return found
+
+
+def _episodes(records: Iterator[Record], num_envs: int) -> Iterator[Episode]:
+    """Episodes that end, out of records `[N, ...]`, one per row."""
+    open_rows: list[list[Record]] = [[] for _ in range(num_envs)]
+    try:
+        for row in records:
+            for n in range(num_envs):
+                one = jax.tree.map(lambda x, n=n: x[n], row._replace(extras=()))
+                open_rows[n] = [one] if one.is_first else [*open_rows[n], one]
+                if one.is_last:
+                    whole = jax.tree.map(lambda *x: np.stack(x), *open_rows[n])
+                    yield Episode(whole.obs, whole.reward, whole.action, bool(whole.is_terminal[-1]))
+                    open_rows[n] = []
+    finally:
+        records.close()  # type: ignore[attr-defined]
