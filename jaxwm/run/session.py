@@ -14,7 +14,6 @@ import warnings
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from jaxwm.run import checkpoint, cost, directory, json_files, machine
+from jaxwm.run import card, checkpoint, directory, json_files, machine
 from jaxwm.run import load as loading
 from jaxwm.run.display import Display, Stage
 from jaxwm.run.plan import Plan, read_plan
@@ -78,7 +77,7 @@ class Run:
 
     def start(self) -> None:
         """Check the memory, allocate, write config.json, open the files, compile. The folder exists."""
-        self._card_before(self.trainer.footprint())
+        card.show(self.console, self.plan, self.trainer, self.trainer.footprint())
         self.life = self.trainer.init(self.plan.seed)
         if self.plan.start:
             self.life = self._begin(self.life)
@@ -102,7 +101,7 @@ class Run:
             checkpoints.check(
                 {"agent": sizes["state"], "rest/rings/real/data": self._old(sizes["replay"]["real"], rows)}
             )
-            self._card_before(sizes)
+            card.show(self.console, self.plan, self.trainer, sizes)
             self.life = self.trainer.init(self.plan.seed)
             like = self._with_ring(self._old(self.life.ring.data, rows))
             saved = checkpoints.restore(like) if checkpoints.steps() else None
@@ -156,33 +155,6 @@ class Run:
         self.compile_seconds = time.time() - began
         self.console.print(f"  compile time   {self.compile_seconds:.1f} s")
         self.compile_seconds += self.compile_before
-
-    def _card_before(self, sizes: dict[str, Any]) -> None:
-        """The start-up card: sizes (a `Trainer.footprint`) and costs, before memory is taken."""
-        copies = (
-            self.trainer.spread.copies
-        )  # devices that share updates hold all of the member; shards split the replay
-        replay, state = copies * cost.tree_bytes(sizes["replay"]), cost.tree_bytes(sizes["state"])
-        state *= copies * self.plan.shards
-        _check_memory(state + replay)
-        say = self.console.print
-        plan, noun = self.plan, "member" if self.plan.members == 1 else "members"
-        say(f"[bold]{plan.agent}[/bold] on [bold]{plan.task}[/bold], {plan.members} {noun}, seed {plan.seed}, "
-            f"{jax.default_backend()}")  # fmt: skip
-        say(f"  parameters     {sizes['parameters']:,} each")
-        say(f"  agent state    {cost.human(state, 'B')}")
-        each = "steps of each member" if isinstance(self.source, Env) else "records, one copy for all members"
-        say(f"  replay         {cost.human(replay, 'B')} for {self.trainer.capacity:,} {each}")
-        for name, (fn, args) in sizes["updates"].items():
-            say(f"  update {name:<7} {cost.human(cost.flops(fn, *args), 'FLOP')} each")
-        spread = self.trainer.spread
-        if spread.idle:
-            noun = "device" if spread.idle == 1 else "devices"
-            say(f"  idle           {spread.idle} {noun}: make --members a multiple of {spread.idle + spread.mesh.size}")
-        need, free = 2 * state + replay, cost.available_memory()  # gradients and temporaries at least double the state
-        if need > 0.9 * free:
-            say(f"[bold red]  warning: {cost.human(need, 'B')} needed, {cost.human(free, 'B')} free:[/bold red] lower "
-                "--capacity, --members or the preset")  # fmt: skip
 
     # --- Training -------------------------------------------------------------------------------------------------
 
@@ -312,16 +284,10 @@ class Run:
         plan, counters = self.plan, self.life.counters
         result: dict[str, Any] = {"env_steps": int(counters.steps)} if isinstance(self.source, Env) else {}
         result |= dict(updates=int(counters.updates), seconds=0.0, compile_seconds=round(self.compile_seconds, 1))
-        scores: dict[str, dict[str, Any]] = {}
         with self.console.status(f"evaluating {plan.episodes} episodes"):
-            if self.agent.act is not None and plan.env is not None:
-                play = partial(loading.score, plan, self.agent, self.life.agent, plan.episodes)
-                trained, chance = play("greedy"), play("random")
-                scores["return"] = dict(trained=trained.means().tolist(), random=chance.means().tolist())
-                result |= dict(episodes=plan.episodes, mode="greedy", **scores["return"])
-                result["complete"] = bool(trained.complete.all())
-            held_out = loading.held_out(plan, self.agent, processes.fetch(self.life.agent))
-            scores |= {name: {"trained": np.asarray(value).tolist()} for name, value in held_out.items()}
+            scores, complete = loading.scores(plan, self.agent, processes.fetch(self.life.agent), plan.episodes)
+        if "return" in scores:
+            result |= dict(episodes=plan.episodes, mode="greedy", **scores["return"], complete=complete)
         result |= dict(seconds=round(self.seconds(), 1), scores=scores)
         if processes.first():
             json_files.write_json(self.folder / directory.EVALUATION, result)
@@ -365,18 +331,6 @@ def table(
         out.add_section()
         out.add_row("minimum", *(f"{min(column):.2f}" for column in columns), style="bold")
     return out
-
-
-def _check_memory(need: int) -> None:
-    """ValueError where not even the state and the replay fit: the machine would end the program without a word."""
-    devices = 1 if jax.default_backend() == "cpu" else jax.local_device_count()  # members are spread over devices
-    free = cost.available_memory() * devices * jax.process_count()
-    short, _ = processes.agree(need > free)
-    if short:
-        raise ValueError(
-            f"the run needs more than {cost.human(need, 'B')} of memory and {cost.human(free, 'B')} are free: lower "
-            "--capacity, --members or --envs, or take a smaller preset"
-        )
 
 
 def train(plan: Plan, folder: Path, console: Console | None = None) -> dict[str, Any]:
