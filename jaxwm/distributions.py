@@ -77,6 +77,7 @@ class OneHot(NamedTuple):
 
     @property
     def probs(self) -> Array:
+        """Probabilities `[..., K]`."""
         return jnp.exp(self.logp)
 
     def invert(self, uniform: Array) -> Array:
@@ -102,6 +103,7 @@ class OneHot(NamedTuple):
         return (self.logp * jax.nn.one_hot(index, self.logp.shape[-1])).sum(-1)
 
     def entropy(self) -> Array:
+        """Entropy in nats, `[...]`."""
         return -(self.probs * self.logp).sum(-1)
 
     def kl(self, other: OneHot) -> Array:
@@ -128,13 +130,16 @@ class Normal(NamedTuple):
     std: Array
 
     def mode(self) -> Array:
+        """The mean, where the density peaks."""
         return self.mean
 
     def log_prob(self, value: Array) -> Array:
+        """Log-density of each entry of `value`."""
         z = (value - self.mean) / self.std
         return -0.5 * z * z - jnp.log(self.std) - 0.5 * np.log(2 * np.pi)
 
     def entropy(self) -> Array:
+        """Differential entropy of each entry, in nats."""
         return jnp.broadcast_to(0.5 * np.log(2 * np.pi * np.e) + jnp.log(self.std), self.mean.shape)
 
     def pick(self, noise: Array) -> Array:
@@ -158,6 +163,7 @@ class TanhNormal(NamedTuple):
         return jnp.tanh(self.mean)
 
     def log_prob(self, value: Array) -> Array:
+        """Log-density of each entry of `value` in [-1, 1]; at the bounds that just inside them."""
         value = jnp.clip(value, -1 + 1e-6, 1 - 1e-6)
         return Normal(self.mean, self.std).log_prob(jnp.arctanh(value)) - jnp.log1p(-value * value)
 

@@ -1,9 +1,17 @@
-"""Compiling is most of what the default tests do, and their networks are tiny: compile without optimisations."""
+"""Compiling is most of what the default tests do, and their networks are tiny: compile without optimisations.
+
+What was compiled once is kept on disk for the next process, small programs too; in a directory of its own where
+JAX_COMPILATION_CACHE_DIR names none.
+"""
 
 import os
+import tempfile
 
 
 def pytest_configure(config):
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxwm-tests-")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
     if config.option.markexpr == "not slow":  # the slow tests train for minutes: there optimising pays
         os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # for processes that tests start
         import jax

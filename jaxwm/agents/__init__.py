@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from typing import Any
 
-from jaxwm.agents.registry import AGENTS, table
+from jaxwm.agents.registry import AGENTS, MODULES, table
 from jaxwm.agents.system import System
 from jaxwm.errors import suggest
 from jaxwm.types import RESERVED, Agent, Spec
 
 __all__ = ["AGENTS", "System", "build", "find", "make", "renamed", "settings", "table"]
+
+
+def __getattr__(name: str) -> Any:
+    """`jaxwm.agents.dreamer_v3` and the other modules, imported at first use."""
+    if name not in MODULES.values():
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return importlib.import_module(f"{__name__}.{name}")
 
 
 def find(name: str) -> System:

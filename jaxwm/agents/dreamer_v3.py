@@ -418,6 +418,7 @@ class Learner:
 
     @property
     def world(self) -> World:
+        """The part that other systems share: filtering, rolling out, decoding."""
         return World(self.spec, self.nets.enc, self.nets.dyn, self.nets.dec, self.routes)
 
     def actor(self, params: Any, feat: Array) -> Actor:

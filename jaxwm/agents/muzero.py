@@ -184,9 +184,7 @@ class Targets(NamedTuple):
     real: Array  # the position is in the episode of position 0
 
 
-def n_step_targets(
-    record: Record, value: Array, unroll: int, td_steps: int, discount: float, used: Array | None
-) -> Targets:
+def targets(record: Record, value: Array, unroll: int, td_steps: int, discount: float, used: Array | None) -> Targets:
     """The targets of sequences `record [B, K + n + 1]` with bootstrap values `value` of the same shape.
 
     z_t = r_{t+1} + ... + gamma^(n-1) r_{t+n} + gamma^n v_{t+n}, cut at the end of the episode: what follows is worth 0,
@@ -234,7 +232,7 @@ def targets_of(nets: Networks, state: State, record: Record) -> Targets:
         age = (state.step - record.extras["born"][:, 0]).astype(jnp.float32)
         used = config.td_steps - jnp.floor(age / (0.3 * config.correction))
     values = bootstrap_values(nets, state, record)
-    return n_step_targets(record, values, config.unroll, config.td_steps, config.discount, used)
+    return targets(record, values, config.unroll, config.td_steps, config.discount, used)
 
 
 # --- Losses -----------------------------------------------------------------------------------------------------------

@@ -316,6 +316,7 @@ class Vision(nn.Module):
         return self.decode(self.encode(image)[0])
 
     def encode(self, image: Array) -> tuple[Array, Array]:
+        """Means and log-variances of codes `[..., Z]`."""
         feat = self.encoder(image)
         return self.mean(feat), self.log_var(feat)
 
@@ -361,10 +362,12 @@ class Networks:
 
     @property
     def vision(self) -> Vision:
+        """V."""
         return Vision(self.config.codes, self.image[1][-1], self.config.depth)
 
     @property
     def memory(self) -> MDNRNN:
+        """M."""
         c = self.config
         return MDNRNN(c.codes, self.action_width, c.units, c.mixtures, c.done, c.reward)
 
@@ -396,6 +399,7 @@ class Networks:
         return apply(self.memory, params["memory"], lstm, code, action, first, method="step")
 
     def predict(self, params: Any, hidden: Array) -> Prediction:
+        """What M predicts from its hidden state `[..., U]`."""
         return apply(self.memory, params["memory"], hidden, method="predict")
 
     # --- C ----------------------------------------------------------------------------------------------------------

@@ -85,6 +85,7 @@ class ReturnRange(NamedTuple):
     high: Array
 
     def update(self, returns: Array, rate: float = 0.01) -> ReturnRange:
+        """Move towards the percentiles of `returns`."""
         low, high = jnp.percentile(returns, jnp.array([5.0, 95.0]))
         return ReturnRange((1 - rate) * self.low + rate * low, (1 - rate) * self.high + rate * high)
 
@@ -94,6 +95,7 @@ class ReturnRange(NamedTuple):
 
 
 def initial_range() -> ReturnRange:
+    """The range before any return was seen."""
     return ReturnRange(jnp.zeros(()), jnp.zeros(()))
 
 

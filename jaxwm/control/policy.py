@@ -33,6 +33,7 @@ class Actor(NamedTuple):
         return indices[0] if isinstance(self.space, Discrete) else jnp.stack(indices, -1)
 
     def sample(self, key: Key) -> Array:
+        """Draw an action `[...]`."""
         lead = self._vector.mean.shape[:-1] if self._vector else self.parts[0].logp.shape[:-1]  # type: ignore[union-attr]
         return self.pick(noise(self.space, jax.random.uniform(key, (*lead, noise_size(self.space)))))
 
@@ -43,6 +44,7 @@ class Actor(NamedTuple):
         return self._join([part.invert(uniform) for part, uniform in self._choices(noise)])
 
     def mode(self) -> Array:
+        """The likeliest action `[...]`, or the mean of a vector."""
         return self._vector.mode() if self._vector else self._join([part.mode() for part in self.parts])  # type: ignore[union-attr]
 
     def log_prob(self, action: Array) -> Array:

@@ -102,6 +102,7 @@ class World:
         return params
 
     def encode(self, action: Array) -> Array:
+        """Encode an action as numbers `[..., A]`."""
         return spaces.encode(self.spec.action, action)
 
     def pack(self, latent: Latent) -> dict[str, Array]:
@@ -115,6 +116,7 @@ class World:
     # Acting.
 
     def reset(self, num_envs: int) -> Carry:
+        """The memory before a first step."""
         return Carry(rssm.initial(self.dyn, num_envs), spaces.blank(self.spec.action, num_envs))
 
     def filter(self, params: Any, carry: Carry, step: Step, key: Key) -> Latent:
@@ -167,6 +169,7 @@ class World:
 
     @property
     def images(self) -> bool:
+        """Whether there are images among the sensors."""
         return "image" in sensors.kinds(self.spec.obs).values()
 
     def reconstruction(self, params: Any, latents: Latent, obs: Any) -> tuple[Array, dict[str, Array]]:

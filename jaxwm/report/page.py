@@ -98,7 +98,7 @@ def _prepare(out: Path) -> Path:
 
 
 def _overview(stories: list[Story]) -> list[Block]:
-    header = ["run", "agent", "environment", "members", "seed", "environment steps per member", "state"]
+    header = ["run", "agent", "environment", "members", "seed", "progress of each member", "state"]
     rows = []
     for story in stories:
         config, steps = story.config, f"{story.progress():,} of {story.planned:,} {story.unit}"

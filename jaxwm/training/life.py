@@ -121,6 +121,7 @@ LOG_AXES: Any = Log(0, 0, 0, 0, None)  # type: ignore[arg-type]
 
 
 def all_finite(metrics: dict[str, Array]) -> Array:
+    """Whether every metric is a finite number, bool []; True where there are none."""
     return jnp.isfinite(jnp.stack(list(metrics.values()))).all() if metrics else jnp.ones((), bool)
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxwm.envs.pure import from_functions
 from jaxwm.types import FOREVER, Agent, Collect, Discrete, Env, Repeat, Spec, Step, Train, TrainStep
 
 SPEC = Spec("toy/Count", jax.ShapeDtypeStruct((1,), jnp.float32), Discrete(3), max_steps=5)
@@ -85,3 +86,20 @@ def toy_agent(length: int = 4, batch: int = 3, schedule=None, until=None, sample
     body = (Collect(4), Train("average", 2, until))
     schedule = schedule or (Collect(16, "random"), Repeat(FOREVER, body))
     return Agent(init, reset, act, {"average": TrainStep(update, batch, length, sampler)}, None, schedule, {"lr": 0.1})
+
+
+IMAGE = jax.ShapeDtypeStruct((64, 64, 3), jnp.uint8)
+
+
+def blinking(num_envs: int) -> Env:
+    """Images whose brightness is the time; an episode lasts while one goes right, 8 steps at most."""
+
+    def reset(key):
+        return (jnp.zeros((), jnp.int32), key), jnp.zeros(IMAGE.shape, jnp.uint8)
+
+    def step(key, state, action):
+        time = state[0] + 1
+        obs = jnp.full(IMAGE.shape, 30 * time, jnp.uint8)
+        return (time, state[1]), obs, jnp.where(action == 2, 1.0, 0.0), (action != 2) & (time > 2), time >= 8
+
+    return from_functions(Spec("my/Blinking", IMAGE, Discrete(3), 8), reset, step, num_envs)

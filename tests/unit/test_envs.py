@@ -1,4 +1,4 @@
-"""The contract of an environment, checked on every suite."""
+"""Environments: names, options, native behaviour. What all suites have in common: tests/contract/test_suites.py."""
 
 from __future__ import annotations
 
@@ -9,80 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from arrays import same
+from worlds import actions, check_step, check_stream, host_roll, roll, unrolled
 
 from jaxwm import envs
 from jaxwm.envs import envpool as envpool_module
 from jaxwm.envs import gym_spaces, host
 from jaxwm.envs import gymnax as gymnax_module
-from jaxwm.types import ActionSpace, Box, Discrete, Env, MultiDiscrete, Spec, Step
+from jaxwm.types import ActionSpace, Box, Discrete, Env, Spec, Step
 
-PROBES = [f"probe/{task}" for task in envs.names()["probe"]]
 GYMNAX = [f"{suite}/{task}" for suite in ("gymnax", "minatar") for task in envs.names()[suite]]
 FREE_GYMNAX = [name for name in GYMNAX if "MNIST" not in name]  # MNIST is downloaded
-
-
-def actions(space: ActionSpace, lead: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    if isinstance(space, Discrete):
-        return rng.integers(0, space.n, lead, np.int32)
-    if isinstance(space, MultiDiscrete):
-        return rng.integers(0, space.n, (*lead, len(space.n)), np.int32)
-    return rng.uniform(-1, 1, (*lead, space.size)).astype(np.float32)
-
-
-def zeros(space: ActionSpace, lead: tuple[int, ...]) -> np.ndarray:
-    return np.zeros_like(actions(space, lead, np.random.default_rng(0)))
-
-
-def check_step(step: Step, spec: Spec, lead: tuple[int, ...]) -> None:
-    """Structure, shapes and dtypes of one `Step`, arrays or their shapes."""
-    assert jax.tree.structure(step.obs) == jax.tree.structure(spec.obs)
-    jax.tree.map(lambda x, s: _check_leaf(x, (*lead, *s.shape), s.dtype), step.obs, spec.obs)
-    _check_leaf(step.reward, lead, np.float32)
-    for flag in (step.is_first, step.is_last, step.is_terminal):
-        _check_leaf(flag, lead, np.bool_)
-
-
-def _check_leaf(x: Any, shape: tuple[int, ...], dtype: Any) -> None:
-    assert (x.shape, np.dtype(x.dtype)) == (shape, np.dtype(dtype))
-    assert not getattr(x, "weak_type", False)
-
-
-_rolls: dict[int, tuple[Env, Any]] = {}
-
-
-def roll(env: Env, key: jax.Array, action: np.ndarray) -> Step:
-    """A pure environment under `lax.scan`: actions `[T, N, ...]` to Steps `[T + 1, N, ...]`; one compile for an env."""
-    _rolls.setdefault(id(env), (env, jax.jit(lambda key, action: unrolled(env, key, action))))
-    return jax.device_get(_rolls[id(env)][1](key, jnp.asarray(action)))
-
-
-def unrolled(env: Env, key: jax.Array, action: jax.Array) -> Step:
-    state, first = env.reset(key)
-    rest = jax.lax.scan(env.step, state, action)[1]
-    return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, rest)
-
-
-def host_roll(env: Env, keys: jax.Array, action: np.ndarray) -> Step:
-    """A host environment: actions `[T, M, N, ...]` to Steps `[T + 1, M, N, ...]`."""
-    handle, step = env.reset(keys)
-    steps = [step]
-    for a in action:
-        handle, step = env.step(handle, a)
-        steps.append(step)
-    env.close(handle)
-    return jax.tree.map(lambda *x: np.stack(x), *steps)
-
-
-def check_stream(steps: Step) -> None:
-    """The rules that tie one step to the next; time is the first axis."""
-    assert steps.is_first[0].all() and not steps.is_last[0].any()
-    np.testing.assert_array_equal(steps.is_first[1:], steps.is_last[:-1])
-    assert not steps.reward[steps.is_first].any()
-    assert not (steps.is_first & (steps.is_last | steps.is_terminal)).any()
-
-
-def same(a: Any, b: Any) -> bool:
-    return all(jax.tree.leaves(jax.tree.map(lambda x, y: bool(np.array_equal(x, y)), a, b)))
 
 
 # --- Names and errors ---------------------------------------------------------------------------------------------
@@ -158,25 +95,6 @@ def test_wrong_option(name: str, options: dict[str, Any], words: list[str]):
 # --- Pure environments --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", PROBES + FREE_GYMNAX)
-def test_pure_contract(name: str):
-    env = envs.make(name, num_envs=2)
-    assert env.pure and env.num_envs == 2 and env.spec.name == name and env.spec.max_steps
-    action = jnp.asarray(zeros(env.spec.action, (2,)))
-    state, step = jax.eval_shape(env.reset, jax.random.key(0))
-    check_step(step, env.spec, (2,))
-    for _ in range(2):
-        after, step = jax.eval_shape(env.step, state, action)
-        check_step(step, env.spec, (2,))
-        assert jax.tree.map(_aval, after) == jax.tree.map(_aval, state)
-        state = after
-    assert all(leaf.shape[0] == 2 and not leaf.weak_type for leaf in jax.tree.leaves(state))
-
-
-def _aval(x: Any) -> tuple[Any, ...]:
-    return x.shape, str(x.dtype), x.weak_type
-
-
 def test_kinds_of_observation():
     kinds = {name: envs.make(name).spec for name in FREE_GYMNAX}
     planes = {name for name, spec in kinds.items() if spec.obs.dtype == np.bool_ and len(spec.obs.shape) == 3}
@@ -235,27 +153,6 @@ def test_mnist_is_an_image(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(load_mnist, "load_mnist", offline)
     with pytest.raises(ConnectionError, match="downloads"):
         envs.make("gymnax/MNISTBandit-bsuite")
-
-
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("gymnax/Catch-bsuite", {}),
-        ("gymnax/CartPole-v1", {"max_steps": 20}),
-        ("gymnax/Pendulum-v1", {"max_steps": 7}),
-        ("minatar/Breakout", {"max_steps": 9}),
-        ("gymnax/FrozenLake-misc", {}),
-        ("probe/Recall", {"delay": 2}),
-    ],
-)
-def test_next_step_reset(name: str, options: dict[str, Any]):
-    env = envs.make(name, num_envs=3, **options)
-    action = actions(env.spec.action, (40, 3), np.random.default_rng(0))
-    steps = roll(env, jax.random.key(3), action)
-    check_step(jax.tree.map(lambda x: x[0], steps), env.spec, (3,))
-    check_stream(steps)
-    assert steps.is_last.any()
-    assert same(steps, roll(env, jax.random.key(3), action)), "the seed decides all"
 
 
 def test_action_of_the_resetting_step_is_ignored():

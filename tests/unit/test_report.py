@@ -143,7 +143,7 @@ def test_only_differing_settings_are_side_by_side(pair):
     assert row_of(table, "`settings.prefill`") == ["`settings.prefill`", "`256`", "`128`"]
     assert table.count("`settings.") == 2
     assert row_of(common, "`settings.deter`") == ["`settings.deter`", "`32`"]
-    assert "settings.lr" not in common
+    assert "`settings.lr`" not in common
 
 
 def test_throughput_counts_learning_only(pair):
