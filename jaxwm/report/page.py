@@ -283,7 +283,7 @@ def _dreams(stories: list[Story], out: Path) -> list[Block]:
     """The pictures in RUN/dreams and RUN/watch.gif, copied next to the report, and the verdict on the dreams."""
     blocks: list[Block] = []
     captions = data.read("captions.toml")
-    for path, label in {story.path: story.label for story in reversed(stories)}.items():
+    for path, label in reversed({story.path: story.label for story in reversed(stories)}.items()):
         files = [file for file in [*(path / DREAMS).glob("**/*"), path / FILM] if file.suffix.lower() in SHOWN]
         files = [file for file in files if file.is_file()]
         rank = {name: i for i, name in enumerate(captions)}
