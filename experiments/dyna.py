@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from jaxwm import agents, envs
 from jaxwm.envs import tabular
 from jaxwm.errors import check_number
-from jaxwm.report import charts, markdown
+from jaxwm.report import charts, document
 from jaxwm.run.machine import use_compilation_cache
 from jaxwm.training.evaluation import evaluator
 from jaxwm.training.life import Cursor, member_keys
@@ -261,13 +261,14 @@ def main(
         start = time.monotonic()
         with matplotlib.rc_context(charts.STYLE):
             result = EXPERIMENTS[name](members)
-            figures.append(markdown.save(result.figure, out, name, name))
+            figures.append(document.save(result.figure, out, name, name))
         rows += result.rows
         for row in result.rows:
             print(f"{row[0]}: {row[1]} (expected: {row[2]})")
         print(f"{out / name}.png after {time.monotonic() - start:.0f} s", flush=True)
-    table = markdown.table(["setting", "measured", "expected"], rows)
-    (out / "dyna.md").write_text("\n\n".join(["# Dyna-Q and Dyna-Q+", table, *figures]) + "\n")
+    table = document.Table(["setting", "measured", "expected"], rows)
+    blocks = [document.Heading(1, "Dyna-Q and Dyna-Q+"), table, *figures]
+    (out / "dyna.md").write_text(document.markdown(blocks))
     print(out / "dyna.md")
 
 

@@ -88,7 +88,7 @@ def calibrate(
     folder: Path, member: int = 0, horizon: int = 25, particles: int = 50, mode: Any = "explore", windows: int = 200
 ) -> Calibration:
     """Dream fresh episodes of a run under their own actions, with many particles."""
-    player = episodes.load(folder, member, seed=1)
+    player = episodes.open_player(folder, member, seed=1)
     env = player.envs(10)
     agent = pets.make(env.spec, replace(player.plan.settings, particles=particles))
     with closing(episodes.play(player.agent, env, player.state, player.key, mode)) as plays:

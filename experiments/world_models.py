@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from jaxwm import Plan, agents, envs, replay
 from jaxwm.agents import world_models
 from jaxwm.run import load
-from jaxwm.studio import pictures
+from jaxwm.studio import paper, video
 from jaxwm.training.life import Cursor
 from jaxwm.training.trainer import Trainer
 from jaxwm.types import Collect, Train
@@ -82,8 +82,10 @@ def dreamed(loaded: load.Loaded, life: Any, episodes: int) -> np.ndarray:
         weights, temperature = state.params["controller"][None], state.hyper["temperature"]
 
         def several(keys: Any) -> Any:
-            starts = world_models.sampled(sampler(state, ring, keys[0]).record.extras, keys[1])[:, 0]
-            return nets.returns(state.params, weights, starts, keys[2], temperature)[0]
+            starts = world_models.draw_codes(sampler(state, ring, keys[0], config.rollouts).record.extras, keys[1])[
+                :, 0
+            ]
+            return world_models.dreamed_returns(nets, state.params, weights, starts, keys[2], temperature)[0]
 
         return jax.lax.map(several, keys).ravel()[:episodes]
 
@@ -98,14 +100,14 @@ def reconstructions(path: Path, loaded: load.Loaded, life: Any, count: int = 60)
     params = jax.tree.map(lambda x: x[0], life.agent.params)
     kept = nets.decode(params, life.ring.data.extras["mean"][0, :count, 0])
     both = np.concatenate([np.asarray(real), np.asarray(kept)], 1)
-    pictures.write_video(path, [frame.repeat(4, 0).repeat(4, 1) for frame in both], 10)
+    video.write(path, [frame.repeat(4, 0).repeat(4, 1) for frame in both], 10)
 
 
 def plot(path: Path, rows: list[dict[str, float]]) -> None:
     figure = Figure((5, 3.5), layout="constrained", dpi=110)
     axis = figure.subplots()
     at = [row["temperature"] for row in rows]
-    for name, colour in (("dream", pictures.ORANGE), ("real", pictures.BLACK)):
+    for name, colour in (("dream", paper.ORANGE), ("real", paper.BLACK)):
         means, stds = ([row[f"{name}_{what}"] for row in rows] for what in ("mean", "std"))
         axis.errorbar(at, means, stds, label=name, color=colour, marker="o", capsize=3)
     axis.set(xlabel="temperature of the dreams", ylabel="survival in tics (mean, std)")

@@ -146,8 +146,8 @@ def _list(arguments: list[str]) -> int:
         print(lineage.describe(arguments[0]))
         return 0
     console, table = Console(), Table("agent", "presets", "what it is")
-    for name, entry in agents.AGENTS.items():
-        table.add_row(name, ", ".join(entry.presets), entry.summary)
+    for name, row in agents.table().items():
+        table.add_row(name, ", ".join(row["presets"]), row["summary"])
     console.print(table)
     suites = Table("suite", "number", "environments")
     for suite, tasks in envs.names().items():
@@ -165,9 +165,9 @@ def _train(arguments: list[str]) -> int:
     from jaxwm.training import processes
 
     if arguments and arguments[0] in ("-h", "--help"):
-        width = max(map(len, agents.AGENTS))
+        width = max(map(len, agents.table()))
         print("usage: jaxwm train AGENT [--help] [OPTIONS]\n\nAGENT is one of")
-        print("\n".join(f"  {name:<{width}}  {entry.summary}" for name, entry in agents.AGENTS.items()))
+        print("\n".join(f"  {name:<{width}}  {row['summary']}" for name, row in agents.table().items()))
         print("\n`jaxwm train AGENT --help` explains every flag.")
         return 0
     if not arguments or arguments[0].startswith("-"):
@@ -458,18 +458,18 @@ def _record(arguments: list[str]) -> int:
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """Write a page about runs: learning curves, losses, evaluations, throughput, settings and what differs."""
+    """Write report.html and report.md about runs: learning curves, losses, evaluations, throughput, settings."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Run directories, directories that contain some, or an experiment file, for its runs below runs/."""
     out: Annotated[Path | None, optional("DIR")] = None
-    """Where to write (default: RUN/report for one run, report-TIME for several)."""
+    """Where to write (default: RUN/report for one run, runs/report-TIME for several below runs/)."""
 
 
 def _report(arguments: list[str]) -> int:
     from rich.console import Console
 
-    from jaxwm.report.page import report
+    from jaxwm.report.page import opening, report
     from jaxwm.run.sweep import default_root
 
     options = flags.read(ReportOptions, arguments, "jaxwm report")
@@ -478,7 +478,7 @@ def _report(arguments: list[str]) -> int:
         out = paths[0] / "report"
     with Console().status("drawing figures (about a second for each environment)"):
         page = report(paths, out)
-    print(page)
+    print(opening(page))
     return 0
 
 
@@ -505,7 +505,7 @@ class SweepOptions:
     ray: bool = True
     """Run tasks side by side with Ray; --no-ray runs one after another in this process."""
     report: bool = True
-    """Write ROOT/report/report.md at the end."""
+    """Write ROOT/report/report.html at the end."""
 
 
 def _sweep(arguments: list[str]) -> int:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from jaxwm.types import FOREVER, Array, Collect, Load, Repeat, Train, Word
+from jaxwm.types import FOREVER, Array, Collect, Load, Mode, Repeat, Train, Word
 
 
 class Segment(NamedTuple):
@@ -68,6 +68,11 @@ def pace(per_update: float, envs: int) -> tuple[int, int]:
     """Environment steps to collect, whole rows of `envs`, and updates after them, for `per_update` steps per update."""
     rows = max(1, round(per_update / envs))
     return rows * envs, max(1, round(rows * envs / per_update))
+
+
+def prefill(steps: int, envs: int, length: int, mode: Mode = "random") -> Collect:
+    """Collect before learning starts: `steps`, or what makes one whole sequence in every environment."""
+    return Collect(max(steps, envs * length), mode)
 
 
 def after(steps: int, updates: int) -> Callable[[Array], Array]:

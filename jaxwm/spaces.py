@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxwm.distributions import normal_noise
-from jaxwm.types import ActionSpace, Array, Box, Discrete, Key, MultiDiscrete
+from jaxwm.errors import check_number
+from jaxwm.types import ActionSpace, Array, Box, Discrete, Key, MultiDiscrete, Record
 
 
 def choices(space: ActionSpace) -> tuple[int, ...]:
@@ -66,3 +67,13 @@ def random_action(space: ActionSpace, key: Key, num: int, legal: Array | None = 
         return jax.random.uniform(key, (num, space.size), minval=-1.0, maxval=1.0)
     parts = [jax.random.randint(jax.random.fold_in(key, i), (num,), 0, n) for i, n in enumerate(choices(space))]
     return parts[0] if isinstance(space, Discrete) else jnp.stack(parts, -1)
+
+
+def check_dream(space: ActionSpace, context: Record, actions: Array | None, horizon: int, least: int = 1) -> None:
+    """ValueError where the arguments of `Agent.imagine` do not fit; a context has `least` records."""
+    check_number("horizon", horizon, least=1, whole=True)
+    check_number("the length of the context", context.reward.shape[-1], least=least)
+    if actions is not None:
+        expected = (len(context.reward), horizon, *blank(space, 1).shape[1:])
+        if actions.shape != expected:
+            raise ValueError(f"actions are [B, H, ...] = {expected} here, got {actions.shape}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -33,7 +33,13 @@ RESERVED = {"legal": "the action mask", "to_play": "the player to move", "sim": 
 """Observation keys with a meaning of their own; a system that does not understand one refuses to be built."""
 
 
-Mode = Literal["random", "explore", "greedy", "logged"]
+Mode = Literal["random", "explore", "greedy"]
+
+
+T = TypeVar("T")
+VARIES = "may differ between the members of a population"
+Varies = Annotated[T, VARIES]
+"""Marks a setting that members may have values of their own for: code reads it from `State.hyper`."""
 
 
 # --- Spaces and the environment ---------------------------------------------------------------------------------------
@@ -245,15 +251,16 @@ class TrainStep(NamedTuple):
     """One named way of learning: `update(state, batch, key) -> (state, feedback, metrics)`.
 
     `length` is the number of records read (a context record included). `sampler` is "uniform", "latest", "online", a
-    pure function `(state, ring, key) -> Batch` or a `replay.Sampler`. `feedback` maps names of extras to arrays
+    pure function `(state, ring, key, size) -> Batch` or a `replay.Sampler`; `size` is `batch_size`, or a device's part
+    of it where the replay is split among several. `feedback` maps names of extras to arrays
     `[B, L', ...]` with `L' <= length`, aligned with the last L' records; it is written back to the ring. `metrics` are
     float32 scalars.
 
     `reads` names the ring to sample from; given several names, the sampler is a function and gets `{name: Ring}`.
     A step that `writes` returns new records `[K, N', ...]` (rows of N' streams) in place of feedback.
 
-    Where `shared` is set, `update` also takes `share`, a `jaxwm.learning.share.Share`: each of several devices works on
-    its part of the batch. Other steps are repeated by every device on the whole batch.
+    Where `shared` is set, as for every gradient step, `update` also takes `share`, a `jaxwm.learning.share.Share`: each
+    of several devices works on its part of the batch. Other steps are repeated by every device on the whole batch.
     """
 
     update: Callable[..., tuple[PyTree, Any, dict[str, Array]]]
@@ -277,6 +284,10 @@ class Dream(NamedTuple):
     cont: Array
     action: Array
     latent: PyTree
+
+    def swapped(self) -> Dream:
+        """Return the dream with its first two axes swapped: batch first where it was time first."""
+        return jax.tree.map(lambda x: x.swapaxes(0, 1), self)
 
 
 class Agent(NamedTuple):

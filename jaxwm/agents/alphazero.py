@@ -15,38 +15,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
+from jaxwm.agents.system import System, hyper_of
 from jaxwm.control import search
-from jaxwm.control.policy import logged
-from jaxwm.errors import check_choice, check_range, check_types
-from jaxwm.learning import optim
-from jaxwm.learning.pieces import join
+from jaxwm.control.policy import forced
+from jaxwm.errors import check_range, check_types
+from jaxwm.learning.pieces import merge
+from jaxwm.learning.share import ALONE, Share
+from jaxwm.learning.step import State, fresh_state, gradient_step
 from jaxwm.nets.layers import MLP, Linear, apply
 from jaxwm.nets.residual import Cut, Tower
-from jaxwm.schedule import pace
+from jaxwm.schedule import FOREVER, Collect, Repeat, Train, pace
 from jaxwm.spaces import random_action
-from jaxwm.types import (
-    FOREVER,
-    Agent,
-    Array,
-    Batch,
-    Collect,
-    Discrete,
-    Key,
-    Mode,
-    Record,
-    Repeat,
-    Spec,
-    Step,
-    Train,
-    TrainStep,
-)
+from jaxwm.types import Agent, Array, Batch, Discrete, Key, Record, Spec, Step, TrainStep, Varies
 
 DROPS = (100_000, 300_000, 500_000)
 """Updates after which the learning rate falls to a tenth."""
@@ -89,9 +77,9 @@ class Config:
     """Positions learned from for each position played: about 700,000 batches for 44 million games."""
     optimizer: Literal["sgd", "adam"] = "sgd"
     """SGD has momentum 0.9."""
-    lr: float = 0.2
+    lr: Varies[float] = 0.2
     """Learning rate; a tenth of it after 100,000 updates, and again after 300,000 and 500,000."""
-    l2: float = 1e-4
+    l2: Varies[float] = 1e-4
     """Weight of the squared norm of the parameters."""
     bootstrap: bool = False
     """Learn from the value of the search where a sequence ends before its game."""
@@ -123,35 +111,86 @@ class Config:
         )
 
 
-_SMALL: Any = dict(search="gumbel", optimizer="adam", l2=1e-5, head=16, units=64, bootstrap=True)
-
-PRESETS = {
-    "alphazero": Config(),
-    "gumbel": Config(
-        search="gumbel", simulations=32, match_simulations=32, blocks=6, channels=128, train_ratio=1.0,
-        optimizer="adam", lr=1e-3, envs=1024,
-    ),
-    "tictactoe": Config(
-        **_SMALL, simulations=32, match_simulations=50, considered=9, sampling_moves=9, random_moves=4, blocks=1,
-        channels=32, batch_size=32, batch_length=16, train_ratio=12.0, lr=3e-3, envs=32, capacity=20_000,
-    ),
-    "connect-four": Config(
-        **_SMALL, simulations=16, match_simulations=64, considered=7, sampling_moves=42, random_moves=8, blocks=2,
-        channels=32, batch_size=8, batch_length=32, train_ratio=4.0, lr=2e-3, envs=64, capacity=100_000,
-    ),
-}  # fmt: skip
+# --- The loss ---------------------------------------------------------------------------------------------------------
 
 
-class State(NamedTuple):
-    """All of an agent."""
+def loss(
+    net: Net, params: Any, record: Record, l2: Array, share: Share = ALONE
+) -> tuple[Array, tuple[None, dict[str, Array]]]:
+    """(z - v)^2 - pi log p + l2 |params|^2 (equation 1) over the positions of `[B, L]` in which a move was made."""
+    chex.assert_equal_shape_prefix((record.reward, record.extras["policy"], record.obs["legal"]), 2)
+    result, known = results(record, net.config.bootstrap)
+    used = ~record.is_last[:, :-1]
+    known &= ~record.extras["random"][:, :-1]
+    now = merge(jax.tree.map(lambda x: x[:, :-1], (record.obs, record.extras["policy"])))
+    (seen, target), shape = now, used.shape
+    logits, value = apply(net, params, seen["board"])
+    log_p = jax.nn.log_softmax(search.mask(logits, seen["legal"]))
+    cross = -jnp.where(seen["legal"], target * log_p, 0.0).sum(-1).reshape(shape)
+    error = jnp.square(result - value.reshape(shape))
+    mean = share.weighted_mean
+    parts = {"loss/policy": mean(cross, used), "loss/value": mean(error, used & known)}
+    entropy = -jnp.where(seen["legal"], jnp.exp(log_p) * log_p, 0.0).sum(-1).reshape(shape)
+    total = sum(parts.values()) + l2 * optax.tree.norm(params, squared=True)
+    about = {"loss": total, "entropy": mean(entropy, used), "known": mean(known, used)}
+    return total, (None, parts | about)
 
-    params: Any
-    opt: Any
-    hyper: dict[str, Array]
-    step: Array
+
+def results(record: Record, bootstrap: bool) -> tuple[Array, Array]:
+    """How games `[B, L]` ended for the players to move, `[B, L - 1]`, and where that is known.
+
+    The reward of a record is that of the player who moved in the record before. Where the sequence ends first, or a
+    time limit ends the game, the value of the search stands in; with `bootstrap` the former counts as known too.
+    """
+    to_play = record.obs["to_play"]
+    chex.assert_equal_shape((to_play, record.reward, record.extras["value"]))
+    sign = jnp.where(to_play[:, 1:] == to_play[:, :-1], 1.0, -1.0)
+
+    def back(carry: tuple[Array, Array], x: tuple[Array, ...]) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+        reward, sign, value, first, last, terminal = x
+        later, known = carry
+        later = jnp.where(last, jnp.where(terminal, 0.0, value), later)
+        out = reward + sign * later, (last | known) & ~first
+        return out, out
+
+    after = (record.reward, record.extras["value"], record.is_first, record.is_last, record.is_terminal)
+    reward, value, first, last, terminal = (x[:, 1:].swapaxes(0, 1) for x in after)
+    start = value[-1], jnp.full(len(to_play), bootstrap)
+    _, (result, known) = jax.lax.scan(
+        back, start, (reward, sign.swapaxes(0, 1), value, first, last, terminal), reverse=True
+    )
+    return result.swapaxes(0, 1), known.swapaxes(0, 1)
 
 
-class Played(NamedTuple):
+# --- The search -------------------------------------------------------------------------------------------------------
+
+
+def perfect_model(simulate: Callable[[Any, Array], Step], evaluate: Callable[[Any, Array], Any]) -> search.Model:
+    """The environment as the model of a search, and the network's evaluation of where it leads.
+
+    `evaluate(params, board) -> (logits, value)`. An embedding is the environment's state and the player to move there.
+    """
+
+    def model(params: Any, key: Key, action: Array, place: tuple[Any, Array]) -> tuple[Any, tuple[Any, Array]]:
+        sim, mover = place
+        step = simulate(sim, action)
+        logits, value = evaluate(params, step.obs["board"])
+        after, over = step.obs["to_play"], step.is_last
+        node = search.Node(
+            reward=step.reward,
+            discount=jnp.where(over, 0.0, jnp.where(after == mover, 1.0, -1.0)),
+            prior_logits=search.mask(logits, step.obs["legal"]),
+            value=jnp.where(over, 0.0, value),
+        )
+        return node, (step.obs["sim"], after)
+
+    return model
+
+
+# --- Wiring -----------------------------------------------------------------------------------------------------------
+
+
+class GameCarry(NamedTuple):
     """What is known of games `[N]`: `moves` made so far, and how many of them are the `opening` at random."""
 
     moves: Array
@@ -175,123 +214,51 @@ class Net(nn.Module):
 
 
 def make(spec: Spec, config: Config = Config()) -> Agent:
-    """AlphaZero for an environment that can be simulated. ValueError for any other."""
-    simulate, obs = spec.simulate, spec.obs
-    if simulate is None or not isinstance(spec.action, Discrete) or len(obs["board"].shape) != 3:
+    """Build AlphaZero for an environment that can be simulated. ValueError for any other."""
+    simulate, obs, space = spec.simulate, spec.obs, spec.action
+    if simulate is None or not isinstance(space, Discrete) or len(obs["board"].shape) != 3:
         raise ValueError(
             f"alphazero searches in the environment itself, and {spec.name} cannot be simulated: take one of the suite "
             "pgx (`jaxwm list`), or give the Spec a `simulate`, discrete actions and the observations board, legal, "
             "to_play and sim"
         )
-    net = Net(spec.action.n, config)
-    scale = optax.trace(0.9) if config.optimizer == "sgd" else optax.scale_by_adam()
-    look = lambda params, board: apply(net, params, board)  # noqa: E731
-    model = perfect_model(simulate, look)
+    net = Net(space.n, config)
+    tx = optax.trace(0.9) if config.optimizer == "sgd" else optax.scale_by_adam()
+    evaluate_board = lambda params, board: apply(net, params, board)  # noqa: E731
+    model = perfect_model(simulate, evaluate_board)
 
     def init(key: Key, hyper: Mapping[str, Any]) -> State:
-        board = jnp.zeros((1, *obs["board"].shape), obs["board"].dtype)
-        params = net.init(key, board)
-        return State(params, scale.init(params), optim.numbers(hyper), jnp.zeros((), jnp.int32))
+        params = net.init(key, jnp.zeros((1, *obs["board"].shape), obs["board"].dtype))
+        return fresh_state(params, tx.init(params), hyper)
 
-    def reset(state: State, num_envs: int) -> Played:
-        return Played(jnp.zeros(num_envs, jnp.int32), jnp.zeros(num_envs, jnp.int32))
+    def reset(state: State, num_envs: int) -> GameCarry:
+        return GameCarry(jnp.zeros(num_envs, jnp.int32), jnp.zeros(num_envs, jnp.int32))
 
-    def act(state: State, carry: Played, step: Step, key: Key, mode: str) -> tuple[Played, Array, dict]:
-        check_choice("mode", mode, get_args(Mode))
+    def act(state: State, carry: GameCarry, step: Step, key: Key, mode: str) -> tuple[GameCarry, Array, dict]:
         legal, k_move, k_opening = step.obs["legal"], jax.random.fold_in(key, 1), jax.random.fold_in(key, 2)
+        at_will = forced(space, step, k_move, mode)
         drawn = jax.random.randint(k_opening, carry.opening.shape, 0, config.random_moves + 1)
         moves, opening = (jnp.where(step.is_first, new, old) for new, old in zip((0, drawn), carry, strict=True))
-        carry, at_random = Played(moves + 1, opening), (moves < opening) & (mode == "explore")
-        any_ = random_action(spec.action, k_move, len(legal), legal)
-        if mode in ("random", "logged"):
-            action = any_ if mode == "random" else logged(step)
+        carry, at_random = GameCarry(moves + 1, opening), (moves < opening) & (mode == "explore")
+        if at_will is not None:
             policy = legal / legal.sum(-1, keepdims=True)
-            return carry, action, {"policy": policy, "value": jnp.zeros(len(legal)), "random": at_random}
-        logits, value = look(state.params, step.obs["board"])
+            return carry, at_will, {"policy": policy, "value": jnp.zeros(len(legal)), "random": at_random}
+        logits, value = evaluate_board(state.params, step.obs["board"])
         root = search.Root(logits, value, (step.obs["sim"], step.obs["to_play"]), legal)
-        heat = 0.0 if mode == "greedy" else (moves < config.sampling_moves).astype(jnp.float32)
-        found = search.search(config.tree(mode), state.params, root, model, key, heat)
-        action = jnp.where(at_random, any_, found.action)
+        temperature = 0.0 if mode == "greedy" else (moves < config.sampling_moves).astype(jnp.float32)
+        found = search.search(config.tree(mode), state.params, root, model, key, temperature)
+        action = jnp.where(at_random, random_action(space, k_move, len(legal), legal), found.action)
         return carry, action, {"policy": found.policy, "value": found.value, "random": at_random}
 
-    def loss(params: Any, record: Record, l2: Array) -> tuple[Array, dict[str, Array]]:
-        """(z - v)^2 - pi log p + l2 |params|^2 over the positions of `record [B, L]` in which a move was made."""
-        result, known = results(record, config.bootstrap)
-        used = ~record.is_last[:, :-1]
-        known &= ~record.extras["random"][:, :-1]
-        now = join(jax.tree.map(lambda x: x[:, :-1], (record.obs, record.extras["policy"])))
-        (seen, target), shape = now, used.shape
-        logits, value = look(params, seen["board"])
-        log_p = jax.nn.log_softmax(search.mask(logits, seen["legal"]))
-        cross = -jnp.where(seen["legal"], target * log_p, 0.0).sum(-1).reshape(shape)
-        error = jnp.square(result - value.reshape(shape))
-        parts = {"loss/policy": _mean(cross, used), "loss/value": _mean(error, used & known)}
-        entropy = -jnp.where(seen["legal"], jnp.exp(log_p) * log_p, 0.0).sum(-1).reshape(shape)
-        total = sum(parts.values()) + l2 * optax.tree.norm(params, squared=True)
-        about = {"loss": total, "entropy": _mean(entropy, used), "known": _mean(known, used)}
-        return total, parts | about
-
-    def update(state: State, batch: Batch, key: Key) -> tuple[State, dict, dict[str, Array]]:
-        grads, metrics = jax.grad(loss, has_aux=True)(state.params, batch.record, state.hyper["l2"])
-        ascent, opt = scale.update(grads, state.opt, state.params)
+    def update(state: State, batch: Batch, key: Key, share: Share = ALONE) -> tuple[State, dict, dict[str, Array]]:
+        record = share.local_rows(batch.record)
         rate = state.hyper["lr"] * 0.1 ** sum(state.step >= drop for drop in DROPS)
-        params = jax.tree.map(lambda p, u: p - rate * u, state.params, ascent)
-        return State(params, opt, state.hyper, state.step + 1), {}, metrics
+        objective = lambda params: loss(net, params, record, state.hyper["l2"], share)  # noqa: E731
+        state, _, metrics = gradient_step(state, objective, tx, rate, share=share)
+        return state, {}, metrics
 
-    steps = {"all": TrainStep(update, config.batch_size, config.batch_length)}
-    return Agent(init, reset, act, steps, None, schedule(config), {"lr": config.lr, "l2": config.l2})
-
-
-def perfect_model(simulate: Callable[[Any, Array], Step], look: Callable[[Any, Array], Any]) -> search.Model:
-    """The environment as the model of a search, and the network's judgement of where it leads.
-
-    `look(params, board) -> (logits, value)`. An embedding is the environment's state and the player to move there.
-    """
-
-    def model(params: Any, key: Key, action: Array, place: tuple[Any, Array]) -> tuple[Any, tuple[Any, Array]]:
-        sim, mover = place
-        step = simulate(sim, action)
-        logits, value = look(params, step.obs["board"])
-        after, over = step.obs["to_play"], step.is_last
-        node = search.Node(
-            reward=step.reward,
-            discount=jnp.where(over, 0.0, jnp.where(after == mover, 1.0, -1.0)),
-            prior_logits=search.mask(logits, step.obs["legal"]),
-            value=jnp.where(over, 0.0, value),
-        )
-        return node, (step.obs["sim"], after)
-
-    return model
-
-
-def results(record: Record, bootstrap: bool) -> tuple[Array, Array]:
-    """How games `[B, L]` ended for the players to move, `[B, L - 1]`, and where that is known.
-
-    The reward of a record is that of the player who moved in the record before. Where the sequence ends first, or a
-    time limit ends the game, the value of the search stands in; with `bootstrap` the former counts as known too.
-    """
-    to_play = record.obs["to_play"]
-    sign = jnp.where(to_play[:, 1:] == to_play[:, :-1], 1.0, -1.0)
-
-    def back(carry: tuple[Array, Array], x: tuple[Array, ...]) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-        reward, sign, value, first, last, terminal = x
-        later, known = carry
-        later = jnp.where(last, jnp.where(terminal, 0.0, value), later)
-        out = reward + sign * later, (last | known) & ~first
-        return out, out
-
-    after = (record.reward, record.extras["value"], record.is_first, record.is_last, record.is_terminal)
-    reward, value, first, last, terminal = (x[:, 1:].swapaxes(0, 1) for x in after)
-    start = value[-1], jnp.full(len(to_play), bootstrap)
-    _, (result, known) = jax.lax.scan(
-        back, start, (reward, sign.swapaxes(0, 1), value, first, last, terminal), reverse=True
-    )
-    return result.swapaxes(0, 1), known.swapaxes(0, 1)
-
-
-def _mean(x: Array, used: Array) -> Array:
-    """Mean over the entries that are used; 0 without any."""
-    return (x * used).sum() / jnp.maximum(used.sum(), 1)
+    steps = {"all": TrainStep(update, config.batch_size, config.batch_length, shared=True)}
+    return Agent(init, reset, act, steps, None, schedule(config), hyper_of(config))
 
 
 def schedule(config: Config) -> tuple[Collect | Repeat, ...]:
@@ -300,3 +267,43 @@ def schedule(config: Config) -> tuple[Collect | Repeat, ...]:
     steps, updates = pace(per_update, config.envs)
     body = (Collect(steps), Train("all", updates))
     return Collect(config.batch_length * config.envs), Repeat(FOREVER, body)
+
+
+# --- Presets ----------------------------------------------------------------------------------------------------------
+
+_SMALL: Any = dict(search="gumbel", optimizer="adam", l2=1e-5, head=16, units=64, bootstrap=True)
+
+PRESETS = {
+    "alphazero": Config(),
+    "gumbel": Config(
+        search="gumbel", simulations=32, match_simulations=32, blocks=6, channels=128, train_ratio=1.0,
+        optimizer="adam", lr=1e-3, envs=1024,
+    ),
+    "tictactoe": Config(
+        **_SMALL, simulations=32, match_simulations=50, considered=9, sampling_moves=9, random_moves=4, blocks=1,
+        channels=32, batch_size=32, batch_length=16, train_ratio=12.0, lr=3e-3, envs=32, capacity=20_000,
+    ),
+    "connect-four": Config(
+        **_SMALL, simulations=16, match_simulations=64, considered=7, sampling_moves=42, random_moves=8, blocks=2,
+        channels=32, batch_size=8, batch_length=32, train_ratio=4.0, lr=2e-3, envs=64, capacity=100_000,
+    ),
+}  # fmt: skip
+
+SYSTEM = System(
+    make,
+    Config,
+    PRESETS,
+    default="tictactoe",
+    summary="tree search in the environment itself, learned from self-play (Silver et al. 2018)",
+    year=2017,
+    paper="Silver et al., A General Reinforcement Learning Algorithm That Masters Chess, Shogi and Go",
+    sees="the board",
+    predicts="nothing: the rules are given, the environment itself is the model",
+    acts="tree search (PUCT or Gumbel) with a network's policy and value at the leaves",
+    env="pgx/TicTacToe",
+    steps=40_000,
+    observations=("board",),
+    actions=("Discrete",),
+    players=2,
+    obeys=("legal", "to_play", "sim"),
+)

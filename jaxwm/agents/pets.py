@@ -1,9 +1,9 @@
 """PETS (Chua et al. 2018): plan with an ensemble of probabilistic networks, by trajectory sampling.
 
-One trial of random actions; then, for ever: learn the dynamics from all data, and play a trial in which every action is
+One trial of random actions; then, forever: learn the dynamics from all data, and play a trial in which every action is
 the first of a plan. A plan is judged by particles that move through the networks: TS-infinity keeps each in one network
 for the whole rollout, TS1 redraws its network at every step. Reward and termination are known functions of the
-observation (`KNOWN`), or two more outputs of the networks (`reward="learned"`).
+observation (`envs.known`), or two more outputs of the networks (`reward="learned"`).
 
 Letters: E networks, B batch, D numbers of the observation, A actions, H horizon, P candidates, N environments.
 Observations are float vectors, actions a `Box`. Where paper and official code differ, this follows the code: 5 epochs
@@ -18,41 +18,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxwm import replay
+from jaxwm import replay, spaces
+from jaxwm.agents.system import System, hyper_of
 from jaxwm.control import planning
 from jaxwm.control.planning import Planner
-from jaxwm.control.policy import logged
-from jaxwm.envs.known import KNOWN, Known
-from jaxwm.errors import check_choice, check_number, check_range, check_types
+from jaxwm.control.policy import forced
+from jaxwm.envs.known import KNOWN
+from jaxwm.errors import check_number, check_range, check_types
 from jaxwm.learning import optim
+from jaxwm.learning.share import ALONE, Share
+from jaxwm.learning.step import gradient_step
 from jaxwm.models import ensemble
 from jaxwm.models.ensemble import Rollout, Transition
 from jaxwm.nets.sensors import flat, kind, sensors
-from jaxwm.spaces import random_action
-from jaxwm.types import (
-    FOREVER,
-    Agent,
-    Array,
-    Batch,
-    Box,
-    Collect,
-    Dream,
-    Key,
-    Mode,
-    PyTree,
-    Record,
-    Repeat,
-    Spec,
-    Step,
-    Train,
-    TrainStep,
-)
+from jaxwm.schedule import FOREVER, Collect, Repeat, Train
+from jaxwm.types import Agent, Array, Batch, Box, Dream, Key, PyTree, Record, Spec, Step, TrainStep, Varies
 
 
 @dataclass(frozen=True)
@@ -65,9 +52,9 @@ class Config:
     """Hidden layers of a network."""
     units: int = 500
     """Width of the hidden layers."""
-    decay: tuple[float, ...] = (1e-4, 2.5e-4, 2.5e-4, 5e-4)
-    """Weight decay of each layer, the output layer included."""
-    lr: float = 1e-3
+    weight_decay: tuple[float, ...] = (1e-4, 2.5e-4, 2.5e-4, 5e-4)
+    """Weight of half the squared weights of each layer in the loss, the output layer included."""
+    lr: Varies[float] = 1e-3
     """Learning rate of Adam."""
     batch_size: int = 32
     """Transitions that each network sees in an update."""
@@ -89,7 +76,7 @@ class Config:
     """Whether a particle keeps its network for the whole rollout."""
     planner: Literal["cem", "icem", "mppi"] = "cem"
     """How plans are found."""
-    horizon: int = 25
+    plan_horizon: int = 25
     """Steps of a plan, H."""
     candidates: int = 400
     """Plans that are judged in an iteration, P."""
@@ -113,9 +100,9 @@ class Config:
     """Replay size in environment steps."""
 
     def __post_init__(self):
-        object.__setattr__(self, "decay", tuple(self.decay))  # a list where it comes out of a file
+        object.__setattr__(self, "weight_decay", tuple(self.weight_decay))  # a list where it comes out of a file
         check_types(self)
-        check_range(self, "networks layers units batch_size horizon candidates iterations trial envs", least=1)
+        check_range(self, "networks layers units batch_size plan_horizon candidates iterations trial envs", least=1)
         check_range(self, "elites", least=1, most=self.candidates)
         check_range(self, "lr init_std temperature", above=0)
         check_range(self, "epochs bound_scale exponent", least=0)
@@ -130,42 +117,169 @@ class Config:
                 f"particles must be a multiple of the {self.networks} networks, not {self.particles}: each network "
                 "moves the same number of them"
             )
-        if len(self.decay) != self.layers + 1:
+        if len(self.weight_decay) != self.layers + 1:
             raise ValueError(
-                f"decay must be {self.layers + 1} numbers, one a layer and one for the output, not {self.decay}"
+                f"weight_decay must be {self.layers + 1} numbers, one per layer and one for the output, not "
+                f"{self.weight_decay}"
             )
-        for rate in self.decay:
-            check_number("decay", rate, least=0)
+        for rate in self.weight_decay:
+            check_number("weight_decay", rate, least=0)
 
 
-PRESETS = {
-    "cartpole": Config(),
-    "reacher": Config(layers=4, units=200, decay=(2.5e-4, 5e-4, 5e-4, 5e-4, 7.5e-4), lr=7.5e-4, trial=150),
-    "pusher": Config(units=200, decay=(2.5e-4, 5e-4, 5e-4, 7.5e-4), candidates=500, elites=50, trial=150),
-    "halfcheetah": Config(
-        layers=4,
-        units=200,
-        decay=(2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4),
-        candidates=500,
-        elites=50,
-        horizon=30,
-        trial=1000,
-        capacity=300_000,
-    ),
-    "small": Config(
-        layers=2,
-        units=64,
-        decay=(1e-5, 2.5e-5, 5e-5),
-        batch_size=64,
-        epochs=30.0,
-        scale_targets=True,
-        particles=5,
-        horizon=20,
-        candidates=50,
-        elites=10,
-        iterations=3,
-    ),
-}
+# --- Losses -----------------------------------------------------------------------------------------------------------
+
+
+def loss(
+    config: Config, model: PyTree, inputs: Array, target: Array, ended: Array, weight: Array, share: Share = ALONE
+) -> tuple[Array, tuple[None, dict[str, Array]]]:
+    """Sum over networks of the mean negative log-likelihood (section 4), weight decay and the price of wide bounds.
+
+    `inputs` `[E, B, D + A]` and `target` `[E, B, O]` are standardised; `ended` and `weight` are `[E, B]`: a transition
+    counts `weight` times.
+    """
+    chex.assert_equal_shape((ended, weight))
+    chex.assert_equal_shape_prefix((inputs, target, weight), 2)
+    if config.bounds == "fixed":
+        still = {name: jax.lax.stop_gradient(model[name]) for name in ("max_logvar", "min_logvar")}
+        model = model | still
+    found = ensemble.predict(model, inputs)
+    error = jnp.square(found.mean - target).mean(-1)
+    each = error if config.deterministic else ensemble.nll(found, target).mean(-1)
+    if config.reward == "learned":
+        each += optax.sigmoid_binary_cross_entropy(found.logits[..., 0], ended)
+    mean = lambda x: share.weighted_mean(x, weight, -1)  # noqa: E731
+    total = mean(each).sum() + ensemble.decay(model, config.weight_decay)
+    if config.bounds == "learned" and not config.deterministic:
+        total += config.bound_scale * (model["max_logvar"].sum() - model["min_logvar"].sum())
+    metrics = {"loss": mean(each).mean(), "squared_error": mean(error).mean(), "logvar": found.logvar.mean()}
+    return total, (None, metrics)
+
+
+def transitions(spec: Spec, config: Config, record: Record) -> tuple[Array, Array, Array, Array]:
+    """Of records `[B, 2]`: inputs `[B, D + A]`, targets `[B, O]`, whether it ended, whether it is a step at all."""
+    chex.assert_shape(record.reward, (None, 2))
+    obs = _vector(spec, record.obs)
+    inputs = jnp.concatenate([obs[:, 0], record.action[:, 0]], -1)
+    target = obs[:, 1] - obs[:, 0]
+    if config.reward == "learned":
+        target = jnp.concatenate([target, record.reward[:, 1:]], -1)
+    real = ~record.is_first[:, 1] & ~record.is_last[:, 0]
+    return inputs, target, record.is_terminal[:, 1].astype(jnp.float32), real.astype(jnp.float32)
+
+
+# --- The train steps --------------------------------------------------------------------------------------------------
+
+ADAM = optax.scale_by_adam()
+
+
+def scale(spec: Spec, config: Config, state: State, batch: Batch, key: Key) -> tuple[State, dict, dict[str, Array]]:
+    """Fit mean and standard deviation of all transitions so far."""
+    inputs, target, _, real = transitions(spec, config, batch.record)
+    weight = real * batch.weight
+    new = {"inputs": ensemble.fit(inputs, weight)}
+    if config.scale_targets:
+        new["targets"] = ensemble.fit(target, weight)
+    return state._replace(params=state.params | new), {}, {"transitions": weight.sum()}
+
+
+def learn(
+    spec: Spec, config: Config, state: State, batch: Batch, key: Key, share: Share = ALONE
+) -> tuple[State, dict, dict[str, Array]]:
+    """Take a step of Adam for every network, on transitions of its own: `[E * B, 2]` records."""
+    inputs, target, ended, real = transitions(spec, config, batch.record)
+    network = jnp.arange(config.networks).repeat(len(real) // config.networks)
+    env = batch.index.env + share.first(config.envs // share.devices)
+    counts = ensemble.bootstrap(state.memory, batch.index.row, env, network)
+    weight = real if config.networks == 1 else real * counts  # a single network has no others to differ from
+    scales = state.params["inputs"], state.params["targets"]
+    data = scales[0].forward(inputs), scales[1].forward(target), ended, weight
+    data = jax.tree.map(lambda x: x.reshape(config.networks, -1, *x.shape[1:]), data)
+    objective = lambda model: loss(config, model, *share.local_rows(data, 1), share=share)  # noqa: E731
+    state, _, metrics = gradient_step(state, objective, ADAM, state.hyper["lr"], part="model", share=share)
+    return state, {}, metrics
+
+
+# --- Planning ---------------------------------------------------------------------------------------------------------
+
+
+def transition(spec: Spec, config: Config, params: PyTree) -> Transition:
+    """How the ensemble moves particles: a draw from each network's Gaussian, added to the observation.
+
+    A learned reward is the Gaussian's mean; a learned end is a probability, which is taken from the particle's life.
+    """
+    model, inputs, targets, known = params["model"], params["inputs"], params["targets"], KNOWN.get(spec.name)
+
+    def step(obs: Array, action: Array, noise: Array) -> tuple[Array, Array, Array]:
+        found = ensemble.predict(model, inputs.forward(jnp.concatenate([obs, action], -1)))
+        drawn = found.mean
+        if not config.deterministic:
+            drawn += jnp.exp(found.logvar / 2) * noise
+        size = obs.shape[-1]
+        after = obs + targets.back(drawn)[..., :size]
+        if config.reward == "known" and known:
+            return after, known.reward(obs, action, after), 1 - known.ends(after)
+        return after, targets.back(found.mean)[..., size], 1 - jax.nn.sigmoid(found.logits[..., 0])
+
+    return step
+
+
+def rollout(spec: Spec, config: Config, params: PyTree, obs: Array, plans: Array, key: Key) -> Rollout:
+    """Move particles from `obs [C, D]` under `plans [C, H, A]` (trajectory sampling, section 5.1)."""
+    chex.assert_equal_shape_prefix((obs, plans), 1)
+    return ensemble.rollout(
+        transition(spec, config, params), obs, plans, key, networks=config.networks, particles=config.particles,
+        outputs=_outputs(spec, config), mix=config.propagation == "TS1",
+    )  # fmt: skip
+
+
+def plan(
+    spec: Spec, config: Config, params: PyTree, memory: planning.Memory, obs: Array, key: Key
+) -> tuple[planning.Memory, Array]:
+    """The action `[N, A]` for observations `[N, D]`: the first of the best plan (algorithm 1)."""
+    planner = build_planner(spec.action.size, config)
+
+    def one(memory: planning.Memory, obs: Array, key: Key) -> tuple[planning.Memory, Array]:
+        def score(candidates: Array, key: Key) -> Array:
+            start = jnp.broadcast_to(obs, (len(candidates), len(obs)))
+            return rollout(spec, config, params, start, candidates, key).returns()
+
+        return planner.plan(score, memory, key)
+
+    return jax.vmap(one)(memory, obs, jax.random.split(key, len(obs)))
+
+
+def fresh_plans(spec: Spec, config: Config, num: int) -> planning.Memory:
+    """The planners' memories `[num, ...]` before a first step."""
+    start = build_planner(spec.action.size, config).start()
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (num, *x.shape)), start)
+
+
+def intended_actions(spec: Spec, config: Config, params: PyTree, obs: Array, key: Key, horizon: int) -> Array:
+    """The actions `[B, horizon, A]` that the agent means to take: its plan, and a new one where that ends."""
+
+    def extend(obs: Array, key: Key) -> tuple[Array, Array]:
+        k_plan, k_roll = jax.random.split(key)
+        memory, action = plan(spec, config, params, fresh_plans(spec, config, len(obs)), obs, k_plan)
+        meant = jnp.concatenate([action[:, None], memory.mean[:, :-1]], 1)
+        found = rollout(spec, config, params, obs, meant, k_roll)
+        return found.obs[-1].mean((0, 1)), meant
+
+    _, parts = jax.lax.scan(extend, obs, jax.random.split(key, -(-horizon // config.plan_horizon)))
+    return parts.swapaxes(0, 1).reshape(len(obs), -1, parts.shape[-1])[:, :horizon]
+
+
+def build_planner(actions: int, config: Config) -> Planner:
+    """The planner of the settings, for actions of so many numbers."""
+    sizes = actions, config.plan_horizon, config.candidates, config.elites, config.iterations
+    if config.planner == "cem":
+        return planning.cem(*sizes, momentum=config.momentum, init_std=config.init_std)
+    if config.planner == "icem":
+        return planning.icem(*sizes, momentum=config.momentum, init_std=config.init_std, exponent=config.exponent)
+    least = min(0.05, config.init_std)
+    return planning.mppi(*sizes, temperature=config.temperature, max_std=config.init_std, min_std=least)
+
+
+# --- Wiring -----------------------------------------------------------------------------------------------------------
 
 
 class State(NamedTuple):
@@ -176,139 +290,68 @@ class State(NamedTuple):
     """
 
     params: dict[str, Any]
-    opt: Any
+    opt: dict[str, Any]
     hyper: dict[str, Array]
     step: Array
     memory: Array
 
 
 def make(spec: Spec, config: Config = Config()) -> Agent:
-    """PETS for an environment.
+    """Build PETS for an environment.
 
     ValueError unless observations are float vectors and actions a `Box`, and where a reward that is to be known is not.
     """
     _check_spec(spec, config)
-    size, actions = _width(spec), spec.action.size  # type: ignore[union-attr]
+    inputs, outputs = _width(spec) + spec.action.size, _outputs(spec, config)
     learned = config.reward == "learned"
-    outputs = size + learned
-    networks, planner = config.networks, build_planner(actions, config)
-    adam = optax.scale_by_adam()
-    world = partial(transition, config, KNOWN.get(spec.name))
-    mix = config.propagation == "TS1"
-    sample = partial(ensemble.rollout, networks=networks, particles=config.particles, outputs=outputs, mix=mix)
 
     def init(key: Key, hyper: Mapping[str, Any]) -> State:
         k_model, k_memory = jax.random.split(key)
         model = ensemble.init(
-            k_model, networks, size + actions, config.units, config.layers, outputs, logits=int(learned)
+            k_model, config.networks, inputs, config.units, config.layers, outputs, logits=int(learned)
         )
-        params = {"model": model, "inputs": ensemble.unit(size + actions), "targets": ensemble.unit(outputs)}
-        zero = jnp.zeros((), jnp.int32)
-        return State(params, adam.init(model), optim.numbers(hyper), zero, jax.random.bits(k_memory, (), jnp.uint32))
-
-    # --- Acting ---------------------------------------------------------------------------------------------------
+        params = {"model": model, "inputs": ensemble.unit(inputs), "targets": ensemble.unit(outputs)}
+        bootstraps = jax.random.bits(k_memory, (), jnp.uint32)
+        return State(params, {"model": ADAM.init(model)}, optim.numbers(hyper), jnp.zeros((), jnp.int32), bootstraps)
 
     def reset(state: State, num_envs: int) -> planning.Memory:
-        return jax.tree.map(lambda x: jnp.broadcast_to(x, (num_envs, *x.shape)), planner.start())
+        return fresh_plans(spec, config, num_envs)
 
     def act(
         state: State, carry: planning.Memory, step: Step, key: Key, mode: str
     ) -> tuple[planning.Memory, Array, dict]:
-        check_choice("mode", mode, get_args(Mode))
-        if mode == "logged":
-            return carry, logged(step), {}
-        if mode == "random":
-            return carry, random_action(spec.action, key, len(step.reward)), {}
+        if (action := forced(spec.action, step, key, mode)) is not None:
+            return carry, action, {}
         fresh = reset(state, len(step.reward))
         start = jax.tree.map(lambda x, y: jnp.where(_wide(step.is_first, x), x, y), fresh, carry)
-        memory, action = plan(state, start, _vector(spec, step.obs), key)
+        memory, action = plan(spec, config, state.params, start, _vector(spec, step.obs), key)
         return memory, action, {}
-
-    def plan(state: State, memory: planning.Memory, obs: Array, key: Key) -> tuple[planning.Memory, Array]:
-        """The action `[N, A]` for observations `[N, D]`."""
-        moves = world(state.params)
-
-        def one(memory: planning.Memory, obs: Array, key: Key) -> tuple[planning.Memory, Array]:
-            def score(candidates: Array, key: Key) -> Array:
-                start = jnp.broadcast_to(obs, (len(candidates), size))
-                return sample(moves, start, candidates, key).returns()
-
-            return planner.plan(score, memory, key)
-
-        return jax.vmap(one)(memory, obs, jax.random.split(key, len(obs)))
-
-    # --- Learning -------------------------------------------------------------------------------------------------
-
-    def pairs(record: Record) -> tuple[Array, Array, Array, Array]:
-        """Of records `[B, 2]`: inputs `[B, D + A]`, targets `[B, O]`, whether it ended, whether it is a step at all."""
-        obs = _vector(spec, record.obs)
-        inputs = jnp.concatenate([obs[:, 0], record.action[:, 0]], -1)
-        target = obs[:, 1] - obs[:, 0]
-        if learned:
-            target = jnp.concatenate([target, record.reward[:, 1:]], -1)
-        real = ~record.is_first[:, 1] & ~record.is_last[:, 0]
-        return inputs, target, record.is_terminal[:, 1].astype(jnp.float32), real.astype(jnp.float32)
-
-    def scale(state: State, batch: Batch, key: Key) -> tuple[State, dict, dict[str, Array]]:
-        """Mean and standard deviation of all transitions so far."""
-        inputs, target, _, real = pairs(batch.record)
-        weight = real * batch.weight
-        new = {"inputs": ensemble.fit(inputs, weight)}
-        if config.scale_targets:
-            new["targets"] = ensemble.fit(target, weight)
-        return state._replace(params=state.params | new), {}, {"transitions": weight.sum()}
-
-    def learn(state: State, batch: Batch, key: Key) -> tuple[State, dict, dict[str, Array]]:
-        """A step of Adam for every network, on transitions of its own `[E, B]`."""
-        split = lambda x: x.reshape(networks, -1, *x.shape[1:])  # noqa: E731
-        inputs, target, ended, real = pairs(batch.record)
-        network = jnp.arange(networks).repeat(config.batch_size)
-        counts = ensemble.bootstrap(state.memory, batch.index.row, batch.index.env, network)
-        weight = real if networks == 1 else real * counts  # a single network has no others to differ from
-        scales = state.params["inputs"], state.params["targets"]
-        data = scales[0].forward(inputs), scales[1].forward(target), ended, weight
-        grads, metrics = jax.grad(partial(loss, config), has_aux=True)(
-            state.params["model"], *jax.tree.map(split, data)
-        )
-        step, opt = adam.update(grads, state.opt)
-        model = jax.tree.map(lambda p, s: p - state.hyper["lr"] * s, state.params["model"], step)
-        return state._replace(params=state.params | {"model": model}, opt=opt, step=state.step + 1), {}, metrics
-
-    # --- Dreaming -------------------------------------------------------------------------------------------------
-
-    def intend(state: State, obs: Array, key: Key, horizon: int) -> Array:
-        """The actions `[B, horizon, A]` that the agent means to take: its plan, made anew where that ends."""
-
-        def extend(obs: Array, key: Key) -> tuple[Array, Array]:
-            k_plan, k_roll = jax.random.split(key)
-            memory, action = plan(state, reset(state, len(obs)), obs, k_plan)
-            meant = jnp.concatenate([action[:, None], memory.mean[:, :-1]], 1)
-            found = sample(world(state.params), obs, meant, k_roll)
-            return found.obs[-1].mean((0, 1)), meant
-
-        _, parts = jax.lax.scan(extend, obs, jax.random.split(key, -(-horizon // config.horizon)))
-        return parts.swapaxes(0, 1).reshape(len(obs), -1, actions)[:, :horizon]
 
     def imagine(state: State, context: Record, given: Array | None, key: Key, horizon: int) -> Dream:
         """The mean of the particles; `latent` is their standard deviation `[B, H, D]`.
 
         Without `given` actions a plan is followed to its end, where the next is made from the mean of the particles.
         """
-        check_number("horizon", horizon, least=1, whole=True)
+        spaces.check_dream(spec.action, context, given, horizon)
         k_plan, k_roll = jax.random.split(key)
-        start = _vector(spec, context.obs)[:, -1]
-        taken = intend(state, start, k_plan, horizon) if given is None else given
-        return _dream(spec, sample(world(state.params), start, taken, k_roll), taken)
+        start, params = _vector(spec, context.obs)[:, -1], state.params
+        taken = intended_actions(spec, config, params, start, k_plan, horizon) if given is None else given
+        return _dream(spec, rollout(spec, config, params, start, taken, k_roll), taken)
+
+    def sampler(state: State, ring: replay.Ring, key: Key, size: int) -> Batch:
+        return replay.sample(ring, key, config.networks * size, 2)
 
     steps = {
-        "scale": TrainStep(scale, config.capacity, 2, lambda state, ring, key: replay.all_pairs(ring)),
-        "model": TrainStep(learn, networks * config.batch_size, 2),
+        "scale": TrainStep(
+            partial(scale, spec, config), config.capacity, 2, lambda state, ring, key, size: replay.all_pairs(ring)
+        ),
+        "model": TrainStep(partial(learn, spec, config), config.batch_size, 2, sampler, shared=True),
     }
-    return Agent(init, reset, act, steps, imagine, schedule(config), {"lr": config.lr})
+    return Agent(init, reset, act, steps, imagine, schedule(config), hyper_of(config))
 
 
 def schedule(config: Config) -> tuple[Collect | Repeat, ...]:
-    """A trial of random actions; then learn from everything and play a trial, for ever.
+    """A trial of random actions; then learn from everything and play a trial, forever.
 
     A trial is one record longer than its steps, so that its end is seen.
     """
@@ -320,64 +363,6 @@ def schedule(config: Config) -> tuple[Collect | Repeat, ...]:
 
     body = (Train("scale"), Train("model", updates), Collect(rows, "explore", fresh=True))
     return Collect(rows, "random", fresh=True), Repeat(FOREVER, body)
-
-
-def build_planner(actions: int, config: Config) -> Planner:
-    """The planner of the settings, for actions of so many numbers."""
-    sizes = actions, config.horizon, config.candidates, config.elites, config.iterations
-    if config.planner == "cem":
-        return planning.cem(*sizes, momentum=config.momentum, init_std=config.init_std)
-    if config.planner == "icem":
-        return planning.icem(*sizes, momentum=config.momentum, init_std=config.init_std, exponent=config.exponent)
-    least = min(0.05, config.init_std)
-    return planning.mppi(*sizes, temperature=config.temperature, max_std=config.init_std, min_std=least)
-
-
-# --- The model ----------------------------------------------------------------------------------------------------
-
-
-def transition(config: Config, known: Known | None, params: PyTree) -> Transition:
-    """How the ensemble moves particles: a draw from each network's Gaussian, added to the observation.
-
-    A learned reward is the Gaussian's mean; a learned end is a probability, which is taken from the particle's life.
-    """
-    model, inputs, targets = params["model"], params["inputs"], params["targets"]
-
-    def step(obs: Array, action: Array, noise: Array) -> tuple[Array, Array, Array]:
-        found = ensemble.predict(model, inputs.forward(jnp.concatenate([obs, action], -1)))
-        drawn = found.mean
-        if not config.deterministic:
-            drawn += jnp.exp(found.logvar / 2) * noise
-        size = obs.shape[-1]
-        after = obs + targets.back(drawn)[..., :size]
-        if config.reward == "known":
-            assert known is not None
-            return after, known.reward(obs, action, after), 1 - known.ends(after)
-        return after, targets.back(found.mean)[..., size], 1 - jax.nn.sigmoid(found.logits[..., 0])
-
-    return step
-
-
-def loss(
-    config: Config, model: PyTree, inputs: Array, target: Array, ended: Array, weight: Array
-) -> tuple[Array, dict[str, Array]]:
-    """Sum over networks of the mean negative log-likelihood, with weight decay and the price of wide bounds.
-
-    `inputs` `[E, B, D + A]` and `target` `[E, B, O]` are standardised; `weight` `[E, B]` counts a transition.
-    """
-    if config.bounds == "fixed":
-        still = {name: jax.lax.stop_gradient(model[name]) for name in ("max_logvar", "min_logvar")}
-        model = model | still
-    found = ensemble.predict(model, inputs)
-    error = jnp.square(found.mean - target).mean(-1)
-    each = error if config.deterministic else ensemble.nll(found, target).mean(-1)
-    if config.reward == "learned":
-        each += optax.sigmoid_binary_cross_entropy(found.logits[..., 0], ended)
-    mean = lambda x: (x * weight).sum(-1) / jnp.maximum(weight.sum(-1), 1.0)  # noqa: E731
-    total = mean(each).sum() + ensemble.decay(model, config.decay)
-    if config.bounds == "learned" and not config.deterministic:
-        total += config.bound_scale * (model["max_logvar"].sum() - model["min_logvar"].sum())
-    return total, {"loss": mean(each).mean(), "squared_error": mean(error).mean(), "logvar": found.logvar.mean()}
 
 
 # --- Observations -------------------------------------------------------------------------------------------------
@@ -403,7 +388,13 @@ def _check_spec(spec: Spec, config: Config) -> None:
 
 
 def _width(spec: Spec) -> int:
+    """Numbers of an observation, D."""
     return sum(leaf.size for leaf in sensors(spec.obs).values())
+
+
+def _outputs(spec: Spec, config: Config) -> int:
+    """What the networks predict, O: the change of every number, and the reward where it is not known."""
+    return _width(spec) + (config.reward == "learned")
 
 
 def _vector(spec: Spec, obs: PyTree) -> Array:
@@ -432,3 +423,44 @@ def _dream(spec: Spec, found: Rollout, actions: Array) -> Dream:
 
 def _wide(flag: Array, like: Array) -> Array:
     return flag.reshape(-1, *[1] * (like.ndim - 1))
+
+
+# --- Presets ----------------------------------------------------------------------------------------------------------
+
+PRESETS = {
+    "cartpole": Config(),
+    "reacher": Config(
+        layers=4, units=200, weight_decay=(2.5e-4, 5e-4, 5e-4, 5e-4, 7.5e-4), lr=7.5e-4, trial=150,
+    ),
+    "pusher": Config(
+        units=200, weight_decay=(2.5e-4, 5e-4, 5e-4, 7.5e-4), candidates=500, elites=50, trial=150,
+    ),
+    "halfcheetah": Config(
+        layers=4, units=200, weight_decay=(2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4), candidates=500, elites=50,
+        plan_horizon=30, trial=1000, capacity=300_000,
+    ),
+    "small": Config(
+        layers=2, units=64, weight_decay=(1e-5, 2.5e-5, 5e-5), batch_size=64, epochs=30.0, scale_targets=True,
+        particles=5, plan_horizon=20, candidates=50, elites=10, iterations=3,
+    ),
+}  # fmt: skip
+"""Those of the official code, and a small one for two CPU cores."""
+
+SYSTEM = System(
+    make,
+    Config,
+    PRESETS,
+    default="small",
+    summary="planning with an ensemble of probabilistic networks (Chua et al. 2018)",
+    year=2018,
+    paper="Chua et al., Deep Reinforcement Learning in a Handful of Trials",
+    sees="the numbers of the observation, standardised",
+    predicts="bootstrapped ensemble of probabilistic MLPs; reward and end known or learned",
+    acts="CEM, iCEM or MPPI over action sequences, each judged by particles through the networks",
+    env="continuous/CartPole",
+    steps=2010,
+    observations=("vector",),
+    actions=("Box",),
+    offline=True,
+    renamed={"decay": "weight_decay", "horizon": "plan_horizon"},
+)

@@ -2,13 +2,13 @@
 
 Sees through convolutions or an MLP, predicts with a recurrent state-space model of Gaussian latents, acts by the
 cross-entropy method in latent space, and alternates collecting an episode and fitting the model. There is no policy and
-no value: at every step the best of many imagined action sequences is looked for anew.
+no value: every step searches for the best of many imagined action sequences.
 
 B sequences of T records, H planning horizon, P candidates.
 
 Where this file chooses:
 
-- the model is trained with the one-step KL alone, as in the final version of the paper's code (overshooting is off);
+- the model is trained with the one-step KL only, as in the final version of the paper's code (overshooting is off);
 - images keep their 8 bits (the code quantises them to 5 and adds noise), vectors pass through symlog;
 - the end of an episode is not predicted, as in the paper: the planner believes that the task goes on.
 """
@@ -19,33 +19,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
+from jaxwm.agents.system import System, hyper_of
 from jaxwm.control import planning
-from jaxwm.control.policy import disturb
+from jaxwm.control.policy import disturb, forced
 from jaxwm.errors import check_range, check_types
 from jaxwm.learning import optim
+from jaxwm.learning.share import ALONE, Share
+from jaxwm.learning.step import State, fresh_state, gradient_step
 from jaxwm.models import rssm
-from jaxwm.models.latent_world import Carry, classic
+from jaxwm.models.latent_world import Carry, World, build_classic_world
 from jaxwm.models.rssm import Gaussian, Latent
 from jaxwm.nets.layers import Head, apply
-from jaxwm.types import (
-    FOREVER,
-    Agent,
-    Array,
-    Batch,
-    Box,
-    Collect,
-    Dream,
-    Key,
-    Record,
-    Repeat,
-    Spec,
-    Step,
-    Train,
-    TrainStep,
-)
+from jaxwm.schedule import FOREVER, Collect, Repeat, Train, prefill
+from jaxwm.types import Agent, Array, Batch, Box, Dream, Key, Record, Spec, Step, TrainStep, Varies
 
 
 @dataclass(frozen=True)
@@ -79,7 +69,7 @@ class Config:
     """Environment steps of random play before learning starts: five episodes of 500 steps."""
     collect: int = 500
     """Environment steps between two phases of learning: one episode."""
-    updates: int = 100
+    phase_updates: int = 100
     """Updates of such a phase."""
     capacity: int = 1_000_000
     """Replay size of a member in environment steps (never more than the run collects)."""
@@ -92,21 +82,22 @@ class Config:
     rec_scale: float = 0.5
     """Weight of the squared error of observations: 1/2 for a unit normal."""
     rew_scale: float = 10.0
+    """Weight of the squared error of rewards, half of which is a unit normal's."""
 
     # Planner.
     plan_horizon: int = 12
-    """Steps that are looked ahead."""
+    """Steps of a plan."""
     candidates: int = 1000
     """Action sequences tried in each iteration."""
     elites: int = 100
-    """Those of them to which the search distribution is fitted."""
+    """Best of them, to which the search distribution is fitted."""
     iterations: int = 10
     """Iterations for each action."""
-    noise: float = 0.3
+    noise: Varies[float] = 0.3
     """Standard deviation of the noise on actions while collecting."""
 
     # Optimiser.
-    lr: float = 1e-3
+    lr: Varies[float] = 1e-3
     """Learning rate of Adam."""
     eps: float = 1e-4
     """Epsilon of Adam."""
@@ -118,33 +109,98 @@ class Config:
         check_range(self, "deter hidden stoch units depth envs batch_size capacity collect", least=1)
         check_range(self, "plan_horizon candidates elites iterations", least=1)
         check_range(self, "batch_length", least=2)
-        check_range(self, "layers prefill updates free_nats rec_scale rew_scale noise", least=0)
+        check_range(self, "layers prefill phase_updates free_nats rec_scale rew_scale noise", least=0)
         check_range(self, "elites", most=self.candidates)
         check_range(self, "lr eps clip min_std", above=0)
 
 
-PUBLISHED = Config()
-MICRO = replace(
-    PUBLISHED, deter=32, hidden=64, stoch=8, units=64, layers=2, depth=8, envs=4, batch_size=16, batch_length=20,
-    prefill=1000, collect=100, updates=40, capacity=100_000, free_nats=1.0, rec_scale=30.0, lr=2e-3, plan_horizon=15,
-    candidates=100, elites=10, iterations=4,
-)  # fmt: skip
-PRESETS = {"published": PUBLISHED, "micro": MICRO}
-"""The paper's, and one for vectors on two CPU cores: what is seen is a few numbers, which would hardly count beside the
-KL with a unit normal around each."""
+# --- The loss ---------------------------------------------------------------------------------------------------------
 
 
-class State(NamedTuple):
-    """Everything that learning changes."""
+def loss(
+    nets: Networks, params: Any, record: Record, uniform: Array, share: Share = ALONE
+) -> tuple[Array, tuple[None, dict[str, Array]]]:
+    """The negative variational bound (equation 3) of sequences `[B, T]`; `uniform [B, T, S]` decides the latents."""
+    chex.assert_equal_shape_prefix((record.reward, uniform), 2)
+    config = nets.config
+    _, losses, metrics = nets.world.predictions(params, nets.heads, record, uniform)
+    kl = rssm.floored(rssm.joint(losses["dyn"], losses["rep"]), config.free_nats, share)
+    total = config.rec_scale * losses["rec"] + config.rew_scale * losses["rew"] + kl
+    return total, (None, metrics | {"loss": total})
 
-    params: dict[str, Any]
-    opt: Any
-    hyper: dict[str, Array]
-    step: Array  # updates so far
+
+# --- Planning ---------------------------------------------------------------------------------------------------------
 
 
-def make(spec: Spec, config: Config = PUBLISHED) -> Agent:
-    """PlaNet for an environment with continuous actions; ValueError for others.
+def predict_reward(nets: Networks, params: Any, latent: Latent) -> Array:
+    """Predict the rewards `[...]` that arrive with latents `[..., D]`."""
+    return apply(nets.heads["rew"], params["rew"], latent.feat())["mean"][..., 0]
+
+
+def planned_return(nets: Networks, params: Any, start: Latent) -> planning.Score:
+    """Score action sequences `[P, H, A]` from one latent by the sum of the predicted rewards (algorithm 2): `[P]`."""
+
+    def score(actions: Array, key: Key) -> Array:
+        starts = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(actions), *x.shape)), start)
+        latents = nets.world.open_loop(params, starts, actions.swapaxes(0, 1), key)
+        return predict_reward(nets, params, latents).sum(0)
+
+    return score
+
+
+def build_planner(nets: Networks, horizon: int, warm_start: bool) -> planning.Planner:
+    """The cross-entropy method over plans of `horizon` steps."""
+    config, size = nets.config, nets.world.spec.action.size
+    return planning.cem(
+        size, horizon, config.candidates, config.elites, config.iterations, momentum=0.0, init_std=1.0,
+        warm_start=warm_start, bounded=False,
+    )  # fmt: skip
+
+
+def first_actions(nets: Networks, params: Any, starts: Latent, key: Key) -> Array:
+    """Plan from every latent `[N, ...]`; the first action `[N, A]` of each plan."""
+    planner = build_planner(nets, nets.config.plan_horizon, warm_start=False)
+
+    def plan(start: Latent, key: Key) -> Array:
+        return planner.plan(planned_return(nets, params, start), planner.start(), key)[1]
+
+    return jax.vmap(plan)(starts, jax.random.split(key, len(starts.deter)))
+
+
+def whole_plans(nets: Networks, params: Any, starts: Latent, key: Key, horizon: int) -> Array:
+    """Plan from every latent `[B, ...]`; all actions `[B, horizon, A]` of each plan."""
+    planner = build_planner(nets, horizon, warm_start=True)  # what is kept for the next step is the rest of the plan
+
+    def plan(start: Latent, key: Key) -> Array:
+        memory, first = planner.plan(planned_return(nets, params, start), planner.start(), key)
+        return jnp.concatenate([first[None], memory.mean[:-1]])
+
+    return jax.vmap(plan)(starts, jax.random.split(key, len(starts.deter)))
+
+
+# --- Wiring -----------------------------------------------------------------------------------------------------------
+
+
+class Networks(NamedTuple):
+    """The components; the heads' parameters live under their names next to those of the world."""
+
+    world: World
+    heads: dict[str, Head]
+    config: Config
+
+
+def build(spec: Spec, config: Config) -> Networks:
+    """Build the networks; ValueError for observations that no encoder fits."""
+    world = build_classic_world(
+        spec, Gaussian(config.stoch, config.min_std), deter=config.deter, hidden=config.hidden, units=config.units,
+        layers=config.layers, depth=config.depth, acts=("relu", "relu"), dtype=jnp.dtype(config.dtype),
+    )  # fmt: skip
+    heads = {"rew": Head({"mean": 1}, config.layers, config.units, dtype=world.dyn.dtype, act="relu")}
+    return Networks(world, heads, config)
+
+
+def make(spec: Spec, config: Config = Config()) -> Agent:
+    """Build PlaNet for an environment with continuous actions; ValueError for others.
 
     The replay extras are the latents that acting saw: `deter [N, D]` and `stoch [N, S]`; dreams start from them.
     """
@@ -152,69 +208,33 @@ def make(spec: Spec, config: Config = PUBLISHED) -> Agent:
         raise ValueError(
             f"planet plans over continuous actions (Box); {spec.name} has {spec.action}: take dreamer-v2 or dreamer-v3"
         )
-    sizes = config.deter, config.hidden, config.units, config.layers, config.depth
-    world = classic(
-        spec, Gaussian(config.stoch, config.min_std), *sizes, ("relu", "relu"), dtype=jnp.dtype(config.dtype)
-    )
-    heads = {"rew": Head({"mean": 1}, config.layers, config.units, dtype=world.dyn.dtype, act="relu")}
+    nets = build(spec, config)
+    world = nets.world
     tx = optim.apart({"all": ("enc", "dyn", "dec", "rew")}, optim.adam(config.clip, config.eps))
-    size = spec.action.size
-
-    def planner(horizon: int, warm_start: bool) -> planning.Planner:
-        return planning.cem(
-            size, horizon, config.candidates, config.elites, config.iterations, momentum=0.0, init_std=1.0,
-            warm_start=warm_start, bounded=False,
-        )  # fmt: skip
-
-    replan = planner(config.plan_horizon, False)
 
     def init(key: Key, hyper: Mapping[str, Any]) -> State:
-        params = world.init(key, heads)
-        return State(params, tx.init(params), optim.numbers(hyper), jnp.zeros((), jnp.int32))
+        params = world.init(key, nets.heads)
+        return fresh_state(params, tx.init(params), hyper)
 
     def reset(state: State, num_envs: int) -> Carry:
         return world.reset(num_envs)
 
-    def reward(params: Any, latent: Latent) -> Array:
-        return apply(heads["rew"], params["rew"], latent.feat())["mean"][..., 0]
-
-    def score(params: Any, start: Latent) -> planning.Score:
-        """Summed predicted rewards `[P]` of action sequences `[P, H, A]` from one latent."""
-
-        def of(actions: Array, key: Key) -> Array:
-            starts = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(actions), *x.shape)), start)
-            latents = world.open_loop(params, starts, actions.swapaxes(0, 1), key)
-            return reward(params, latents).sum(0)
-
-        return of
-
     def act(state: State, carry: Carry, step: Step, key: Key, mode: str) -> tuple[Carry, Array, dict[str, Array]]:
         def choose(latent: Latent, key: Key) -> Array:
-            def one(start: Latent, key: Key) -> Array:
-                return replan.plan(score(state.params, start), replan.start(), key)[1]
-
-            k_plan, k_noise = jax.random.split(key)
-            action = jax.vmap(one)(latent, jax.random.split(k_plan, len(step.reward)))
-            if mode == "greedy":
+            if (action := forced(spec.action, step, key, mode)) is not None:
                 return action
-            return disturb(spec.action, action, state.hyper["noise"], k_noise)
+            k_plan, k_noise = jax.random.split(key)
+            action = first_actions(nets, state.params, latent, k_plan)
+            return action if mode == "greedy" else disturb(spec.action, action, state.hyper["noise"], k_noise)
 
-        carry = world.act(state, carry, step, key, mode, choose)
-        return carry, carry.action, world.pack(carry.latent)
+        return world.act(state.params, carry, step, key, choose)
 
-    def loss(params: Any, record: Record, uniform: Array) -> tuple[Array, dict[str, Array]]:
-        _, losses, metrics = world.predictions(params, heads, record, uniform)
-        kl = rssm.joint(losses["dyn"], losses["rep"])
-        total = config.rec_scale * losses["rec"] + config.rew_scale * losses["rew"] + jnp.maximum(kl, config.free_nats)
-        return total, metrics | {"loss": total}
-
-    def update(state: State, batch: Batch, key: Key) -> tuple[State, dict, dict[str, Array]]:
-        uniform = jax.random.uniform(key, (*batch.record.reward.shape, config.stoch))
-        grads, metrics = jax.grad(loss, has_aux=True)(state.params, batch.record, uniform)
-        direction, opt = tx.update(grads, state.opt, state.params)
-        params = jax.tree.map(lambda p, d: p - state.hyper["lr"] * d, state.params, direction)
-        metrics["grad_norm"] = optim.norm(grads)
-        return State(params, opt, state.hyper, state.step + 1), {}, metrics
+    def update(state: State, batch: Batch, key: Key, share: Share = ALONE) -> tuple[State, dict, dict[str, Array]]:
+        record = share.local_rows(batch.record)
+        uniform = share.uniform(key, (*record.reward.shape, config.stoch))
+        objective = lambda params: loss(nets, params, record, uniform, share)  # noqa: E731
+        state, _, metrics = gradient_step(state, objective, tx, state.hyper["lr"], share=share)
+        return state, {}, metrics
 
     def imagine(state: State, context: Record, actions: Array | None, key: Key, horizon: int) -> Dream:
         """As in `Agent.imagine`; without actions one plan is made for the whole dream, where the dream starts."""
@@ -222,23 +242,48 @@ def make(spec: Spec, config: Config = PUBLISHED) -> Agent:
         k_filter, k_plan, k_dream = jax.random.split(key, 3)
         starts = world.last(state.params, context, k_filter)
         if actions is None:
-            whole = planner(horizon, True)  # what is kept for the next step is the rest of the plan
+            actions = whole_plans(nets, state.params, starts, k_plan, horizon)
+        actions = actions.swapaxes(0, 1)
+        latents = world.open_loop(state.params, starts, actions, k_dream)
+        reward = predict_reward(nets, state.params, latents)
+        return Dream(world.decode(state.params, latents), reward, jnp.ones_like(reward), actions, latents).swapped()
 
-            def one(start: Latent, key: Key) -> Array:
-                memory, first = whole.plan(score(state.params, start), whole.start(), key)
-                return jnp.concatenate([first[None], memory.mean[:-1]])
-
-            actions = jax.vmap(one)(starts, jax.random.split(k_plan, len(context.reward)))
-        latents = world.open_loop(state.params, starts, actions.swapaxes(0, 1), k_dream)
-        obs, latents = jax.tree.map(lambda x: x.swapaxes(0, 1), (world.decode(state.params, latents), latents))
-        rewards = reward(state.params, latents)
-        return Dream(obs, rewards, jnp.ones_like(rewards), actions, latents)
-
-    steps = {"all": TrainStep(update, config.batch_size, config.batch_length)}
-    return Agent(init, reset, act, steps, imagine, schedule(config), dict(lr=config.lr, noise=config.noise))
+    steps = {"all": TrainStep(update, config.batch_size, config.batch_length, shared=True)}
+    return Agent(init, reset, act, steps, imagine, schedule(config), hyper_of(config))
 
 
 def schedule(config: Config) -> tuple[Collect | Repeat, ...]:
-    """Random episodes, then fitting the model and collecting one episode more in turn."""
-    prefill = max(config.prefill, config.envs * config.batch_length)
-    return Collect(prefill, "random"), Repeat(FOREVER, (Train("all", config.updates), Collect(config.collect)))
+    """Random episodes, then fitting the model and collecting one more episode in turn."""
+    body = Train("all", config.phase_updates), Collect(config.collect)
+    return prefill(config.prefill, config.envs, config.batch_length), Repeat(FOREVER, body)
+
+
+# --- Presets ----------------------------------------------------------------------------------------------------------
+
+PUBLISHED = Config()
+MICRO = replace(
+    PUBLISHED, deter=32, hidden=64, stoch=8, units=64, layers=2, depth=8, envs=4, batch_size=16, batch_length=20,
+    prefill=1000, collect=100, phase_updates=40, capacity=100_000, free_nats=1.0, rec_scale=30.0, lr=2e-3, plan_horizon=15,
+    candidates=100, elites=10, iterations=4,
+)  # fmt: skip
+PRESETS = {"published": PUBLISHED, "micro": MICRO}
+"""The paper's, and one for vectors on two CPU cores. A few numbers would hardly count next to the KL if each were the
+mean of a unit normal."""
+
+SYSTEM = System(
+    make,
+    Config,
+    PRESETS,
+    default="micro",
+    summary="Gaussian latents, cross-entropy planning in latent space (Hafner et al. 2019)",
+    year=2019,
+    paper="Hafner et al., Learning Latent Dynamics for Planning from Pixels",
+    sees="CNN or MLP; a Gaussian latent",
+    predicts="RSSM: GRU and Gaussian prior; reward head; decoder",
+    acts="cross-entropy method over action sequences in latent space, anew at every step",
+    env="gymnax/Pendulum-v1",
+    steps=6000,
+    actions=("Box",),
+    offline=True,
+    renamed={"updates": "phase_updates"},
+)

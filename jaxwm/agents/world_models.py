@@ -24,41 +24,44 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, get_args
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
 from jaxwm import replay
+from jaxwm.agents.system import System, hyper_of
 from jaxwm.control.evolution import Evolution, cma_es
-from jaxwm.control.policy import logged
-from jaxwm.errors import check_choice, check_number, check_range, check_types
+from jaxwm.errors import check_choice, check_range, check_types
 from jaxwm.learning import optim
+from jaxwm.learning.share import ALONE, Share
+from jaxwm.learning.step import gradient_step
 from jaxwm.models.mdn_rnn import MDNRNN, LSTMState, Prediction
 from jaxwm.nets.layers import Linear, apply
 from jaxwm.nets.sensors import sensors
 from jaxwm.nets.strided import StridedDecoder, StridedEncoder, check_side
 from jaxwm.replay import Ring
-from jaxwm.spaces import blank, choices, random_action
+from jaxwm.schedule import Collect, Repeat, Train
+from jaxwm.spaces import blank, check_dream, choices, random_action
 from jaxwm.types import (
     Agent,
     Array,
     Batch,
     Box,
-    Collect,
     Discrete,
     Dream,
     Index,
     Key,
     Mode,
     Record,
-    Repeat,
     Spec,
     Step,
-    Train,
     TrainStep,
+    Varies,
 )
 
 BLOCK = 16
@@ -83,7 +86,7 @@ class Config:
     reward: bool = False
     """M predicts the reward; without it a dreamed step is worth `alive`."""
     cell: bool = True
-    """C sees the LSTM's cell beside its hidden state."""
+    """C sees the LSTM's cell next to its hidden state."""
     bias: bool = False
     """C has a bias for each output."""
 
@@ -102,7 +105,7 @@ class Config:
     """Updates of V: ten passes over the data."""
     vision_batch: int = 100
     """Images of an update."""
-    vision_lr: float = 1e-4
+    vision_lr: Varies[float] = 1e-4
     """Learning rate of V."""
     free_nats: float = 0.5
     """KL of each entry of a code, on average over them, below which it is not pushed."""
@@ -114,7 +117,7 @@ class Config:
     """Sequences of an update."""
     memory_length: int = 500
     """Transitions of a sequence; one record more is read."""
-    memory_lr: float = 1e-3
+    memory_lr: Varies[float] = 1e-3
     """Learning rate of M."""
     clip: float = 1.0
     """Largest gradient of any of M's weights."""
@@ -132,9 +135,9 @@ class Config:
     """First step size of CMA-ES."""
     weight_decay: float = 0.01
     """Fitness taken off for the mean square of a candidate's weights."""
-    temperature: float = 1.15
+    temperature: Varies[float] = 1.15
     """Temperature of dreams: above 1 they are less certain, and harder to exploit."""
-    horizon: int = 525
+    dream_length: int = 525
     """Longest dream, or longest episode of a real rollout, in steps."""
     alive: float = 4.0
     """Reward of a dreamed step that is no end, where M does not predict rewards: TakeCover's 4 tics."""
@@ -143,7 +146,7 @@ class Config:
 
     def __post_init__(self):
         check_types(self)
-        check_range(self, "codes depth units mixtures envs random_steps repeat capacity rollouts horizon", least=1)
+        check_range(self, "codes depth units mixtures envs random_steps repeat capacity rollouts dream_length", least=1)
         check_range(self, "vision_updates memory_updates generations", least=0)
         check_range(self, "vision_batch memory_batch memory_length", least=1)
         check_range(self, "population", least=2)
@@ -158,23 +161,122 @@ class Config:
             )
 
 
-PRESETS = {
-    "takecover": Config(),
-    "carracing": Config(
-        codes=32, units=256, done=False, cell=False, bias=True, real=True, envs=1024, random_steps=10_000_000,
-        capacity=10_000_000, vision_updates=1_000_000, memory_length=999, horizon=1000,
-    ),
-    "takecover-small": Config(
-        codes=32, depth=8, units=128, envs=8, random_steps=16_000, capacity=16_000, vision_updates=600, vision_lr=1e-3,
-        vision_batch=32, memory_updates=400, memory_batch=32, memory_length=50, memory_lr=3e-3, generations=25,
-        population=32, rollouts=8,
-    ),
-}  # fmt: skip
-"""Published settings (CarRacing's replay takes 123 GB, as the paper's data did) and a small one for two CPU cores."""
+# --- Losses of V and M ------------------------------------------------------------------------------------------------
+
+Losses = tuple[Array, tuple[None, dict[str, Array]]]
+
+
+def vision_loss(nets: Networks, params: Any, image: Array, key: Key, share: Share = ALONE) -> Losses:
+    """Squared error summed over images `[B, 64, 64, C]`, and the KL to a standard normal with a floor (V, A.1)."""
+    chex.assert_rank(image, 4)
+    chex.assert_type(image, jnp.uint8)
+    config = nets.config
+    mean, log_var = apply(nets.vision, params, image, method="encode")
+    painted = apply(nets.vision, params, draw_codes({"mean": mean, "log_var": log_var}, key, share), method="decode")
+    error = jnp.square(painted - image.astype(jnp.float32) / 255).sum((1, 2, 3)).mean()
+    kl = 0.5 * (jnp.square(mean) + jnp.exp(log_var) - log_var - 1).sum(-1)
+    total = error + jnp.maximum(kl, config.free_nats * config.codes).mean()
+    return total, (None, {"loss": total, "squared_error": error, "kl": kl.mean()})
+
+
+def memory_loss(nets: Networks, params: Any, record: Record, key: Key, share: Share = ALONE) -> Losses:
+    """Negative log-likelihood of an entry of the next code, and the losses of end and reward (M, A.2).
+
+    M predicts each next record of sequences `[B, L + 1]`.
+    """
+    chex.assert_equal_shape((record.reward, record.is_first, record.is_terminal))
+    chex.assert_equal_shape_prefix((record.reward, record.action, record.extras["mean"]), 2)
+    code, first = draw_codes(record.extras, key, share), record.is_first
+    inputs = code[:, :-1], nets.as_numbers(record.action[:, :-1]), first[:, :-1]
+    start = nets.memory.initial(len(code))
+    _, hidden = apply(nets.memory, params, start, *inputs, method="unroll")
+    guess, valid = nets.predict({"memory": params}, hidden), 1.0 - first[:, 1:]
+    mean = lambda x: share.weighted_mean(x, valid)  # noqa: E731
+    losses = {"code": mean(-guess.code.log_prob(code[:, 1:]).mean(-1))}
+    if guess.done is not None:
+        end = record.is_terminal[:, 1:].astype(jnp.float32)
+        weight = 1 + (nets.config.done_weight - 1) * end
+        losses["done"] = mean(weight * (jax.nn.softplus(guess.done) - guess.done * end))
+    if guess.reward is not None:
+        losses["reward"] = mean(jnp.square(guess.reward - record.reward[:, 1:]))
+    total = jnp.stack(list(losses.values())).sum()
+    return total, (None, {"loss": total} | {f"loss/{name}": loss for name, loss in losses.items()})
+
+
+def draw_codes(codes: dict[str, Array], key: Key, share: Share = ALONE) -> Array:
+    """Draw codes `[B, ..., Z]` from V's normals."""
+    return codes["mean"] + jnp.exp(codes["log_var"] / 2) * share.normal(key, codes["mean"].shape)
+
+
+# --- Dreams and evolution of C ----------------------------------------------------------------------------------------
+
+
+def dream_noise(key: Key, shape: tuple[int, ...]) -> Array:
+    """The noise behind one dreamed step `[2, *shape]`: uniform, then normal."""
+    k_uniform, k_normal = jax.random.split(key)
+    return jnp.stack([jax.random.uniform(k_uniform, shape), jax.random.normal(k_normal, shape)])
+
+
+def dream_step(
+    nets: Networks, params: Any, hidden: Array, noise: Array, temperature: Array
+) -> tuple[Array, Array, Array]:
+    """The next code `[..., Z]`, end logit and reward `[...]`, from M's state; `noise [2, ..., Z]` decides."""
+    guess = nets.predict(params, hidden)
+    code = guess.code.tempered(temperature).pick(*noise)
+    end = jnp.full(hidden.shape[:-1], -jnp.inf) if guess.done is None else guess.done
+    return code, end, jnp.full_like(end, nets.config.alive) if guess.reward is None else guess.reward
+
+
+def dreamed_returns(nets: Networks, params: Any, weights: Array, starts: Array, key: Key, temperature: Array) -> Array:
+    """Undiscounted returns `[P, R]` of candidates `[P, D]` in dreams from first codes `[R, Z]`.
+
+    All candidates dream with the same noise. A dream ends where M says so, or after `dream_length` steps; the program
+    stops when the last one has ended.
+    """
+    chex.assert_rank((weights, starts), 2)
+    config, size = nets.config, (len(weights), len(starts))
+    code = jnp.broadcast_to(starts, (*size, starts.shape[-1]))
+    zeros = jnp.zeros((*size, config.units))
+    weights = weights[:, None]
+
+    def go(carry: tuple) -> Array:
+        t, _, _, alive, _ = carry
+        return (t < config.dream_length) & alive.any()
+
+    def turn(carry: tuple) -> tuple:
+        t, code, lstm, alive, total = carry
+        action = nets.as_numbers(nets.as_action(nets.control(weights, code, lstm)))
+        lstm = nets.advance(params, lstm, code, action, jnp.broadcast_to(t == 0, size))
+        noise = jnp.broadcast_to(dream_noise(jax.random.fold_in(key, t), starts.shape)[:, None], (2, *code.shape))
+        code, end, reward = dream_step(nets, params, lstm.hidden, noise, temperature)
+        # without a reward head the step that ends the dream pays nothing
+        paid = alive if config.reward else alive & (end <= 0)
+        return t + 1, code, lstm, alive & (end <= 0), total + paid * reward
+
+    start = (jnp.zeros((), jnp.int32), code, LSTMState(zeros, zeros), jnp.ones(size, bool), jnp.zeros(size))
+    return jax.lax.while_loop(go, turn, start)[-1]
+
+
+def evolve(
+    config: Config, evolution: Evolution, state: State, returns: Array, key: Key
+) -> tuple[State, dict[str, Array]]:
+    """Draw the next candidates, from the mean returns `[P]` of these: one generation of CMA-ES."""
+    chex.assert_shape(returns, (config.population,))
+    k_tell, k_ask = jax.random.split(key)
+    candidates = state.memory.candidates
+    fitness = returns - config.weight_decay * jnp.square(candidates).mean(-1)
+    strategy = evolution.tell(k_tell, candidates, fitness, state.opt["controller"])
+    params, (candidates, strategy) = state.params | {"controller": strategy.mean}, evolution.ask(k_ask, strategy)
+    opt, kept = state.opt | {"controller": strategy}, state.memory._replace(candidates=candidates)
+    state = state._replace(params=params, opt=opt, memory=kept, step=state.step + 1)
+    return state, {"mean": returns.mean(), "best": returns.max(), "std": strategy.std}
+
+
+# --- Networks ---------------------------------------------------------------------------------------------------------
 
 
 class Memory(NamedTuple):
-    """Beside what is learned: the candidates of this generation `[P, D]`, and rows whose codes are those of this V."""
+    """The candidates of this generation `[P, D]`, and how many rows have codes of this V."""
 
     candidates: Array
     encoded: Array
@@ -214,6 +316,7 @@ class Vision(nn.Module):
         return self.decode(self.encode(image)[0])
 
     def encode(self, image: Array) -> tuple[Array, Array]:
+        """Means and log-variances of codes `[..., Z]`."""
         feat = self.encoder(image)
         return self.mean(feat), self.log_var(feat)
 
@@ -259,10 +362,12 @@ class Networks:
 
     @property
     def vision(self) -> Vision:
+        """V."""
         return Vision(self.config.codes, self.image[1][-1], self.config.depth)
 
     @property
     def memory(self) -> MDNRNN:
+        """M."""
         c = self.config
         return MDNRNN(c.codes, self.action_width, c.units, c.mixtures, c.done, c.reward)
 
@@ -289,11 +394,12 @@ class Networks:
         image = jnp.round(255 * painted).astype(jnp.uint8)
         return {self.image[0]: image} if isinstance(self.spec.obs, Mapping) else image
 
-    def follow(self, params: Any, lstm: LSTMState, code: Array, action: Array, first: Array) -> LSTMState:
+    def advance(self, params: Any, lstm: LSTMState, code: Array, action: Array, first: Array) -> LSTMState:
         """M's state after a step: it has seen `code [..., Z]` and `action`, as numbers `[..., A]`."""
         return apply(self.memory, params["memory"], lstm, code, action, first, method="step")
 
     def predict(self, params: Any, hidden: Array) -> Prediction:
+        """What M predicts from its hidden state `[..., U]`."""
         return apply(self.memory, params["memory"], hidden, method="predict")
 
     # --- C ----------------------------------------------------------------------------------------------------------
@@ -306,78 +412,99 @@ class Networks:
         out = jnp.einsum("...f,...fa->...a", feat, kernel) + (bias if self.config.bias else 0.0)
         return jnp.tanh(out)
 
-    def decide(self, output: Array) -> Array:
+    def as_action(self, output: Array) -> Array:
         """The environment's action behind C's outputs `[..., A]`."""
         if isinstance(self.spec.action, Box):
             return output
         options = choices(self.spec.action)[0]
         return jnp.clip(jnp.floor((output[..., 0] + 1) / 2 * options), 0, options - 1).astype(jnp.int32)
 
-    def numbers(self, action: Array) -> Array:
+    def as_numbers(self, action: Array) -> Array:
         """An action as M sees it, `[..., A]`."""
         if isinstance(self.spec.action, Box):
             return action
         options = choices(self.spec.action)[0]
         return (2 * action / max(1, options - 1) - 1.0)[..., None].astype(jnp.float32)
 
-    # --- Dreams -----------------------------------------------------------------------------------------------------
 
-    def dreamed(self, params: Any, hidden: Array, noise: Array, temperature: Array) -> tuple[Array, Array, Array]:
-        """The next code `[..., Z]`, end logit and reward `[...]`, from M's state; `noise [2, ..., Z]` decides."""
-        guess = self.predict(params, hidden)
-        code = guess.code.tempered(temperature).pick(*noise)
-        end = jnp.full(hidden.shape[:-1], -jnp.inf) if guess.done is None else guess.done
-        return code, end, jnp.full_like(end, self.config.alive) if guess.reward is None else guess.reward
-
-    def returns(self, params: Any, weights: Array, starts: Array, key: Key, temperature: Array) -> Array:
-        """Undiscounted returns `[P, R]` of candidates `[P, D]` in dreams from first codes `[R, Z]`.
-
-        All candidates dream with the same noise. A dream ends where M says so, or after `horizon` steps; the program
-        stops when the last one has ended.
-        """
-        size = len(weights), len(starts)
-        code = jnp.broadcast_to(starts, (*size, starts.shape[-1]))
-        zeros = jnp.zeros((*size, self.config.units))
-        weights = weights[:, None]
-
-        def go(carry: tuple) -> Array:
-            t, _, _, alive, _ = carry
-            return (t < self.config.horizon) & alive.any()
-
-        def turn(carry: tuple) -> tuple:
-            t, code, lstm, alive, total = carry
-            action = self.numbers(self.decide(self.control(weights, code, lstm)))
-            lstm = self.follow(params, lstm, code, action, jnp.broadcast_to(t == 0, size))
-            noise = jnp.broadcast_to(draw(jax.random.fold_in(key, t), starts.shape)[:, None], (2, *code.shape))
-            code, end, reward = self.dreamed(params, lstm.hidden, noise, temperature)
-            # without a reward head the step that ends the dream pays nothing
-            paid = alive if self.config.reward else alive & (end <= 0)
-            return t + 1, code, lstm, alive & (end <= 0), total + paid * reward
-
-        start = (jnp.zeros((), jnp.int32), code, LSTMState(zeros, zeros), jnp.ones(size, bool), jnp.zeros(size))
-        return jax.lax.while_loop(go, turn, start)[-1]
+# --- The train steps --------------------------------------------------------------------------------------------------
 
 
-def draw(key: Key, shape: tuple[int, ...]) -> Array:
-    """The noise behind one dreamed step `[2, *shape]`: uniform, then normal."""
-    k_uniform, k_normal = jax.random.split(key)
-    return jnp.stack([jax.random.uniform(k_uniform, shape), jax.random.normal(k_normal, shape)])
+def train_steps(nets: Networks, evolution: Evolution, adam: Any, capped: Any) -> dict[str, TrainStep]:
+    """V, the codes of what was seen, M and C."""
+    config = nets.config
+
+    def vision(state: State, batch: Batch, key: Key, share: Share = ALONE) -> tuple[State, dict, dict[str, Array]]:
+        """V reconstructs images `[B, 1]`."""
+        image = share.local_rows(sensors(batch.record.obs)[nets.image[0]][:, 0])
+        objective = lambda params: vision_loss(nets, params, image, key, share)  # noqa: E731
+        state, _, metrics = gradient_step(state, objective, adam, state.hyper["vision_lr"], "vision", share=share)
+        stale = state.memory._replace(encoded=jnp.zeros((), jnp.int32))
+        return state._replace(memory=stale), {}, metrics
+
+    def encode(state: State, batch: Batch, key: Key) -> tuple[State, dict, dict[str, Array]]:
+        """V's codes go into the replay, a block of rows at a time."""
+        done = state.memory.encoded + BLOCK
+        state = state._replace(memory=state.memory._replace(encoded=done), step=state.step + 1)
+        return state, nets.encode(state.params, batch.record.obs), {"rows": done.astype(jnp.float32)}
+
+    def memory(state: State, batch: Batch, key: Key, share: Share = ALONE) -> tuple[State, dict, dict[str, Array]]:
+        """M predicts each next record of sequences `[B, L + 1]`."""
+        record = share.local_rows(batch.record)
+        objective = lambda params: memory_loss(nets, params, record, key, share)  # noqa: E731
+        state, _, metrics = gradient_step(state, objective, capped, state.hyper["memory_lr"], "memory", share=share)
+        return state, {}, metrics
+
+    def controller(state: State, batch: Batch, key: Key) -> tuple[State, dict, dict[str, Array]]:
+        """Evolve one generation in dreams and report the dreamed return of the last mean."""
+        k_code, k_dream, k_evolve = jax.random.split(key, 3)
+        first = draw_codes(batch.record.extras, k_code)[:, 0]
+        everyone = jnp.concatenate([state.memory.candidates, state.params["controller"][None]])
+        temperature = state.hyper["temperature"]
+        returns = dreamed_returns(nets, state.params, everyone, first, k_dream, temperature).mean(1)
+        state, metrics = evolve(config, evolution, state, returns[:-1], k_evolve)
+        return state, {}, metrics | {"dream_return": returns[-1]}
+
+    def real_controller(state: State, batch: Batch, key: Key) -> tuple[State, dict, dict[str, Array]]:
+        """Evolve one generation on real episodes, the first ones in sequences `[N, L]`."""
+        record = batch.record
+        ended = jnp.cumsum(record.is_last, 1) - record.is_last  # ends before each record
+        returns = (record.reward * (ended == 0)).sum(1)
+        state, metrics = evolve(config, evolution, state, returns.reshape(-1, config.population).mean(0), key)
+        return state, {}, metrics
+
+    starts = lambda state, ring, key, size: replay.starts(ring, key, size)  # noqa: E731
+    if config.real:
+        last = TrainStep(real_controller, config.envs, config.dream_length + 1, "latest")
+    else:
+        last = TrainStep(controller, config.rollouts, 1, starts)
+    return {
+        "vision": TrainStep(vision, config.vision_batch, 1, shared=True),
+        "encode": TrainStep(encode, config.envs, BLOCK, next_block),
+        "memory": TrainStep(memory, config.memory_batch, config.memory_length + 1, shared=True),
+        "controller": last,
+    }
 
 
-def sampled(codes: dict[str, Array], key: Key) -> Array:
-    """Codes `[..., Z]` drawn from V's normals."""
-    return codes["mean"] + jnp.exp(codes["log_var"] / 2) * jax.random.normal(key, codes["mean"].shape)
+def next_block(state: State, ring: Ring, key: Key, size: int) -> Batch:
+    """The next rows without codes, of all environments of the ring."""
+    num_envs = ring.data.reward.shape[1]
+    first = jnp.minimum(replay.oldest(ring) + state.memory.encoded, ring.rows - BLOCK)
+    return replay.gather(ring, Index(jnp.broadcast_to(first, (num_envs,)), jnp.arange(num_envs)), BLOCK)
+
+
+# --- Wiring -----------------------------------------------------------------------------------------------------------
 
 
 def make(spec: Spec, config: Config = Config()) -> Agent:
-    """World Models for an environment of images; the replay extras are V's codes, `mean` and `log_var` `[N, Z]`.
+    """Build World Models for an environment of images; replay extras are V's codes, `mean` and `log_var` `[N, Z]`.
 
     ValueError unless the observation is one image of 64 x 64 and actions are `Discrete` or `Box`.
     """
     if not isinstance(spec.action, Discrete | Box):
         raise ValueError(f"world-models wants Discrete or Box actions; {spec.name} has {spec.action}")
     nets = Networks(spec, config)
-    sensor, _ = nets.image
+    nets.image  # noqa: B018  refuses observations that do not fit
     evolution = cma_es(config.population, nets.weights, config.std)
     adam = optax.scale_by_adam()
     capped = optax.chain(optax.clip(config.clip), adam)
@@ -393,153 +520,65 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
     def reset(state: State, num_envs: int) -> Carry:
         return Carry(nets.memory.initial(num_envs), blank(spec.action, num_envs))
 
-    def act(state: State, carry: Carry, step: Step, key: Key, mode: str) -> tuple[Carry, Array, dict[str, Array]]:
-        check_choice("mode", mode, get_args(Mode))
-        k_action, k_code = jax.random.split(key)
-        none = jnp.zeros((len(step.reward), config.codes))
-        if mode == "random":
-            action = _sticky(spec, config.repeat, carry.action, step.is_first, k_action)
-            return carry._replace(action=action), action, {"mean": none, "log_var": none}
-        codes = nets.encode(state.params, step.obs)
-        code = sampled(codes, k_code)
-        lstm = jax.tree.map(lambda x: jnp.where(step.is_first[:, None], 0.0, x), carry.lstm)
-        if mode == "logged":
-            action = logged(step)
-        else:
-            weights = state.params["controller"]
-            if mode == "explore" and config.real:
-                weights = state.memory.candidates[jnp.arange(len(none)) % config.population]
-            action = nets.decide(nets.control(weights, code, lstm))
-        lstm = nets.follow(state.params, lstm, code, nets.numbers(action), step.is_first)
-        return Carry(lstm, action), action, codes
+    steps = train_steps(nets, evolution, adam, capped)
+    return Agent(init, reset, partial(act, nets), steps, partial(imagine, nets), schedule(config), hyper_of(config))
 
-    def learn(state: State, part: str, tx: Any, loss: Any, *inputs: Any) -> tuple[State, dict[str, Array]]:
-        """A gradient step of V or M."""
-        grads, metrics = jax.grad(loss, has_aux=True)(state.params[part], *inputs)
-        direction, opt = tx.update(grads, state.opt[part])
-        rate = state.hyper[f"{part}_lr"]
-        params = jax.tree.map(lambda p, d: p - rate * d, state.params[part], direction)
-        state = state._replace(params=state.params | {part: params}, opt=state.opt | {part: opt}, step=state.step + 1)
-        return state, metrics
 
-    def vision(state: State, batch: Batch, key: Key) -> tuple[State, dict, dict[str, Array]]:
-        """V reconstructs images `[B, 1]`."""
-        image = sensors(batch.record.obs)[sensor][:, 0]
-        state, metrics = learn(state, "vision", adam, vision_loss, image, key)
-        stale = state.memory._replace(encoded=jnp.zeros((), jnp.int32))
-        return state._replace(memory=stale), {}, metrics
+def act(
+    nets: Networks, state: State, carry: Carry, step: Step, key: Key, mode: str
+) -> tuple[Carry, Array, dict[str, Array]]:
+    """See with V, act with C, remember with M; see `Agent.act`."""
+    check_choice("mode", mode, get_args(Mode))
+    config, num = nets.config, len(step.reward)
+    k_action, k_code = jax.random.split(key)
+    if mode == "random":
+        action = sticky_action(nets.spec, config.repeat, carry.action, step.is_first, k_action)
+        none = jnp.zeros((num, config.codes))
+        return carry._replace(action=action), action, {"mean": none, "log_var": none}
+    codes = nets.encode(state.params, step.obs)
+    code = draw_codes(codes, k_code)
+    lstm = jax.tree.map(lambda x: jnp.where(step.is_first[:, None], 0.0, x), carry.lstm)
+    weights = state.params["controller"]
+    if mode == "explore" and config.real:
+        weights = state.memory.candidates[jnp.arange(num) % config.population]
+    action = nets.as_action(nets.control(weights, code, lstm))
+    lstm = nets.advance(state.params, lstm, code, nets.as_numbers(action), step.is_first)
+    return Carry(lstm, action), action, codes
 
-    def vision_loss(params: Any, image: Array, key: Key) -> tuple[Array, dict[str, Array]]:
-        """Squared error summed over an image, and the KL to a standard normal with a floor."""
-        mean, log_var = apply(nets.vision, params, image, method="encode")
-        painted = apply(nets.vision, params, sampled({"mean": mean, "log_var": log_var}, key), method="decode")
-        error = jnp.square(painted - image.astype(jnp.float32) / 255).sum((1, 2, 3)).mean()
-        kl = 0.5 * (jnp.square(mean) + jnp.exp(log_var) - log_var - 1).sum(-1)
-        total = error + jnp.maximum(kl, config.free_nats * config.codes).mean()
-        return total, {"loss": total, "squared_error": error, "kl": kl.mean()}
 
-    def encode(state: State, batch: Batch, key: Key) -> tuple[State, dict, dict[str, Array]]:
-        """V's codes go into the replay, a block of rows at a time."""
-        done = state.memory.encoded + BLOCK
-        state = state._replace(memory=state.memory._replace(encoded=done), step=state.step + 1)
-        return state, nets.encode(state.params, batch.record.obs), {"rows": done.astype(jnp.float32)}
+def imagine(nets: Networks, state: State, context: Record, given: Array | None, key: Key, horizon: int) -> Dream:
+    """Roll M on from `context [B, L]`; the end is as likely as it was in M's data, whatever ends weighed."""
+    check_dream(nets.spec.action, context, given, horizon)
+    params, size, config = state.params, len(context.reward), nets.config
+    code = nets.encode(params, context.obs)["mean"]
+    past = code[:, :-1], nets.as_numbers(context.action[:, :-1]), context.is_first[:, :-1]
+    lstm, _ = apply(nets.memory, params["memory"], nets.memory.initial(size), *past, method="unroll")
+    # a last record that begins an episode knows nothing of what came before
+    lstm = jax.tree.map(lambda x: jnp.where(context.is_first[:, -1:], 0.0, x), lstm)
 
-    def block(state: State, ring: Ring, key: Key) -> Batch:
-        """The next rows without codes, of all environments."""
-        first = jnp.minimum(replay.oldest(ring) + state.memory.encoded, ring.rows - BLOCK)
-        index = Index(jnp.broadcast_to(first, (config.envs,)), jnp.arange(config.envs))
-        return replay.gather(ring, index, BLOCK)
+    def turn(carry: tuple[Array, LSTMState], x: tuple[Array, Array, Array]) -> tuple[Any, Any]:
+        (code, lstm), (t, first, chosen) = carry, x
+        action = chosen if given is not None else nets.as_action(nets.control(params["controller"], code, lstm))
+        lstm = nets.advance(params, lstm, code, nets.as_numbers(action), first)
+        noise = dream_noise(jax.random.fold_in(key, t), code.shape)
+        code, end, reward = dream_step(nets, params, lstm.hidden, noise, state.hyper["temperature"])
+        return (code, lstm), (code, end, reward, action)
 
-    def memory(state: State, batch: Batch, key: Key) -> tuple[State, dict, dict[str, Array]]:
-        """M predicts each next record of sequences `[B, L + 1]`."""
-        state, metrics = learn(state, "memory", capped, memory_loss, batch.record, key)
-        return state, {}, metrics
+    first = jnp.zeros((horizon, size), bool).at[0].set(context.is_first[:, -1])
+    chosen = jnp.zeros((horizon, 1)) if given is None else given.swapaxes(0, 1)
+    _, found = jax.lax.scan(turn, (code[:, -1], lstm), (jnp.arange(horizon), first, chosen))
+    code, end, reward, action = found
+    cont = 1 - jax.nn.sigmoid(end - jnp.log(jnp.maximum(config.done_weight, 1e-6)))
+    reward = reward if config.reward else reward * cont
+    return Dream(nets.decode(params, code), reward, cont, action, {"code": code}).swapped()
 
-    def memory_loss(params: Any, record: Record, key: Key) -> tuple[Array, dict[str, Array]]:
-        """Negative log-likelihood of an entry of the next code, and the losses of end and reward."""
-        code, first = sampled(record.extras, key), record.is_first
-        inputs = code[:, :-1], nets.numbers(record.action[:, :-1]), first[:, :-1]
-        start = nets.memory.initial(len(code))
-        _, hidden = apply(nets.memory, params, start, *inputs, method="unroll")
-        guess, valid = nets.predict({"memory": params}, hidden), 1.0 - first[:, 1:]
-        mean = lambda x: (x * valid).sum() / jnp.maximum(valid.sum(), 1.0)  # noqa: E731
-        losses = {"code": mean(-guess.code.log_prob(code[:, 1:]).mean(-1))}
-        if guess.done is not None:
-            end = record.is_terminal[:, 1:].astype(jnp.float32)
-            weight = 1 + (config.done_weight - 1) * end
-            losses["done"] = mean(weight * (jax.nn.softplus(guess.done) - guess.done * end))
-        if guess.reward is not None:
-            losses["reward"] = mean(jnp.square(guess.reward - record.reward[:, 1:]))
-        total = jnp.stack(list(losses.values())).sum()
-        return total, {"loss": total} | {f"loss/{name}": loss for name, loss in losses.items()}
 
-    def starts(state: State, ring: Ring, key: Key) -> Batch:
-        return replay.starts(ring, key, config.rollouts)
-
-    def controller(state: State, batch: Batch, key: Key) -> tuple[State, dict, dict[str, Array]]:
-        """A generation of CMA-ES in dreams; what the mean of the last one earns in them is told too."""
-        k_code, k_dream, k_evolve = jax.random.split(key, 3)
-        first = sampled(batch.record.extras, k_code)[:, 0]
-        everyone = jnp.concatenate([state.memory.candidates, state.params["controller"][None]])
-        returns = nets.returns(state.params, everyone, first, k_dream, state.hyper["temperature"]).mean(1)
-        state, metrics = evolve(state, evolution, returns[:-1], k_evolve)
-        return state, {}, metrics | {"dream_return": returns[-1]}
-
-    def real_controller(state: State, batch: Batch, key: Key) -> tuple[State, dict, dict[str, Array]]:
-        """A generation of CMA-ES on real episodes, the first ones in sequences `[N, L]`."""
-        record = batch.record
-        ended = jnp.cumsum(record.is_last, 1) - record.is_last  # ends before each record
-        returns = (record.reward * (ended == 0)).sum(1)
-        state, metrics = evolve(state, evolution, returns.reshape(-1, config.population).mean(0), key)
-        return state, {}, metrics
-
-    def evolve(state: State, evolution: Evolution, returns: Array, key: Key) -> tuple[State, dict[str, Array]]:
-        """The next candidates, from the mean returns `[P]` of these."""
-        k_tell, k_ask = jax.random.split(key)
-        candidates = state.memory.candidates
-        fitness = returns - config.weight_decay * jnp.square(candidates).mean(-1)
-        strategy = evolution.tell(k_tell, candidates, fitness, state.opt["controller"])
-        params, (candidates, strategy) = state.params | {"controller": strategy.mean}, evolution.ask(k_ask, strategy)
-        opt, kept = state.opt | {"controller": strategy}, state.memory._replace(candidates=candidates)
-        state = state._replace(params=params, opt=opt, memory=kept, step=state.step + 1)
-        return state, {"mean": returns.mean(), "best": returns.max(), "std": strategy.std}
-
-    def imagine(state: State, context: Record, given: Array | None, key: Key, horizon: int) -> Dream:
-        """Rolls M on from `context [B, L]`; the end is as likely as it was in M's data, whatever ends weighed."""
-        check_number("horizon", horizon, least=1, whole=True)
-        params, size = state.params, len(context.reward)
-        code = nets.encode(params, context.obs)["mean"]
-        past = code[:, :-1], nets.numbers(context.action[:, :-1]), context.is_first[:, :-1]
-        lstm, _ = apply(nets.memory, params["memory"], nets.memory.initial(size), *past, method="unroll")
-        # a last record that begins an episode knows nothing of what came before
-        lstm = jax.tree.map(lambda x: jnp.where(context.is_first[:, -1:], 0.0, x), lstm)
-
-        def turn(carry: tuple[Array, LSTMState], x: tuple[Array, Array, Array]) -> tuple[Any, Any]:
-            (code, lstm), (t, first, chosen) = carry, x
-            action = chosen if given is not None else nets.decide(nets.control(params["controller"], code, lstm))
-            lstm = nets.follow(params, lstm, code, nets.numbers(action), first)
-            noise = draw(jax.random.fold_in(key, t), code.shape)
-            code, end, reward = nets.dreamed(params, lstm.hidden, noise, state.hyper["temperature"])
-            return (code, lstm), (code, end, reward, action)
-
-        first = jnp.zeros((horizon, size), bool).at[0].set(context.is_first[:, -1])
-        chosen = jnp.zeros((horizon, 1)) if given is None else given.swapaxes(0, 1)
-        _, found = jax.lax.scan(turn, (code[:, -1], lstm), (jnp.arange(horizon), first, chosen))
-        code, end, reward, action = jax.tree.map(lambda x: x.swapaxes(0, 1), found)
-        cont = 1 - jax.nn.sigmoid(end - jnp.log(jnp.maximum(config.done_weight, 1e-6)))
-        reward = reward if config.reward else reward * cont
-        return Dream(nets.decode(params, code), reward, cont, action, {"code": code})
-
-    steps = {
-        "vision": TrainStep(vision, config.vision_batch, 1),
-        "encode": TrainStep(encode, config.envs, BLOCK, block),
-        "memory": TrainStep(memory, config.memory_batch, config.memory_length + 1),
-        "controller": TrainStep(controller, config.rollouts, 1, starts),
-    }
-    if config.real:
-        steps["controller"] = TrainStep(real_controller, config.envs, config.horizon + 1, "latest")
-    hyper = {name: getattr(config, name) for name in ("temperature", "vision_lr", "memory_lr")}
-    return Agent(init, reset, act, steps, imagine, schedule(config), hyper)
+def sticky_action(spec: Spec, repeat: int, kept: Array, first: Array, key: Key) -> Array:
+    """Random actions that stay for `repeat` steps on average, but not into the next episode: motion, not trembling."""
+    k_new, k_action = jax.random.split(key)
+    new = first | (jax.random.uniform(k_new, first.shape) < 1 / repeat)
+    fresh = random_action(spec.action, k_action, len(first))
+    return jnp.where(new.reshape(-1, *(1,) * (kept.ndim - 1)), fresh, kept)
 
 
 def schedule(config: Config) -> tuple[Collect | Train | Repeat, ...]:
@@ -553,13 +592,41 @@ def schedule(config: Config) -> tuple[Collect | Train | Repeat, ...]:
     )
     if not config.real:
         return *model, Train("controller", config.generations)
-    generation = Collect(config.envs * (config.horizon + 1), "explore", fresh=True), Train("controller")
+    generation = Collect(config.envs * (config.dream_length + 1), "explore", fresh=True), Train("controller")
     return *model, Repeat(config.generations, generation)
 
 
-def _sticky(spec: Spec, repeat: int, kept: Array, first: Array, key: Key) -> Array:
-    """Random actions that stay for `repeat` steps on average, but not into the next episode: motion, not trembling."""
-    k_new, k_action = jax.random.split(key)
-    new = first | (jax.random.uniform(k_new, first.shape) < 1 / repeat)
-    fresh = random_action(spec.action, k_action, len(first))
-    return jnp.where(new.reshape(-1, *(1,) * (kept.ndim - 1)), fresh, kept)
+# --- Presets ----------------------------------------------------------------------------------------------------------
+
+PRESETS = {
+    "takecover": Config(),
+    "carracing": Config(
+        codes=32, units=256, done=False, cell=False, bias=True, real=True, envs=1024, random_steps=10_000_000,
+        capacity=10_000_000, vision_updates=1_000_000, memory_length=999, dream_length=1000,
+    ),
+    "takecover-small": Config(
+        codes=32, depth=8, units=128, envs=8, random_steps=16_000, capacity=16_000, vision_updates=600, vision_lr=1e-3,
+        vision_batch=32, memory_updates=400, memory_batch=32, memory_length=50, memory_lr=3e-3, generations=25,
+        population=32, rollouts=8,
+    ),
+}  # fmt: skip
+"""Published settings (CarRacing's replay takes 123 GB, as the paper's data did) and a small one for two CPU cores."""
+
+SYSTEM = System(
+    make,
+    Config,
+    PRESETS,
+    default="takecover-small",
+    summary="autoencoder, mixture density LSTM, controller evolved in dreams (Ha & Schmidhuber 2018)",
+    year=2018,
+    paper="Ha and Schmidhuber, World Models",
+    sees="convolutional variational autoencoder",
+    predicts="LSTM with a mixture density for each latent; done head, reward head on request",
+    acts="linear controller evolved by CMA-ES, inside dreams or in the environment",
+    env="vizdoom/TakeCover",
+    steps=16000,
+    observations=("image",),
+    actions=("Discrete", "Box"),
+    offline=True,
+    renamed={"horizon": "dream_length"},
+)

@@ -1,12 +1,18 @@
-"""Actor-critic pieces of the Dreamer family: lambda-returns, return normalisation, slow copies."""
+"""Actor-critic in dreams: lambda-returns, the losses of actor and critic, return normalisation, slow copies.
+
+H horizon, R dreams, time first. Weights, returns and advantages are constants wherever a loss takes them.
+"""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
+from jaxwm.control.policy import Actor
+from jaxwm.distributions import TwoHot, sg, twohot
 from jaxwm.types import Array
 
 
@@ -17,6 +23,7 @@ def lambda_return(reward: Array, bootstrap: Array, discount: Array, last: Array,
     `reward[t]` arrives with state t, `discount[t]` is 0 (or small) where state t is terminal, `bootstrap[t]` is the
     value of state t, and `last[t]` marks a state after which the sequence goes on with another episode.
     """
+    chex.assert_equal_shape((reward, bootstrap, discount, last))
     trace = lam * (1.0 - last[1:].astype(jnp.float32))
     direct = reward[1:] + discount[1:] * (1 - trace) * bootstrap[1:]
 
@@ -29,6 +36,48 @@ def lambda_return(reward: Array, bootstrap: Array, discount: Array, last: Array,
     return returns
 
 
+def dream_weights(cont: Array) -> Array:
+    """The probability `[H, ...]` that a dream goes on until each of its states, from continues `[H + 1, ...]`.
+
+    The root's own continue counts as well: a dream from an end is worth nothing.
+    """
+    return jnp.cumprod(cont, 0)[:-1]
+
+
+def reinforce(policy: Actor, actions: Array, advantage: Array) -> Array:
+    """The score-function estimate `[...]` of the gain: advantages times log-probabilities (Williams 1992)."""
+    score = policy.log_prob(sg(actions)) * sg(advantage)
+    chex.assert_equal_shape((score, advantage))
+    return score
+
+
+def actor_loss(gain: Array, entropy: Array, weight: Array, scale: Array | float) -> Array:
+    """The loss `[...]` of an actor that climbs `gain` and keeps its entropy, whose weight is `scale`."""
+    chex.assert_equal_shape((gain, entropy, weight))
+    return -weight * (gain + scale * entropy)
+
+
+def reinforce_loss(
+    policy: Actor, actions: Array, advantage: Array, weight: Array, scale: Array | float
+) -> tuple[Array, Array]:
+    """The loss `[...]` of an actor that learns by REINFORCE only, and its entropy `[...]`."""
+    entropy = policy.entropy()
+    return actor_loss(reinforce(policy, actions, advantage), entropy, weight, scale), entropy
+
+
+def critic_loss(value: Array, returns: Array, weight: Array) -> Array:
+    """Half the squared error `[...]` of values that are numbers."""
+    chex.assert_equal_shape((value, returns, weight))
+    return 0.5 * (weight * jnp.square(value - sg(returns)))
+
+
+def twohot_critic_loss(value: TwoHot, returns: Array, slow: Array, weight: Array, slow_scale: float) -> Array:
+    """The cross-entropy `[...]` of values that are distributions with `returns`, and `slow_scale` times with `slow`."""
+    chex.assert_equal_shape((returns, slow, weight))
+    target = twohot(returns, value.bins) + slow_scale * twohot(slow, value.bins)
+    return weight * value.loss(target)
+
+
 class ReturnRange(NamedTuple):
     """Moving 5th and 95th percentile of returns (Hafner et al. 2023, eq. 7); starts at 0 without debiasing."""
 
@@ -36,6 +85,7 @@ class ReturnRange(NamedTuple):
     high: Array
 
     def update(self, returns: Array, rate: float = 0.01) -> ReturnRange:
+        """Move towards the percentiles of `returns`."""
         low, high = jnp.percentile(returns, jnp.array([5.0, 95.0]))
         return ReturnRange((1 - rate) * self.low + rate * low, (1 - rate) * self.high + rate * high)
 
@@ -45,6 +95,7 @@ class ReturnRange(NamedTuple):
 
 
 def initial_range() -> ReturnRange:
+    """The range before any return was seen."""
     return ReturnRange(jnp.zeros(()), jnp.zeros(()))
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 
 from jaxwm.distributions import Normal, OneHot, TanhNormal, bounded_normal, one_hot
+from jaxwm.errors import check_choice
 from jaxwm.spaces import head_sizes, noise, noise_size, random_action
-from jaxwm.types import ActionSpace, Array, Box, Discrete, Key, Step
+from jaxwm.types import ActionSpace, Array, Box, Discrete, Key, Mode, Step
 
 
 class Actor(NamedTuple):
@@ -32,6 +33,7 @@ class Actor(NamedTuple):
         return indices[0] if isinstance(self.space, Discrete) else jnp.stack(indices, -1)
 
     def sample(self, key: Key) -> Array:
+        """Draw an action `[...]`."""
         lead = self._vector.mean.shape[:-1] if self._vector else self.parts[0].logp.shape[:-1]  # type: ignore[union-attr]
         return self.pick(noise(self.space, jax.random.uniform(key, (*lead, noise_size(self.space)))))
 
@@ -42,6 +44,7 @@ class Actor(NamedTuple):
         return self._join([part.invert(uniform) for part, uniform in self._choices(noise)])
 
     def mode(self) -> Array:
+        """The likeliest action `[...]`, or the mean of a vector."""
         return self._vector.mode() if self._vector else self._join([part.mode() for part in self.parts])  # type: ignore[union-attr]
 
     def log_prob(self, action: Array) -> Array:
@@ -70,11 +73,17 @@ def action_distribution(space: ActionSpace, outputs: dict[str, Array], unimix: f
     return Actor(tuple(one_hot(outputs[name], unimix) for name in head_sizes(space)), space)
 
 
-def logged(step: Step) -> Array:
-    """The action `[N, ...]` that the observation says someone took; ValueError where it says nothing."""
-    if isinstance(step.obs, Mapping) and "action" in step.obs:
-        return step.obs["action"]
-    raise ValueError("mode 'logged' takes the actions from the observation, which has no 'action'")
+def forced(space: ActionSpace, step: Step, key: Key, mode: str) -> Array | None:
+    """Draw the actions `[N, ...]` of mode "random", legal ones where the observation says which are; else None.
+
+    Raises:
+        ValueError: `mode` is none.
+    """
+    check_choice("mode", mode, get_args(Mode))
+    if mode != "random":
+        return None
+    legal = step.obs.get("legal") if isinstance(step.obs, Mapping) and isinstance(space, Discrete) else None
+    return random_action(space, key, len(step.reward), legal)
 
 
 def disturb(space: ActionSpace, action: Array, amount: Array, key: Key) -> Array:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -111,17 +110,9 @@ def apart(groups: Mapping[str, Sequence[str]], tx: optax.GradientTransformation)
     return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
 
 
-def descend(
-    params: PyTree,
-    direction: PyTree,
-    groups: Mapping[str, Sequence[str]],
-    rates: Mapping[str, Array],
-    decay: float = 0.0,
-) -> PyTree:
-    """A step down, each group with its own learning rate; weights shrink by `decay` times that rate."""
-    rate = {name: rates[group] for group, names in groups.items() for name in names}
-    step = lambda rate, p, d: (1 - decay * rate) * p - rate * d  # noqa: E731
-    return {name: jax.tree.map(partial(step, rate[name]), params[name], direction[name]) for name in params}
+def rates_of(groups: Mapping[str, Sequence[str]], hyper: Mapping[str, Array]) -> dict[str, Array]:
+    """The learning rate of each component, from `{group}_lr` of its group."""
+    return {name: hyper[f"{group}_lr"] for group, names in groups.items() for name in names}
 
 
 def adam(clip: float, eps: float) -> optax.GradientTransformation:

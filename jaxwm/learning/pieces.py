@@ -49,7 +49,7 @@ def _length(rows: Rows) -> int:
     return jax.tree.leaves(rows)[0].shape[0]
 
 
-def cut(rows: Rows, size: int) -> Rows:
+def split(rows: Rows, size: int) -> Rows:
     """`[R, ...] -> [n, R / n, ...]` with the largest pieces of at most `size` rows that divide R.
 
     n = 1 for size 0, and where only pieces of less than an eighth of `size` would divide R: those do not pay.
@@ -61,8 +61,8 @@ def cut(rows: Rows, size: int) -> Rows:
     return jax.tree.map(lambda x: x.reshape(count // piece, piece, *x.shape[1:]), rows)
 
 
-def join(rows: Rows) -> Rows:
-    """The inverse of `cut`."""
+def merge(rows: Rows) -> Rows:
+    """Invert `split`."""
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
 
 
@@ -70,7 +70,7 @@ def _only(rows: Rows) -> Rows:
     return jax.tree.map(lambda x: x[0], rows)
 
 
-def over(fn: Callable[[Any, Rows], Rows], params: Any, rows: Rows) -> Rows:
+def map_pieces(fn: Callable[[Any, Rows], Rows], params: Any, rows: Rows) -> Rows:
     """`fn(params, piece) -> piece` over cut rows, one piece after the other; the gradient computes each piece again."""
     if _length(rows) == 1:
         return jax.tree.map(lambda x: x[None], fn(params, _only(rows)))
@@ -78,7 +78,7 @@ def over(fn: Callable[[Any, Rows], Rows], params: Any, rows: Rows) -> Rows:
     return jax.lax.scan(lambda _, piece: (None, fn(params, piece)), None, rows)[1]
 
 
-def terminal(
+def loss_over_pieces(
     fn: Callable[[Any, Rows, Rows, Any], tuple[Array, Rows]], params: Any, rows: Rows, data: Rows = (), shared: Any = ()
 ) -> tuple[Array, Rows]:
     """Sum of the losses of cut rows, and what `fn` returns beside them, stacked.
@@ -91,11 +91,11 @@ def terminal(
         stop = jax.lax.stop_gradient
         loss, aux = fn(params, _only(rows), stop(_only(data)), stop(shared))
         return loss, stop(jax.tree.map(lambda x: x[None], aux))
-    return _terminal(fn, params, rows, data, shared)
+    return _loss_over_pieces(fn, params, rows, data, shared)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _terminal(fn: Any, params: Any, rows: Rows, data: Rows, shared: Any) -> tuple[Array, Rows]:
+def _loss_over_pieces(fn: Any, params: Any, rows: Rows, data: Rows, shared: Any) -> tuple[Array, Rows]:
     def step(total, piece):
         loss, aux = fn(params, *piece, shared)
         return total + loss, aux
@@ -103,7 +103,7 @@ def _terminal(fn: Any, params: Any, rows: Rows, data: Rows, shared: Any) -> tupl
     return jax.lax.scan(step, jnp.zeros(()), (rows, data))
 
 
-def _terminal_forward(fn: Any, params: Any, rows: Rows, data: Rows, shared: Any) -> Any:
+def _loss_over_pieces_forward(fn: Any, params: Any, rows: Rows, data: Rows, shared: Any) -> Any:
     def step(carry, piece):
         total, gradient = carry
         (loss, aux), (weights, inputs) = jax.value_and_grad(fn, (0, 1), has_aux=True)(params, *piece, shared)
@@ -114,10 +114,10 @@ def _terminal_forward(fn: Any, params: Any, rows: Rows, data: Rows, shared: Any)
     return (total, aux), (weights, inputs)
 
 
-def _terminal_backward(fn: Any, gradients: Any, outer: Any) -> Any:
+def _loss_over_pieces_backward(fn: Any, gradients: Any, outer: Any) -> Any:
     factor, _ = outer
     weights, inputs = jax.tree.map(lambda g: g * factor.astype(g.dtype), gradients)
     return weights, inputs, None, None
 
 
-_terminal.defvjp(_terminal_forward, _terminal_backward)
+_loss_over_pieces.defvjp(_loss_over_pieces_forward, _loss_over_pieces_backward)

@@ -1,47 +1,50 @@
 """Sharing one update among several devices: each takes a part of the batch, all end with the same result.
 
-Gradients are averaged by hand, so the surrounding `jax.shard_map` needs `check_vma=False`.
+Gradients are averaged by hand, so the surrounding `jax.shard_map` needs `check_vma=False`, and the gradient of a
+`pmean` is wrong: a loss never averages what it differentiates. It is a mean over this device's rows, and statistics of
+the whole batch enter it as constants.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
-from jaxwm.types import PyTree
+from jaxwm.types import Array, Key, PyTree
 
 
 class Share(NamedTuple):
-    """The devices of a mapped axis that work out one update together; without an axis, this one alone.
+    """The devices of a mapped axis that work out one update together; without an axis, this one only.
 
-    `split` says whose sequences a batch holds: those of this device (the replay is split too), or those of all.
+    `split` tells whose sequences a batch holds: those of this device (the replay is split too), or those of all.
     """
 
     axis: str | None = None
     split: bool = False
 
-    def batch(self, rows: PyTree) -> PyTree:
-        """This device's sequences of a batch."""
-        return rows if self.split else self.part(rows)
+    @property
+    def devices(self) -> int:
+        """How many devices share the update."""
+        return jax.lax.axis_size(self.axis) if self.axis else 1
 
-    def whole(self, size: int) -> int:
-        """Sequences in the batches of all devices, where this one was given `size`."""
-        return size * jax.lax.axis_size(self.axis) if self.axis and self.split else size
+    # Rows.
 
-    def back(self, rows: PyTree) -> PyTree:
-        """The inverse of `batch`."""
+    def local_rows(self, batch: PyTree, axis: int = 0) -> PyTree:
+        """Return this device's sequences of the batch that `update` was given; they lie along `axis`."""
+        return batch if self.split else self.slice(batch, axis)
+
+    def batch_rows(self, rows: PyTree) -> PyTree:
+        """Invert `local_rows`: one row for each sequence of the batch that `update` was given."""
         return rows if self.split else self.gather(rows)
 
-    def part(self, rows: PyTree) -> PyTree:
-        """This device's part of what every device holds: `[B, ...] -> [B / devices, ...]`, which must be whole."""
-        return self.cut(rows, 0)
-
-    def cut(self, tree: PyTree, axis: int) -> PyTree:
-        """`part` along another axis of the arrays."""
+    def slice(self, tree: PyTree, axis: int = 0) -> PyTree:
+        """Return this device's part of what every device holds: `[B, ...] -> [B / devices, ...]`, without remainder."""
         if self.axis is None:
             return tree
-        count, place = jax.lax.axis_size(self.axis), jax.lax.axis_index(self.axis)
+        count, place = self.devices, jax.lax.axis_index(self.axis)
 
         def one(x: Any) -> Any:
             size = x.shape[axis] // count
@@ -50,16 +53,53 @@ class Share(NamedTuple):
         return jax.tree.map(one, tree)
 
     def gather(self, rows: PyTree) -> PyTree:
-        """The inverse of `part`."""
+        """Invert `slice`: the rows of all devices."""
         return rows if self.axis is None else jax.lax.all_gather(rows, self.axis, tiled=True)
 
+    def first(self, rows: int) -> Array | int:
+        """Return the place of this device's first row among all, where each has `rows` of its own."""
+        return jax.lax.axis_index(self.axis) * rows if self.axis and self.split else 0
+
+    # Statistics.
+
     def mean(self, tree: PyTree) -> PyTree:
-        """The mean over the devices."""
+        """Average over the devices."""
         return tree if self.axis is None else jax.lax.pmean(tree, self.axis)
 
-    def key(self, key: Any) -> Any:
-        """A random key of this device's own where each has its own sequences."""
+    def max(self, x: Array) -> Array:
+        """Return the greatest of all devices."""
+        return x if self.axis is None else jax.lax.pmax(x, self.axis)
+
+    def weighted_mean(self, x: Array, weight: Array, axis: Any = None, least: float = 1.0) -> Array:
+        """Return this device's term of sum(x weight) / max(sum(weight), least) over the rows of all devices.
+
+        The average of the devices' terms is that number. `weight` is a constant.
+        """
+        weight = weight.astype(jnp.float32)
+        total = jnp.maximum(self.mean(weight.sum(axis)), least / self.devices)
+        return (x * weight).sum(axis) / total
+
+    # Random numbers.
+
+    def draw(self, draw: Callable[[int], PyTree], rows: int, axis: int = 0) -> PyTree:
+        """Draw for the rows of all devices, `draw(rows)`, and return those of this one: the numbers that one would."""
+        return self.slice(draw(rows * self.devices), axis)
+
+    def uniform(self, key: Key, shape: tuple[int, ...], axis: int = 0) -> Array:
+        """Draw uniform numbers of the local `shape`, whose rows lie along `axis`."""
+        return self.draw(lambda n: jax.random.uniform(key, _resized(shape, axis, n)), shape[axis], axis)
+
+    def normal(self, key: Key, shape: tuple[int, ...], axis: int = 0) -> Array:
+        """Draw normal numbers of the local `shape`, whose rows lie along `axis`."""
+        return self.draw(lambda n: jax.random.normal(key, _resized(shape, axis, n)), shape[axis], axis)
+
+    def key(self, key: Key) -> Key:
+        """Return a random key of this device's own where each has its own sequences."""
         return jax.random.fold_in(key, jax.lax.axis_index(self.axis)) if self.axis and self.split else key
+
+
+def _resized(shape: tuple[int, ...], axis: int, size: int) -> tuple[int, ...]:
+    return (*shape[:axis], size, *shape[axis + 1 :])
 
 
 ALONE = Share()

@@ -40,9 +40,11 @@ class Scale(NamedTuple):
     std: Array
 
     def forward(self, x: Array) -> Array:
+        """Standardise `x [..., width]`."""
         return (x - self.mean) / self.std
 
     def back(self, x: Array) -> Array:
+        """Invert `forward`."""
         return x * self.std + self.mean
 
 

@@ -9,20 +9,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
 from jaxwm import spaces
-from jaxwm.control.policy import Actor, logged
-from jaxwm.errors import check_choice, check_number
-from jaxwm.learning.pieces import PLAIN, Routes, cut, join, over, terminal
+from jaxwm.learning.pieces import PLAIN, Routes, loss_over_pieces, map_pieces, merge, split
+from jaxwm.learning.share import ALONE, Share
 from jaxwm.models import rssm
 from jaxwm.models.rssm import Latent, Model, flatten
 from jaxwm.nets import encoders, sensors
 from jaxwm.nets.layers import Head, apply
-from jaxwm.types import Array, Key, Mode, Record, Spec, Step
+from jaxwm.types import Array, Key, Record, Spec, Step
+
+Policy = Callable[[Array], Any]
+"""From `feat [..., F]` to a distribution over actions, a `control.policy.Actor`."""
 
 
 class Carry(NamedTuple):
@@ -38,9 +41,10 @@ def groups_of(heads: Mapping[str, Head]) -> dict[str, tuple[str, ...]]:
     return {"model": ("enc", "dyn", "dec", *(name for name in heads if name not in ("pol", "val")))} | own
 
 
-def classic(
+def build_classic_world(
     spec: Spec,
     latents: rssm.Latents,
+    *,
     deter: int,
     hidden: int,
     units: int,
@@ -50,7 +54,20 @@ def classic(
     norm: bool = False,
     dtype: Any = jnp.float32,
 ) -> World:
-    """The components of PlaNet, Dreamer V1 and V2. `acts` are the activations of sensors and of the recurrent model."""
+    """Build the components of PlaNet, Dreamer V1 and V2.
+
+    Args:
+        spec: The environment.
+        latents: Kind and number of the latents.
+        deter: Width of the recurrent state.
+        hidden: Width of the layers around it.
+        units: Width of the MLPs for vectors.
+        layers: Layers of these.
+        depth: Channels of the first convolution.
+        acts: Activations of the sensors and of the recurrent model.
+        norm: Whether the GRU has a layer norm.
+        dtype: Compute type.
+    """
     enc = encoders.Encoder(spec.obs, depth, units, layers, dtype, act=acts[0])
     lead = jax.tree.map(lambda s: jax.ShapeDtypeStruct((1, *s.shape), s.dtype), spec.obs)
     tokens, _ = jax.eval_shape(enc.init_with_output, jax.random.key(0), lead)
@@ -85,6 +102,7 @@ class World:
         return params
 
     def encode(self, action: Array) -> Array:
+        """Encode an action as numbers `[..., A]`."""
         return spaces.encode(self.spec.action, action)
 
     def pack(self, latent: Latent) -> dict[str, Array]:
@@ -98,6 +116,7 @@ class World:
     # Acting.
 
     def reset(self, num_envs: int) -> Carry:
+        """The memory before a first step."""
         return Carry(rssm.initial(self.dyn, num_envs), spaces.blank(self.spec.action, num_envs))
 
     def filter(self, params: Any, carry: Carry, step: Step, key: Key) -> Latent:
@@ -109,29 +128,26 @@ class World:
         return jax.tree.map(lambda x: x[:, 0], latents)
 
     def act(
-        self, state: Any, carry: Carry, step: Step, key: Key, mode: str, choose: Callable[[Latent, Key], Array]
-    ) -> Carry:
-        """See the newest step with `state.params`, then act: by `choose(latent, key)` in "explore" and "greedy"."""
-        check_choice("mode", mode, get_args(Mode))
-        taken = logged(step) if mode == "logged" else None
+        self, params: Any, carry: Carry, step: Step, key: Key, choose: Callable[[Latent, Key], Array]
+    ) -> tuple[Carry, Array, dict[str, Array]]:
+        """See the newest step, then act by `choose(latent, key)`: carry, action and the latents as replay extras."""
         key, choice = jax.random.split(key)
-        latent = self.filter(state.params, carry, step, key)
-        if taken is not None:
-            return Carry(latent, taken)
-        if mode == "random":
-            return Carry(latent, spaces.random_action(self.spec.action, choice, len(step.reward)))
-        return Carry(latent, choose(latent, choice))
+        latent = self.filter(params, carry, step, key)
+        action = choose(latent, choice)
+        return Carry(latent, action), action, self.pack(latent)
 
     # Learning.
 
     def infer(
         self, params: Any, record: Record, uniform: Array, start: Latent | None = None
     ) -> tuple[Latent, Any, Any]:
-        """Posterior latents of sequences, their distributions and the priors, `[B, T, ...]`.
+        """Infer posterior latents of sequences, their distributions and the priors, `[B, T, ...]`.
 
         `start [B, ...]` is the latent of the first record, whose own is then left out. Without it, sequences start from
         nothing. `uniform [B, T, S]` decides the latents.
         """
+        batch, length = record.is_first.shape
+        chex.assert_shape(uniform, (batch, length - (start is not None), self.dyn.latents.stoch))
         previous, is_first = self.encode(record.action), record.is_first
         if start is None:
             start, is_first = rssm.initial(self.dyn, len(is_first)), is_first.at[:, 0].set(True)
@@ -147,12 +163,13 @@ class World:
     def tokens(self, params: Any, obs: Any) -> Array:
         """Encoded observations `[B, T, E]`; images a few at a time."""
         lead, flat = sensors.rows(obs, self.spec.obs)
-        pieces = cut(flat, self.routes.images if self.images else 0)
-        tokens = over(lambda params, piece: apply(self.enc, params, piece), params["enc"], pieces)
-        return join(tokens).reshape(*lead, -1)
+        pieces = split(flat, self.routes.images if self.images else 0)
+        tokens = map_pieces(lambda params, piece: apply(self.enc, params, piece), params["enc"], pieces)
+        return merge(tokens).reshape(*lead, -1)
 
     @property
     def images(self) -> bool:
+        """Whether there are images among the sensors."""
         return "image" in sensors.kinds(self.spec.obs).values()
 
     def reconstruction(self, params: Any, latents: Latent, obs: Any) -> tuple[Array, dict[str, Array]]:
@@ -175,7 +192,7 @@ class World:
                 return sum(sums.values(), jnp.zeros(())), sums
 
             size, (_, targets) = self.routes.images, sensors.rows(obs, self.spec.obs)
-            loss, sums = terminal(paint, params, cut(rows, size), cut(targets, size))
+            loss, sums = loss_over_pieces(paint, params, split(rows, size), split(targets, size))
             losses |= {name: part.sum() / len(rows) for name, part in sums.items()}
             total += loss / len(rows)
         return total, {f"loss/rec/{name}": loss for name, loss in losses.items()} if len(losses) > 1 else {}
@@ -205,7 +222,7 @@ class World:
         self,
         params: Any,
         starts: Latent,
-        actor: Callable[[Array], Actor],
+        actor: Policy,
         plan: Array,
         uniform: Array,
         temperature: float = 1.0,
@@ -217,29 +234,24 @@ class World:
         """
 
         def policy(latent: Latent, noise: Array) -> tuple[Array, Array]:
-            policy = actor(jax.lax.stop_gradient(latent.feat()) if gradients else latent.feat())
-            action = policy.pick(noise)
-            return action, policy.encoded(action) if gradients else self.encode(action)
+            dist = actor(jax.lax.stop_gradient(latent.feat()) if gradients else latent.feat())
+            action = dist.pick(noise)
+            return action, dist.encoded(action) if gradients else self.encode(action)
 
         return rssm.imagine(self.dyn, params["dyn"], starts, policy, plan, uniform, temperature, gradients)
 
     def check_dream(self, context: Record, actions: Array | None, horizon: int) -> None:
-        """ValueError where the arguments of `Agent.imagine` do not fit."""
-        check_number("horizon", horizon, least=1, whole=True)
-        check_number("the length of the context", context.reward.shape[-1], least=2)  # the first record gives the start
-        if actions is not None:
-            expected = (len(context.reward), horizon, *spaces.blank(self.spec.action, 1).shape[1:])
-            if actions.shape != expected:
-                raise ValueError(f"actions are [B, H, ...] = {expected} here, got {actions.shape}")
+        """ValueError where the arguments of `Agent.imagine` do not fit: the first record of a context is the start."""
+        spaces.check_dream(self.spec.action, context, actions, horizon, least=2)
 
     def explore(
-        self, params: Any, starts: Latent, actor: Callable[[Array], Actor], horizon: int, key: Key
+        self, params: Any, starts: Latent, actor: Policy, horizon: int, key: Key, share: Share = ALONE
     ) -> tuple[Latent, Array]:
-        """`rollout` with gradients and fresh noise, for learning: dreams and actions `[H + 1, R, ...]`."""
+        """Roll out with gradients and fresh noise, for learning: dreams and actions `[H + 1, R, ...]`."""
         k_plan, k_dream = jax.random.split(key)
         count, space = len(starts.deter), self.spec.action
-        plan = spaces.noise(space, jax.random.uniform(k_plan, (horizon + 1, count, spaces.noise_size(space))))
-        uniform = jax.random.uniform(k_dream, (horizon, count, self.dyn.latents.stoch))
+        plan = spaces.noise(space, share.uniform(k_plan, (horizon + 1, count, spaces.noise_size(space)), 1))
+        uniform = share.uniform(k_dream, (horizon, count, self.dyn.latents.stoch), 1)
         return self.rollout(params, starts, actor, plan, uniform, gradients=True)
 
     def last(self, params: Any, context: Record, key: Key) -> Latent:
@@ -263,7 +275,7 @@ class World:
         params: Any,
         context: Record,
         actions: Array | None,
-        actor: Callable[[Array], Actor],
+        actor: Policy,
         key: Key,
         horizon: int,
         temperature: float = 1.0,

@@ -60,6 +60,7 @@ class MDNRNN(nn.Module):
         return self.predict(self.step(self.initial(len(code)), code, action, first).hidden)
 
     def initial(self, batch: int) -> LSTMState:
+        """The LSTM state before a first step."""
         return LSTMState(jnp.zeros((batch, self.units)), jnp.zeros((batch, self.units)))
 
     def inputs(self, code: Array, action: Array, first: Array) -> Array:

@@ -14,11 +14,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jaxwm.distributions import Normal, OneHot, normal_noise, one_hot
+from jaxwm.learning.share import ALONE, Share
 from jaxwm.nets.layers import ACTIVATIONS, MLP, BlockLinear, Linear, NormSilu, apply, from_blocks, to_blocks
 from jaxwm.types import Array
 
@@ -276,6 +278,9 @@ def observe(
     `action [B, T, A]` is the encoded action taken *before* each observation. Where `is_first [B, T]`, the latent and
     that action are zeroed: both belong to another episode. `uniform [B, T, S]` in [0, 1) decides the latents.
     """
+    chex.assert_shape(action, (*is_first.shape, rssm.actions))
+    chex.assert_shape(tokens, (*is_first.shape, rssm.tokens))
+    chex.assert_shape(uniform, (*is_first.shape, rssm.latents.stoch))
     alive = ~is_first
     actions = apply(rssm, params, keep(alive, action), method="embed_action")
     tokens = apply(rssm, params, tokens, method="embed_tokens")
@@ -312,6 +317,9 @@ def imagine(
     `temperature`, or with `gradients` as they are. Returns latents `[H + 1, B, ...]` (the start first) and the actions
     `[H + 1, B, ...]` taken in them.
     """
+    horizon, rows = len(uniform), len(start.deter)
+    chex.assert_shape(uniform, (horizon, rows, rssm.latents.stoch))
+    chex.assert_shape(plan, (horizon + 1, rows, ...))
     start = Latent(start.deter.astype(rssm.dtype), start.stoch.astype(rssm.dtype))
 
     def step(carry, inputs):
@@ -343,5 +351,11 @@ def kl_losses(post: Any, prior: Any, free_nats: float = 0.0) -> tuple[Array, Arr
 
 
 def joint(dyn: Array, rep: Array) -> Array:
-    """The KL as one loss: the number that both halves are, with the gradients of both (PlaNet and Dreamer V1)."""
+    """Join the KL's halves to one loss: the number that both are, with the gradients of both (PlaNet, Dreamer V1)."""
     return dyn + rep - sg(rep)
+
+
+def floored(kl: Array, free_nats: float, share: Share = ALONE) -> Array:
+    """Hold a batch's mean KL `[]` at `free_nats`: no gradient where the mean of all devices is below (PlaNet, V1)."""
+    chex.assert_rank(kl, 0)
+    return jnp.where(share.mean(sg(kl)) < free_nats, free_nats, kl)

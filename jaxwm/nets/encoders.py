@@ -52,6 +52,7 @@ class Encoder(nn.Module):
         return jnp.concatenate(outputs, -1)
 
     def convolve(self, image: Array) -> Array:
+        """Images `[..., H, W, C]` as numbers `[..., E]`."""
         lead, shape = image.shape[:-3], image.shape[-3:]
         x = image.reshape(-1, *shape).astype(self.dtype) / 255 - 0.5
         for i, multiplier in enumerate(MULTIPLIERS):

@@ -1,7 +1,7 @@
 """Ways to draw batches from a ring. Letters as in `replay.ring`.
 
-A `TrainStep` names one of "uniform", "latest" and "online", or brings a function `(state, ring, key) -> Batch` or a
-`Sampler` of its own.
+A `TrainStep` names one of "uniform", "latest" and "online", or brings a function `(state, ring, key, size) -> Batch`,
+where `size` is how many sequences to draw, or a `Sampler` of its own.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ class Sampler(NamedTuple):
     start: PyTree = ()
 
 
-def sampler(how: str | Sampler | Callable[[PyTree, Any, Key], Batch], batch: int, length: int) -> Sampler:
-    """What `TrainStep.sampler` stands for. ValueError for an unknown word."""
+def sampler(how: str | Sampler | Callable[[PyTree, Any, Key, int], Batch], batch: int, length: int) -> Sampler:
+    """Build what `TrainStep.sampler` stands for. ValueError for an unknown word."""
     if isinstance(how, Sampler):
         return how
     if how == "online":
         return online(batch, length)
     if callable(how):
-        return Sampler(lambda state, ring, cursor, key: (how(state, ring, key), cursor))
+        return Sampler(lambda state, ring, cursor, key: (how(state, ring, key, batch), cursor))
     return Sampler(lambda state, ring, cursor, key: (sample(ring, key, batch, length, how), cursor))
 
 

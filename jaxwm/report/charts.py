@@ -1,6 +1,6 @@
 """The figures of a report. Arrays in, matplotlib figures out: no files, no global state of pyplot.
 
-Letters: K points, M members. Colours are Okabe and Ito's, which colour-blind readers tell apart.
+Letters: K points, M members. Colours are Okabe and Ito's, which colour-blind readers can distinguish.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#000000")
 STYLES = ("-", "--", "-.", ":")
-"""More than seven runs: the colours come again with another line style."""
+"""More than seven runs: the colours repeat with another line style."""
 
-GREY = "#555555"
+GREY, GAP = "#555555", "#F0F0EC"
 MOST_WITH_MEMBERS = 4
 """More runs than this in one figure are drawn without a line for each member."""
 
-STEPS = "environment steps of each member"
+STEPS = "environment steps per member"
 
 STYLE: Any = {
     "font.size": 11,
@@ -59,13 +59,25 @@ class Final(NamedTuple):
     values: np.ndarray
 
 
+class Panel(NamedTuple):
+    """A quantity of several runs, with its title and half a sentence on which direction is good."""
+
+    title: str
+    note: str
+    series: list[Series]
+
+
 def returns(title: str, series: list[Series], finals: list[Final], chance: float | None) -> Figure:
-    """Learning curves of the runs of one environment, their evaluations, and the random policy's return."""
+    """Learning curves of the runs of one environment, their evaluations, and the random policy's return.
+
+    With a single run the stretches in which not all members have an episode are shaded.
+    """
     figure = Figure(figsize=(8, 4.4), layout="constrained")
     axes = figure.add_subplot(title=title, xlabel=STEPS, ylabel="return of an episode (raw)")
     thin = len(series) <= MOST_WITH_MEMBERS
     for curve in series:
         _draw(axes, curve, members=thin, band=0.15 if thin else 0.06)
+    gaps = _shade_gaps(axes, series[0]) if len(series) == 1 else False
     end = max((final.steps for final in finals), default=0)
     for place, final in enumerate(finals, start=1):
         _draw_final(axes, final, final.steps + 0.02 * place * end)
@@ -75,28 +87,44 @@ def returns(title: str, series: list[Series], finals: list[Final], chance: float
     runs = {shown.index: shown.label for shown in [*series, *finals]}
     handles = _run_handles(runs) if len(runs) > 1 else []
     handles += _meaning_handles(any(s.values.shape[1] > 1 for s in series), thin, bool(finals), chance is not None)
+    handles += [Patch(color=GAP, label="not every member has an episode here")] * gaps
     return _with_legend(figure, handles, 2)
 
 
-def multiples(panels: dict[str, list[Series]]) -> Figure:
+def _shade_gaps(axes: Axes, curve: Series) -> bool:
+    """Shade where some members have no point, between the first and the last point of any; whether there is such."""
+    there = np.isfinite(curve.values)
+    if not there.any():
+        return False
+    first, last = np.flatnonzero(there.any(1))[[0, -1]]
+    half = (curve.steps[1] - curve.steps[0]) / 2 if len(curve.steps) > 1 else 0.5
+    missing = [i for i in range(first, last + 1) if not there[i].all()]
+    for i in missing:
+        axes.axvspan(curve.steps[i] - half, curve.steps[i] + half, color=GAP, linewidth=0, zorder=0)
+    return bool(missing)
+
+
+def multiples(panels: list[Panel]) -> Figure:
     """A small figure for each quantity, with a line for each run."""
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(max(8, 4 * columns), 2.5 * rows + 0.4), layout="constrained")
+    figure = Figure(figsize=(max(8, 4 * columns), 2.7 * rows + 0.4), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes, (name, series) in zip(grid, panels.items(), strict=False):
-        for curve in series:
+    for axes, panel in zip(grid, panels, strict=False):
+        for curve in panel.series:
             _draw(axes, curve)
-        axes.set_title(name)
+        axes.set_title(panel.title, loc="left", pad=18 if panel.note else 6)
+        axes.annotate(panel.note, (0, 1), (0, 4), "axes fraction", "offset points", color=GREY, fontsize=9)
         _ticks(axes, 4)
-        if _spans_decades(np.concatenate([curve.values.ravel() for curve in series])):
+        if _spans_decades(np.concatenate([curve.values.ravel() for curve in panel.series])):
             axes.set_yscale("log")
     for axes in grid[len(panels) :]:
         axes.remove()
     figure.supxlabel(STEPS, fontsize=11)
-    handles = _run_handles({curve.index: curve.label for series in panels.values() for curve in series})
-    if any(s.values.shape[1] > 1 for series in panels.values() for s in series):
-        handles.append(Patch(color=GREY, alpha=0.2, label="minimum to maximum of the members"))
+    series = [curve for panel in panels for curve in panel.series]
+    runs = {curve.index: curve.label for curve in series}
+    handles = _run_handles(runs) if len(runs) > 1 else []
+    handles += _meaning_handles(True, False, False, False) if any(s.values.shape[1] > 1 for s in series) else []
     return _with_legend(figure, handles, min(3, columns + 1))
 
 
@@ -109,10 +137,12 @@ def gauge(runs: list[list[Series]]) -> Figure:
             _draw(left, curve, members=True, color=color)
         _draw(right, gap, members=True, color=COLORS[5])
         right.axhline(0, color=GREY, linewidth=1.2)
-        left.set(title=dreamed.label, ylabel="return from the same states")
-        right.set(title=gap.label, ylabel="gap (dreamed - real)")
-        for axes in (left, right):
+        left.set(ylabel="return from the same states")
+        left.set_title(dreamed.label if len(runs) > 1 else "", loc="left")
+        right.set(ylabel="gap (dreamed - real)")
+        for axes, shown in ((left, (dreamed, real)), (right, (gap,))):
             _ticks(axes, 5)
+            _focus(axes, shown)
     figure.supxlabel(STEPS, fontsize=11)
     names = {"dreamed return": COLORS[0], "real return": COLORS[3], "gap": COLORS[5]}
     handles: list = [Line2D([], [], color=color, lw=2.2, label=name) for name, color in names.items()]
@@ -120,17 +150,32 @@ def gauge(runs: list[list[Series]]) -> Figure:
     return _with_legend(figure, handles, 3)
 
 
+def _focus(axes: Axes, series: tuple[Series, ...]) -> None:
+    """Fit the vertical axis to all but the first tenth of the points where those would squeeze the rest; note it."""
+    whole = np.concatenate([curve.values.ravel() for curve in series])
+    later = np.concatenate([curve.values[-(-len(curve.values) // 10) :].ravel() for curve in series])
+    whole, later = whole[np.isfinite(whole)], later[np.isfinite(later)]
+    if not len(later) or np.ptp(later) == 0 or np.ptp(whole) < 3 * np.ptp(later):
+        return
+    axes.set_ylim(later.min() - 0.1 * np.ptp(later), later.max() + 0.1 * np.ptp(later))
+    text = f"first points from {whole.min():.3g} to {whole.max():.3g}"
+    axes.annotate(text, (0, 1), (0, 4), "axes fraction", "offset points", color=GREY, fontsize=9)
+
+
 def _draw(axes: Axes, curve: Series, members: bool = False, color: str | None = None, band: float = 0.15) -> None:
-    """Mean over the members, the band from the least to the greatest, and on request a thin line for each."""
+    """Mean over the members and the band from the least to the greatest, where all members have a value.
+
+    A thin line for each member is drawn on request, and where the others have gaps.
+    """
     look: Any = _look(curve.index) if color is None else {"color": color, "linestyle": "-"}
-    values = np.ma.masked_invalid(curve.values)
-    mean, low, high = (x.filled(np.nan) for x in (values.mean(1), values.min(1), values.max(1)))
+    values, there = curve.values, np.isfinite(curve.values)
+    whole = np.where(there.all(1, keepdims=True), values, np.nan)
     marker = "." if len(curve.steps) <= 40 else ""  # a point between two gaps has no line
-    axes.plot(curve.steps, mean, marker=marker, linewidth=2.2, zorder=4, **look)
+    axes.plot(curve.steps, whole.mean(1), marker=marker, linewidth=2.2, zorder=4, **look)
     if values.shape[1] > 1:
-        axes.fill_between(curve.steps, low, high, color=look["color"], alpha=band, linewidth=0)
-        if members:
-            axes.plot(curve.steps, curve.values, linewidth=0.8, alpha=0.6, zorder=3, **look)
+        axes.fill_between(curve.steps, whole.min(1), whole.max(1), color=look["color"], alpha=band, linewidth=0)
+        if members or not there.all():
+            axes.plot(curve.steps, values, linewidth=0.8, alpha=0.6, zorder=3, marker=marker, markersize=2, **look)
 
 
 def _look(index: int) -> dict[str, Any]:
@@ -156,6 +201,7 @@ def _with_legend(figure: Figure, handles: list, columns: int) -> Figure:
 def _ticks(axes: Axes, most: int) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(most, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.set_xlim(left=0)
 
 
 def _spans_decades(values: np.ndarray) -> bool:
@@ -169,7 +215,7 @@ def _run_handles(runs: dict[int, str]) -> list:
 
 
 def _meaning_handles(several: bool, thin: bool, final: bool, chance: bool) -> list:
-    """Legend entries that say what the marks mean, in grey: they hold for every run."""
+    """Legend entries for the marks that mean the same in every run, in grey."""
     handles = []
     if several:
         handles.append(Line2D([], [], color=GREY, linewidth=2.2, label="mean of the members"))
@@ -186,7 +232,7 @@ def _meaning_handles(several: bool, thin: bool, final: bool, chance: bool) -> li
 # --- Several tasks ------------------------------------------------------------------------------------------------
 
 COMPARED = ("dreamerv3", "storm_repo_2025", "diamond")
-"""Published results that are drawn beside ours where all would be too many: one a family."""
+"""Published results that are drawn next to ours where all would be too many: one per family."""
 
 
 def aggregates(numbers: dict[str, dict[str, Any]], ours: list[str]) -> Figure:

@@ -1,7 +1,7 @@
 """What each system sees, predicts and does, and in which order: docs/lineage.md and `jaxwm list NAME`.
 
-The order is the schedule of the system's default preset, built for the environment of its example. The page is written
-by `python -m jaxwm.report.lineage`.
+The order is the schedule of the system's default preset, built for the environment of its example.
+`python -m jaxwm.report.lineage` writes the page.
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ from __future__ import annotations
 from pathlib import Path
 
 from jaxwm import agents, envs
-from jaxwm.report import markdown
+from jaxwm.report import document
 from jaxwm.schedule import in_words
 from jaxwm.types import Word
 
 PAGE = Path("docs/lineage.md")
 COMMAND = "python -m jaxwm.report.lineage"
-"""Writes the page anew, in the repository's root."""
+"""Writes the page, in the repository's root."""
 
 INTRO = f"""# Lineage
 
 Every system here is four choices: how it *sees* (what becomes of an observation), how it *predicts* (its model of the
-world), how it *acts*, and in *which order* collecting and learning alternate. The first three are said in the table,
-the order is printed below from the schedule that the trainer runs, for the preset that is taken when none is named.
+world), how it *acts*, and in *which order* collecting and learning alternate. The table gives the first three; the
+order below it is generated from the schedule that the trainer runs, for the system's default preset.
 `jaxwm list NAME` prints the same and the presets of one system. This page is written by `{COMMAND}`.
 """
 
@@ -65,12 +65,12 @@ def page() -> str:
     """docs/lineage.md, oldest system first."""
     systems = sorted(agents.AGENTS.items(), key=lambda item: item[1].year)
     header = ["system", "year", "sees", "predicts", "acts"]
-    rows = [[markdown.code(n), e.year, e.sees, e.predicts, e.acts] for n, e in systems]
+    rows = [[document.code(n), e.year, e.sees, e.predicts, e.acts] for n, e in systems]
     blocks = [_block(name, entry) for name, entry in systems]
-    return "\n".join([INTRO, markdown.table(header, rows), "", "## In which order", "", *blocks])
+    return "\n".join([INTRO, document.table(header, rows), "", "## In which order", "", *blocks])
 
 
-def _block(name: str, entry: agents.Entry) -> str:
+def _block(name: str, entry: agents.System) -> str:
     lines = [
         f"**{name}** ({entry.paper}, {entry.year}): `{command(name)}`",
         "",

@@ -9,10 +9,11 @@ import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from importlib.resources import files
 from typing import NamedTuple
 
 import numpy as np
+
+from jaxwm.report import data
 
 Scores = Mapping[str, Sequence[float] | np.ndarray]
 """Scores `[..., R]` of the R runs of each task; functions below keep the leading axes, of resampled scores."""
@@ -124,9 +125,8 @@ def improvement(ours: Scores, theirs: Scores) -> np.ndarray:
 
 @cache
 def published() -> dict[str, dict[str, float]]:
-    """Published scores by column and game (report/data/atari100k.csv; its sources in report/data/atari100k.md)."""
-    text = files("jaxwm").joinpath("report/data/atari100k.csv").read_text(encoding="utf-8")
-    rows = list(csv.DictReader(text.splitlines()))
+    """Published scores by column and game (data/atari100k.csv; its sources in data/atari100k.md)."""
+    rows = list(csv.DictReader(data.text("atari100k.csv").splitlines()))
     columns = [name for name in rows[0] if name != "game"]
     return {name: {row["game"]: float(row[name]) for row in rows if row[name]} for name in columns}
 
@@ -134,7 +134,7 @@ def published() -> dict[str, dict[str, float]]:
 @cache
 def published_runs() -> dict[str, dict[str, list[float]]]:
     """Published scores of single seeds by column and game; fewer columns than `published` has."""
-    return json.loads(files("jaxwm").joinpath("report/data/atari100k_seeds.json").read_text(encoding="utf-8"))
+    return json.loads(data.text("atari100k_seeds.json"))
 
 
 def human_normalised(scores: Scores) -> dict[str, np.ndarray]:

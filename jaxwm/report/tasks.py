@@ -1,6 +1,6 @@
 """The part of a report about several tasks together: scores by task, and statistics over all of them.
 
-For games of Atari-100k the scores are human-normalised, aggregated with intervals and set beside published ones.
+For games of Atari-100k the scores are human-normalised, aggregated with intervals and compared with published ones.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxwm.report import charts, markdown, statistics
+from jaxwm.report import charts, statistics
+from jaxwm.report.document import Block, Heading, Table, Text, save
 
 SCORES = "scores.csv"
 ATARI = "atari/"
@@ -34,24 +35,21 @@ class Result(NamedTuple):
     options: dict[str, Any]  # of the environment
 
 
-def section(results: list[Result], out: Path) -> str:
-    """Markdown; its figures and scores.csv are written to `out`. Empty for fewer than two tasks."""
+def section(results: list[Result], out: Path) -> list[Block]:
+    """Its figures and scores.csv are written to `out`. Empty for fewer than two tasks."""
     names = list(dict.fromkeys(result.task for result in results))
     if len(names) < 2:
-        return ""
+        return []
     games = all(
         name.removeprefix(ATARI) in statistics.published()["human"] and name.startswith(ATARI) for name in names
     )
     _write_csv(results, out / SCORES, games)
     systems = {name: _scores(results, name, games) for name in dict.fromkeys(result.system for result in results)}
-    parts = ["## All tasks", _table(results), _how(results, games)]
+    blocks: list[Block] = [Heading(2, "All tasks"), _table(results), Text(_how(results, games))]
     if games:
-        parts += _atari(systems, out)
-    else:
-        parts.append(
-            markdown.save(charts.bars(_shares(results), "return, random = 0, best run = 1"), out, "tasks", "Tasks")
-        )
-    return "\n\n".join(parts)
+        return blocks + _atari(systems, out)
+    figure = charts.bars(_shares(results), "return (random policy = 0, best member of the task = 1)")
+    return [*blocks, save(figure, out, "tasks", "Returns of all tasks, normalised by random play and the best member")]
 
 
 def _scores(results: list[Result], system: str, games: bool) -> dict[str, np.ndarray]:
@@ -63,7 +61,7 @@ def _scores(results: list[Result], system: str, games: bool) -> dict[str, np.nda
 
 
 def _shares(results: list[Result]) -> dict[str, dict[str, np.ndarray]]:
-    """Scores by system and task as shares of the way from random play to the best run of the task."""
+    """Scores by system and task as shares of the way from random play to the best member of the task."""
     shares: dict[str, dict[str, np.ndarray]] = {}
     for task in dict.fromkeys(result.task for result in results):
         group = [result for result in results if result.task == task]
@@ -76,7 +74,7 @@ def _shares(results: list[Result]) -> dict[str, dict[str, np.ndarray]]:
     return shares
 
 
-def _table(results: list[Result]) -> str:
+def _table(results: list[Result]) -> Table:
     rows = []
     for r in results:
         digits = 2 if abs(r.scores).max() < 10 else 1
@@ -84,9 +82,7 @@ def _table(results: list[Result]) -> str:
         spread = f"{show(r.scores.min())} to {show(r.scores.max())}" if len(r.scores) > 1 else "-"
         numbers = show(r.scores.mean()), spread, show(r.random.mean())
         rows.append([r.task, r.system, len(r.scores), f"{r.env_steps:,}", *numbers])
-    return markdown.table(
-        ["task", "system", "seeds", "environment steps", "mean", "minimum to maximum", "random"], rows
-    )
+    return Table(["task", "system", "seeds", "environment steps", "mean", "minimum to maximum", "random"], rows)
 
 
 def _how(results: list[Result], games: bool) -> str:
@@ -125,49 +121,46 @@ def _write_csv(results: list[Result], file: Path, games: bool) -> None:
 # --- Atari-100k ---------------------------------------------------------------------------------------------------
 
 
-def _atari(systems: dict[str, dict[str, np.ndarray]], out: Path) -> list[str]:
-    """Human-normalised statistics of complete systems, beside the published ones on the same games."""
+def _atari(systems: dict[str, dict[str, np.ndarray]], out: Path) -> list[Block]:
+    """Human-normalised statistics of complete systems, next to the published ones on the same games."""
     games = list(dict.fromkeys(game for scores in systems.values() for game in scores))
     complete = {
         name: statistics.human_normalised(scores) for name, scores in systems.items() if len(scores) == len(games)
     }
-    parts = ["### Human-normalised scores"]
+    blocks: list[Block] = [Heading(3, "Human-normalised scores")]
     if partial := [name for name in systems if name not in complete]:
-        parts.append(
-            f"Not all games are finished, so they are left out here: {', '.join(map(markdown.cell, partial))}."
-        )
+        blocks.append(Text(f"Left out, because not all games are finished: {', '.join(partial)}."))
     published = _published(games)
     numbers = {name: _aggregates(scores) for name, scores in (complete | published).items()}
     share = f"{len(games)} of the 26 games" if len(games) < 26 else "all 26 games"
-    parts += [
+    about = (
         f"(score - random) / (human - random), over {share}, published scores over the same ones. Mean and median are "
         "over games, IQM (of the middle half) and optimality gap (how far below human, 0 is best) over all games and "
         "seeds. In brackets: 95 % intervals of a bootstrap that draws seeds within each game; none where single seeds "
-        "were not published.",
-        markdown.table(
-            ["", *statistics.AGGREGATES], [[name, *map(_interval, row.values())] for name, row in numbers.items()]
-        ),
+        "were not published."
+    )
+    rows = [[name, *map(_interval, row.values())] for name, row in numbers.items()]
+    sources = (
         "Published scores are computed in their own ways, often from training episodes; the sources are in "
-        "jaxwm/report/data/atari100k.md.",
-    ]
-    ours = list(complete)
-    if not ours:
-        return parts
-    parts.append(markdown.save(charts.aggregates(numbers, ours), out, "aggregates", "Aggregates with intervals"))
+        "jaxwm/report/data/atari100k.md."
+    )
+    blocks += [Text(about), Table(["", *statistics.AGGREGATES], rows), Text(sources)]
+    if not complete:
+        return blocks
+    blocks.append(save(charts.aggregates(numbers, list(complete)), out, "aggregates", "Aggregates with intervals"))
     compared = {name: published[name] for name in map(_label, charts.COMPARED) if name in published}
     profiles = {
         name: (
             statistics.profile(scores, THRESHOLDS),
-            statistics.profile_band(scores, THRESHOLDS) if name in ours else None,
+            statistics.profile_band(scores, THRESHOLDS) if name in complete else None,
         )
         for name, scores in (complete | compared).items()
     }
-    parts.append(markdown.save(charts.profiles(THRESHOLDS, profiles), out, "profiles", "Performance profiles"))
+    blocks.append(save(charts.profiles(THRESHOLDS, profiles), out, "profiles", "Performance profiles"))
     figure = charts.bars(complete | compared, "human-normalised score (human = 1)", logarithmic=True)
-    parts.append(markdown.save(figure, out, "games", "Human-normalised score of every game"))
+    blocks.append(save(figure, out, "games", "Human-normalised score of every game"))
     runs = {name: published[name] for name in map(_label, statistics.published_runs()) if name in published}
-    parts += ["### Probability of improvement", _improvement(complete, runs)]
-    return parts
+    return [*blocks, *_improvement(complete, runs)]
 
 
 def _label(column: str) -> str:
@@ -196,7 +189,7 @@ def _interval(found: statistics.Interval) -> str:
     return f"{found.value:.3f}" + (f" ({found.low:.3f}, {found.high:.3f})" if np.isfinite(found.low) else "")
 
 
-def _improvement(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
+def _improvement(ours: dict[str, Any], theirs: dict[str, Any]) -> list[Block]:
     """Ours against each other and against the published."""
     rows = []
     for name, scores in ours.items():
@@ -206,4 +199,8 @@ def _improvement(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
             for other, them in others.items()
         ]
     text = "How likely a seed of the first scores higher than one of the second on a game drawn at random."
-    return f"{text}\n\n{markdown.table(['first', 'second', 'probability'], rows)}"
+    return [
+        Heading(3, "Probability of improvement"),
+        Text(text),
+        Table(["first", "second", "probability"], rows),
+    ]

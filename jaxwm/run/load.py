@@ -77,7 +77,7 @@ def build(plan: Plan) -> tuple[Source, Agent, Trainer]:
     agent = agents.build(plan.agent, records.spec, plan.settings)
     room = capacity(plan, records)
     if not isinstance(records, Env) and any(isinstance(word, Collect) for word in words(agent.schedule)):
-        if not getattr(agents.find(plan.agent), "offline", True):
+        if not agents.find(plan.agent).offline:
             raise ValueError(f"{plan.agent} cannot learn from recordings: its targets need what its own play saw")
         agent = agent._replace(schedule=offline(agent.schedule, room // records.num_envs, records.rows))
     trainer = Trainer(agent, records, plan.members, room, plan.vary, shards=plan.shards, freeze=plan.freeze)
@@ -123,15 +123,15 @@ def _load_export(file: Path) -> Loaded:
     _, agent, trainer = build(replace(plan, shards=1, start=None, start_parts=()))
     state = trainer.init_agents(member_keys(plan.seed, plan.members))
     params = export.read(file, jax.eval_shape(lambda: state.params))
-    return Loaded(plan, agent, with_params(state, params), about["steps"])
+    return Loaded(plan, agent, with_params(plan.agent, state, params), about["steps"])
 
 
-def with_params(state: Any, params: dict[str, Any]) -> Any:
-    """A state with some components of its parameters replaced, and with copies of these (`State.copies`, such as slow
+def with_params(agent: str, state: Any, params: dict[str, Any]) -> Any:
+    """A state with some components of its parameters replaced, and with copies of these (`System.copies`, such as slow
     critics and target networks) to match."""
     whole = {**state.params, **params}
     state = state._replace(params=whole)
-    for field, component in getattr(type(state), "copies", {}).items():
+    for field, component in agents.find(agent).copies.items():
         if component is None or component in params:
             part = whole if component is None else whole[component]
             state = state._replace(**{field: jax.tree.map(jnp.copy, part)})
@@ -159,7 +159,7 @@ def begin(plan: Plan, state: Any) -> Any:
     params = {name: take(there.params[name]) for name in names}
     for name in names:
         _check_shapes(name, params[name], state.params[name], plan)
-    state = with_params(state, params)
+    state = with_params(plan.agent, state, params)
     if plan.start_parts or type(there) is not type(state) or Path(plan.start).is_file():
         return state
     others = [f for f in state._fields if f not in ("params", "opt", "hyper", "step")]

@@ -147,7 +147,7 @@ class Plan(Generic[C]):
         entry = agents.find(entries["agent"])
         settings = entries["settings"]
         if isinstance(settings, dict):  # written before a setting had its present name
-            settings = {getattr(entry, "renamed", {}).get(name, name): value for name, value in settings.items()}
+            settings = {entry.renamed.get(name, name): value for name, value in settings.items()}
         _check_entries("settings.", settings, entry.config)
         return Plan(**{**entries, "settings": entry.config(**settings)})
 
@@ -255,7 +255,7 @@ def parse(arguments: Sequence[str], members: int = 3) -> Command:
     name, rest = arguments[0], list(arguments[1:])
     entry = agents.find(name)
     own = {f.name for f in fields(Plan)}  # a flag of the run itself is never an old name
-    for old, new in getattr(entry, "renamed", {}).items():
+    for old, new in entry.renamed.items():
         rest = rest if old in own else [_renamed(word, old, new) for word in rest]
     preset = _value(rest, "preset") or entry.default
     data = _value(rest, "data")

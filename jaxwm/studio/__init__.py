@@ -1,1 +1,1 @@
-"""Looking at dreams: videos, plots and errors of what a world model imagines, beside what really happened."""
+"""Looking at dreams: videos, plots and errors of what a world model imagines, next to what really happened."""

@@ -1,9 +1,7 @@
-"""`jaxwm dream`: what a run's world model dreams, beside what really happened.
+"""`jaxwm dream`: what a run's world model dreams, next to what really happened.
 
 Real windows of L context records and H more are cut out of fresh episodes. The model sees the context and dreams H
-steps open loop under the actions that were really taken. Two baselines tell what its error means: keeping the last
-observation (a world that stands still), and the same dream under the actions of another window (a model whose error is
-the same then does not look at its actions).
+steps open loop under the actions that were really taken.
 """
 
 from __future__ import annotations
@@ -13,27 +11,35 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import imageio.v3 as imageio
 import jax
 import numpy as np
 from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
-from jaxwm.nets.sensors import kind, sensors
-from jaxwm.studio import episodes, figures, pictures
+from jaxwm.studio import episodes, figures, paper, pictures, video
 from jaxwm.studio.episodes import Player
-from jaxwm.types import Agent, Dream, Key, Record, Spec
-
-CHUNK = 16
-"""Windows dreamed in one program: decoding many images at once takes gigabytes."""
+from jaxwm.studio.names import plain
+from jaxwm.studio.paper import GREY, LINE, ORANGE
+from jaxwm.studio.study import Study, errors, imagine, mean_and_band, table, verdict
+from jaxwm.types import Agent, Record, Spec
 
 MOST_LINES = 12
 """Numbers of an observation that are plotted."""
 
-UNITS = {"image": "mean pixel error (0 to 1)", "binary": "share of wrong entries", "vector": "mean error (in std)"}
+MOST_TRACES = 4
+"""Sequences that are plotted."""
+
+ROWS = ("truth", "dream", "error")
+
+LABELS, COLUMN, FRAME = 62, 88, 3
+"""Pixels of a sheet: the column of labels, the least width of a panel, the frame of a dream."""
+
+CAPTION = 18
+"""Height of a line of words on a sheet."""
 
 
 @dataclass(frozen=True)
@@ -55,41 +61,22 @@ class Settings:
                 raise ValueError(f"--{name} must be at least {least}, got {getattr(self, name)}")
 
 
-class Study(NamedTuple):
-    """Windows and the dreams that belong to them, as NumPy arrays.
-
-    window      real records `[B, L + H, ...]`
-    valid       bool `[B, H]`: the episode is not over before this step
-    dream       from the first L records of each window, under its own actions
-    shuffled    the same under the actions of another window
-    """
-
-    window: Record
-    valid: np.ndarray
-    dream: Dream
-    shuffled: Dream
-
-    @property
-    def context(self) -> int:
-        return self.window.reward.shape[1] - self.valid.shape[1]
-
-
 def dream(
     folder: Path,
     out: Path,
     member: int,
     seed: int,
     settings: Settings,
-    video: str,
+    format: str,
     console: Console,
     checkpoint: str = "newest",
 ) -> None:
-    """Write pictures and numbers of a run's dreams into `out`, and print a table of the errors.
+    """Write pictures and numbers of a run's dreams into `out`; print a table of the errors and what it means.
 
     FileNotFoundError without run or checkpoint; ValueError for a wrong member or format, or an agent that cannot dream;
     ImportError for mp4 without ffmpeg.
     """
-    pictures.check_format(video)
+    video.check_format(format)
     player = episodes.open_player(folder, member, seed, checkpoint)
     check(player.agent, player.plan.agent)
     records, spec = _play(player, settings, console)
@@ -101,15 +88,17 @@ def dream(
     window: Any
     window, valid = episodes.windows(records, context, horizon, count, rng)
     if window.is_first[:, 1:context].any():
-        console.print("too few episodes hold a whole context: some contexts begin in the episode before")
+        console.print("too few episodes contain a whole context: some contexts begin in the episode before")
     with console.status("dreaming (compiles first)"):
         study = imagine(player.agent, player.state, window, valid, jax.random.fold_in(player.key, 1))
     out.mkdir(parents=True, exist_ok=True)
     with console.status("drawing"):
         found = errors(spec, study)
-        files = draw(out, player.title(), spec, study, found, settings.episodes, video)
+        files = draw(out, player.title(), spec, study, found, settings.episodes, format)
         files.append(_write_numbers(out / "dreams.json", player, seed, study, found))
     console.print(table(found, study))
+    for sentence in verdict(found):
+        console.print(sentence, highlight=False)
     for file in files:
         console.print(f"  {file}", soft_wrap=True, highlight=False)
 
@@ -123,107 +112,37 @@ def check(agent: Agent, name: str) -> None:
 def _play(player: Player, settings: Settings, console: Console) -> tuple[Record, Spec]:
     """Records `[T, N, ...]` of the exploring policy, long enough for windows from everywhere in an episode."""
     pure = player.envs(1).pure
-    env = player.envs(CHUNK if pure else 4)
+    env = player.envs(16 if pure else 4)
     rows = max(256, 2 * (settings.context + settings.horizon), min(env.spec.max_steps or 1000, 1000))
     with closing(episodes.play(player.agent, env, player.state, player.key)) as plays:
         steps = track(range(rows), f"playing {env.spec.name}", console=console, transient=True)
         return episodes.record((next(plays) for _ in steps), rows), env.spec
 
 
-# --- Dreaming -----------------------------------------------------------------------------------------------------
-
-
-def imagine(agent: Agent, state: Any, window: Record, valid: np.ndarray, key: Key) -> Study:
-    """Dream every window twice, under its own actions and under those of the next window.
-
-    With L records of context, `actions[:, i]` is the action of record L - 1 + i: the first one is what was done after
-    the last observation that the model sees. The i-th dreamed step is therefore record L + i. Drops what does not fill
-    the last chunk of windows.
-    """
-    horizon = valid.shape[1]
-    context = window.reward.shape[1] - horizon
-    chunk = min(CHUNK, len(valid))
-    window, valid = jax.tree.map(lambda x: x[: len(x) // chunk * chunk], (window, valid))
-    start = jax.tree.map(lambda x: x[:, :context], window)
-    actions = window.action[:, context - 1 : -1]
-    run = jax.jit(lambda state, start, actions, key: agent.imagine(state, start, actions, key, horizon))  # type: ignore[misc]
-
-    def all_chunks(actions: Any) -> Dream:
-        parts = []
-        for i in range(0, len(valid), chunk):
-            part = jax.tree.map(lambda x, i=i: x[i : i + chunk], (start, actions))
-            done = run(state, *part, jax.random.fold_in(key, i))
-            parts.append(jax.device_get(done._replace(latent=None)))
-        return jax.tree.map(lambda *x: np.concatenate(x), *parts)
-
-    return Study(window, valid, all_chunks(actions), all_chunks(np.roll(actions, 1, 0)))
-
-
-def errors(spec: Spec, study: Study) -> dict[str, tuple[str, dict[str, np.ndarray]]]:
-    """`{quantity: (unit, {curve: error [B, H]})}` of every sensor and the reward; NaN where the episode is over.
-
-    The curves are "dream", "shuffled" (another window's actions) and "copy" (the last observation of the context).
-    Images count their mean absolute pixel difference over 255, flags and planes the share that is wrong, vectors the
-    mean absolute difference in standard deviations of the real entries, rewards the absolute difference.
-    """
-    out = {}
-    truth, guesses = study.window.obs, (study.dream.obs, study.shuffled.obs)
-    if study.dream.obs is not None:
-        for name, shape in sensors(spec.obs).items():
-            what = kind(shape)
-            real, *dreamed = (np.asarray(sensors(obs)[name]) for obs in (truth, *guesses))
-            out["observation" if name == "obs" else name] = (
-                UNITS[what],
-                _curves(study, real, dreamed, _scale(what, real)),
-            )
-    out["reward"] = "mean error", _curves(study, study.window.reward, [study.dream.reward, study.shuffled.reward], 1.0)
-    return out
-
-
-def _scale(what: str, real: np.ndarray) -> Any:
-    """What differences of a sensor are divided by; a number that never changes keeps its own unit."""
-    if what != "vector":
-        return 255.0 if what == "image" else 1.0
-    std = real.std((0, 1))
-    return np.where(std > 1e-6, std, 1.0)
-
-
-def _curves(study: Study, real: Any, dreamed: list[Any], scale: Any) -> dict[str, np.ndarray]:
-    past, future = real[:, study.context - 1, None], real[:, study.context :]
-
-    def error(guess: np.ndarray) -> np.ndarray:
-        pairs = zip(future, np.broadcast_to(guess, future.shape), strict=True)  # one by one: images are large
-        each = [np.abs(a.astype(np.float32) - b.astype(np.float32)) / scale for a, b in pairs]
-        means = np.stack([x.reshape(len(x), -1).mean(1) for x in each])
-        return np.where(study.valid, means, np.nan)
-
-    return {name: error(guess) for name, guess in zip(figures.STYLES, (*dreamed, past), strict=True)}
-
-
 # --- Showing ------------------------------------------------------------------------------------------------------
 
 
-def draw(out: Path, title: str, spec: Spec, study: Study, found: dict[str, Any], count: int, video: str) -> list[Path]:
+def draw(out: Path, title: str, spec: Spec, study: Study, found: dict[str, Any], count: int, format: str) -> list[Path]:
     """Write all pictures of a study into the folder `out`, with `count` sequences each; their paths."""
     shown: Study = jax.tree.map(lambda x: x[:count], study)
+    plotted: Study = jax.tree.map(lambda x: x[:MOST_TRACES], shown)
     files = [out / "error.png", out / "reward.png"]
-    figures.horizon_plot(files[0], f"{title}\nerror by horizon, {len(study.valid)} start points", found)
-    _draw_rewards(files[1], title, shown)
+    figures.horizon_plot(files[0], f"{title}\nerror over {len(study.valid)} start points (lower is better)", found)
+    _draw_rewards(files[1], title, plotted)
     if study.dream.obs is None:
         return files
-    names, truth = pictures.numbers(shown.window.obs, spec.obs)
+    names, truth = pictures.numbers(plotted.window.obs, spec)
     if names:
         files.append(out / "vector.png")
-        dreamed = pictures.numbers(shown.dream.obs, spec.obs)[1]
+        dreamed = pictures.numbers(plotted.dream.obs, spec)[1]
         more = f", {MOST_LINES} of {len(names)} numbers" if len(names) > MOST_LINES else ""
         parts = names[:MOST_LINES], truth[..., :MOST_LINES], dreamed[..., :MOST_LINES]
-        figures.traces(files[-1], f"{title}\nobservations{more}", *parts, shown.valid)
-    paint = pictures.painter(spec)
-    if paint:
-        files += [out / f"dream.{video}", out / "dream.png"]
-        frames = list(film(title, paint, shown))
-        pictures.write_video(files[-2], frames, min(10, max(2, len(frames) / 6)))
-        pictures.imageio.imwrite(files[-1], strip(title, paint, shown))
+        figures.traces(files[-1], f"{title}\nobservations{more}", *parts, plotted.valid)
+    if painter := pictures.painter(spec):
+        files += [out / f"dream.{format}", out / "dream.png"]
+        frames = list(film(title, painter, shown))
+        video.write(files[-2], frames, min(10, max(2, len(frames) / 6)))
+        imageio.imwrite(files[-1], strip(title, painter, shown))
     return files
 
 
@@ -233,107 +152,103 @@ def _draw_rewards(path: Path, title: str, study: Study) -> None:
     figures.traces(path, f"{title}\nreward and continue flag", ("reward", "continue"), real, dreamed, study.valid)
 
 
-def film(title: str, paint: pictures.Painter, study: Study) -> Iterator[np.ndarray]:
+def film(title: str, painter: pictures.Painter, study: Study) -> Iterator[np.ndarray]:
     """Frames of all sequences side by side; the rows are truth, dream and error.
 
     During the context both rows show the real observation in a grey frame; the dream is framed in orange.
     """
-    panels = [list(_panels(paint, study, b)) for b in range(len(study.valid))]
+    panels = [list(_panels(painter, study, b)) for b in range(len(study.valid))]
     length, total = study.context, study.window.reward.shape[1]
+    columns = [f"sequence {b + 1}" for b in range(len(panels))]
     for t in range(total):
         dreaming = t >= length
         word = f"dreamed step {t - length + 1} of {total - length}" if dreaming else f"context {t + 1} of {length}"
-        columns = [f"sequence {b + 1}" for b in range(len(panels))]
-        below = [_rewards(study, b, t - length) for b in range(len(panels))] if dreaming else []
-        frames = [pictures.ORANGE if dreaming else pictures.GREY] * len(panels)
-        yield sheet([row[t] for row in panels], columns, below, [title, word], frames)
+        rewards = [_rewards(study, b, t) for b in range(len(panels))]
+        frames = [ORANGE if dreaming else GREY] * len(panels)
+        yield _titled([title, word], sheet([row[t] for row in panels], columns, rewards, frames), painter)
 
 
-def strip(title: str, paint: pictures.Painter, study: Study, most: int = 9) -> np.ndarray:
+def strip(title: str, painter: pictures.Painter, study: Study, most: int = 9) -> np.ndarray:
     """One sequence as a still picture: time from left to right, truth, dream and error below each other."""
     length, horizon = study.context, study.valid.shape[1]
     b = int(study.valid.sum(1).argmax())
     times = np.unique(np.linspace(0, study.valid[b].sum(), min(most, horizon + 1)).round().astype(int)) + length - 1
-    panels = list(_panels(paint, study, b))
+    panels = list(_panels(painter, study, b))
     columns = [f"step {t - length + 1}" if t >= length else "last seen" for t in times]
-    below = [_rewards(study, b, t - length) if t >= length else "" for t in times]
-    frames = [pictures.ORANGE if t >= length else pictures.GREY for t in times]
-    return sheet([panels[t] for t in times], columns, below, [title, f"sequence {b + 1}"], frames)
+    rewards = [_rewards(study, b, t) for t in times]
+    frames = [ORANGE if t >= length else GREY for t in times]
+    body = sheet([panels[t] for t in times], columns, rewards, frames)
+    return _titled([title, "one sequence, time from left to right"], body, painter)
 
 
-def _rewards(study: Study, b: int, i: int) -> str:
-    if not study.valid[b, i]:
-        return "episode over"
-    real, dreamed = study.window.reward[b, study.context + i], study.dream.reward[b, i]
-    return f"{real:.2f}, dream {dreamed:.2f}".replace("-0.00", "0.00")
+def _titled(heading: list[str], body: np.ndarray, painter: pictures.Painter) -> np.ndarray:
+    """A sheet with its title above and its legend below, wide enough for both."""
+    seen = (paper.ring(GREY), "seen by the model"), (paper.ring(ORANGE), "dreamed")
+    head = paper.stack([paper.lines(heading[:1], paper.TITLE, bold=True), paper.lines(heading[1:], paper.TITLE)], 0)
+    foot = [paper.legend([*seen, *painter.errors], body.shape[1])]
+    foot += [paper.legend(painter.colours, body.shape[1])] if painter.colours else []
+    return paper.page([head, body, *foot])
 
 
-def _panels(paint: pictures.Painter, study: Study, b: int) -> Iterator[list[np.ndarray]]:
-    """`[truth, dream, error]` of one sequence, time step by time step; white where the episode is over."""
+def _rewards(study: Study, b: int, t: int) -> list[str]:
+    """The real and the dreamed reward of a time step, as far as there are such."""
+    i = t - study.context
+    if i < 0 or not study.valid[b, i]:
+        return [plain(study.window.reward[b, t]), ""] if i < 0 else ["", ""]
+    return [plain(study.window.reward[b, t]), plain(study.dream.reward[b, i])]
+
+
+def _panels(painter: pictures.Painter, study: Study, b: int) -> Iterator[list[np.ndarray]]:
+    """`[truth, dream, error]` of one sequence, time step by time step."""
     for t in range(study.window.reward.shape[1]):
         i = t - study.context
-        truth = paint(jax.tree.map(lambda x, t=t: x[b, t], study.window.obs))
+        real = jax.tree.map(lambda x, t=t: x[b, t], study.window.obs)
+        truth = painter.paint(real)
         if i < 0:
-            yield [truth, truth, np.zeros_like(truth)]
+            yield [truth, truth, paper.note(truth.shape, "")]
         elif not study.valid[b, i]:
-            yield [np.full_like(truth, 255)] * 3
+            yield [paper.note(truth.shape, "episode over")] * 3
         else:
-            dreamed = paint(jax.tree.map(lambda x, i=i: x[b, i], study.dream.obs))
-            yield [truth, dreamed, pictures.difference(truth, dreamed)]
+            guess = jax.tree.map(lambda x, i=i: x[b, i], study.dream.obs)
+            dreamed, error = painter.paint(guess), painter.compare(real, guess)
+            same = np.array_equal(truth, dreamed)
+            yield [truth, dreamed, paper.note(truth.shape, "no error") if same else error]
 
 
 def sheet(
-    panels: list[list[np.ndarray]], columns: list[str], below: list[str], heading: list[str], frames: list[str]
+    panels: list[list[np.ndarray]], columns: list[str], rewards: list[list[str]], frames: list[str]
 ) -> np.ndarray:
-    """Columns of `[truth, dream, error]` panels of one size on a white sheet, with words around them."""
+    """Columns of `[truth, dream, error]` panels of one size, with their names, and the two rewards below them."""
     height, width = panels[0][0].shape[:2]
-    left, top, gap, step = 52, 52, 8, max(width, 96) + 10
-    size = left + len(panels) * step, top + 3 * (height + gap) + 16
-    canvas = Image.new("RGB", size, "white")
-    pen, font = ImageDraw.Draw(canvas), pictures.font(11)
-    pen.text((4, 4), heading[0], "black", pictures.font(12))
-    pen.text((4, 19), heading[1], "black", pictures.font(12))
+    step, drop = max(width, COLUMN) + 2 * FRAME + paper.GAP, height + 2 * FRAME + paper.GAP
+    below = CAPTION + len(ROWS) * drop
+    canvas = Image.new("RGB", (LABELS + len(panels) * step, below + 2 * CAPTION), "white")
+    pen, font = ImageDraw.Draw(canvas), paper.font(paper.TEXT)
     for x, column in enumerate(panels):
-        pen.text((left + x * step, top - 18), columns[x], "black", font)
+        left = LABELS + x * step
+        pen.text((left, 0), columns[x], "black", font)
         for y, panel in enumerate(column):
-            place = left + x * step, top + y * (height + gap)
-            canvas.paste(Image.fromarray(panel), place)
-            box = (place[0] - 3, place[1] - 3, place[0] + width + 2, place[1] + height + 2)
-            pen.rectangle(box, outline=frames[x] if y == 1 else "#DDDDDD", width=3 if y == 1 else 1)
-        if below:
-            pen.text((left + x * step, size[1] - 16), below[x], "black", font)
-    if below:
-        pen.text((4, size[1] - 16), "reward", "black", font)
-    for y, name in enumerate(("truth", "dream", "error")):
-        pen.text((4, top + y * (height + gap) + height / 2 - 6), name, "black", font)
+            frame = paper.framed(panel, frames[x], FRAME) if ROWS[y] == "dream" else paper.framed(panel, LINE)
+            shift = 0 if ROWS[y] == "dream" else FRAME - 1
+            canvas.paste(Image.fromarray(frame), (left + shift, CAPTION + y * drop + shift))
+        for y, reward in enumerate(rewards[x]):
+            pen.text((left, below + y * CAPTION), reward, "black", font)
+    for y, name in enumerate(ROWS):
+        pen.text((0, CAPTION + y * drop + drop / 2), name, "black", font, anchor="lm")
+    for y, name in enumerate(("reward", "dreamed")):
+        pen.text((0, below + y * CAPTION), name, "black", font)
     return np.asarray(canvas)
 
 
 # --- Numbers ------------------------------------------------------------------------------------------------------
 
 
-def table(found: dict[str, Any], study: Study) -> Table:
-    """Mean errors at the first, a middle and the last step of the dream."""
-    horizon = study.valid.shape[1]
-    steps = sorted({1, (horizon + 1) // 2, horizon})
-    out = Table(title=f"error after 1 to {horizon} dreamed steps, {len(study.valid)} start points")
-    for name in ("", "step", *figures.STYLES):
-        out.add_column(name, justify="right" if name else "left")
-    for name, (unit, curves) in found.items():
-        means = [figures.mean_and_band(error)[0] for error in curves.values()]
-        for step in steps:
-            label = f"{name}, {unit}" if step == 1 else ""
-            out.add_row(label, str(step), *(f"{mean[step - 1]:.4f}" for mean in means))
-        out.add_section()
-    return out
-
-
 def _write_numbers(path: Path, player: Player, seed: int, study: Study, found: dict[str, Any]) -> Path:
     """All curves as JSON; None where no sequence reaches a step."""
     plain = lambda mean: [None if np.isnan(x) else float(x) for x in mean]  # noqa: E731
     curves = {
-        name: {"unit": unit} | {key: plain(figures.mean_and_band(error)[0]) for key, error in errors.items()}
-        for name, (unit, errors) in found.items()
+        name: {"unit": unit} | {key: plain(mean_and_band(error)[0]) for key, error in each.items()}
+        for name, (unit, each) in found.items()
     }
     actions = study.window.action[:, study.context - 1 : -1]
     about = dict(
@@ -347,6 +262,7 @@ def _write_numbers(path: Path, player: Player, seed: int, study: Study, found: d
         sequences=study.valid.sum(0).tolist(),
         changed_actions=float(np.mean(actions != np.roll(actions, 1, 0))),
         errors=curves,
+        verdict=verdict(found),
     )
     path.write_text(json.dumps(about, indent=2) + "\n")
     return path

@@ -6,7 +6,7 @@ Arrays are NumPy, time first as in the replay ring: `[T, N, ...]` are T rows of 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,9 +16,10 @@ import numpy as np
 
 from jaxwm.run.load import environment, load
 from jaxwm.run.plan import Plan
+from jaxwm.training.host import Pool
 from jaxwm.training.life import ACT, ENV, EVAL, member_keys, stream
 from jaxwm.training.program import kept
-from jaxwm.types import Agent, Env, Key, Mode, PyTree, Record
+from jaxwm.types import Agent, Env, Key, Mode, Record, Step
 
 
 class Player(NamedTuple):
@@ -47,39 +48,47 @@ def open_player(folder: Path, member: int, seed: int, checkpoint: str = "newest"
     """
     plan, agent, state, env_steps = load(folder, checkpoint)
     if not 0 <= member < plan.members:
-        have = "member 0 alone" if plan.members == 1 else f"members 0 to {plan.members - 1}"
+        have = "member 0 only" if plan.members == 1 else f"members 0 to {plan.members - 1}"
         raise ValueError(f"there is no member {member}: the run has {have}")
     key = stream(member_keys(seed, plan.members)[member], EVAL)
     return Player(plan, agent, jax.tree.map(lambda x: x[member], state), key, member, env_steps)
 
 
 def play(agent: Agent, env: Env, state: Any, key: Key, mode: Mode = "explore") -> Generator[Record]:
-    """Records `[N, ...]` of one member, one a time step and without end; close it when you have enough."""
-    env = _alone(env)
+    """Records `[N, ...]` of one member, one per time step and without end; close it when you have enough.
+
+    A simulator that dies is built again with other seeds, with a warning, and its episodes start again: the episode
+    before has no end. EnvironmentDied when three restarts in a row have not helped.
+    """
+    start, advance, close = _single(env)
     act = jax.jit(lambda state, memory, step, t: agent.act(state, memory, step, stream(key, ACT, t), mode))
     memory = agent.reset(state, env.num_envs)
-    handle, step = env.reset(stream(key, ENV))
+    handle, step = start(stream(key, ENV))
     try:
         for t in range(2**31):
             memory, action, extras = act(state, memory, step, t)
             yield jax.device_get(Record(kept(step.obs), *step[1:], action, extras))
-            handle, step = env.step(handle, action)
+            handle, step = advance(handle, action)
     finally:
-        env.close(handle)
+        close(handle)
 
 
-def _alone(env: Env) -> Env:
-    """A pure or a host environment with the functions of a pure one: `reset(key)` and arrays `[N, ...]`."""
+def _single(env: Env) -> tuple[Callable[..., tuple[Any, Step]], Callable[..., tuple[Any, Step]], Callable]:
+    """A pure or a host environment as `(reset, step, close)` of a pure one: one key, and arrays `[N, ...]`."""
     if env.pure:
-        return env._replace(reset=jax.jit(env.reset), step=jax.jit(env.step))
+        return jax.jit(env.reset), jax.jit(env.step), env.close
 
-    def strip(handle: PyTree, step: Any) -> tuple[PyTree, Any]:
-        return handle, jax.tree.map(lambda x: x[0], step)
+    def advance(pool: Pool, action: Any) -> tuple[Pool, Any]:
+        pool.action = np.asarray(action)[None]
+        step = pool.advance()
+        pool.fresh = False
+        return pool, jax.tree.map(lambda x: x[0], step)
 
-    return env._replace(
-        reset=lambda key: strip(*env.reset(key[None])),
-        step=lambda handle, action: strip(*env.step(handle, np.asarray(action)[None])),
-    )
+    def start(key: Key) -> tuple[Pool, Any]:
+        pool = Pool(env, key[None])
+        return pool, jax.tree.map(lambda x: x[0], pool.step)
+
+    return start, advance, Pool.close
 
 
 def record(records: Iterator[Record], rows: int) -> Record:
@@ -138,7 +147,15 @@ def _bounds(first: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def episodes(records: Record) -> list[Record]:
-    """The first episode of every environment, `[T', ...]` each, up to its end or that of the recording."""
+    """An episode of every environment, `[T', ...]` each: the first one that ends, else the first one there is.
+
+    Episodes without an end, because their simulator died or the recording stopped, end before the next one begins.
+    """
+    began, after = _bounds(records.is_first)
     ended = records.is_last.any(0)
-    lengths = np.where(ended, records.is_last.argmax(0) + 1, len(records.is_last))
-    return [jax.tree.map(lambda x, n=n, size=size: x[:size, n], records) for n, size in enumerate(lengths)]
+    last = np.where(ended, records.is_last.argmax(0), after[0] - 1)
+    first = np.take_along_axis(began, last[None], 0)[0]
+    return [
+        jax.tree.map(lambda x, n=n, a=a, b=b: x[a : b + 1, n], records)
+        for n, (a, b) in enumerate(zip(first, last, strict=True))
+    ]

@@ -1,4 +1,4 @@
-"""Plots of dreams with matplotlib: truth beside dream over time, and error by horizon."""
+"""Plots of dreams with matplotlib: truth and dream over time, and error by horizon."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from jaxwm.studio.pictures import BLACK, GREEN, GREY, ORANGE, SKY
+from jaxwm.studio.paper import BLACK, GREY, ORANGE
+from jaxwm.studio.pictures import GREEN, SKY
+from jaxwm.studio.study import LABELS, mean_and_band, unchanging
 
-STYLES = {
-    "dream": ("dream", ORANGE, "-", "o"),
-    "shuffled": ("dream, actions of another sequence", SKY, "--", "s"),
-    "copy": ("last value, kept", GREEN, ":", "^"),
-}
-"""Label, colour, line and marker of every curve of an error plot."""
+STYLES = {"dream": (ORANGE, "-", "o"), "shuffled": (SKY, "--", "s"), "copy": (GREEN, ":", "^")}
+"""Colour, line and marker of every curve of an error plot."""
 
 
 def traces(
@@ -29,7 +27,7 @@ def traces(
     """
     count, horizon, rows = len(dream), dream.shape[1], len(names)
     context = truth.shape[1] - horizon
-    figure = Figure((1.2 + 2.3 * count, 1.0 + 1.15 * rows), layout="constrained", dpi=110)
+    figure = Figure((max(5.5, 1.2 + 2.1 * count), 1.0 + 1.1 * rows), layout="constrained", dpi=110)
     axes = figure.subplots(rows, count, sharex=True, sharey="row", squeeze=False)
     over = np.where(valid[..., None], 0, np.nan)
     then, ahead = np.arange(1 - context, horizon + 1), np.arange(1, horizon + 1)
@@ -46,7 +44,7 @@ def traces(
         axes[0, b].set_title(f"sequence {b + 1}", fontsize=9)
         axes[-1, b].set_xlabel("steps dreamed", fontsize=8)
     for d, name in enumerate(names):
-        axes[d, 0].set_ylabel(name, fontsize=8)
+        axes[d, 0].set_ylabel(name.replace(" ", "\n", 1) if len(name) > 12 else name, fontsize=8)
         if name == "continue":
             axes[d, 0].set_ylim(-0.05, 1.05)
     figure.suptitle(title, fontsize=10)
@@ -56,7 +54,7 @@ def traces(
     figure.savefig(path)
 
 
-def horizon_plot(path: Path, title: str, errors: Mapping[str, tuple[str, Mapping[str, np.ndarray]]]) -> None:
+def horizon_plot(path: Path, title: str, errors: Mapping[str, tuple[str, dict[str, np.ndarray]]]) -> None:
     """Mean error by step of the dream, with a band of 95 % for the mean.
 
     `errors` is `{quantity: (unit, {curve: error [B, H]})}` with NaN where an episode is over; curves as in `STYLES`.
@@ -67,13 +65,17 @@ def horizon_plot(path: Path, title: str, errors: Mapping[str, tuple[str, Mapping
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis, (name, (unit, curves)) in zip(axes, errors.items(), strict=False):
         for curve, error in curves.items():
-            label, colour, line, marker = STYLES[curve]
+            colour, line, marker = STYLES[curve]
             mean, half = mean_and_band(error)
             steps = np.arange(1, len(mean) + 1)
             every = max(1, len(mean) // 10)
-            axis.plot(steps, mean, line, color=colour, marker=marker, markevery=every, markersize=4, label=label)
+            axis.plot(
+                steps, mean, line, color=colour, marker=marker, markevery=every, markersize=4, label=LABELS[curve]
+            )
             axis.fill_between(steps, mean - half, mean + half, color=colour, alpha=0.2, lw=0)
         axis.set_title(name, fontsize=10)
+        if unchanging(curves):
+            axis.text(0.5, 0.5, f"{name} never changes here", transform=axis.transAxes, ha="center", fontsize=9)
         axis.set_xlabel("steps dreamed", fontsize=9)
         axis.set_ylabel(unit, fontsize=9)
         axis.set_ylim(bottom=0)
@@ -87,14 +89,3 @@ def horizon_plot(path: Path, title: str, errors: Mapping[str, tuple[str, Mapping
     handles = axes[0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=3 if columns > 1 else 1, fontsize=9, frameon=False)
     figure.savefig(path)
-
-
-def mean_and_band(error: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean over sequences `[B, H] -> [H]`, and half the width of its 95 % interval; NaN where nothing counts."""
-    valid = ~np.isnan(error)
-    count = valid.sum(0)
-    total = np.where(valid, error, 0).sum(0)
-    mean = np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)
-    square = np.where(valid, (error - mean) ** 2, 0).sum(0)
-    half = 1.96 * np.sqrt(square / np.maximum(count - 1, 1) / np.maximum(count, 1))
-    return mean, half

@@ -1,28 +1,24 @@
-"""From observations to pictures that people can look at, and from pictures to GIF and MP4.
+"""From observations to pictures: images, 0/1 planes, drawings of known states, and the numbers that are left.
 
-A picture is uint8 `[height, width, 3]`. Colours are those of Okabe and Ito, which the colour-blind can tell apart.
+A picture is uint8 `[height, width, 3]`. Colours are those of Okabe and Ito, which the colour-blind can distinguish.
 """
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import imageio.v3 as imageio
 import numpy as np
 from matplotlib import colormaps
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from jaxwm.nets.sensors import kind, sensors
+from jaxwm.studio import names, paper
+from jaxwm.studio.paper import BLACK, BLUE, GREY, ORANGE
 from jaxwm.types import Spec
 
-BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
-YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
-GREY = "#8A8A8A"
+SKY, GREEN, YELLOW, VERMILLION, PURPLE = "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7"
 
 PLANES = (ORANGE, SKY, GREEN, YELLOW, VERMILLION, PURPLE, "#FFFFFF", BLUE, "#C8C8C8", "#8C510A")
 """Colours of 0/1 planes, channel by channel; where planes overlap the later one is seen."""
@@ -33,10 +29,26 @@ FLOOR = (26, 26, 30)
 GRID = (48, 48, 54)
 """Lines between the cells of planes."""
 
-FORMATS = ("gif", "mp4")
+EDGE = 64
+"""Differences of smooth edges that do not count as an error of a drawing."""
 
-Painter = Callable[[Any], np.ndarray]
-"""`one observation (without leading axes) -> picture`."""
+SCALE = 60
+"""Width of the scale of pixel errors in a legend."""
+
+
+class Painter(NamedTuple):
+    """How observations (without leading axes) are shown.
+
+    paint       observation -> picture
+    compare     (truth, dream) -> picture of the error, black where they are equal
+    colours     what the colours of planes mean
+    errors      what the colours of an error mean
+    """
+
+    paint: Callable[[Any], np.ndarray]
+    compare: Callable[[Any, Any], np.ndarray]
+    colours: paper.Legend
+    errors: paper.Legend
 
 
 # --- Observations -------------------------------------------------------------------------------------------------
@@ -50,36 +62,71 @@ def is_picture(spec: Any) -> bool:
 def painter(spec: Spec, size: int = 128) -> Painter | None:
     """How observations of an environment are painted, about `size` pixels high; None where they are only numbers.
 
-    Several picture sensors stand side by side. CartPole, Pendulum, MountainCar and Acrobot are drawn from their state.
+    Several picture sensors are side by side. The tasks of `DRAWINGS` are drawn from their state.
     """
     shapes = sensors(spec.obs)
-    names = [name for name, shape in shapes.items() if is_picture(shape)]
-    if names:
-        return lambda obs: beside([_show(sensors(obs)[name], size) for name in names])
-    task = spec.name.split("/")[-1].split("-")[0]
-    draw, width = DRAWINGS.get(task, (None, 0))
+    shown = [name for name, shape in shapes.items() if is_picture(shape)]
+    if shown:
+        return _pixels(spec, shown, size)
+    draw, width = DRAWINGS.get(names.task(spec.name), (None, 0))
     if draw is None or [shape.shape for shape in shapes.values()] != [(width,)]:
         return None
-    return lambda obs: draw(np.asarray(sensors(obs).popitem()[1], float), size)
+    paint = lambda obs: draw(np.asarray(sensors(obs).popitem()[1], float), size)  # noqa: E731
+    apart = lambda truth, dream: np.abs(paint(truth).astype(int) - paint(dream)).max(-1)  # noqa: E731
+    compare = lambda truth, dream: _wrong(apart(truth, dream) > EDGE)  # noqa: E731
+    return Painter(paint, compare, [], [(paper.patch(VERMILLION), "the two drawings differ")])
 
 
-def _show(x: np.ndarray, size: int) -> np.ndarray:
-    picture = see(x)
+def _pixels(spec: Spec, shown: list[str], size: int) -> Painter:
+    shapes = sensors(spec.obs)
+
+    def paint(obs: Any) -> np.ndarray:
+        return paper.row([_grid(see(sensors(obs)[name]), sensors(obs)[name], size) for name in shown], 4)
+
+    def compare(truth: Any, dream: Any) -> np.ndarray:
+        pairs = [(sensors(truth)[name], sensors(dream)[name]) for name in shown]
+        return paper.row([_grid(_apart(a, b), a, size) for a, b in pairs], 4)
+
+    planes = [name for name in shown if kind(shapes[name]) == "binary"]
+    colours = [
+        (paper.patch(PLANES[i % len(PLANES)]), word)
+        for name in planes
+        for i, word in enumerate(names.planes(spec.name, shapes[name].shape[-1]))
+    ]
+    errors = [(paper.patch(VERMILLION), "wrong cell")] if planes else []
+    errors += [(paper.framed(_scale()), "pixel error, 0 to 255")] if len(planes) < len(shown) else []
+    return Painter(paint, compare, colours, errors)
+
+
+def _grid(picture: np.ndarray, x: np.ndarray, size: int) -> np.ndarray:
+    """The picture enlarged; with lines between the cells of planes, so that neighbours stay two."""
     out = enlarge(picture, size)
     cell = len(out) // len(picture)
-    if x.dtype == np.bool_ and cell > 4:  # a grid, so that neighbours stay two
+    if x.dtype == np.bool_ and cell > 4:
         out[cell - 1 :: cell], out[:, cell - 1 :: cell] = GRID, GRID
     return out
 
 
 def see(x: np.ndarray) -> np.ndarray:
-    """A picture of an image or planes `[H, W, C]`, one pixel a pixel. Of stacked frames the newest is seen."""
+    """A picture of an image or planes `[H, W, C]`, one pixel per pixel. Of stacked frames the newest is seen."""
     if x.dtype == np.bool_:
         out = np.full((*x.shape[:2], 3), FLOOR, np.uint8)
         for channel in range(x.shape[-1]):
             out[x[..., channel]] = _rgb(PLANES[channel % len(PLANES)])
         return out
     return x[..., -3:] if x.shape[-1] % 3 == 0 else np.repeat(x[..., -1:], 3, -1)
+
+
+def _apart(truth: np.ndarray, dream: np.ndarray) -> np.ndarray:
+    """The error of an image or planes, one pixel per pixel; a cell is wrong where any of its planes is."""
+    if truth.dtype == np.bool_:
+        return _wrong((truth != dream).any(-1))
+    return _heat(np.abs(see(truth).astype(np.float32) - see(dream)).max(-1) / 255)
+
+
+def _wrong(places: np.ndarray) -> np.ndarray:
+    """A picture of what is wrong, of bool `[height, width]`."""
+    return np.where(places[..., None], _rgb(VERMILLION), FLOOR).astype(np.uint8)
 
 
 def _rgb(colour: str) -> tuple[int, int, int]:
@@ -92,17 +139,13 @@ def enlarge(picture: np.ndarray, size: int) -> np.ndarray:
     return picture.repeat(factor, 0).repeat(factor, 1)
 
 
-def beside(pictures: Sequence[np.ndarray], gap: int = 4, fill: int = 255) -> np.ndarray:
-    """Pictures in a row, aligned at the top."""
-    height = max(len(picture) for picture in pictures)
-    pad = lambda p, g: np.pad(p, ((0, height - len(p)), (g, 0), (0, 0)), constant_values=fill)  # noqa: E731
-    return np.concatenate([pad(picture, gap if i else 0) for i, picture in enumerate(pictures)], 1)
-
-
-def difference(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """How far two pictures are apart, black for equal to bright for opposite pixels."""
-    apart = np.abs(one.astype(np.float32) - other).max(-1) / 255
+def _heat(apart: np.ndarray) -> np.ndarray:
+    """Differences from 0 to 1 in colours from black to bright."""
     return (colormaps["inferno"](np.sqrt(apart))[..., :3] * 255).astype(np.uint8)  # the root shows small errors too
+
+
+def _scale() -> np.ndarray:
+    return _heat(np.broadcast_to(np.linspace(0, 1, SCALE), (paper.SWATCH - 2, SCALE)))
 
 
 # --- Drawings of states -------------------------------------------------------------------------------------------
@@ -149,92 +192,39 @@ def _acrobot(obs: np.ndarray, size: int) -> np.ndarray:
     return _sketch(size, lines, [((0, 0), BLACK, 0.06), (elbow, BLACK, 0.06)])
 
 
+def _lunar_lander(obs: np.ndarray, size: int) -> np.ndarray:
+    """The pad is between the flags; legs that touch the ground are green."""
+    x, y, angle = float(obs[0]), float(obs[1]) * 0.95 - 0.7, float(obs[4])
+    turn = lambda a, b: (x + a * math.cos(angle) - b * math.sin(angle), y + a * math.sin(angle) + b * math.cos(angle))  # noqa: E731
+    body = [turn(-0.1, 0.1), turn(0.1, 0.1)]
+    legs = [
+        ([turn(s * 0.1, 0.06), turn(s * 0.17, 0)], GREEN if obs[6 + (s > 0)] > 0.5 else GREY, 0.03) for s in (-1, 1)
+    ]
+    flags = [([(s * 0.2, -0.7), (s * 0.2, -0.5)], BLUE, 0.03) for s in (-1, 1)]
+    return _sketch(size, [([(-1, -0.72), (1, -0.72)], GREY, 0.04), *flags, *legs, (body, ORANGE, 0.14)])
+
+
 DRAWINGS: dict[str, tuple[Callable[[np.ndarray, int], np.ndarray], int]] = {
     "CartPole": (_cart_pole, 4),
     "Pendulum": (_pendulum, 3),
     "MountainCar": (_mountain_car, 2),
     "MountainCarContinuous": (_mountain_car, 2),
     "Acrobot": (_acrobot, 6),
+    "LunarLander": (_lunar_lander, 8),
+    "LunarLanderContinuous": (_lunar_lander, 8),
 }
-"""Task -> its drawing `(obs, size) -> picture`, and the size of the state that it understands."""
+"""Task -> its drawing `(obs, size) -> picture`, and the size of the state that it draws."""
 
 
 # --- Numbers ------------------------------------------------------------------------------------------------------
 
 
-def numbers(obs: Any, spec: Any) -> tuple[list[str], np.ndarray]:
-    """Names and values `[..., D]` of all sensors that are no pictures, float32; `obs` has any leading axes."""
-    names, values = [], []
-    for name, shape in sensors(spec).items():
+def numbers(obs: Any, spec: Spec) -> tuple[list[str], np.ndarray]:
+    """Names and values `[..., D]` of all sensors that are not pictures, float32; `obs` has any leading axes."""
+    labels, values = [], []
+    for name, shape in sensors(spec.obs).items():
         if not is_picture(shape):
             x = np.asarray(sensors(obs)[name], np.float32)
             values.append(x.reshape(*x.shape[: x.ndim - len(shape.shape)], -1))
-            names += [name if math.prod(shape.shape) == 1 else f"{name}[{i}]" for i in range(values[-1].shape[-1])]
-    return names, np.concatenate(values, -1) if values else np.zeros((0,), np.float32)
-
-
-def strips(names: Sequence[str], values: np.ndarray, now: int, height: int = 0) -> np.ndarray:
-    """A strip of paper for each column of `values [T, D]`, written up to row `now`; the scale is that of all rows.
-
-    They share `height` pixels, as far as that leaves enough for each.
-    """
-    each = min(64, max(26, height // len(names)))
-    left = 10 + math.ceil(max(font(10).getlength(f"{name} -000.00") for name in names))
-    width = left + 240
-    image = Image.new("RGB", (width, each * len(names)), "white")
-    draw = ImageDraw.Draw(image)
-    low, high = values.min(0), values.max(0)
-    y = np.where(high > low, (values - low) / np.where(high > low, high - low, 1), 0.5)
-    x = left + np.arange(len(values)) * (width - left - 6) / max(1, len(values) - 1)
-    for i, name in enumerate(names):
-        top = i * each
-        points = [(float(x[t]), top + 5 + (each - 10) * (1 - float(y[t, i]))) for t in range(now + 1)]
-        draw.text((4, top + each / 2 - 6), f"{name} {values[now, i]:.2f}", "black", font(10))
-        draw.line([(left, top + each - 1), (width, top + each - 1)], "#DDDDDD")
-        if len(points) > 1:
-            draw.line(points, BLUE, 2)
-        draw.circle(points[-1], 3, ORANGE)
-    return np.asarray(image)
-
-
-# --- Words and files ----------------------------------------------------------------------------------------------
-
-
-def font(size: int) -> Any:
-    return ImageFont.load_default(size)
-
-
-def caption(picture: np.ndarray, lines: Sequence[str], width: int = 0, size: int = 12) -> np.ndarray:
-    """The picture with lines of text under it, on white, at least `width` pixels wide."""
-    width = max(picture.shape[1], width)
-    canvas = Image.new("RGB", (width, len(picture) + len(lines) * (size + 4) + 6), "white")
-    canvas.paste(Image.fromarray(picture), ((width - picture.shape[1]) // 2, 0))
-    draw = ImageDraw.Draw(canvas)
-    for i, line in enumerate(lines):
-        draw.text((4, len(picture) + 3 + i * (size + 4)), line, "black", font(size))
-    return np.asarray(canvas)
-
-
-def check_format(name: str) -> None:
-    """ValueError for an unknown video format, ImportError where mp4 is wanted and cannot be written."""
-    if name not in FORMATS:
-        raise ValueError(f"--format is {' or '.join(FORMATS)}, not {name!r}")
-    if name == "mp4" and find_spec("imageio_ffmpeg") is None:
-        raise ImportError("mp4 needs ffmpeg: pip install 'jaxwm[video]', or take --format gif")
-
-
-def write_video(path: Path, frames: Sequence[np.ndarray], fps: float) -> None:
-    """Write frames of one size as GIF (which starts over for ever) or MP4, by the suffix of `path`.
-
-    The last frame stays for a second and a half.
-    """
-    hold = 1.5
-    if path.suffix == ".gif":
-        times = [1000 / fps] * (len(frames) - 1) + [1000 * hold]
-        imageio.imwrite(path, np.stack(frames), duration=times, loop=0)
-        return
-    os.environ.setdefault("IMAGEIO_FFMPEG_NO_PREVENT_SIGINT", "1")  # else it forks, which JAX's threads do not survive
-    even = [(0, size % 2) for size in frames[0].shape[:2]]  # as the codec wants it
-    held = [*frames, *[frames[-1]] * round(hold * fps)]
-    video = np.stack([np.pad(frame, (*even, (0, 0)), mode="edge") for frame in held])
-    imageio.imwrite(path, video, plugin="FFMPEG", fps=fps, macro_block_size=2)
+            labels += names.numbers(spec.name, name, math.prod(shape.shape))
+    return labels, np.concatenate(values, -1) if values else np.zeros((0,), np.float32)

@@ -12,12 +12,21 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from jaxwm.studio import episodes, pictures
+from jaxwm.studio import episodes, names, paper, pictures, video
 from jaxwm.studio.episodes import Player
 from jaxwm.types import Record, Spec
 
-WIDTH = 250
-"""Pixels that a caption needs."""
+SIZE = 256
+"""Height of a picture in pixels, about."""
+
+WIDTH = 330
+"""Pixels that the words below it may need."""
+
+MOST_LINES = 12
+"""Numbers of an observation that are shown."""
+
+FPS, MOST_FRAMES, MOST_BYTES = 15, 450, 2_000_000
+"""Most frames per second, most frames (30 seconds), and most bytes of a GIF; beyond them frames are left out."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +36,7 @@ class Settings:
     episodes: int = 2
     """Episodes, played at once and shown one after the other."""
     max_steps: int = 500
-    """Steps after which an episode is cut off."""
+    """Steps after which the recording stops."""
     mode: str = "greedy"
     """Policy: greedy or explore."""
 
@@ -45,7 +54,7 @@ def watch(
     member: int,
     seed: int,
     settings: Settings,
-    video: str,
+    format: str,
     console: Console,
     checkpoint: str = "newest",
 ) -> list[float]:
@@ -54,26 +63,31 @@ def watch(
     The suffix of `out`, where it has one, decides the format. FileNotFoundError without run or checkpoint, ValueError
     for a wrong member or format, ImportError for mp4 without ffmpeg.
     """
-    path = out or (folder.parent if folder.is_file() else folder) / f"watch.{video}"
-    path = path if path.suffix else path.with_suffix(f".{video}")
-    pictures.check_format(path.suffix[1:])
+    path = out or (folder.parent if folder.is_file() else folder) / f"watch.{format}"
+    path = path if path.suffix else path.with_suffix(f".{format}")
+    video.check_format(path.suffix[1:])
     player = episodes.open_player(folder, member, seed, checkpoint)
     spec = player.envs(1).spec
     played = _play(player, settings, console)
     with console.status("drawing"):
-        frames = [frame for i, episode in enumerate(played) for frame in film(spec, episode, i)]
+        total = sum(len(episode.reward) for episode in played)
+        every = -(-total // MOST_FRAMES)
+        title = [*player.title().split(", ", 1), f"{settings.mode} policy"]
+        frames = [frame for i, episode in enumerate(played) for frame in film(title, spec, episode, i, every)]
         path.parent.mkdir(parents=True, exist_ok=True)
-        pictures.write_video(path, frames, min(15, max(3, len(frames) / 10)))
+        every *= video.write(path, frames, min(FPS, max(3, len(frames) / 10)), MOST_BYTES)
     returns = [float(episode.reward.sum()) for episode in played]
     for i, (episode, total) in enumerate(zip(played, returns, strict=True)):
-        cut = "" if episode.is_last[-1] else f", cut off by --max-steps {settings.max_steps}"
+        cut = "" if episode.is_last[-1] else f", without an end (--max-steps {settings.max_steps})"
         console.print(f"episode {i + 1}: return {total:.2f} in {len(episode.reward) - 1} steps{cut}", highlight=False)
+    if every > 1:
+        console.print(f"one frame for every {every} steps: the video would be too long or too large otherwise")
     console.print(f"  {path}", soft_wrap=True, highlight=False)
     return returns
 
 
 def _play(player: Player, settings: Settings, console: Console) -> list[Record]:
-    """The first episode of every environment, `[T, ...]` each; stops when all have ended."""
+    """One episode of every environment, `[T, ...]` each; stops when all have ended."""
     mode: Any = settings.mode
     rows, ended = [], np.zeros(settings.episodes, bool)
     steps = track(range(settings.max_steps + 1), f"playing {player.plan.env}", console=console, transient=True)
@@ -87,26 +101,24 @@ def _play(player: Player, settings: Settings, console: Console) -> list[Record]:
     return episodes.episodes(episodes.record(iter(rows), len(rows)))
 
 
-def film(spec: Spec, episode: Record, number: int) -> Iterator[np.ndarray]:
-    """A frame for each record of an episode `[T, ...]`, with step, action, reward and return below."""
-    paint = pictures.painter(spec, 256)
-    names, values = pictures.numbers(episode.obs, spec.obs)
-    names, values = names[:12], values[..., :12]
-    total = np.cumsum(episode.reward)
-    for t in range(len(episode.reward)):
+def film(title: list[str], spec: Spec, episode: Record, number: int, every: int = 1) -> Iterator[np.ndarray]:
+    """Frames of an episode `[T, ...]`, one for every so many records and the last: title, picture, numbers, words.
+
+    All frames have one size, whatever the episode.
+    """
+    painter = pictures.painter(spec, SIZE)
+    labels, values = pictures.numbers(episode.obs, spec)
+    labels, values = labels[:MOST_LINES], values[..., :MOST_LINES]
+    total, count = np.cumsum(episode.reward), len(episode.reward)
+    head = paper.stack([paper.lines(title[:1], paper.TITLE, bold=True), paper.lines([", ".join(title[1:])])], 0)
+    foot = [paper.legend(painter.colours, WIDTH)] if painter and painter.colours else []
+    for t in [*range(0, count - 1, every), count - 1]:
         obs = {name: x[t] for name, x in episode.obs.items()} if isinstance(episode.obs, dict) else episode.obs[t]
-        parts = [paint(obs)] if paint else []
-        parts += [pictures.strips(names, values, t, len(parts[0]) if parts else 0)] if names else []
-        lines = [
-            f"episode {number + 1}   step {t}",
-            "end" if episode.is_last[t] else f"action {_word(episode.action[t])}",
-            f"reward {episode.reward[t]:.2f}   return {total[t]:.2f}",
+        parts = [paper.framed(painter.paint(obs))] if painter else []
+        parts += [paper.framed(paper.strips(labels, values, t, len(parts[0]) - 2 if parts else 0))] if labels else []
+        words = [
+            f"episode {number + 1}, step {t}",
+            "end of the episode" if episode.is_last[t] else f"next: {names.action(spec, episode.action[t])}",
+            f"reward {names.plain(episode.reward[t])}   return {names.plain(total[t])}",
         ]
-        yield pictures.caption(pictures.beside(parts), lines, WIDTH)
-
-
-def _word(action: Any) -> str:
-    """An action in few letters."""
-    if np.issubdtype(action.dtype, np.integer):
-        return " ".join(map(str, np.ravel(action)))
-    return " ".join(f"{x:+.2f}" for x in np.ravel(action)[:6])
+        yield paper.page([head, paper.row(parts), *foot, paper.lines(words, width=WIDTH)])

@@ -69,7 +69,7 @@ class Program:
 
         def repeated(state: Any, batch: Any, key: Key) -> tuple[Any, Any, dict[str, Array]]:
             state, out, metrics = step.update(state, share.gather(batch), key)
-            return state, share.cut(out, 1) if step.writes else share.part(out), metrics
+            return state, share.slice(out, 1) if step.writes else share.slice(out), metrics
 
         return repeated
 
@@ -150,7 +150,7 @@ class Program:
         key = stream(life.key, ACT, counters.rows)
         carry, record = self._record(life.agent, life.carry, step, key, mode)
         counters = counters._replace(steps=counters.steps + self.source.num_envs, rows=counters.rows + 1)
-        ring = replay.add(life.ring, share.part(record) if share.split else record)
+        ring = replay.add(life.ring, share.slice(record) if share.split else record)
         life = life._replace(
             carry=carry, rings=life.rings | {"real": ring}, score=Score(total, length), counters=counters
         )

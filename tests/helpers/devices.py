@@ -1,10 +1,14 @@
 """Four devices on one machine: the same update and the same runs as on one, however they are spread. Prints JSON.
 
-A script, because the number of devices is fixed when JAX starts.
+    python tests/helpers/devices.py runs | steps NAME...
+
+"runs" are Dreamer V3's update, populations and shards; "steps" one gradient step of each named case of `STEPS`. This is
+a script, because the number of devices is fixed when JAX starts.
 """
 
 import json
 import re
+import sys
 from functools import partial
 from typing import Any
 
@@ -24,7 +28,7 @@ from jaxwm.agents import dreamer_v3 as v3  # noqa: E402
 from jaxwm.learning.share import ALONE, Share  # noqa: E402
 from jaxwm.training.life import Cursor, member_keys  # noqa: E402
 from jaxwm.training.trainer import Trainer  # noqa: E402
-from jaxwm.types import Batch, Discrete, Index, Spec  # noqa: E402
+from jaxwm.types import Batch, Box, Discrete, Index, Record, Spec, Step  # noqa: E402
 
 SIZE = 4
 SPEC = Spec("test", jax.ShapeDtypeStruct((5,), jnp.float32), Discrete(3))
@@ -36,9 +40,7 @@ ROWS = 211
 
 def batch_of(seed: int) -> Batch:
     zero = jnp.zeros(SIZE, jnp.int32)
-    return Batch(
-        random_record(SPEC, jax.random.key(seed), (SIZE, TIME + 1)), Index(zero, zero), jnp.ones(SIZE), zero[0]
-    )
+    return Batch(random_record(SPEC, jax.random.key(seed), (SIZE, TIME + 1)), Index(zero, zero), jnp.ones(SIZE))
 
 
 def farthest(a, b) -> float:
@@ -82,7 +84,7 @@ def updates() -> dict[str, Any]:
     first, *others = (jax.tree.map(lambda x, i=i: x[i], held) for i in range(len(jax.devices())))
 
     def gradient(state, record, noise, share):
-        return share.mean(jax.grad(lambda p: learner.loss(p, state, record, noise, share)[0])(state.params))
+        return share.mean(jax.grad(lambda p: v3.loss(learner, p, state, record, noise, share)[0])(state.params))
 
     noise = learner.noise(key, *batch.record.reward.shape)
     together = over(partial(gradient, share=Share("share", split=True)), (WHOLE, EACH, EACH), WHOLE)
@@ -161,5 +163,133 @@ def shards() -> dict[str, Any]:
     }
 
 
+# --- One gradient step of every system --------------------------------------------------------------------------------
+
+VECTOR, IMAGE = jax.ShapeDtypeStruct((3,), jnp.float32), jax.ShapeDtypeStruct((64, 64, 3), jnp.uint8)
+BOARD = {
+    "board": jax.ShapeDtypeStruct((3, 3, 2), jnp.bool_),
+    "legal": jax.ShapeDtypeStruct((9,), jnp.bool_),
+    "to_play": jax.ShapeDtypeStruct((), jnp.int32),
+    "sim": (),
+}
+GAME = Spec("test", BOARD, Discrete(9), simulate=lambda sim, action: sim, players=2)
+OLD = dict(deter=8, hidden=8, stoch=3, units=8, depth=1, batch_size=8, batch_length=4)
+DREAMS = OLD | dict(imag_length=3)
+WORLD = dict(codes=3, depth=1, units=4, vision_batch=8, memory_batch=8, memory_length=4)
+SEARCH = dict(width=8, units=8, batch_size=8, reanalyse=0, optimizer="sgd", unroll=3, td_steps=2, depth=1)
+EXTRAS = dict(consistency=1.0, prefix=True, correction=100, augment=True, decoder=True)
+BOARDS = dict(channels=4, head=2, units=4, batch_size=8, batch_length=5)
+STEPS: dict[str, Any] = {  # name: system, preset, environment, settings, train step
+    "planet": ("planet", "micro", Spec("test", VECTOR, Box(2)), OLD | dict(free_nats=0.01), "all"),
+    "dreamer-v1": ("dreamer-v1", "micro", Spec("test", VECTOR, Box(2)), DREAMS | dict(free_nats=0.01), "all"),
+    "dreamer-v2": ("dreamer-v2", "micro", Spec("test", VECTOR, Box(2)), DREAMS | dict(classes=4), "all"),
+    "pets": ("pets", "small", Spec("test", VECTOR, Box(2)), dict(reward="learned", units=8, batch_size=8), "model"),
+    "vision": ("world-models", "takecover-small", Spec("test", IMAGE, Discrete(3)), WORLD, "vision"),
+    "memory": ("world-models", "takecover-small", Spec("test", IMAGE, Discrete(3)), WORLD, "memory"),
+    "alphazero": ("alphazero", "tictactoe", GAME, BOARDS, "all"),
+    "muzero": ("muzero", "catch", Spec("test", VECTOR, Box(2)), SEARCH | dict(sampled=3), "learn"),
+    "efficientzero": ("efficientzero", "catch", Spec("test", IMAGE, Discrete(3)), SEARCH | EXTRAS, "learn"),
+}  # fmt: skip
+
+
+def filled(shape: Any, key: Any) -> Any:
+    """Random numbers of a type: a few flags, small integers, floats in [0, 1)."""
+    if shape.dtype == jnp.bool_:
+        return jax.random.uniform(key, shape.shape) < 0.2
+    if jnp.issubdtype(shape.dtype, jnp.integer):
+        return jax.random.randint(key, shape.shape, 0, 255 if shape.dtype == jnp.uint8 else 2).astype(shape.dtype)
+    return jax.random.uniform(key, shape.shape, shape.dtype)
+
+
+def case(name: str) -> tuple[Any, Any, Any]:
+    """A train step, and functions of a seed: a state in which everything moves, and a batch."""
+    system, preset, spec, options, which = STEPS[name]
+    agent = agents.make(system, spec, preset, **options)
+    step = agent.train_steps[which]
+    rows = step.batch_size * (5 if name == "pets" else 1)
+    leaf = lambda s: jax.ShapeDtypeStruct((rows, step.length, *s.shape), s.dtype)  # noqa: E731
+    obs = jax.tree.map(
+        leaf, {k: v for k, v in spec.obs.items() if k != "sim"} if isinstance(spec.obs, dict) else spec.obs
+    )
+    number, flag = leaf(jax.ShapeDtypeStruct((), jnp.float32)), leaf(jax.ShapeDtypeStruct((), jnp.bool_))
+
+    def acted(state: Any) -> Any:
+        first = jax.tree.map(lambda s: jnp.zeros((rows, *s.shape), s.dtype), spec.obs)
+        now = Step(first, jnp.zeros(rows), *[jnp.zeros(rows, bool)] * 3)
+        return agent.act(state, agent.reset(state, rows), now, jax.random.key(0), "random")[1:]
+
+    state = jax.eval_shape(lambda: agent.init(jax.random.key(0), agent.hyper))
+    long = lambda s: jax.ShapeDtypeStruct((rows, step.length, *s.shape[1:]), s.dtype)  # noqa: E731
+    action, extras = jax.tree.map(long, jax.eval_shape(acted, state))
+
+    def fill(tree: Any, seed: int) -> Any:
+        leaves, structure = jax.tree.flatten(tree)
+        keys = jax.random.split(jax.random.key(seed), len(leaves))
+        return jax.tree.unflatten(structure, [filled(x, key) for x, key in zip(leaves, keys, strict=True)])
+
+    def start(seed: int) -> Any:
+        state = agent.init(jax.random.key(seed), agent.hyper)
+        noise = jax.tree.map(lambda x: 0.1 * (x - 0.5), fill(state.params, seed))
+        return state._replace(params=jax.tree.map(jnp.add, state.params, noise))
+
+    def batch(seed: int) -> Batch:
+        record = fill(Record(obs, number, flag, flag, flag, action, extras), seed)
+        index = Index(jnp.arange(rows), jnp.zeros(rows, jnp.int32))
+        return Batch(record, index, 0.5 + fill(jax.ShapeDtypeStruct((rows,), jnp.float32), seed + 1))
+
+    return step, start, batch
+
+
+def distances(ours: Any, theirs: Any) -> dict[str, float]:
+    """`tree_apart`, with 0 for leaves that are equal, zeros among them."""
+    found, leaves = tree_apart(ours, theirs), jax.tree_util.tree_leaves_with_path(theirs)
+    for mine, (path, leaf) in zip(jax.tree.leaves(ours), leaves, strict=True):
+        if np.array_equal(mine, leaf):
+            found[jax.tree_util.keystr(path)] = 0.0
+    return found
+
+
+def gradient_step_of(name: str) -> dict[str, Any]:
+    """One step by one device, by four that hold the batch or a quarter each, and of four members by `pmap`."""
+    step, start, batch_of = case(name)
+    update: Any = step.update
+    alone = jax.jit(update)
+    state, batch, key = jax.jit(start, static_argnums=0)(1), batch_of(2), jax.random.key(3)
+    state = alone(state, batch_of(4), jax.random.key(5))[0]  # now there are moments
+    rows = jax.tree.map(lambda x: EACH, batch)
+
+    def each_network(x):
+        """PETS: a device holds a quarter of the transitions of every network."""
+        return x.reshape(5, 4, -1, *x.shape[1:]).swapaxes(0, 1).reshape(x.shape)
+
+    quarters = jax.tree.map(each_network, batch) if name == "pets" else batch
+
+    def of_each(*arguments):
+        return jax.tree.map(lambda x: x[None], update(*arguments, share=Share("share")))
+
+    split = over(partial(update, share=Share("share", split=True)), (WHOLE, rows, WHOLE), (WHOLE, EACH, WHOLE))
+    expected, held, parts = jax.device_get(
+        (alone(state, batch, key), over(of_each, WHOLE, EACH)(state, batch, key), split(state, quarters, key))
+    )
+    first, *others = (jax.tree.map(lambda x, i=i: x[i], held) for i in range(len(jax.devices())))
+    stack = lambda trees: jax.tree.map(lambda *x: jnp.stack(x), *trees)  # noqa: E731
+    batches, keys = [batch_of(i) for i in range(4)], jax.random.split(jax.random.key(6), 4)
+    mapped = jax.pmap(update)(stack([state] * 4), stack(batches), keys)[0]
+    looped = stack([alone(state, one, k)[0] for one, k in zip(batches, keys, strict=True)])
+    learned = lambda state: {"opt": state.opt, "rest": state._replace(params=(), opt=(), hyper=())}  # noqa: E731
+    numbers = lambda out: {name: float(value) for name, value in out[2].items()}  # noqa: E731
+    whole = lambda out: (learned(out[0]), out[1])  # noqa: E731
+    apart = {"held": distances(whole(first), whole(expected)), "quarters": distances(whole(parts), whole(expected))}
+    return {
+        "apart": apart,
+        "pmap": distances(*jax.device_get((learned(mapped), learned(looped)))),
+        "metrics": [numbers(expected), numbers(first), numbers(parts)],
+        "between": max(farthest(first[0], other[0]) for other in others),
+        "moved": farthest(expected[0].params, state.params),
+    }  # fmt: skip
+
+
 if __name__ == "__main__":
-    print(json.dumps(updates() | populations() | shards()))
+    what, *names = sys.argv[1:]
+    runs = lambda: updates() | populations() | shards()  # noqa: E731
+    print(json.dumps(runs() if what == "runs" else {name: gradient_step_of(name) for name in names}))

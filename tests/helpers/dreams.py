@@ -1,8 +1,8 @@
-"""Actor and critic on given dreams, composed as `Learner.behaviour` composes them on the dreams that it rolls out."""
+"""Actor and critic on given dreams, composed as `dreamer_v3.behaviour_losses` does on the dreams that it rolls out."""
 
 import jax
 
-from jaxwm.agents.dreamer_v3 import Learner, State
+from jaxwm.agents.dreamer_v3 import Learner, State, evaluate_dream, policy_loss
 from jaxwm.control.actor_critic import ReturnRange
 from jaxwm.types import Array
 
@@ -15,23 +15,23 @@ def judged(
     """Losses `{"policy", "value"}: [H, R]` on `feat [H + 1, R, F]`, lambda-returns `[H, R]`, the new range, metrics.
 
     The critic's parameters are the only ones that learn from the critic's loss, the policy's from its own; that this is
-    what `behaviour` does is checked in `test_fast_step.py`.
+    what `behaviour_losses` does is checked in `test_fast_step.py`.
     """
-    value, judged = learner.judge(params["val"], sg(params), state, feat, actions)
-    judged = sg(judged)
-    ranges = state.returns.update(judged.returns)
-    advantage = (judged.returns - judged.value[:-1]) / ranges.scale()
-    known = feat[:-1], actions[:-1], advantage, judged.weight
-    policy, entropy = learner.policy_loss(params["pol"], state.hyper, *known)
+    value, seen = evaluate_dream(learner, params["val"], sg(params), state, feat, actions)
+    seen = sg(seen)
+    ranges = state.returns.update(seen.returns)
+    advantage = (seen.returns - seen.value[:-1]) / ranges.scale()
+    known = feat[:-1], actions[:-1], advantage, seen.weight
+    policy, entropy = policy_loss(learner, params["pol"], state.hyper, *known)
     metrics = {
-        "dream/reward": judged.reward.mean(),
-        "dream/return": judged.returns[0].mean(),
-        "dream/continue": judged.cont.mean(),
-        "dream/value": judged.value.mean(),
+        "dream/reward": seen.reward.mean(),
+        "dream/return": seen.returns[0].mean(),
+        "dream/continue": seen.cont.mean(),
+        "dream/value": seen.value.mean(),
         "policy/entropy": entropy.mean(),
         "policy/advantage_std": advantage.std(),
         "policy/return_scale": ranges.scale(),
     }
-    if judged.spread is not None:
-        metrics["dream/disagreement"] = judged.spread.mean()
-    return {"policy": policy, "value": value}, judged.returns, ranges, metrics
+    if seen.spread is not None:
+        metrics["dream/disagreement"] = seen.spread.mean()
+    return {"policy": policy, "value": value}, seen.returns, ranges, metrics

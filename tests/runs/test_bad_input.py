@@ -601,7 +601,6 @@ NOTEBOOK = [
     ("context", lambda: dream(record(2, 1)), "the length of the context"),
     ("actions", lambda: dream(record(2, 4), np.zeros((2, 4), int)), "[B, H, ...] = (2, 3) here, got (2, 4)"),
     ("mode", lambda: act("gredy"), "mode must be one of", "'greedy'"),
-    ("logged", lambda: act("logged"), "which has no 'action'"),
     ("episodes", lambda: evaluate(toy_agent(), counting_env(4), None, None, 6), "cannot be shared equally"),
     ("evaluation mode", lambda: evaluate(toy_agent(), counting_env(4), None, None, 4, "best"), "mode must be one of"),
     ("settings of a plan", lambda: Plan("dreamer-v3", "probe/Recall", {}, 100), "settings of dreamer-v3", "{}"),

@@ -97,7 +97,7 @@ def toy_system(monkeypatch):
     def make(spec, config):
         return faulty(toy_agent(), lambda state: state.step >= config.bad_after)
 
-    entry = agents.Entry(make, ToyConfig, {"default": ToyConfig()}, "default", "for tests")
+    entry = agents.System(make, ToyConfig, {"default": ToyConfig()}, "default", "for tests")
     monkeypatch.setitem(agents.AGENTS, "toy", entry)
     envs.register("toy/Count", counting_env)
 

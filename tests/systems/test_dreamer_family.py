@@ -13,8 +13,10 @@ from jaxwm.agents import dreamer_v1, dreamer_v2
 from jaxwm.control.policy import disturb
 from jaxwm.distributions import Normal, TanhNormal, one_hot
 from jaxwm.learning import optim
+from jaxwm.learning.step import descend
 from jaxwm.models import rssm
 from jaxwm.models.rssm import Categorical, ClassicRSSM, Gaussian, Latent
+from jaxwm.nets.layers import apply
 from jaxwm.run.checkpoint import Checkpoints
 from jaxwm.training.life import Cursor
 from jaxwm.training.trainer import Trainer
@@ -28,7 +30,7 @@ IMAGE = jax.ShapeDtypeStruct((64, 64, 3), jnp.uint8)
 
 def tiny(name: str, **options):
     base = dict(deter=8, hidden=8, stoch=3, units=8, depth=1, envs=2, batch_size=2, batch_length=4, prefill=20)
-    base |= dict(collect=4, updates=1, capacity=200)
+    base |= dict(collect=4, phase_updates=1, capacity=200)
     if name == "planet":
         base |= dict(plan_horizon=3, candidates=8, elites=2, iterations=2)
     else:
@@ -167,7 +169,7 @@ def test_groups_are_clipped_and_stepped_apart():
     close(direction["a"], np.full((3, 2), clipped / (clipped + 0.1)), 1e-4)
     close(direction["b"]["x"], np.full(4, clipped / (clipped + 0.1)), 1e-4)
     close(direction["c"], np.full(300, 1e-3 / (1e-3 + 0.1)), 1e-4)  # far below the limit
-    new = optim.descend(params, direction, groups, {"big": 0.5, "small": 2.0}, decay=0.1)
+    new = descend(params, direction, {"a": 0.5, "b": 0.5, "c": 2.0}, weight_decay=0.1)
     close(new["a"], 0.95 * params["a"] - 0.5 * direction["a"])
     close(new["c"], 0.8 * params["c"] - 2.0 * direction["c"])
     assert set(state) == set(groups)
@@ -278,7 +280,7 @@ def test_actor_of_v1_climbs_the_dreamed_return():
     def loss(bias):
         pol = params["pol"]["params"]
         pol = {"params": pol | {"mean": pol["mean"] | {"bias": bias}}}
-        return learner.behaviour(params | {"pol": pol}, hyper, starts, key)[0]
+        return dreamer_v1.behaviour_losses(learner, params | {"pol": pol}, hyper, starts, key)[0]
 
     at, eps = jnp.array([0.3]), 1e-2
     slope = (loss(at + eps) - loss(at - eps)) / (2 * eps)
@@ -294,8 +296,9 @@ def test_behaviour_teaches_actor_and_critic_alone(name):
     learner, params, starts = built(name, Discrete(3), **options)
     hyper = numbers(discount=0.9, lam=0.8, entropy=0.1, actor_mix=0.5)
     state = hyper if name == "dreamer-v1" else SimpleNamespace(hyper=hyper, slow=params["val"])
+    behaviour = {"dreamer-v1": dreamer_v1, "dreamer-v2": dreamer_v2}[name].behaviour_losses
     for which, owner in enumerate(("pol", "val")):
-        grads = jax.jit(jax.grad(lambda p, i=which: learner.behaviour(p, state, starts, jax.random.key(2))[i]))(params)
+        grads = jax.jit(jax.grad(lambda p, i=which: behaviour(learner, p, state, starts, jax.random.key(2))[i]))(params)
         taught = {part for part, tree in grads.items() if any(bool(x.any()) for x in jax.tree.leaves(tree))}
         assert taught == {owner}
 
@@ -305,7 +308,9 @@ def test_dreams_of_v1_from_an_end_teach_nothing():
     learner, params, starts = built("dreamer-v1", Discrete(3), con_scale=10.0)
     last = params["con"]["params"]["logit"]
     params["con"]["params"]["logit"] = {"kernel": 0 * last["kernel"], "bias": 0 * last["bias"] - 200}
-    policy, value, _ = jax.jit(learner.behaviour)(params, numbers(discount=0.9, lam=0.8), starts, jax.random.key(2))
+    policy, value, _ = jax.jit(partial(dreamer_v1.behaviour_losses, learner))(
+        params, numbers(discount=0.9, lam=0.8), starts, jax.random.key(2)
+    )
     assert policy == 0 and value == 0
 
 
@@ -320,7 +325,7 @@ def test_actor_of_v2_mixes_two_gradients():
         actor = lambda feat: learner.actor({"pol": pol}, feat)  # noqa: E731
         dream, actions = learner.world.explore(params, starts, actor, 3, key)
         feat = dream.feat()
-        reward, cont = learner.judge(params, feat)
+        reward, cont = learner.predict_reward_and_continue(params, feat)
         value, cont = learner.value(slow, feat), 0.9 * cont
         returns = [value[3]]
         for t in (2, 1, 0):  # R_t = r_{t+1} + c_{t+1} ((1 - lambda) v_{t+1} + lambda R_{t+1})
@@ -341,7 +346,9 @@ def test_actor_of_v2_mixes_two_gradients():
     @jax.jit
     def ours(pol, mix):
         state = SimpleNamespace(hyper=numbers(discount=0.9, lam=0.8, entropy=0.0) | {"actor_mix": mix}, slow=slow)
-        return jax.grad(lambda pol: learner.behaviour(params | {"pol": pol}, state, starts, key)[0])(pol)
+        return jax.grad(lambda pol: dreamer_v2.behaviour_losses(learner, params | {"pol": pol}, state, starts, key)[0])(
+            pol
+        )
 
     score, path = jax.jit(lambda pol: (jax.grad(reinforce)(pol), jax.grad(dynamics)(pol)))(params["pol"])
     assert all(max(float(jnp.abs(x).max()) for x in jax.tree.leaves(grads)) > 1e-5 for grads in (score, path))
@@ -364,6 +371,44 @@ def test_slow_critic_is_a_copy_every_few_updates():
         assert same(state.slow, first) == (i < 3) and same(state.slow, state.params["val"]) == (i == 3)
 
 
+@pytest.mark.parametrize("name", [pytest.param("dreamer-v1", marks=SLOW), "dreamer-v2"])
+def test_losses_of_the_model_by_hand(name):
+    """Squared errors, the Bernoulli loss and both KLs in numpy, from latents and heads; their sum with the weights."""
+    scales = dict(rec_scale=0.7, con_scale=3.0) | (dict(kl_scale=0.2, squash=True) if name == "dreamer-v2" else {})
+    learner, params, _ = built(name, Discrete(3), **scales)
+    config, world = learner.config, learner.world
+    agent = agents.make(name, world.spec, MICRO, **vars(config))
+    record = random_record(agent, world.spec, config, jax.random.key(1))
+    record = record._replace(is_terminal=record.is_terminal.at[0, 1].set(True))
+    module = {"dreamer-v1": dreamer_v1, "dreamer-v2": dreamer_v2}[name]
+
+    @jax.jit
+    def run(params):
+        key = jax.random.key(2)
+        latents, total, metrics = module.model_loss(learner, params, record, key)
+        _, post, prior = world.infer(params, record, jax.random.uniform(key, (2, 4, 3)))
+        outputs = {head: apply(learner.heads[head], params[head], latents.feat()) for head in ("rew", "con")}
+        flat = latents.stoch.reshape(2, 4, -1)
+        return total, metrics, post, prior, outputs, apply(world.dec, params["dec"], latents.deter, flat)["obs"]
+
+    total, metrics, post, prior, outputs, seen = jax.tree.map(lambda x: np.asarray(x, np.float64), run(params))
+    obs, reward = np.asarray(record.obs, np.float64), np.asarray(record.reward, np.float64)
+    rec = np.square(seen - np.sign(obs) * np.log1p(np.abs(obs))).sum(-1).mean()
+    rew = 0.5 * np.square(outputs["rew"]["mean"][..., 0] - (np.tanh(reward) if name == "dreamer-v2" else reward)).mean()
+    logit, flag = outputs["con"]["logit"][..., 0], 1.0 - np.asarray(record.is_terminal)
+    con = (np.log1p(np.exp(logit)) - logit * flag).mean()
+    if name == "dreamer-v2":
+        kl = (np.exp(post.logp) * (post.logp - prior.logp)).sum((-1, -2)).mean()
+        kl_term = 0.2 * kl
+    else:
+        ratio = post.std / prior.std
+        kl = (0.5 * (ratio**2 + ((post.mean - prior.mean) / prior.std) ** 2 - 1) - np.log(ratio)).sum(-1).mean()
+        kl_term = max(kl, config.free_nats)
+    for term, expected in dict(rec=rec, rew=rew, con=con, dyn=kl, rep=kl).items():
+        assert metrics[f"loss/{term}"] == pytest.approx(expected, rel=1e-4), term
+    assert total == pytest.approx(0.7 * rec + rew + 3.0 * con + kl_term, rel=1e-4)
+
+
 @pytest.mark.slow
 def test_free_nats_hold_the_mean_kl():
     """Below the free nats the KL has no gradient; above, all of it (Dreamer V1 and PlaNet: on the mean)."""
@@ -374,7 +419,8 @@ def test_free_nats_hold_the_mean_kl():
     def prior_moves(free):
         config = tiny("dreamer-v1", free_nats=free, rec_scale=0.0)
         only = dreamer_v1.build(learner.world.spec, config)
-        loss = lambda p: only.loss(p, numbers(discount=0.9, lam=0.8), record, jax.random.key(2))[0]  # noqa: E731
+        hyper, key = numbers(discount=0.9, lam=0.8), jax.random.key(2)
+        loss = lambda p: dreamer_v1.loss(only, p, hyper, record, key)[0]  # noqa: E731
         grads = jax.jit(jax.grad(loss))(params)["dyn"]["params"]["prior_out"]["kernel"]
         return float(jnp.abs(grads).max())
 
@@ -385,7 +431,7 @@ def test_free_nats_hold_the_mean_kl():
 
 PROBE = dict(
     deter=16, hidden=16, stoch=4, units=16, depth=1, envs=8, batch_size=16, batch_length=8, prefill=200, collect=8,
-    updates=4, capacity=2000, free_nats=0.1,
+    phase_updates=4, capacity=2000, free_nats=0.1,
 )  # fmt: skip
 
 

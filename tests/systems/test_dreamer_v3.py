@@ -6,6 +6,7 @@ the batch, and each jitted function below is compiled once.
 """
 
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import chex
@@ -27,7 +28,7 @@ from jaxwm.types import Batch, Box, Discrete, Index, MultiDiscrete, Record, Spec
 
 SIZES = dict(
     deter=16, blocks=4, hidden=8, units=8, stoch=4, classes=4, bins=11, depth=2, batch_size=2, batch_length=4,
-    imag_length=3, envs=2, prefill=40, horizon=10.0,
+    imag_length=3, envs=2, prefill=40, discount_horizon=10.0,
 )  # fmt: skip
 
 
@@ -437,7 +438,7 @@ def given_learner() -> v3.Learner:
 
 
 def given_state(slow) -> v3.State:
-    hyper = dict(lr=0.0, entropy=1e-3, horizon=10.0, lam=0.9)
+    hyper = dict(lr=0.0, entropy=1e-3, discount_horizon=10.0, lam=0.9)
     hyper = {k: jnp.float32(v) for k, v in hyper.items()}
     return v3.State({}, slow, ac.initial_range(), None, hyper, jnp.int32(0))
 
@@ -472,7 +473,7 @@ def test_replayed_values_are_not_learned_across_an_episode_end():
 
     def loss(reward, boot, terminal=False):
         record = Record(None, reward, None, last, last & terminal, None, None)
-        return learner.replay_value({"val": values}, given_state(slow), record, jnp.zeros((2, 5, 1)), boot)
+        return v3.replay_value_loss(learner, {"val": values}, given_state(slow), record, jnp.zeros((2, 5, 1)), boot)
 
     reward, boot = random_logits(2, 2, 5), random_logits(3, 2, 5)
     out, after = loss(reward, boot), loss(reward.at[:, 3:].add(1.0), boot.at[:, 3:].add(1.0))
@@ -520,7 +521,7 @@ def gradients(catch):
     learner = v3.Learner(v3.build(catch.env.spec, config), catch.env.spec, config)
 
     def terms(params, state, record, noise):
-        _, (latents, _, metrics) = learner.loss(params, state, record, noise)
+        _, ((latents, _), metrics) = v3.loss(learner, params, state, record, noise)
         return {name: metrics[f"loss/{name}"] for name in LEARNERS}, latents
 
     @jax.jit
@@ -551,7 +552,8 @@ def test_feedback_is_what_the_loss_computed(catch, gradients):
     """The latents a loss hands back are the posteriors `[B, T]` of its trained records, context left out."""
     noise = catch.learner.noise(jax.random.key(0), 2, 5)
     state, record = catch.states[0], catch.batches[0].record
-    latents, _, _ = jax.jit(catch.learner.world_model)(state.params, record, noise.observe, state.hyper["horizon"])
+    losses = jax.jit(partial(v3.model_losses, catch.learner))
+    latents, _, _ = losses(state.params, state.hyper, record, noise.observe)
     assert_close(latents, gradients[1])
     packed = catch.learner.world.pack(gradients[1])
     assert packed["stoch"].shape == (2, 4, 4)
@@ -607,7 +609,7 @@ def test_members_have_learning_rates_of_their_own(catch, vmapped):
 def test_members_have_horizons_of_their_own(catch, vmapped):
     """The horizon is one of the hyper-parameters that may differ, so it must reach the losses."""
     both = stacked(catch.states[0], catch.states[0])
-    both = both._replace(hyper=both.hyper | {"horizon": jnp.array([10.0, 100.0])})
+    both = both._replace(hyper=both.hyper | {"discount_horizon": jnp.array([10.0, 100.0])})
     batch, keys = stacked(catch.batches[0], catch.batches[0]), stacked(jax.random.key(1), jax.random.key(1))
     _, metrics = vmapped(both, batch, keys)
     for name in ("loss/con", "loss/repval"):

@@ -6,7 +6,7 @@ Parameters carry the official names there; `LAYERS` maps them to ours. Layouts a
 
 import json
 import math
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import jax
@@ -406,7 +406,7 @@ def test_decoder():
 
 def state_of(params: dict, slow, before: dict, lam=0.95, entropy=3e-4) -> v3.State:
     ranges = ac.ReturnRange(f32(before["lo"]), f32(before["hi"]))
-    hyper = dict(lr=f32(4e-5), entropy=f32(entropy), horizon=f32(333), lam=f32(lam))
+    hyper = dict(lr=f32(4e-5), entropy=f32(entropy), discount_horizon=f32(333), lam=f32(lam))
     return v3.State(params, slow, ranges, None, hyper, jnp.zeros((), jnp.int32))
 
 
@@ -469,7 +469,7 @@ def test_replay_value_loss():
     def loss(values):
         params = {"val": {"bins": values}}
         state = state_of(params, {"bins": slow}, dict(lo=0, hi=0), case["hyper"]["lam"])
-        return learner.replay_value(params, state, record, jnp.zeros((2, 5, 1)), f32(case["boot"]))
+        return v3.replay_value_loss(learner, params, state, record, jnp.zeros((2, 5, 1)), f32(case["boot"]))
 
     close(loss(values).T, case["repval"])
     grad = swap(jax.grad(lambda v: loss(v).mean())(values))
@@ -510,8 +510,8 @@ def test_whole_loss_and_gradient(name, no_chance):
     case, learner = WHOLE[name], learner_of(name)
     params = parameters(case)
     state = state_of(params, params.pop("slowval"), WHOLE["retnorm_before"])
-    step = jax.jit(jax.value_and_grad(learner.loss, has_aux=True))
-    (total, (latents, ranges, metrics)), grads = step(params, state, record_of(name), golden_noise(learner))
+    step = jax.jit(jax.value_and_grad(partial(v3.loss, learner), has_aux=True))
+    (total, ((latents, ranges), metrics)), grads = step(params, state, record_of(name), golden_noise(learner))
     close(latents.deter, case["deter"])
     assert jnp.argmax(latents.stoch, -1).tolist() == case["stoch_index"]
     for term, value in case["terms"].items():

@@ -74,7 +74,7 @@ VALUES = jnp.array([[10.0, 20, 30, 40, 50, 60]])
 
 def test_n_step_targets_by_hand():
     """K = 2, n = 3, gamma = 1/2: z_0 = r_1 + r_2 / 2 + r_3 / 4 + v_3 / 8."""
-    targets = muzero.aims(record([9, 1, 2, 4, 8, 16]), VALUES, 2, 3, 0.5, None)
+    targets = muzero.targets(record([9, 1, 2, 4, 8, 16]), VALUES, 2, 3, 0.5, None)
     np.testing.assert_allclose(targets.value[0], [1 + 1 + 1 + 5, 2 + 2 + 2 + 50 / 8, 4 + 4 + 4 + 60 / 8])
     np.testing.assert_allclose(targets.reward[0, 1:], [1, 2])
     assert targets.value_known.all() and targets.policy_known.all() and targets.real.all()
@@ -82,7 +82,7 @@ def test_n_step_targets_by_hand():
 
 def test_nothing_is_worth_anything_after_a_terminal():
     """The episode ends with record 1; records 2 and on are of the next one."""
-    targets = muzero.aims(record([9, 1, 0, 4, 8, 16], last=[1], terminal=[1]), VALUES, 2, 3, 0.5, None)
+    targets = muzero.targets(record([9, 1, 0, 4, 8, 16], last=[1], terminal=[1]), VALUES, 2, 3, 0.5, None)
     np.testing.assert_allclose(targets.value[0], [1, 0, 0])
     np.testing.assert_allclose(targets.reward[0, 1:], [1, 0])
     assert targets.value_known.all() and targets.reward_known.all(), "absorbing states are learned"
@@ -92,21 +92,21 @@ def test_nothing_is_worth_anything_after_a_terminal():
 
 def test_a_time_limit_is_no_end():
     """Bootstrapped from the last observation, and nothing is learned of what would follow it."""
-    targets = muzero.aims(record([9, 1, 0, 4, 8, 16], last=[1]), VALUES, 2, 3, 0.5, None)
+    targets = muzero.targets(record([9, 1, 0, 4, 8, 16], last=[1]), VALUES, 2, 3, 0.5, None)
     assert targets.value[0, 0] == 1 + 0.5 * 20
     assert targets.value_known[0].tolist() == [True, False, False]
     assert targets.reward_known[0].tolist() == [True, True, False]
 
 
 def test_a_lost_life_ends_the_future_but_not_the_game():
-    targets = muzero.aims(record([9, 1, 2, 4, 8, 16], terminal=[2]), VALUES, 2, 3, 0.5, None)
+    targets = muzero.targets(record([9, 1, 2, 4, 8, 16], terminal=[2]), VALUES, 2, 3, 0.5, None)
     np.testing.assert_allclose(targets.value[0], [1 + 1, 2, 0])
 
 
 def test_old_data_uses_fewer_rewards():
     """One reward at least, three at most: r_1 + v_1 / 2."""
     for used, expected in ((-4.0, 1 + 20 / 2), (1.0, 1 + 20 / 2), (2.0, 1 + 1 + 30 / 4), (7.0, 8.0)):
-        targets = muzero.aims(record([9, 1, 2, 4, 8, 16]), VALUES, 2, 3, 0.5, jnp.array([used]))
+        targets = muzero.targets(record([9, 1, 2, 4, 8, 16]), VALUES, 2, 3, 0.5, jnp.array([used]))
         assert targets.value[0, 0] == pytest.approx(expected)
 
 
@@ -199,6 +199,29 @@ def batch_for(case, key=0):
     action, extras = jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), (action, extras))
     index = Index(jnp.zeros(lead[0], jnp.int32), jnp.zeros(lead[0], jnp.int32))
     return muzero.Batch(Record(*step, action, extras), index, jnp.ones(lead[0]))
+
+
+def test_the_loss_of_a_network_that_knows_nothing():
+    """Equation 1 where every head is uniform, as at the start: ln 11 for each value and reward, ln 3 for each policy.
+
+    The root counts once, both unrolled steps half; the second sequence ends with record 1, its policies from there on
+    are not learned, and it weighs three times as much.
+    """
+    case = small(residual=False)
+    record = batch_for(case).record
+    record = jax.tree.map(lambda x: x[:2], record)
+    flag = jnp.zeros(record.reward.shape, bool)
+    end = flag.at[1, 1].set(True)
+    policy = jnp.full_like(record.extras["policy"], 1 / 3)
+    record = record._replace(is_last=end, is_terminal=end, extras=record.extras | {"policy": policy})
+    nets, weight = muzero.Networks(case.spec, case.config), jnp.array([1.0, 3.0])
+    values = jnp.zeros(record.reward.shape)
+    targets = muzero.targets(record, values, 2, 2, case.config.discount, None)
+    args = case.state.params, record, targets, weight, jnp.float32(0), jax.random.key(0)
+    total, (error, _) = muzero.loss(nets, *args)
+    each = np.array([(1 + case.config.value_scale * 2) * np.log(11)] * 2) + np.array([2.0, 1.0]) * np.log(3)
+    assert float(total) == pytest.approx((np.asarray(weight) * each).mean(), rel=1e-4)
+    np.testing.assert_allclose(error, np.abs(targets.value[:, 0]), atol=1e-4)
 
 
 CASES = {

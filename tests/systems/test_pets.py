@@ -20,15 +20,15 @@ from jaxwm.run.checkpoint import Checkpoints
 from jaxwm.training.evaluation import evaluate
 from jaxwm.training.life import Cursor, member_keys
 from jaxwm.training.trainer import Trainer
-from jaxwm.types import Batch, Box, Discrete, Index, Record, Spec, Step
+from jaxwm.types import Batch, Box, Discrete, Index, Record, Spec
 
 TINY = dict(
     planner="cem",
     units=16,
     layers=1,
-    decay=(0.0, 0.0),
+    weight_decay=(0.0, 0.0),
     epochs=1.0,
-    horizon=3,
+    plan_horizon=3,
     candidates=8,
     elites=4,
     iterations=2,
@@ -151,7 +151,7 @@ def by_hand(model, config: Config, inputs, target, ended, weight) -> float:
             p = 1 / (1 + np.exp(-out[:, 2 * size]))
             each = each - ended[e] * np.log(p) - (1 - ended[e]) * np.log(1 - p)
         total += (each * weight[e]).sum() / weight[e].sum()
-    for i, rate in enumerate(config.decay):
+    for i, rate in enumerate(config.weight_decay):
         total += rate / 2 * (model[f"kernel{i}"] ** 2).sum()
     if config.bounds == "learned" and not config.deterministic:
         total += config.bound_scale * (model["max_logvar"].sum() - model["min_logvar"].sum())
@@ -162,7 +162,7 @@ def by_hand(model, config: Config, inputs, target, ended, weight) -> float:
     "options", [{}, {"bounds": "fixed"}, {"deterministic": True}, {"reward": "learned"}], ids=lambda o: str([*o])
 )
 def test_the_loss_is_the_papers(options):
-    config = Config(**{**TINY, "networks": 2, "particles": 2, "decay": (0.1, 0.3), **options})
+    config = Config(**{**TINY, "networks": 2, "particles": 2, "weight_decay": (0.1, 0.3), **options})
     model = model_of(config)
     rng = np.random.default_rng(0)
     inputs, target = rng.normal(size=(2, 6, 4)), rng.normal(size=(2, 6, 3 + (config.reward == "learned")))
@@ -267,7 +267,7 @@ def learned() -> SimpleNamespace:
 
 def test_the_ensemble_learns_a_linear_world_and_its_noise(learned):
     """After 400 steps the mean is right to a third of the noise, and the predicted noise is the true one."""
-    transition = pets.transition(learned.config, None, learned.state.params)
+    transition = pets.transition(linear_world().spec, learned.config, learned.state.params)
     x, a = jnp.meshgrid(jnp.linspace(-1, 1, 7), jnp.linspace(-0.9, 0.9, 5))
     start, actions = x.reshape(-1, 1), a.reshape(-1, 1, 1)
     found = ensemble.rollout(transition, start, actions, jax.random.key(0), 5, 2000, 2, mix=False)
@@ -329,7 +329,7 @@ def test_every_pair_of_the_replay_is_read_once(written, kept):
     ring = replay.init(row(0.0), 10, 2)
     for t in range(written):
         ring = replay.add(ring, row(float(t)))
-    batch = pets.everything(None, ring, jax.random.key(0))
+    batch = replay.all_pairs(ring)
     good = np.asarray(batch.weight) > 0
     pairs = sorted(map(tuple, np.asarray(batch.record.obs[good, :, 0])))
     assert pairs == sorted(2 * [(t, t + 1) for t in range(written - kept, written - 1)])
@@ -356,16 +356,6 @@ def test_every_mode_gives_actions_of_the_right_kind(planner):
     assert len(np.unique(action)) == 3, "every environment has a key of its own"
     with pytest.raises(ValueError, match="mode must be one of"):
         one.agent.act(one.state, carry, one.step, jax.random.key(0), "best")
-
-
-def test_logged_actions_are_passed_on():
-    obs = {"place": jax.ShapeDtypeStruct((2,), jnp.float32), "action": jax.ShapeDtypeStruct((1,), jnp.float32)}
-    agent = agents.make("pets", Spec("own/Logged", obs, Box(1), 9), reward="learned", **TINY)
-    state = agent.init(jax.random.key(0), agent.hyper)
-    flag = jnp.zeros(1, bool)
-    step = Step({"place": jnp.zeros((1, 2)), "action": jnp.full((1, 1), 0.3)}, jnp.zeros(1), flag, flag, flag)
-    carry = agent.reset(state, 1)
-    assert agent.act(state, carry, step, jax.random.key(0), "logged")[1] == jnp.float32(0.3)
 
 
 def test_plans_are_forgotten_where_an_episode_begins():
@@ -430,7 +420,7 @@ def test_train_step_is_a_pure_function():
     ("options", "message"),
     [
         ({"particles": 7}, "particles must be a multiple of the 5 networks, not 7"),
-        ({"layers": 2}, "decay must be 3 numbers, one a layer and one for the output"),
+        ({"layers": 2}, "decay must be 3 numbers, one per layer and one for the output"),
         ({"elites": 500}, "elites must be .* at most 8"),
         ({"planner": "shooting"}, "planner must be one of 'cem', 'icem', 'mppi'"),
         ({"lr": 0.0}, "lr must be a number above 0"),

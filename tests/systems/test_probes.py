@@ -29,8 +29,8 @@ OPTIMAL = 0.99
 """Value of a reward of +1 for one action and -1 for the other: the sampled policy keeps 1 % of the uniform one."""
 
 SETTINGS = dict(
-    horizon=HORIZON, imag_length=4, batch_size=8, batch_length=8, train_ratio=32.0, envs=8, prefill=256, capacity=1000,
-    lr=5e-3, entropy=1e-2, free_nats=0.0, rep_scale=0.02,
+    discount_horizon=HORIZON, imag_length=4, batch_size=8, batch_length=8, train_ratio=32.0, envs=8, prefill=256,
+    capacity=1000, lr=5e-3, entropy=1e-2, free_nats=0.0, rep_scale=0.02,
 )  # fmt: skip
 """Dreams as exact as possible: what is seen may be remembered in full, and the prior learns it in full (a free nat
 would let it confuse the kinds of episodes). The small replay forgets the random actions, whose rewards pull the critic

@@ -28,7 +28,7 @@ from jaxwm.types import Batch, Box, Discrete, Env, Index, MultiDiscrete, Record,
 IMAGE = jax.ShapeDtypeStruct((64, 64, 3), np.uint8)
 TINY = dict(
     codes=3, depth=1, units=4, envs=4, random_steps=160, vision_updates=2, vision_batch=4, memory_updates=2,
-    memory_batch=4, memory_length=6, generations=2, population=4, rollouts=3, horizon=12, capacity=1000,
+    memory_batch=4, memory_length=6, generations=2, population=4, rollouts=3, dream_length=12, capacity=1000,
 )  # fmt: skip
 
 
@@ -68,7 +68,7 @@ def test_log_likelihood_of_a_mixture():
 
 def test_samples_follow_the_mixture_and_its_temperature():
     one = Mixture(jnp.log(jnp.array([0.2, 0.8])), jnp.array([-5.0, 5.0]), jnp.log(jnp.array([0.5, 1.0])))
-    noise = world_models.draw(jax.random.key(0), (20_000,))
+    noise = world_models.dream_noise(jax.random.key(0), (20_000,))
     for temperature in (0.25, 1.0, 2.0):
         odds = np.array([0.2, 0.8]) ** (1 / temperature)
         odds /= odds.sum()
@@ -174,10 +174,10 @@ def agent_of(action=Discrete(3), **options) -> Made:
 def test_one_output_is_cut_into_equal_parts():
     nets = agent_of().nets
     output = jnp.array([-1.0, -0.34, -0.33, 0.0, 0.33, 0.34, 1.0])[:, None]
-    assert nets.decide(output).tolist() == [0, 0, 1, 1, 1, 2, 2]
-    assert nets.numbers(jnp.array([0, 1, 2])).tolist() == [[-1.0], [0.0], [1.0]]
+    assert nets.as_action(output).tolist() == [0, 0, 1, 1, 1, 2, 2]
+    assert nets.as_numbers(jnp.array([0, 1, 2])).tolist() == [[-1.0], [0.0], [1.0]]
     box = agent_of(Box(2)).nets
-    np.testing.assert_allclose(box.decide(jnp.array([[0.3, -1.0]])), [[0.3, -1.0]])
+    np.testing.assert_allclose(box.as_action(jnp.array([[0.3, -1.0]])), [[0.3, -1.0]])
 
 
 def test_the_controller_is_linear_in_code_and_state():
@@ -287,8 +287,8 @@ def test_loss_of_the_memory_counts_transitions_inside_episodes():
     for b in range(2):
         lstm = nets.memory.initial(1)
         for t in range(3):
-            action = nets.numbers(record.action[b, t : t + 1])
-            lstm = nets.follow(params, lstm, jnp.asarray(code[b, t : t + 1]), action, record.is_first[b, t : t + 1])
+            action = nets.as_numbers(record.action[b, t : t + 1])
+            lstm = nets.advance(params, lstm, jnp.asarray(code[b, t : t + 1]), action, record.is_first[b, t : t + 1])
             if (b, t + 1) == (0, 2):
                 continue  # what follows is another episode
             guess = nets.predict(params, lstm.hidden)
@@ -360,10 +360,10 @@ def test_returns_of_dreams():
     one = agent_of()
     forever = by_hand(one, -5.0)
     weights, starts = jnp.zeros((2, one.nets.weights)), jnp.zeros((3, 3))
-    returns = one.nets.returns(forever.params, weights, starts, jax.random.key(0), jnp.ones(()))
+    returns = world_models.dreamed_returns(one.nets, forever.params, weights, starts, jax.random.key(0), jnp.ones(()))
     assert returns.tolist() == [[12 * 4.0] * 3] * 2, "horizon times the worth of a step"
     over = by_hand(one, 5.0)
-    returns = one.nets.returns(over.params, weights, starts, jax.random.key(0), jnp.ones(()))
+    returns = world_models.dreamed_returns(one.nets, over.params, weights, starts, jax.random.key(0), jnp.ones(()))
     assert returns.tolist() == [[0.0] * 3] * 2
 
 
@@ -395,7 +395,7 @@ def test_evolution_inside_a_dream_finds_the_way_to_live():
 
 
 def test_real_returns_end_with_the_first_episode():
-    one = agent_of(real=True, population=2, rollouts=2, envs=4, done=False, horizon=4)
+    one = agent_of(real=True, population=2, rollouts=2, envs=4, done=False, dream_length=4)
     last = jnp.zeros((4, 5), bool).at[0, 2].set(True).at[3, 1].set(True)
     reward = jnp.array([[0, 1, 1, 100, 100], [0, 2, 2, 2, 2], [0, 3, 3, 3, 3], [0, 4, 100, 0, 0]], jnp.float32)
     record = record_of(5, 4, is_last=last, reward=reward)

@@ -12,13 +12,35 @@ from jaxwm import agents, envs
 from jaxwm.training.trainer import Trainer
 
 
-@pytest.fixture(scope="module")
-def found():
+def measured(*words: str) -> dict:
     """What `devices.py` measured, in a process of its own: JAX counts its devices when it starts."""
     script = Path(__file__).parents[1] / "helpers" / "devices.py"
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=600)
+    done = subprocess.run([sys.executable, str(script), *words], capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def found():
+    return measured("runs")
+
+
+STEPS = ["pets", "planet", "dreamer-v1", "dreamer-v2", "vision", "memory", "alphazero", "muzero", "efficientzero"]
+
+
+@pytest.mark.parametrize(
+    "names", [["pets"], pytest.param(STEPS[1:], marks=pytest.mark.slow)], ids=["pets", "all others"]
+)
+def test_a_gradient_step_of_four_devices_is_that_of_one(names):
+    """Whether each holds all of the batch or a quarter: the moments, the feedback, the metrics; `pmap` is a loop."""
+    for name, found in measured("steps", *names).items():
+        for how, apart in found["apart"].items():
+            assert not far(apart, 2e-5), (name, how)
+        assert not far(found["pmap"], 2e-5), name
+        expected, *others = found["metrics"]
+        for metrics in others:
+            assert_same_metrics(metrics, expected)
+        assert found["between"] == 0 and found["moved"] > 1e-5, name
 
 
 def far(apart: dict[str, float], limit: float) -> dict[str, float]:

@@ -3,6 +3,7 @@
 Here numbers are compared with each other; those of the official implementation are in `test_golden.py`.
 """
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -60,7 +61,7 @@ ROUTES = Routes(images=4, dreams=8, own_gradients=True, subpixel=True)
 BATCH, TIME = 3, 4
 TINY = dict(
     deter=16, blocks=4, hidden=8, units=8, stoch=4, classes=4, bins=11, depth=2, batch_size=BATCH, batch_length=TIME,
-    imag_length=3, envs=2, prefill=40, horizon=10.0,
+    imag_length=3, envs=2, prefill=40, discount_horizon=10.0,
 )  # fmt: skip
 VECTOR, IMAGE = jax.ShapeDtypeStruct((5,), jnp.float32), jax.ShapeDtypeStruct((48, 48, 3), jnp.uint8)
 KINDS = {
@@ -107,7 +108,7 @@ def random_state(nets: v3.Networks, spec: Spec, config: v3.Config) -> v3.State:
     for head in (params["rew"]["params"], params["val"]["params"]):
         head["bins"]["bias"] -= 5.0 * jnp.abs(jnp.arange(config.bins) - config.bins // 2)
     slow = jax.tree.map(lambda x: x + 0.05, params["val"])
-    hyper = {k: jnp.float32(v) for k, v in dict(lr=1e-3, entropy=1e-2, horizon=10.0, lam=0.95).items()}
+    hyper = {k: jnp.float32(v) for k, v in dict(lr=1e-3, entropy=1e-2, discount_horizon=10.0, lam=0.95).items()}
     return v3.State(params, slow, ac.ReturnRange(jnp.float32(-1), jnp.float32(2)), None, hyper, jnp.int32(0))
 
 
@@ -130,10 +131,10 @@ def test_the_step_in_pieces_with_own_gradients_is_the_plain_step(name):
     it = scene(name)
 
     def step(routes):
-        grad = jax.jit(jax.grad(it.learner(routes).loss, has_aux=True))
+        grad = jax.jit(jax.grad(partial(v3.loss, it.learner(routes)), has_aux=True))
         return grad(it.state.params, it.state, it.record, it.noise)
 
-    (fast, (latents, ranges, metrics)), (plain, (expected, old, terms)) = step(ROUTES), step(PLAIN)
+    (fast, ((latents, ranges), metrics)), (plain, ((expected, old), terms)) = step(ROUTES), step(PLAIN)
     same = np.array_equal(np.argmax(latents.stoch, -1), np.argmax(expected.stoch, -1))
     assert same, "rounding flipped a latent: what follows cannot be compared, choose other noise"
     assert_near(latents, expected)
@@ -147,13 +148,13 @@ def test_the_step_in_pieces_with_own_gradients_is_the_plain_step(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("dreams", [0, 4])
 def test_dreams_are_judged_as_they_would_be_one_by_one(dreams):
-    """`behaviour` is a rollout judged by `dreams.judged`, the composition that other tests hold against numbers."""
+    """`behaviour_losses` is a rollout and `dreams.judged`, the composition that other tests hold against numbers."""
     it = scene("continuous")
     learner = it.learner(Routes(dreams=dreams))
     latents = learner.world.unpack(jax.tree.map(lambda x: x[:, 1:], it.record.extras))
 
     def whole(params):
-        losses, *rest = learner.behaviour(params, it.state, latents, it.noise)
+        losses, *rest = v3.behaviour_losses(learner, params, it.state, latents, it.noise)
         return losses["policy"] + 0.7 * losses["value"], (losses, *rest)
 
     def parts(params):
@@ -185,9 +186,9 @@ PIECES = [(12, 0, 12), (12, 12, 12), (12, 100, 12), (12, 5, 4), (12, 6, 6), (12,
 @pytest.mark.parametrize(("count", "size", "piece"), PIECES)
 def test_pieces_are_the_largest_that_divide_the_rows(count, size, piece):
     rows = {"a": jnp.arange(2 * count).reshape(count, 2), "b": jnp.arange(count)}
-    cut = pieces.cut(rows, size)
-    assert (cut["a"].shape, cut["b"].shape) == ((count // piece, piece, 2), (count // piece, piece))
-    jax.tree.map(np.testing.assert_array_equal, pieces.join(cut), rows)
+    parts = pieces.split(rows, size)
+    assert (parts["a"].shape, parts["b"].shape) == ((count // piece, piece, 2), (count // piece, piece))
+    jax.tree.map(np.testing.assert_array_equal, pieces.merge(parts), rows)
 
 
 def given_rows(seed: int = 0):
@@ -207,12 +208,12 @@ def score(params, rows, data, shared):
 
 
 def in_pieces(size):
-    """`score` by `terminal`, aux joined again."""
+    """`score` by `loss_over_pieces`, aux merged again."""
 
     def total(params, rows, data, shared):
-        parts, known = pieces.cut(rows, size), pieces.cut(data, size)
-        loss, aux = pieces.terminal(score, params, parts, known, shared)
-        return loss, pieces.join(aux)
+        parts, known = pieces.split(rows, size), pieces.split(data, size)
+        loss, aux = pieces.loss_over_pieces(score, params, parts, known, shared)
+        return loss, pieces.merge(aux)
 
     return total
 
@@ -271,7 +272,7 @@ def test_over_is_the_function_and_its_gradients(size, members):
         return jnp.tanh(x @ params["w"]) * params["b"]
 
     def pieces(params, x):
-        return pieces.join(pieces.over(all_rows, params, pieces.cut(x, size)))
+        return pieces.merge(pieces.map_pieces(all_rows, params, pieces.split(x, size)))
 
     params, rows, (target, _), _ = given_rows()
     x = rows["x"]

@@ -4,16 +4,22 @@ import csv
 import dataclasses
 import json
 import struct
+from collections import Counter
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgba
 from PIL import Image
 
 from jaxwm import agents, cli
+from jaxwm.report import charts
 from jaxwm.report.charts import Series
-from jaxwm.report.page import binned, column, flatten, learning_curve, reached, read, report
+from jaxwm.report.curves import binned, learning_curve, learning_curves, panels, reached, words
+from jaxwm.report.page import report
 from jaxwm.report.statistics import published_runs
+from jaxwm.report.story import column, flatten, read
 from jaxwm.run import directory
 from jaxwm.run.plan import Plan
 from jaxwm.run.writer import Writer
@@ -57,15 +63,44 @@ def default_scores() -> list[dict]:
 
 
 def text_of(paths, out) -> str:
-    """The page, after checking that every picture it shows is there and whole."""
+    """The page, after checking that every picture it shows is there and whole, and inside the HTML file."""
     page = report(paths, out)
-    text = page.read_text()
+    text = page.with_suffix(".md").read_text()
+    check_html(page, text)
     for name in [part.split(")")[0] for part in text.split("](")[1:]]:
         if name.endswith(".png"):
             data = (page.parent / name.replace("%20", " ")).read_bytes()
             assert data[:8] == b"\x89PNG\r\n\x1a\n" and min(struct.unpack(">II", data[16:24])) > 200
             Image.open(page.parent / name.replace("%20", " ")).load()
     return text
+
+
+class Tags(HTMLParser):
+    """Counts tags, and collects what pictures and links point to."""
+
+    def __init__(self):
+        super().__init__()
+        self.count, self.open, self.sources = Counter(), [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.count[tag] += 1
+        if tag not in ("img", "meta"):
+            self.open.append(tag)
+        self.sources += [value for name, value in attrs if name in ("src", "href")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def check_html(page: Path, text: str) -> None:
+    """It is well-formed, has all tables, headings and pictures of the Markdown, and needs no other file."""
+    tags = Tags()
+    tags.feed(page.read_text())
+    assert tags.open == [] and tags.count["style"] == 1 and not tags.count["script"] + tags.count["link"]
+    assert tags.count["table"] == text.count("\n| ---") and tags.count["img"] == text.count("![")
+    assert tags.count["h2"] == text.count("\n## ")
+    outside = [source for source in tags.sources if not source.startswith(("#", "data:image/"))]
+    assert set(outside) <= {"scores.csv"}
 
 
 def row_of(text: str, start: str) -> list[str]:
@@ -102,13 +137,13 @@ def test_how_soon_runs_are_good(pair):
     assert reached(curve, 1.5).tolist() == [3, 2, 1] and reached(curve, 4.5).tolist() == [np.inf, np.inf, 1]
 
 
-def test_only_differing_settings_stand_side_by_side(pair):
+def test_only_differing_settings_are_side_by_side(pair):
     table, common = rows_after(pair[0], "## Settings").split("<details>")
     assert row_of(table, "`settings.lr`") == ["`settings.lr`", "`0.01`", "`0.003`"]
     assert row_of(table, "`settings.prefill`") == ["`settings.prefill`", "`256`", "`128`"]
     assert table.count("`settings.") == 2
     assert row_of(common, "`settings.deter`") == ["`settings.deter`", "`32`"]
-    assert "settings.lr" not in common
+    assert "`settings.lr`" not in common
 
 
 def test_throughput_counts_learning_only(pair):
@@ -119,7 +154,7 @@ def test_throughput_counts_learning_only(pair):
 
 def test_the_figures_are_there(pair):
     names = {file.name for file in pair[1].iterdir()}
-    assert names == {"report.md"} | {
+    assert names == {"report.md", "report.html"} | {
         f"{kind}-gymnax-Catch-bsuite.png" for kind in ("returns", "losses", "other-metrics")
     }  # fmt: skip
     assert "Not recorded in a, b: no `gauge/dreamed`" in pair[0]
@@ -174,7 +209,7 @@ def test_null_entries_are_gaps_and_are_named(tmp_path):
     np.testing.assert_array_equal(np.isnan(values), [[0, 0, 0], [0, 1, 0], [1, 1, 1]])
 
 
-def test_episodes_cut_off_in_the_evaluation_are_told(tmp_path):
+def test_episodes_cut_off_in_the_evaluation_are_named(tmp_path):
     text = text_of([write(tmp_path / "cut", evaluation=EVALUATION | {"complete": False})], None)
     assert "cut off by the step limit" in text
 
@@ -186,13 +221,75 @@ def test_binned_means():
     np.testing.assert_array_equal(means, [[2, 0], [5, np.nan], [7, 8]])
 
 
-def test_a_learning_curve_interpolates_inside_a_members_episodes_only(tmp_path):
-    scores = [(0, 5, 1.0), (0, 8, 3.0), (0, 35, 6.0), (1, 15, 2.0), (1, 25, None)]
+def write_scores(folder: Path, scores) -> Path:
     fields = ("member", "env_steps", "return", "length")
-    folder = write(tmp_path / "r", scores=[dict(zip(fields, (*score, 9), strict=True)) for score in scores])
+    return write(folder, scores=[dict(zip(fields, (*score, 9), strict=True)) for score in scores])
+
+
+def test_a_learning_curve_has_gaps_where_a_member_has_no_episode(tmp_path):
+    folder = write_scores(tmp_path / "r", [(0, 5, 1.0), (0, 8, 3.0), (0, 35, 6.0), (1, 15, 2.0), (1, 25, None)])
     curve = learning_curve(read([folder])[0], np.array([0.0, 10, 20, 30, 40]))
     nan = np.nan
-    np.testing.assert_allclose(curve.values.T, [[2, 2 + 4 / 3, 2 + 8 / 3, 6], [nan, 2, nan, nan], [nan] * 4], atol=1e-6)
+    np.testing.assert_allclose(curve.values.T, [[2, nan, nan, 6], [nan, 2, nan, nan], [nan] * 4])
+
+
+def test_rare_episodes_make_fewer_points(tmp_path):
+    """Members end an episode every 100 of 400 steps, at other times: with four points there is no gap."""
+    scores = [(m, steps + 30 * m, 1.0) for m in range(3) for steps in range(5, 400, 100)]
+    (curve,) = learning_curves(read([write_scores(tmp_path / "r", scores)]))
+    assert len(curve.steps) == 4 and np.isfinite(curve.values).all()
+    (curve,) = learning_curves(read([write(tmp_path / "often")]))
+    assert len(curve.steps) == 20
+
+
+def drawn(axes) -> dict[str, np.ndarray]:
+    """The mean (the thickest line) of each colour, as points that are there."""
+    lines = [line for line in axes.lines if line.get_linewidth() > 2]
+    return {line.get_color(): np.column_stack([line.get_xdata(), line.get_ydata()]) for line in lines}
+
+
+def test_means_are_drawn_where_all_members_have_data_only():
+    values = np.array([[1.0, 3.0], [np.nan, 5.0], [3.0, 5.0]])
+    figure = charts.returns("", [Series("a", 0, np.array([10.0, 20, 30]), values)], [], None)
+    (axes,) = figure.axes
+    (mean,) = drawn(axes).values()
+    np.testing.assert_array_equal(mean[:, 1], [2, np.nan, 4])
+    assert axes.get_xlim()[0] == 0
+    (gap,) = [patch for patch in axes.patches if tuple(patch.get_facecolor()) == to_rgba(charts.GAP)]
+    assert (gap.get_x(), gap.get_width()) == (15, 10)
+    assert "not every member has an episode here" in [text.get_text() for text in figure.legends[0].texts]
+
+
+def test_panels_have_words_and_equal_metrics_share_one(tmp_path):
+    rows = [row | {"loss/dyn": row["loss"], "loss/rep": row["loss"], "odd": [1.0] * 3} for row in default_metrics()[1:]]
+    story = read([write(tmp_path / "r", metrics=rows)])
+    found = panels(story, ["loss/rec", "loss/dyn", "loss/rep", "odd", "grad_norm", "missing"])
+    assert [panel.title for panel in found] == [
+        "reconstruction loss", "dynamics loss = representation loss", "odd", "gradient norm",
+    ]  # fmt: skip
+    assert [panel.note for panel in found][:3] == ["lower is better", "lower is better", ""]
+    assert words("model/loss") == ("model: total loss", "lower is better")
+    assert words("loss/rec/image") == ("reconstruction loss: image", "lower is better")
+
+
+def test_the_gauge_is_not_squeezed_by_its_first_point():
+    steps = np.arange(20.0)
+    values = np.where(steps == 0, -15.0, 1 + steps / 20)[:, None]
+    (left, right) = charts.gauge([[Series("a long name", 0, steps, values)] * 3]).axes
+    assert left.get_ylim()[0] > 0 and right.get_ylim()[0] > 0
+    assert "first points from -15 to" in left.texts[0].get_text() and right.get_title() == ""
+
+
+def test_a_greedy_policy_that_is_worse_is_explained(tmp_path):
+    """The last training returns are about 4 to 6."""
+    far = write(tmp_path / "far", evaluation=EVALUATION | {"trained": [-5.0] * 3})
+    text = text_of([far], None)
+    assert "**far**: the greedy policy (-5.00) is below the last training returns (4." in text
+    assert "and random play (-0.60)" in text and f"jaxwm eval {far} --mode explore" in text
+    one = write(tmp_path / "one", evaluation=EVALUATION | {"trained": [9.0, 5.0, -2.0]})
+    assert "- **one**: below random play (-0.60): member 2." in text_of([one], None)
+    good = write(tmp_path / "good", evaluation=EVALUATION | {"trained": [5.0] * 3})
+    assert "the greedy policy" not in rows_after(text_of([good], None), "### Evaluation")
 
 
 def test_gauge_and_skipped_updates(tmp_path):
@@ -214,9 +311,15 @@ def test_dreams_are_copied_and_shown(tmp_path):
     Image.new("RGB", (300, 300)).save(folder / "dreams" / "open loop.png")
     Image.new("RGB", (4, 4)).save(folder / "dreams" / "film.gif")
     (folder / "dreams" / "errors.csv").touch()
+    Image.new("RGB", (4, 4)).save(folder / "watch.gif")
+    Image.new("RGB", (300, 300)).save(folder / "dreams" / "error.png")
+    (folder / "dreams" / "dreams.json").write_text('{"verdict": ["a dream is better at all 9 steps"]}')
     text = text_of([folder], tmp_path / "out")
     assert "![film.gif](dreams/d/film.gif)" in text and "(dreams/d/open%20loop.png)" in text and "csv" not in text
     assert (tmp_path / "out" / "dreams" / "d" / "film.gif").exists()
+    part = rows_after(text, "## Dreams and videos")
+    assert "### How far dreams can be trusted" in part and "- a dream is better at all 9 steps" in part
+    assert part.index("### How far") < part.index("### The policy at play") < part.index("### film.gif")
 
 
 def test_a_directory_of_runs_is_expanded_and_every_environment_has_its_section(tmp_path):
@@ -244,11 +347,15 @@ def test_several_runs_go_to_a_directory_of_their_own(tmp_path, monkeypatch, caps
     write(tmp_path / "runs" / "a"), write(tmp_path / "runs" / "b")
     monkeypatch.chdir(tmp_path)
     assert cli.main(["report", "runs"]) == 0
-    (folder,) = tmp_path.glob("report-*")
-    assert capsys.readouterr().out.strip() == f"{folder.name}/report.md" and (folder / "report.md").exists()
+    (folder,) = (tmp_path / "runs").glob("report-*")
+    assert (folder / "report.md").exists() and (folder / "report.html").exists()
+    out = capsys.readouterr().out
+    assert out.startswith(f"runs/{folder.name}/report.html\n") and f"open it in a browser: {folder.as_uri()}" in out
+    (tmp_path / "runs").rename(tmp_path / "elsewhere")
+    assert report(["elsewhere/a", "elsewhere/b"]).parent.parent == Path()
 
 
-def test_a_run_that_never_learned_stands_beside_one_that_did(tmp_path):
+def test_a_run_that_never_learned_is_shown_next_to_one_that_did(tmp_path):
     """It has no losses: its curves are left out, not its scores."""
     learned, idle = write(tmp_path / "learned"), write(tmp_path / "idle", metrics=default_metrics()[:1])
     text = text_of([learned, idle], tmp_path / "report")
@@ -306,7 +413,7 @@ def evaluated(scores, chance=0.0) -> dict:
     return EVALUATION | dict(trained=list(scores), random=[chance] * len(scores), episodes=100, env_steps=100_000)
 
 
-def test_atari_runs_are_normalised_and_stand_beside_the_published(tmp_path):
+def test_atari_runs_are_normalised_next_to_the_published(tmp_path):
     """Runs with DIAMOND's scores of three games get the statistics of DIAMOND's column, and half of it is better."""
     games = ("Pong", "Boxing", "Qbert")
     for game in games:
@@ -331,7 +438,7 @@ def test_systems_are_told_apart_by_the_settings_that_differ(tmp_path):
             write(tmp_path / "runs" / f"{env[-3:]}{lr}", env=env, lr=lr, evaluation=evaluated([lr, 1.0], -1.0))
     text = text_of([tmp_path / "runs"], tmp_path / "out")
     assert "| probe/Recall | dreamer-v3, lr 0.01 | 2 | 100,000 | 0.51 | 0.01 to 1.00 | -1.00 |" in text
-    assert "(tasks.png)" in text and "uman-normalised" not in text
+    assert "(tasks.png)" in text and "the best member" in text and "uman-normalised" not in text
 
 
 def test_members_with_their_own_hyperparameters_are_told_apart(tmp_path):
@@ -355,10 +462,10 @@ def test_games_that_are_not_finished_are_left_out_of_the_statistics(tmp_path):
     write(tmp_path / "runs" / "b", env="atari/Boxing", evaluation=evaluated([1.0, 2.0]))
     write(tmp_path / "runs" / "c", env="atari/Boxing", units=64, evaluation=evaluated([1.0, 2.0]))
     text = text_of([tmp_path / "runs"], tmp_path / "out")
-    assert "Not all games are finished" in text
+    assert "because not all games are finished" in text
 
 
-def test_different_environment_options_are_told(tmp_path):
+def test_different_environment_options_are_named(tmp_path):
     for game, options in (("Pong", {}), ("Boxing", {"sticky": 0.25})):
         folder = write(tmp_path / "runs" / game, env=f"atari/{game}", evaluation=evaluated([1.0, 2.0]))
         config = json.loads((folder / directory.CONFIG).read_text())

@@ -1,4 +1,4 @@
-"""Dreams beside the truth: alignment, baselines, ends of episodes, and the files that are written."""
+"""Dreams next to the truth: alignment, baselines, ends of episodes, and the files that are written."""
 
 import functools
 import json
@@ -8,19 +8,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from rich.console import Console
 from toys import counting_env, on_host, toy_agent
 
 from jaxwm import agents, cli, envs
-from jaxwm.envs import from_functions, registry
+from jaxwm.envs import envpool, from_functions, registry
 from jaxwm.run import directory, load
 from jaxwm.run.checkpoint import Checkpoints
 from jaxwm.run.plan import Plan
-from jaxwm.studio import dream, episodes, figures, pictures, watch
+from jaxwm.studio import dream, episodes, figures, names, paper, pictures, video, watch
+from jaxwm.studio.study import errors, imagine, mean_and_band, verdict
+from jaxwm.training.host import EnvironmentDied
 from jaxwm.training.life import Cursor
-from jaxwm.types import Agent, Discrete, Dream, Spec
+from jaxwm.types import Agent, Box, Discrete, Dream, MultiDiscrete, Spec
 
 LENGTH = 12
+VERMILLION = (213, 94, 0)
 KEY = jax.random.key(0)
 
 
@@ -78,12 +82,12 @@ def records():
 
 def study(agent, context=3, horizon=6, count=32, played=None):
     window, valid = episodes.windows(played or records(), context, horizon, count, np.random.default_rng(0))
-    return dream.imagine(agent, {}, window, valid, KEY)
+    return imagine(agent, {}, window, valid, KEY)
 
 
 def mean_errors(agent, **options):
-    found = dream.errors(walk(1).spec, study(agent, **options))
-    return {name: {k: figures.mean_and_band(e)[0] for k, e in curves.items()} for name, (_, curves) in found.items()}
+    found = errors(walk(1).spec, study(agent, **options))
+    return {name: {k: mean_and_band(e)[0] for k, e in curves.items()} for name, (_, curves) in found.items()}
 
 
 # --- Alignment and baselines --------------------------------------------------------------------------------------
@@ -109,7 +113,7 @@ def test_a_model_without_actions_is_as_good_under_any():
 
 def test_copying_keeps_the_last_observation_of_the_context():
     found = study(walker())
-    _, curves = dream.errors(walk(1).spec, found)["reward"]
+    _, curves = errors(walk(1).spec, found)["reward"]
     reward = found.window.reward
     np.testing.assert_allclose(curves["copy"], np.abs(reward[:, 3:] - reward[:, 2:3]))
     np.testing.assert_allclose(curves["shuffled"], np.abs(found.shuffled.reward - reward[:, 3:]))
@@ -117,11 +121,11 @@ def test_copying_keeps_the_last_observation_of_the_context():
 
 def test_errors_have_the_units_of_their_sensors():
     found = study(walker(blind=True))
-    errors = dream.errors(walk(1).spec, found)
+    measured = errors(walk(1).spec, found)
     apart = np.abs(found.dream.obs["x"] - found.window.obs["x"][:, 3:])[..., 0]
-    np.testing.assert_allclose(errors["x"][1]["dream"], apart / found.window.obs["x"].std(), rtol=1e-5)
-    np.testing.assert_allclose(errors["image"][1]["dream"], 3 * apart / 255, rtol=1e-5)
-    np.testing.assert_allclose(errors["grid"][1]["dream"], np.where(apart % 7 > 0, 2 / 7, 0), rtol=1e-5)
+    np.testing.assert_allclose(measured["x"][1]["dream"], apart / found.window.obs["x"].std(), rtol=1e-5)
+    np.testing.assert_allclose(measured["image"][1]["dream"], 3 * apart / 255, rtol=1e-5)
+    np.testing.assert_allclose(measured["grid"][1]["dream"], np.where(apart % 7 > 0, 2 / 7, 0), rtol=1e-5)
 
 
 # --- Episodes and windows -----------------------------------------------------------------------------------------
@@ -156,7 +160,7 @@ def test_steps_after_an_end_do_not_count():
     assert counted.any()  # the last record of an episode is dreamed like any other
     for curves in mean_errors(walker(), count=10_000).values():
         assert np.nanmax(curves["dream"]) == 0
-    first = dream.errors(walk(1).spec, study(walker(), count=10_000))["x"][1]["dream"]
+    first = errors(walk(1).spec, study(walker(), count=10_000))["x"][1]["dream"]
     assert np.isnan(first[~valid[: len(first)]]).all()
 
 
@@ -182,6 +186,35 @@ def test_first_episodes_end_where_they_end():
     assert [p.is_last[-1] for p in played] == [False, False, True]
 
 
+def dying(num_envs, at=(8,)):
+    """A host walk whose simulator dies at these calls of `step`, over all its lives."""
+    env, calls = on_host(walk(num_envs)), [0]
+
+    def step(handle, action):
+        calls[0] += 1
+        if calls[0] in at:
+            raise RuntimeError("segmentation fault")
+        return env.step(handle, action)
+
+    return env._replace(step=step)
+
+
+def test_a_simulator_that_dies_is_built_again():
+    with pytest.warns(UserWarning, match="toy/Walk died .*segmentation fault.*restarted"):
+        rows = recorded(env=dying(2), rows=30)
+    assert np.flatnonzero(rows.is_first[:, 0]).tolist() == [0, 8, 21] and not rows.is_last[7].any()
+    played = episodes.episodes(rows)  # what died is left out, and a whole episode is shown
+    assert [len(p.reward) for p in played] == [LENGTH + 1] * 2 and all(p.is_last[-1] for p in played)
+    assert [p.is_first[0] for p in played] == [True, True]
+    window, valid = episodes.windows(rows, 3, 6, 40, np.random.default_rng(0))
+    assert not (window.is_first[:, 3:] & valid).any()
+
+
+def test_a_simulator_that_dies_again_and_again_is_an_error():
+    with pytest.warns(UserWarning, match="restarted"), pytest.raises(EnvironmentDied, match="after 3 restarts"):
+        recorded(env=dying(1, at=range(5, 100)), rows=30)
+
+
 # --- Pictures -----------------------------------------------------------------------------------------------------
 
 
@@ -199,54 +232,183 @@ def test_planes_have_colours_and_stacks_show_the_newest_frame():
 @pytest.mark.parametrize("task", ["CartPole-v1", "Pendulum-v1", "MountainCar-v0", "Acrobot-v1"])
 def test_known_tasks_are_drawn(task):
     spec = envs.make(f"gymnax/{task}").spec
-    paint = pictures.painter(spec, 64)
-    one, two = (paint(np.full(spec.obs.shape, x, np.float32)) for x in (0.0, 0.4))
+    painter = pictures.painter(spec, 64)
+    obs = [np.full(spec.obs.shape, x, np.float32) for x in (0.0, 0.4)]
+    one, two = map(painter.paint, obs)
+    wrong = (painter.compare(*obs) == VERMILLION).all(-1)
+    assert wrong.any() and not (wrong & (one == two).all(-1)).any()
     assert one.shape == (64, 64, 3) and one.dtype == np.uint8 and (one != two).any()
 
 
 def test_numbers_are_everything_that_is_no_picture():
-    names, values = pictures.numbers(jax.tree.map(lambda x: x[:5], records().obs), walk(1).spec.obs)
-    assert names == ["x"] and values.shape == (5, 8, 1)
-    names, values = pictures.numbers({"b": np.ones((5, 2), bool), "legal": np.ones((5, 3), bool)}, {
-        "b": jax.ShapeDtypeStruct((2,), bool), "legal": jax.ShapeDtypeStruct((3,), bool)})  # fmt: skip
-    assert names == ["b[0]", "b[1]"] and values.shape == (5, 2)
+    labels, values = pictures.numbers(jax.tree.map(lambda x: x[:5], records().obs), walk(1).spec)
+    assert labels == ["x"] and values.shape == (5, 8, 1)
+    flags = {"b": jax.ShapeDtypeStruct((2,), bool), "legal": jax.ShapeDtypeStruct((3,), bool)}
+    obs = {name: np.ones((5, *shape.shape), bool) for name, shape in flags.items()}
+    labels, values = pictures.numbers(obs, Spec("toy/Flags", flags, Discrete(3)))
+    assert labels == ["b[0]", "b[1]"] and values.shape == (5, 2)
+
+
+def test_errors_of_planes_are_wrong_cells():
+    spec = Spec("minatar/Breakout", jax.ShapeDtypeStruct((10, 10, 4), bool), Discrete(3))
+    painter = pictures.painter(spec, 100)
+    truth, guess = np.zeros((2, 10, 10, 4), bool)
+    guess[2, 3, 1] = guess[2, 3, 2] = truth[5, 5, 0] = True
+    error = painter.compare(truth, guess)
+    assert error.shape == (100, 100, 3)
+    wrong = (error.reshape(10, 10, 10, 10, 3)[:, 0, :, 0] == VERMILLION).all(-1)
+    assert np.argwhere(wrong).tolist() == [[2, 3], [5, 5]]
+    assert [word for _, word in painter.colours] == ["paddle", "ball", "trail", "brick"]
+    assert [word for _, word in painter.errors] == ["wrong cell"]
+    assert tuple(painter.colours[1][0][5, 5]) == (86, 180, 233), "the ball's colour in the picture"
+
+
+def test_images_and_planes_together_explain_both_errors():
+    painter = pictures.painter(walk(1).spec, 64)
+    assert [word for _, word in painter.colours] == ["plane 0", "plane 1"]
+    assert [word for _, word in painter.errors] == ["wrong cell", "pixel error, 0 to 255"]
+
+
+def spec_of(name, action):
+    return Spec(name, jax.ShapeDtypeStruct((4,), np.float32), action)
+
+
+@pytest.mark.parametrize(
+    ("name", "action", "value", "words"),
+    [
+        ("gymnax/CartPole-v1", Discrete(2), 1, "push right"),
+        ("continuous/CartPole", Box(1), [0.5], "force +0.50"),
+        ("box2d/LunarLander-v3", Discrete(4), 2, "main engine"),
+        ("box2d/LunarLander", Discrete(4), 0, "nothing"),
+        ("minatar/Breakout", Discrete(3), 2, "right"),
+        ("minatar/Breakout", Discrete(6), 5, "fire"),
+        ("minatar/Seaquest", Discrete(6), 2, "up"),
+        ("atari/Breakout", Discrete(4), 3, "left"),
+        ("atari/Pong", Discrete(6), 5, "left fire"),
+        ("atari/Pong", Discrete(18), 5, "down"),
+        ("atari/Seaquest", Discrete(18), 17, "down left fire"),
+        ("atari/Pong", Discrete(7), 5, "action 5"),
+        ("toy/Walk", Discrete(3), 2, "action 2"),
+        ("toy/Walk", MultiDiscrete((2, 3)), [1, 0], "action 1 0"),
+        ("dmc/CheetahRun", Box(6), [-1e-9, 1, 0, 0, 0, 0], "+0.00, +1.00, +0.00, +0.00, ..."),
+    ],
+)
+def test_actions_have_names(name, action, value, words):
+    assert names.action(spec_of(name, action), np.asarray(value)) == words
+
+
+def test_names_fit_the_tasks_they_are_for():
+    """As many planes, actions and numbers as the environment has."""
+    for game in ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders"):
+        spec = envs.make(f"minatar/{game}").spec
+        assert names.planes(spec.name, spec.obs.shape[-1])[0] != "plane 0" and names.actions(spec, spec.action.n)
+    for task in ("CartPole-v1", "Pendulum-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Acrobot-v1"):
+        spec = envs.make(f"gymnax/{task}").spec
+        size = getattr(spec.action, "n", None) or spec.action.size
+        assert names.actions(spec, size) and "obs" not in names.numbers(spec.name, "obs", spec.obs.shape[0])[0]
+    assert names.numbers("toy/Walk", "obs", 2) == ["obs[0]", "obs[1]"]
+    games = [game for games in names._table()["atari"].values() for game in games]
+    assert len(games) == len(set(games)) and set(games) < set(envpool.ATARI)
+
+
+def test_negative_zero_is_zero():
+    assert (names.plain(-0.001), names.plain(-0.01), names.plain(0.004, "+")) == ("0.00", "-0.01", "+0.00")
+
+
+def test_flags_jump_on_their_strips():
+    """Between two records a flag has no value in the middle: the line is horizontal, then vertical."""
+    values = np.array([[0, 0.0], [1, 0.5], [1, 1.0]], np.float32)
+    strip = paper.strips(["flag", "slope"], values, 2, 2 * paper.MOST_STRIP)
+    blue = (strip == (0, 114, 178)).all(-1)
+    flag, slope = blue[: paper.MOST_STRIP], blue[paper.MOST_STRIP :]
+    assert flag.any(1).sum() >= 53 and slope.any(1).sum() >= 53, "both reach from bottom to top"
+    assert flag.sum(1).max() > 100 and slope.sum(1).max() < 20
+
+
+def test_text_is_as_wide_as_it_says_and_legends_wrap():
+    text = "a line of words"
+    assert paper.lines([text]).shape[1] == paper.width_of(text) > paper.width_of("a line")
+    one, two = (paper.legend([(paper.patch("#FF0000"), text)] * 3, width) for width in (1000, 150))
+    assert two.shape[1] <= 150 < one.shape[1] and len(two) > 2 * len(one)
+    assert (paper.note((60, 200), "no error") != 244).any() and paper.note((60, 200), "").std() < 1
+
+
+def test_gifs_keep_white_and_get_smaller(tmp_path):
+    rng = np.random.default_rng(0)
+    frames = [np.full((40, 60, 3), 255, np.uint8) for _ in range(80)]
+    for frame in frames:
+        frame[:20] = rng.integers(0, 250, (20, 60, 3))
+    assert video.write(tmp_path / "a.gif", frames, 10) == 1
+    size = (tmp_path / "a.gif").stat().st_size
+    assert video.write(tmp_path / "b.gif", frames, 10, size // 2 + 5000) == 2
+    film = imageio.imread(tmp_path / "b.gif")
+    assert len(film) == 40 and (film[:, 20:] == 255).all()
+
+
+def curves(dream, copy, other=None):
+    each = {"dream": dream, "shuffled": other or [1.0] * len(dream), "copy": copy}
+    return {"reward": ("mean error", {name: np.array([values], float) for name, values in each.items()})}
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (curves([0.2, 0.3], [0.5, 0.5]), "is never worse than keeping the last value (2 steps)"),
+        (curves([0.6, 0.7], [0.5, 0.5]), "from step 1 on the dream is worse than keeping the last value"),
+        (curves([0.1, 0.7], [0.5, 0.5]), "the dream is worse than keeping the last value from step 2 on"),
+        (curves([0.1, 0.7, 0.1], [0.5] * 3), "at 1 of 3 steps, first at 2"),
+        (curves([0.1, 0.2], [0.0, 0.0]), "reward: never changes in these sequences"),
+        (curves([0.2, 0.3], [0.5, 0.5], [0.2, 0.3]), "the actions of another sequence do as well"),
+    ],
+)
+def test_what_an_error_means_is_said(found, said):
+    sentences = verdict(found)
+    assert any(said in sentence for sentence in sentences) and all(s.startswith("reward: ") for s in sentences)
+
+
+def test_an_error_plot_says_what_never_changes(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path: drawn.append(figure))
+    figures.horizon_plot(tmp_path / "a.png", "title", curves([0.1, 0.2], [0.0, 0.0]))
+    assert [text.get_text() for text in drawn[0].axes[0].texts] == ["reward never changes here"]
 
 
 def test_mp4_needs_ffmpeg(monkeypatch):
-    monkeypatch.setattr(pictures, "find_spec", lambda name: None)
+    monkeypatch.setattr(video, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install 'jaxwm\[video\]', or take --format gif"):
-        pictures.check_format("mp4")
-    pictures.check_format("gif")
+        video.check_format("mp4")
+    video.check_format("gif")
 
 
 def test_mp4_keeps_size_and_frames(tmp_path):
     pytest.importorskip("imageio_ffmpeg")
     frames = [np.full((33, 47, 3), 20 * i, np.uint8) for i in range(6)]
-    pictures.write_video(tmp_path / "a.mp4", frames, 4)
-    with imageio.imopen(tmp_path / "a.mp4", "r", plugin="FFMPEG") as video:
-        assert np.stack(list(video.iter())).shape == (12, 34, 48, 3)
+    video.write(tmp_path / "a.mp4", frames, 4)
+    with imageio.imopen(tmp_path / "a.mp4", "r", plugin="FFMPEG") as film:
+        assert np.stack(list(film.iter())).shape == (12, 34, 48, 3)
 
 
 # --- The commands -------------------------------------------------------------------------------------------------
 
 
-def tell(agent, monkeypatch, env=walk) -> None:
+def hand_over(agent, monkeypatch, env=walk) -> None:
     """Let `load` find this agent in this environment."""
     monkeypatch.setitem(registry._registered, "toy/Walk", env)
-    settings = agents.settings("dreamer-v3", "nano")
-    player = episodes.Player(Plan("dreamer-v3", "toy/Walk", settings, 100), agent, {}, KEY, 0, 100)
-    monkeypatch.setattr(episodes, "load", lambda folder, member, seed, checkpoint: player)
+    plan = Plan("dreamer-v3", "toy/Walk", agents.settings("dreamer-v3", "nano"), 100)
+    monkeypatch.setattr(episodes, "load", lambda folder, checkpoint: load.Loaded(plan, agent, {}, 100))
 
 
 @pytest.mark.parametrize("kind", ["pure", "host"])
 def test_dream_writes_pictures_and_numbers(tmp_path, monkeypatch, kind):
-    tell(walker(), monkeypatch, walk if kind == "pure" else lambda num_envs: on_host(walk(num_envs)))
+    hand_over(walker(), monkeypatch, walk if kind == "pure" else lambda num_envs: on_host(walk(num_envs)))
     settings = dream.Settings(context=3, horizon=6, episodes=2, sequences=32)
     dream.dream(tmp_path, tmp_path / "dreams", 0, 1, settings, "gif", Console(quiet=True))
     names = {file.name for file in (tmp_path / "dreams").iterdir()}
     assert names == {"dream.gif", "dream.png", "error.png", "reward.png", "vector.png", "dreams.json"}
-    video = imageio.imread(tmp_path / "dreams" / "dream.gif")
-    assert len(video) == 9 and video.shape[1] > 3 * 128 and video.shape[2] > 2 * 2 * 128
+    film = imageio.imread(tmp_path / "dreams" / "dream.gif")
+    assert len(film) == 9 and film.shape[1] > 3 * 128 and film.shape[2] > 2 * 2 * 128
+    margins = film[..., :3][:, [*range(paper.MARGIN), *range(-paper.MARGIN, 0)]], film[:, :, -paper.MARGIN :, :3]
+    assert all((margin == 255).all() for margin in margins), "nothing is cut off at the edges"
     for name in names - {"dream.gif", "dreams.json"}:
         picture = imageio.imread(tmp_path / "dreams" / name)
         assert picture.ndim == 3 and min(picture.shape[:2]) > 200 and picture.std() > 1
@@ -258,21 +420,21 @@ def test_dream_writes_pictures_and_numbers(tmp_path, monkeypatch, kind):
 
 
 def test_a_model_without_decoder_shows_rewards(tmp_path, monkeypatch):
-    tell(walker(see=False), monkeypatch)
+    hand_over(walker(see=False), monkeypatch)
     dream.dream(tmp_path, tmp_path, 0, 1, dream.Settings(3, 6, 2, 32), "gif", Console(quiet=True))
     assert {file.name for file in tmp_path.iterdir()} == {"error.png", "reward.png", "dreams.json"}
     assert json.loads((tmp_path / "dreams.json").read_text())["errors"].keys() == {"reward"}
 
 
 def test_an_agent_without_model_cannot_dream(tmp_path, monkeypatch):
-    tell(toy_agent(), monkeypatch)
+    hand_over(toy_agent(), monkeypatch)
     with pytest.raises(ValueError, match="dreamer-v3 has no model that dreams"):
         dream.dream(tmp_path, tmp_path, 0, 1, dream.Settings(), "gif", Console(quiet=True))
 
 
 @pytest.mark.parametrize("kind", ["pure", "host"])
 def test_watch_films_whole_episodes(tmp_path, monkeypatch, kind, capsys):
-    tell(walker(), monkeypatch, walk if kind == "pure" else lambda num_envs: on_host(walk(num_envs)))
+    hand_over(walker(), monkeypatch, walk if kind == "pure" else lambda num_envs: on_host(walk(num_envs)))
     returns = watch.watch(tmp_path, None, 0, 1, watch.Settings(episodes=2), "gif", Console())
     assert len(imageio.imread(tmp_path / "watch.gif")) == 2 * (LENGTH + 1)
     total = sum(range(1, LENGTH + 1)) / 2  # greedily one step further each time
@@ -282,10 +444,25 @@ def test_watch_films_whole_episodes(tmp_path, monkeypatch, kind, capsys):
 
 
 def test_watch_cuts_long_episodes(tmp_path, monkeypatch, capsys):
-    tell(walker(), monkeypatch)
+    hand_over(walker(), monkeypatch)
     watch.watch(tmp_path, tmp_path / "a" / "b.gif", 0, 1, watch.Settings(1, 5), "mp4", Console())
     assert len(imageio.imread(tmp_path / "a" / "b.gif")) == 6
-    assert "cut off by --max-steps 5" in capsys.readouterr().out
+    assert "without an end (--max-steps 5)" in capsys.readouterr().out
+
+
+def test_watch_leaves_frames_out_of_long_episodes(tmp_path, monkeypatch, capsys):
+    hand_over(walker(), monkeypatch)
+    monkeypatch.setattr(watch, "MOST_FRAMES", 10)
+    watch.watch(tmp_path, None, 0, 1, watch.Settings(episodes=2), "gif", Console())
+    assert len(imageio.imread(tmp_path / "watch.gif")) == 2 * (1 + LENGTH // 3)
+    assert "one frame for every 3 steps" in capsys.readouterr().out
+
+
+def test_watch_goes_on_when_the_simulator_dies(tmp_path, monkeypatch, capsys):
+    hand_over(walker(), monkeypatch, dying)
+    with pytest.warns(UserWarning, match="toy/Walk died"):
+        watch.watch(tmp_path, None, 0, 1, watch.Settings(episodes=1), "gif", Console())
+    assert "in 12 steps" in capsys.readouterr().out
 
 
 # --- A real run, untrained ----------------------------------------------------------------------------------------
@@ -334,7 +511,7 @@ def test_the_commands_of_a_run(fresh, capsys):
     ],
 )
 def test_bad_input_is_one_line(arguments, message, fresh, capsys, monkeypatch):
-    monkeypatch.setattr(pictures, "find_spec", lambda name: None)
+    monkeypatch.setattr(video, "find_spec", lambda name: None)
     assert cli.main([str(fresh) if word == "RUN" else word for word in arguments]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and len(error.strip().splitlines()) == 1
