@@ -307,7 +307,7 @@ class Trainer:
             {
                 "member": int(m),
                 "env_steps": int((first_row + row) * self.source.num_envs),
-                "return": float(log.finished.total[m, row, n]),
+                "return": float(log.finished.total[m, row, n]) + float(log.finished.rest[m, row, n]),
                 "length": int(log.finished.length[m, row, n]),
             }
             for row, m, n in np.argwhere(done.swapaxes(0, 1))

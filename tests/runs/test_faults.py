@@ -1,5 +1,6 @@
 """What goes wrong in long runs: updates that are not finite, environments that die, exploited models."""
 
+import math
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -15,14 +16,18 @@ from toys import counting_env, on_host, toy_agent
 from jaxwm import agents, envs, replay
 from jaxwm.agents import dreamer_v3 as v3
 from jaxwm.distributions import one_hot
+from jaxwm.envs import border
 from jaxwm.models import rssm
 from jaxwm.models.rssm import Latent
 from jaxwm.run import load, session
 from jaxwm.run.plan import Plan
+from jaxwm.training import life as life_
+from jaxwm.training.evaluation import evaluate
 from jaxwm.training.gauge import CONTEXT, gauge
 from jaxwm.training.host import EnvironmentDied
+from jaxwm.training.life import Cursor
 from jaxwm.training.trainer import Trainer
-from jaxwm.types import Dream, Record
+from jaxwm.types import FOREVER, Collect, Discrete, Dream, Record, Repeat, Spec, Train
 
 # --- Updates that are not finite ----------------------------------------------------------------------------------
 
@@ -176,6 +181,104 @@ def test_a_restored_host_run_marks_the_end_of_what_was_going_on():
     assert not np.asarray(life.ring.data.is_last[:, last]).any()
     assert np.asarray(trainer.restored(life).ring.data.is_last[:, last]).all()
     assert len(seen.seeds) == 2 and seen.seeds[0] != seen.seeds[1] and seen.closed == 1
+
+
+def test_a_pool_whose_episodes_never_end_is_an_error():
+    """Every life takes six steps and dies at the seventh, before its episode ends."""
+    env, _ = mortal(4, set(range(7, 200, 7)), length=50)
+    with pytest.warns(UserWarning) as told, pytest.raises(EnvironmentDied, match="10th time without one finished ep"):
+        run(Trainer(toy_agent(), env, capacity=400), 400)
+    assert len(told) == 9
+
+
+def test_a_finished_episode_makes_deaths_good():
+    env, _ = mortal(4, set(range(7, 130, 7)))
+    with pytest.warns(UserWarning, match="18 times so far"):
+        run(Trainer(toy_agent(), env, capacity=400), 400)
+
+
+@pytest.mark.parametrize("builds", [{1}, {2, 3}])
+def test_a_pool_may_die_while_it_is_built(builds):
+    env, seen = mortal(4, {8})
+
+    def reset(keys):
+        if len(seen.seeds) + 1 in builds:
+            seen.seeds.append("dead")
+            raise ConnectionError("no simulator")
+        return env.reset(keys)
+
+    trainer = Trainer(toy_agent(), env._replace(reset=reset), capacity=400)
+    with pytest.warns(UserWarning, match="toy/Count died") as told:
+        life, _, _, _ = run(trainer, 80)
+    assert sum("(ConnectionError: no simulator)" in str(w.message) for w in told) == len(builds)
+    assert trainer.restarts == len(builds) + 1 and int(life.counters.rows) == 20
+
+
+@pytest.mark.parametrize("error", [border.Misfit, ValueError])
+def test_a_misfit_and_a_wrong_option_are_no_deaths(error):
+    env, seen = mortal(4, set())
+    where = "step" if error is border.Misfit else "reset"
+
+    def broken(*_):
+        raise error("toy/Count: the reward has shape (2,), expected ()")
+
+    with pytest.raises(error, match="the reward has shape"):
+        run(Trainer(toy_agent(), env._replace(**{where: broken}), capacity=400), 80)
+    assert len(seen.seeds) == (where == "step")
+
+
+def test_an_evaluation_plays_the_episodes_of_dead_environments_again():
+    """Every 12th step fails: of the episodes of 5 to 9 steps two fit in between, and none is lost or counted twice."""
+    env, seen = mortal(2, set(range(12, 400, 12)))
+    keys = life_.member_keys(0, 2)
+    state = jax.vmap(toy_agent().init, (0, None))(keys, {"lr": jnp.float32(0)})
+    with pytest.warns(UserWarning, match="toy/Count died"):
+        scores = evaluate(toy_agent(), env, state, keys, 12, "explore")
+    assert scores.complete.all() and scores.total.shape == (2, 12) and scores.total.dtype == np.float64
+    assert scores.length.max() == 5 and scores.length.min() >= 4 and len(seen.seeds) > 3
+    assert len({str(seeds) for seeds in seen.seeds}) == len(seen.seeds) == seen.closed
+    with pytest.warns(UserWarning), pytest.raises(EnvironmentDied):
+        evaluate(toy_agent(), mortal(2, set(range(1, 400)))[0], state, keys, 12, "explore")
+
+
+def test_new_episodes_cut_what_was_going_on():
+    """`Collect(fresh)` marks the newest records as the last ones of their episodes, on the host as in the program."""
+    schedule = (Repeat(FOREVER, (Collect(24, fresh=True), Train("average", 1))),)
+    for env in (counting_env(4, length=50), on_host(counting_env(4, length=50))):
+        life, _, _, _ = run(Trainer(toy_agent(schedule=schedule), env, capacity=400), 72)
+        data = jax.device_get(life.ring.data)
+        assert np.flatnonzero(data.is_first[0, :18, 0]).tolist() == [0, 6, 12]
+        assert np.flatnonzero(data.is_last[0, :18, 0]).tolist() == [5, 11]
+
+
+# --- Sums over long episodes --------------------------------------------------------------------------------------
+
+
+def test_two_floats_hold_long_sums():
+    rewards = np.random.default_rng(0).normal(size=20_000).astype(np.float32) * 10 ** np.float32([4, -3] * 10_000)
+    start = jnp.float32(0), jnp.float32(0)
+    total, rest = jax.lax.scan(lambda c, x: (life_.add_exactly(*c, x), None), start, jnp.asarray(rewards))[0]
+    exact = math.fsum(rewards.tolist())
+    assert abs(float(total) + float(rest) - exact) < 1e-6 < abs(float(np.cumsum(rewards)[-1]) - exact)
+
+
+@pytest.mark.parametrize("host", [False, True])
+def test_returns_of_long_episodes_are_exact(host):
+    """One reward of 1e6 and 999 of 0.01, in training and in evaluations."""
+    spec = Spec("t/Sum", jax.ShapeDtypeStruct((1,), jnp.float32), Discrete(3), 1000)
+    move = lambda k, s, a: (s + 1, jnp.zeros(1), jnp.where(s == 0, 1e6, 0.01), False, s >= 999)  # noqa: E731
+    env = envs.from_functions(spec, lambda k: (jnp.int32(0), jnp.zeros(1)), move, 2)
+    env = on_host(env) if host else env
+    trainer, keys = Trainer(toy_agent(), env, capacity=400), life_.member_keys(0, 1)
+    life, cursor = trainer.init(0), Cursor()
+    found = []
+    while not found:
+        life, cursor, report = trainer.run(life, cursor, 250)
+        found += report.episodes
+    assert [x["return"] for x in found] == pytest.approx([1000009.99] * 2, abs=1e-3)
+    assert [x["length"] for x in found] == [1000] * 2
+    total = evaluate(toy_agent(), env, life.agent, keys, 2).total
+    np.testing.assert_allclose(total, 1000009.99, atol=1e-3)
 
 
 # --- The exploitation gauge ---------------------------------------------------------------------------------------
