@@ -91,7 +91,7 @@ class Pool:
 
     def _restart(self, error: Exception) -> None:
         """Build the pool anew, unless that has not helped for too long."""
-        if isinstance(error, border.Misfit) or not self._worked and isinstance(error, ValueError | ImportError):
+        if isinstance(error, border.Misfit) or (not self._worked and isinstance(error, ValueError | ImportError)):
             raise error
         self.restarts, self.in_a_row, self.in_vain = self.restarts + 1, self.in_a_row + 1, self.in_vain + 1
         what = f"{self.env.spec.name} died ({type(error).__name__}: {str(error)[:200]})"

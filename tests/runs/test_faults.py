@@ -19,7 +19,7 @@ from jaxwm.distributions import one_hot
 from jaxwm.envs import border
 from jaxwm.models import rssm
 from jaxwm.models.rssm import Latent
-from jaxwm.run import load, session
+from jaxwm.run import directory, json_files, load, session
 from jaxwm.run.plan import Plan
 from jaxwm.training import life as life_
 from jaxwm.training.evaluation import evaluate
@@ -122,6 +122,70 @@ def test_a_diverged_run_stops_and_names_step_term_and_checkpoint(toy_system, tmp
     assert "the last good checkpoint is at step 312" in text and "--lr" in text
     loaded = load.load(tmp_path / "run")
     assert loaded.steps == 312 and np.isfinite(loaded.state.params["mean"]).all()
+
+
+# --- Values that are not finite -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("host", [False, True])
+def test_replaced_values_are_counted_and_told_once(host, toy_system, tmp_path, monkeypatch):
+    """One observation in ten, of each environment, is not a number: a warning, and a column of metrics.jsonl."""
+    monkeypatch.setattr(session, "CHUNK_SECONDS", 0.0)
+    spec = Spec("toy/NaN", jax.ShapeDtypeStruct((1,), jnp.float32), Discrete(3), 10)
+    move = lambda k, s, a: (s + 1, jnp.where(s == 4, jnp.nan, 1.0)[None], 1.0, False, s >= 8)  # noqa: E731
+    one = lambda num: envs.from_functions(spec, lambda k: (jnp.int32(0), jnp.ones(1)), move, num)  # noqa: E731
+    if host:
+        envs.register("toy/NaN", lambda num_envs: envs.from_gymnasium(lambda seed: Sometimes(), num_envs, spec))
+    else:
+        envs.register("toy/NaN", one)
+    plan = Plan("toy", "toy/NaN", ToyConfig(), 80, 1, episodes=4, gauge=0)
+    with pytest.warns(UserWarning, match="toy/NaN gave numbers that are not finite in [48] steps so far") as told:
+        session.train(plan, tmp_path / "run", quiet())
+    rows = json_files.read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    assert len(told) == 1 and "replaced" not in rows[0] and rows[-1]["replaced"] == 8
+
+
+class Sometimes:
+    """The same environment in gymnasium's form."""
+
+    def reset(self, seed=None):
+        self.t = 0
+        return np.ones(1, np.float32), {}
+
+    def step(self, action):
+        self.t += 1
+        return np.full(1, np.nan if self.t == 5 else 1.0, np.float32), 1.0, False, self.t >= 9, {}
+
+
+# --- JAX's global settings ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("jax_enable_x64", True), ("jax_default_prng_impl", "rbg"), ("jax_debug_nans", True), ("jax_disable_jit", True)],
+)
+def test_settings_that_jaxwm_does_not_run_with_are_refused(name, value):
+    env, before = counting_env(4), getattr(jax.config, name)
+    jax.config.update(name, value)
+    try:
+        for make in (
+            lambda: Trainer(toy_agent(), env),
+            lambda: envs.make("gymnax/Catch-bsuite"),
+            lambda: agents.make("dreamer-v3", env.spec, preset="nano"),
+        ):
+            with pytest.raises(ValueError, match=f"does not run with {name}={value}: unset {name.upper()}"):
+                make()
+    finally:
+        jax.config.update(name, before)
+
+
+def test_a_run_goes_on_with_the_settings_it_began_with(toy_system, tmp_path):
+    plan = Plan("toy", "toy/Count", ToyConfig(), 80, 1, episodes=4, gauge=0)
+    directory.create(tmp_path / "run")
+    directory.write_config(tmp_path / "run", plan.to_json())
+    with jax.default_matmul_precision("highest"):
+        with pytest.raises(ValueError, match="begun with jax_default_matmul_precision=None, and now it is highest"):
+            session.resume(tmp_path / "run", quiet())
 
 
 # --- Environments that die ----------------------------------------------------------------------------------------
