@@ -190,7 +190,7 @@ class Program:
         zeros = lambda dtype: {name: {k: jnp.zeros((), dtype) for k in keys} for name, keys in names.items()}  # noqa: E731
         counts = {name: jnp.zeros((), jnp.int32) for name in names}
         shape = (max(rows, 1), self.source.num_envs)
-        finished = Finished(jnp.zeros(shape, bool), *2 * [jnp.zeros(shape)], jnp.zeros(shape, jnp.int32))
+        finished = Finished(jnp.zeros(shape, bool), jnp.zeros(shape), jnp.zeros(shape), jnp.zeros(shape, jnp.int32))
         return Log(zeros(jnp.float32), zeros(jnp.int32), counts, finished, jnp.zeros((), jnp.int32))
 
     def _metric_shapes(self, life: Life, name: str) -> Any:

@@ -292,14 +292,14 @@ def test_a_misfit_and_a_wrong_option_are_no_deaths(error):
 
 
 def test_an_evaluation_plays_the_episodes_of_dead_environments_again():
-    """Every 12th step fails: of the episodes of 5 to 9 steps two fit in between, and none is lost or counted twice."""
+    """Every 12th step fails, in the midst of episodes: none is lost or counted twice."""
     env, seen = mortal(2, set(range(12, 400, 12)))
     keys = life_.member_keys(0, 2)
     state = jax.vmap(toy_agent().init, (0, None))(keys, {"lr": jnp.float32(0)})
     with pytest.warns(UserWarning, match="toy/Count died"):
         scores = evaluate(toy_agent(), env, state, keys, 12, "explore")
     assert scores.complete.all() and scores.total.shape == (2, 12) and scores.total.dtype == np.float64
-    assert scores.length.max() == 5 and scores.length.min() >= 4 and len(seen.seeds) > 3
+    assert scores.length.max() == 5 and scores.length.min() >= 4 and len(seen.seeds) == 3
     assert len({str(seeds) for seeds in seen.seeds}) == len(seen.seeds) == seen.closed
     with pytest.warns(UserWarning), pytest.raises(EnvironmentDied):
         evaluate(toy_agent(), mortal(2, set(range(1, 400)))[0], state, keys, 12, "explore")

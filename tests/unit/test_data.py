@@ -129,7 +129,7 @@ def test_pickled_arrays_are_refused(folder):
 
 def test_numbers_that_are_not_finite_are_taken_as_0_and_told_once(folder):
     obs = np.load(folder / "000" / "obs.npy")
-    obs[[1, 4], 1] = np.nan, np.inf
+    obs[[1, 5], 1] = np.nan, np.inf
     damage(folder, "obs", obs)
     source = data.open_data(folder)
     with pytest.warns(UserWarning, match="not finite, in 2 of the 12 records read by now: each is taken as 0") as told:
