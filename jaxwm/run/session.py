@@ -25,7 +25,7 @@ from rich.table import Table
 from jaxwm.run import card, checkpoint, directory, json_files, machine
 from jaxwm.run import load as loading
 from jaxwm.run.display import Display, Stage
-from jaxwm.run.plan import Plan, read_plan
+from jaxwm.run.plan import Plan, jax_settings, read_plan
 from jaxwm.run.writer import Silent, Writer, import_tensorboard
 from jaxwm.schedule import describe, updates_of
 from jaxwm.training import processes
@@ -70,7 +70,7 @@ class Run:
         self.cursor, self.began, self.stopping = Cursor(), time.time(), False
         self.before = self.compile_before = 0.0  # seconds of earlier sessions
         self.compile_seconds = 0.0
-        self.warned = False
+        self.warned: set[str] = set()
         self.recent: list[deque[float]] = [deque(maxlen=RECENT) for _ in range(plan.members)]
 
     # --- Starting -------------------------------------------------------------------------------------------------
@@ -223,9 +223,18 @@ class Run:
             row["skipped"] = processes.fetch(self.life.skipped.total)
         if self.trainer.restarts:
             row["env_restarts"] = self.trainer.restarts
+        if replaced := self.trainer.replaced(self.life):
+            row["replaced"] = replaced
+            self._warn_once("replaced", f"{self.source.spec.name} gave numbers that are not finite in {replaced:,} steps "
+                            "so far: each is taken as 0, and metrics.jsonl counts the steps (replaced)")  # fmt: skip
         self.writer.metrics(row | report.metrics)
         display.update(self._stage(), steps, updates, returns, report.metrics)
         self._check_finite(report)
+
+    def _warn_once(self, what: str, text: str) -> None:
+        if what not in self.warned:
+            self.warned.add(what)
+            warnings.warn(text, stacklevel=3)
 
     def _check_finite(self, report: Report) -> None:
         """Say when updates are skipped; Diverged when a member had nothing else for `SKIP_LIMIT` updates."""
@@ -235,10 +244,8 @@ class Run:
         member, at = int(runs.argmax()), self._where()
         terms = ", ".join(name for name, count in report.faults.items() if count[member]) or ", ".join(report.faults)
         if runs[member] < SKIP_LIMIT:
-            if not self.warned:
-                self.warned = True
-                warnings.warn(f"not finite after {at}: {terms}; such updates are skipped and counted "
-                              f"(so far {total.tolist()} of the members)", stacklevel=2)  # fmt: skip
+            self._warn_once("skipped", f"not finite after {at}: {terms}; such updates are skipped and counted (so far "
+                            f"{total.tolist()} of the members)")  # fmt: skip
             return
         good = self.checkpoints.steps()
         where = f"the last good checkpoint is at step {good[-1]:,}" if good else "there is no checkpoint yet"
@@ -354,6 +361,7 @@ def resume(
     """
     console = console or Console(quiet=not processes.first())
     old = read_plan(folder)
+    _check_same_jax(folder)
     plan = _longer(old, steps, updates)
     if plan == old and (folder / directory.EVALUATION).exists():
         more = "--steps" if old.steps else "--updates"
@@ -367,6 +375,15 @@ def resume(
         run = Run(plan, folder, lock, console)
         run.resume(old)
         return _complete(run)
+
+
+def _check_same_jax(folder: Path) -> None:
+    """ValueError where a setting of JAX on which a run's numbers depend is not the one that the run began with."""
+    now = jax_settings()
+    for name, before in directory.read_config(folder).get("jax_settings", now).items():
+        if now.get(name) != before:
+            raise ValueError(f"{folder} was begun with {name}={before}, and now it is {now.get(name)}: set "
+                             f"{name.upper()} as it was, or its numbers would change")  # fmt: skip
 
 
 def _longer(plan: Plan, steps: int | None, updates: int | None) -> Plan:

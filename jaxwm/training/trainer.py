@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxwm.errors import check_number, suggest
+from jaxwm.envs import border
+from jaxwm.errors import check_jax, check_number, suggest
 from jaxwm.replay import Ring
 from jaxwm.schedule import Segment, rows_of, segments, words
 from jaxwm.training import gauge, processes
@@ -70,6 +71,7 @@ class Trainer:
         devices: Sequence[Any] | None = None,
         freeze: Sequence[str] = (),
     ):
+        check_jax()
         for name, value in dict(
             members=members, capacity=capacity, max_iterations=max_iterations, shards=shards
         ).items():
@@ -137,6 +139,11 @@ class Trainer:
     def restarts(self) -> int:
         """How often a host environment died and was built anew."""
         return self._host.pool.restarts if self._host.pool else 0
+
+    def replaced(self, life: Life) -> int:
+        """Steps of all members so far in which a number was not finite and became 0 (see `envs.border`)."""
+        pool = self._host.pool
+        return pool.replaced if pool else int(np.sum(processes.fetch(border.replaced(life.env))))
 
     def restored(self, life: Life) -> Life:
         """A life that comes from a checkpoint, ready to go on: a host environment starts episodes with new seeds."""
@@ -255,7 +262,7 @@ class Trainer:
             {
                 "member": int(m),
                 "env_steps": int((first_row + row) * self.source.num_envs),
-                "return": float(log.finished.total[m, row, n]),
+                "return": float(log.finished.total[m, row, n]) + float(log.finished.rest[m, row, n]),
                 "length": int(log.finished.length[m, row, n]),
             }
             for row, m, n in np.argwhere(done.swapaxes(0, 1))
