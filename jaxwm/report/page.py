@@ -206,7 +206,8 @@ def _weak(story: Story, curves: list[charts.Series]) -> Iterable[str]:
         yield f"{story.label} is not evaluated yet."
         return
     trained, chance = (float(np.mean(story.evaluation[name])) for name in ("trained", "random"))
-    way = f"score the exploring policy with {code(f'jaxwm eval {shlex.quote(str(story.path))} --mode explore')}"
+    command = f"{machine.program()} eval {shlex.quote(str(story.path))} --mode explore"
+    way = f"score the exploring policy with {code(command)}"
     bad = [str(m) for m, score in enumerate(story.evaluation["trained"]) if score < chance <= trained]
     if bad:
         yield f"**{story.label}**: below random play ({chance:.2f}): member {', '.join(bad)}."

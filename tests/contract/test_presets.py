@@ -1,0 +1,188 @@
+"""Every preset of every system, published sizes too: shapes and types, and lowering for GPUs and TPUs. Nothing is
+compiled and nothing allocated.
+
+Each preset is traced; what presets have in common (modes, dreams, lowering) is checked on one of each system, and on
+other kinds of observations and actions in tiny sizes.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from arrays import layout
+from tiny import TINY
+
+from jaxwm import Trainer, agents, envs, spaces
+from jaxwm.types import Box, Discrete, Env, MultiDiscrete, Record, Spec, Step
+
+MODES = ("random", "explore", "greedy")
+ACCELERATORS = ("cuda", "tpu")
+IMAGE, VECTOR = jax.ShapeDtypeStruct((64, 64, 3), np.uint8), jax.ShapeDtypeStruct((4,), np.float32)
+PLANES = jax.ShapeDtypeStruct((10, 10, 4), np.bool_)
+ATARI, CONTROL = Spec("own/Atari", IMAGE, Discrete(18), 100), Spec("own/Control", IMAGE, Box(6), 100)
+NUMBERS, BOARD = Spec("own/Numbers", VECTOR, Box(2), 100), Spec("own/Board", PLANES, Discrete(6), 100)
+
+
+class Case(NamedTuple):
+    """A system with settings, built for a spec."""
+
+    name: str
+    settings: Any
+    spec: Spec
+    label: str
+    whole: bool  # check modes, dreams and lowering too
+
+
+SIZES = ("25m", "50m", "100m", "200m", "400m")
+"""Presets of dreamer-v3 that differ from 12m in numbers only: traced in the slow suite."""
+
+
+def preset_cases() -> list[Case]:
+    """Every preset with a spec of the kind that it was made for."""
+    example = lambda name: envs.make(name).spec  # noqa: E731
+    kinds = {
+        "dreamer-v3": ATARI,
+        "dreamer-v2": ATARI,
+        "dreamer-v1": CONTROL,
+        "planet": CONTROL,
+        "dyna-q": example("tabular/DynaMaze"),
+        "pets": example("continuous/CartPole"),
+        "world-models": ATARI,
+        "alphazero": example("pgx/TicTacToe"),
+        "muzero": BOARD,
+        "efficientzero": BOARD,
+    }
+    special = {
+        ("muzero", "pendulum"): NUMBERS,
+        ("muzero", "cartpole"): Spec("own/CartPole", VECTOR, Discrete(2), 100),
+        ("muzero", "published"): ATARI,
+        ("efficientzero", "cartpole"): Spec("own/CartPole", VECTOR, Discrete(2), 100),
+        ("efficientzero", "published"): ATARI,
+        ("dreamer-v3", "nano"): BOARD,
+        ("dreamer-v2", "nano"): BOARD,
+        ("dreamer-v1", "micro"): NUMBERS,
+        ("planet", "micro"): NUMBERS,
+        ("world-models", "carracing"): Spec("own/CarRacing", IMAGE, Box(3), 100),
+        ("alphazero", "connect-four"): example("pgx/ConnectFour"),
+    }
+    return [
+        Case(name, settings, special.get((name, preset), kinds[name]), preset, preset == agents.find(name).default)
+        for name in agents.AGENTS
+        for preset, settings in agents.find(name).presets.items()
+    ]
+
+
+BOTH = Spec("own/Both", {"image": IMAGE, "vector": VECTOR}, MultiDiscrete((2, 3)), 100)
+SEEN: dict[str, list[Spec]] = {
+    "dreamer-v3": [NUMBERS, CONTROL, BOTH],
+    "dreamer-v2": [NUMBERS, CONTROL, BOTH],
+    "dreamer-v1": [BOARD, BOTH],
+    "planet": [BOARD, BOTH],
+    "muzero": [NUMBERS, ATARI],
+}
+"""Further kinds of observations and actions for systems that take several, in tiny settings."""
+
+
+def cases() -> list[Any]:
+    tiny = {name: agents.settings(name, **TINY[name]) for name in SEEN}
+    kinds = [Case(name, tiny[name], spec, spec.name, True) for name, specs in SEEN.items() for spec in specs]
+    marks = lambda case: [pytest.mark.slow] if case.label in SIZES else []  # noqa: E731
+    return [pytest.param(c, id=f"{c.name}-{c.label}", marks=marks(c)) for c in preset_cases() + kinds]
+
+
+@pytest.fixture
+def on_an_accelerator(monkeypatch):
+    """Programs take the routes of a GPU, as they would be where they are lowered for one."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+
+
+def floats(tree: Any) -> set[str]:
+    """Types of the floating leaves."""
+    return {str(x.dtype) for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)}
+
+
+def traced(fn: Any, *arguments: Any, lower: bool = True) -> Any:
+    """Shapes of what `fn` returns, after it was lowered for every accelerator."""
+    program = jax.jit(fn).trace(*arguments)
+    if lower:
+        program.lower(lowering_platforms=ACCELERATORS)
+    return program.out_info
+
+
+@pytest.mark.parametrize("case", cases())
+def test_shapes_types_and_accelerators(case: Case, on_an_accelerator):
+    agent = agents.build(case.name, case.spec, case.settings)
+    num, key = 2, jax.eval_shape(lambda: jax.random.key(0))
+    state = jax.eval_shape(lambda: agent.init(jax.random.key(0), agent.hyper))
+    assert set(state._fields) >= {"params", "opt", "hyper", "step"} and set(state.hyper) == set(agent.hyper)
+    assert floats(state.params) == {"float32"}, "weights are float32, whatever is computed with"
+    carry = jax.eval_shape(lambda s: agent.reset(s, num), state)
+
+    step = blank_step(case.spec, num)
+    modes = MODES if case.whole else ("explore",)
+    answers = {mode: jax.eval_shape(partial(agent.act, mode=mode), state, carry, step, key) for mode in modes}
+    blank, extras = jax.eval_shape(lambda: spaces.blank(case.spec.action, num)), answers["explore"][2]
+    for mode, (after, action, more) in answers.items():
+        assert layout(after) == layout(carry), mode
+        assert layout(action) == layout(blank), mode
+        assert layout(more) == layout(extras) and isinstance(extras, dict), mode
+
+    for name, (update, arguments) in updates(agent, case).items():
+        train, batch = agent.train_steps[name], arguments[1]
+        after, feedback, metrics = traced(update, *arguments, lower=case.whole)
+        assert layout(after) == layout(arguments[0]), name
+        assert all(m.shape == () and m.dtype == jnp.float32 for m in metrics.values()), name
+        if train.writes is None:
+            check_feedback(feedback, extras, train)
+        assert batch.record.reward.shape == (batch.weight.shape[0], train.length), name
+
+    if case.whole:
+        traced(partial(agent.act, mode="explore"), state, carry, step, key)
+        if agent.imagine is not None:
+            check_dream(agent, case.spec, state, extras)
+
+
+def blank_step(spec: Spec, num: int) -> Step:
+    """Shapes of a step `[N, ...]`; the state of a simulator is that of the real one."""
+    wide = lambda x: jax.ShapeDtypeStruct((num, *x.shape), x.dtype)  # noqa: E731
+    number, flag = jax.ShapeDtypeStruct((num,), np.float32), jax.ShapeDtypeStruct((num,), np.bool_)
+    return Step(jax.tree.map(wide, spec.obs), number, flag, flag, flag)
+
+
+def updates(agent: Any, case: Case) -> dict[str, Any]:
+    """`{name: (update, shapes of its arguments)}`, as the trainer would call it."""
+    env = Env(case.spec, lambda key: None, lambda state, action: None, case.settings.envs, True)  # type: ignore[arg-type]
+    capacity = max(case.settings.capacity, *(step.length * env.num_envs for step in agent.train_steps.values()))
+    return Trainer(agent, env, capacity=capacity, devices=jax.devices()[:1]).footprint()["updates"]
+
+
+def check_feedback(feedback: Any, extras: Any, train: Any) -> None:
+    """What is written back are extras of the last records of each sequence."""
+    assert set(feedback) <= set(extras)
+    for name, value in feedback.items():
+        batch, count = value.shape[:2]
+        assert batch == train.batch_size and count <= train.length and value.dtype == extras[name].dtype
+        assert value.shape[2:] == extras[name].shape[1:], name
+
+
+def check_dream(agent: Any, spec: Spec, state: Any, extras: Any) -> None:
+    """A dream `[B, H]` after a context `[B, 2]`, with the policy's actions and with given ones."""
+    batch, length, horizon = 3, 2, 4
+    wide = lambda x: jax.ShapeDtypeStruct((batch, length, *x.shape[1:]), x.dtype)  # noqa: E731
+    step = blank_step(spec, batch)
+    action = jax.eval_shape(lambda: spaces.blank(spec.action, batch))
+    context = jax.tree.map(wide, Record(*step, action, extras))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    given = jax.ShapeDtypeStruct((batch, horizon, *action.shape[1:]), action.dtype)
+    for actions in (None, given):
+        dream = jax.eval_shape(partial(agent.imagine, horizon=horizon), state, context, actions, key)
+        number = ((batch, horizon), "float32")
+        assert layout(dream.reward) == layout(dream.cont) == number and layout(dream.action) == layout(given)
+        if dream.obs is not None:
+            assert {x.shape[:2] for x in jax.tree.leaves(dream.obs)} == {(batch, horizon)}
+            assert floats(dream.obs) <= {"float32"}

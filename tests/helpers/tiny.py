@@ -1,0 +1,91 @@
+"""Every system in a size that compiles and learns in seconds, and a small world for it. One row per system."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from toys import blinking
+
+from jaxwm import agents, envs
+from jaxwm.types import Agent, Env
+
+_RSSM = dict(
+    deter=16, hidden=8, units=8, stoch=4, depth=2, batch_size=2, batch_length=4, envs=2, prefill=40, capacity=200,
+)  # fmt: skip
+_SEARCH = dict(
+    simulations=4, width=8, units=8, bins=11, envs=2, batch_size=4, unroll=2, td_steps=2, train_ratio=2.0, reanalyse=3,
+    prefill=20, capacity=100, projection=8, target_every=3,
+)  # fmt: skip
+
+TINY: dict[str, dict[str, Any]] = {
+    "dreamer-v3": _RSSM | dict(blocks=4, classes=4, bins=11, imag_length=3, train_ratio=4.0),
+    "dreamer-v2": _RSSM | dict(classes=4, imag_length=3, slow_every=3),
+    "dreamer-v1": _RSSM | dict(imag_length=3, model_layers=1, value_layers=1, policy_layers=1),
+    "planet": _RSSM | dict(layers=1, plan_horizon=3, candidates=8, elites=2, iterations=2, collect=8, updates=2),
+    "dyna-q": dict(planning=2),
+    "pets": dict(units=16, epochs=1.0, batch_size=16, candidates=8, elites=4, iterations=2, trial=20, capacity=200),
+    "world-models": dict(
+        codes=3, depth=1, units=4, envs=4, random_steps=160, vision_updates=2, vision_batch=4, memory_updates=2,
+        memory_batch=4, memory_length=6, generations=3, population=4, rollouts=3, capacity=200,
+    ),
+    "alphazero": dict(
+        simulations=4, match_simulations=4, blocks=0, channels=4, head=2, units=4, batch_size=4, batch_length=10,
+        envs=4, capacity=400,
+    ),
+    "muzero": _SEARCH,
+    "efficientzero": _SEARCH | dict(correction=20),
+}  # fmt: skip
+"""Settings over those of a system's default preset."""
+
+
+def _pendulum(num_envs: int) -> Env:
+    return envs.make("gymnax/Pendulum-v1", num_envs, max_steps=7)  # episodes end within a test
+
+
+WORLDS: dict[str, Callable[[int], Env]] = {
+    "dreamer-v1": _pendulum,
+    "planet": _pendulum,
+    "world-models": blinking,  # its own example, TakeCover, starts a game engine for each environment
+    "dyna-q": lambda num_envs: envs.make("tabular/Taxi", num_envs),  # every step has a reward
+    "pets": lambda num_envs: envs.make("continuous/CartPole", num_envs, max_steps=20),
+}
+"""Where a system lives in tests; the others in the environment that they are trained on by default."""
+
+
+class Built(NamedTuple):
+    """A tiny agent, its settings and its world."""
+
+    name: str
+    env: Env
+    config: Any
+    agent: Agent
+
+    def state(self, seed: int = 0) -> Any:
+        """A fresh state of one agent."""
+        return jax.jit(self.agent.init)(jax.random.key(seed), self.agent.hyper)
+
+
+def world(name: str, num_envs: int = 1) -> Env:
+    """The world of a system."""
+    if name in WORLDS:
+        return WORLDS[name](num_envs)
+    return envs.make(agents.find(name).env, num_envs)
+
+
+def settings(name: str, **options: Any) -> Any:
+    """The tiny settings of a system, with changes."""
+    return agents.settings(name, **(TINY[name] | options))
+
+
+def flags(name: str) -> list[str]:
+    """The same as words of a command line."""
+    return [word for key, value in TINY[name].items() for word in (f"--{key.replace('_', '-')}", str(value))]
+
+
+def build(name: str, **options: Any) -> Built:
+    """A tiny agent in its world."""
+    config = settings(name, **options)
+    env = world(name, config.envs)
+    return Built(name, env, config, agents.build(name, env.spec, config))
