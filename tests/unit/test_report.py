@@ -186,7 +186,7 @@ def test_an_unfinished_run_says_so_and_how_to_go_on(tmp_path):
     folder = write(tmp_path / "stopped", metrics=default_metrics()[:3], evaluation=None)
     text = text_of([folder], None)
     assert row_of(text, "stopped")[-2:] == ["400 of 400 environment steps", "**unfinished**"]  # its scores reach to 400
-    assert f"Go on with `jaxwm resume {folder}`" in text and "stopped is not evaluated yet." in text
+    assert f"jaxwm resume {folder}`" in text and "stopped is not evaluated yet." in text
     assert row_of(rows_after(text, "## Throughput"), "stopped")[3:] == ["46.0 s", "-", "60"]
 
 
