@@ -185,14 +185,14 @@ def test_one_run_is_reported_inside_itself(tmp_path):
 def test_an_unfinished_run_says_so_and_how_to_go_on(tmp_path):
     folder = write(tmp_path / "stopped", metrics=default_metrics()[:3], evaluation=None)
     text = text_of([folder], None)
-    assert row_of(text, "stopped")[-2:] == ["400 of 400", "**unfinished**"]  # its scores reach to 400
-    assert f"Go on with `jaxwm resume {folder}`" in text and "stopped is not evaluated yet." in text
+    assert row_of(text, "stopped")[-2:] == ["400 of 400 environment steps", "**unfinished**"]  # its scores reach to 400
+    assert f"jaxwm resume {folder}`" in text and "stopped is not evaluated yet." in text
     assert row_of(rows_after(text, "## Throughput"), "stopped")[3:] == ["46.0 s", "-", "60"]
 
 
 def test_a_run_that_has_only_started(tmp_path):
     text = text_of([write(tmp_path / "new", metrics=[], scores=[], evaluation=None)], None)
-    assert row_of(text, "new")[-2:] == ["0 of 400", "**unfinished**"]
+    assert row_of(text, "new")[-2:] == ["0 of 400 environment steps", "**unfinished**"]
     assert "has no metrics yet" in text and "has no scores yet" in text and "None recorded yet." in text
     (tmp_path / "new" / "metrics.jsonl").unlink()
     assert "has no metrics yet" in text_of([tmp_path / "new"], None)

@@ -210,6 +210,21 @@ def test_a_simulator_that_dies_is_built_again():
     assert not (window.is_first[:, 3:] & valid).any()
 
 
+def test_a_simulator_may_die_while_it_is_built_again():
+    env, builds = dying(2), [0]
+
+    def reset(keys):
+        builds[0] += 1
+        if builds[0] == 2:
+            raise OSError("no more processes")
+        return env.reset(keys)
+
+    with pytest.warns(UserWarning, match="restarted") as caught:
+        rows = recorded(env=env._replace(reset=reset), rows=30)
+    assert "no more processes): restarted, 2 times" in str(caught[-1].message)
+    assert builds == [3] and np.flatnonzero(rows.is_first[:, 0]).tolist() == [0, 8, 21]
+
+
 def test_a_simulator_that_dies_again_and_again_is_an_error():
     with pytest.warns(UserWarning, match="restarted"), pytest.raises(EnvironmentDied, match="after 3 restarts"):
         recorded(env=dying(1, at=range(5, 100)), rows=30)
