@@ -43,12 +43,14 @@ class Pool:
         self.reset(keys)
 
     def reset(self, keys: Key) -> None:
+        """Build the pool anew, with seeds from `keys [M]`."""
         self.close()
         self.keys = keys
         self.handle, self.step = self.env.reset(keys)
         self.action: Any = None
 
     def close(self) -> None:
+        """Shut the simulators down, if there are any."""
         if self.handle is not None:
             handle, self.handle = self.handle, None
             self.env.close(handle)
