@@ -283,12 +283,7 @@ def _eval(arguments: list[str]) -> int:
     check_number("--seed", options.seed, least=0, most=2**32 - 1, whole=True)
     plan, agent, state, steps = load.load(options.run, options.checkpoint)
     plan = replace(plan, score_options=plan.score_options | options.score_option)
-    scores: dict[str, Any] = {}
-    if agent.act is not None and plan.env is not None:
-        play = lambda mode: load.score(plan, agent, state, options.episodes, mode, options.seed)  # noqa: E731
-        modes = {"trained": options.mode, "random": "random"}
-        scores["return"] = {name: play(mode).means().tolist() for name, mode in modes.items()}
-    scores |= {name: {"trained": value} for name, value in load.held_out(plan, agent, state).items()}
+    scores, _ = load.scores(plan, agent, state, options.episodes, options.mode, options.seed)
     where = f"{steps:,} {'environment steps' if plan.data is None else 'updates'}"
     Console().print(session.table(plan, scores, where, options.mode, options.episodes))
     return 0

@@ -8,6 +8,32 @@ from collections.abc import Iterable
 from difflib import SequenceMatcher
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+# --- JAX ------------------------------------------------------------------------------------------------------------
+
+_JAX = {
+    "jax_enable_x64": False,
+    "jax_default_prng_impl": "threefry2x32",
+    "jax_disable_jit": False,
+    "jax_debug_nans": False,
+    "jax_debug_infs": False,
+    "jax_numpy_rank_promotion": "allow",
+    "jax_numpy_dtype_promotion": "standard",
+}
+"""Settings with which everything here is computed: in 32 bits, compiled, NaN where a number is absent."""
+
+
+def check_jax() -> None:
+    """Raise ValueError where a global setting of JAX is one that jaxwm does not run with."""
+    import jax
+
+    for name, needed in _JAX.items():
+        if (found := getattr(jax.config, name)) != needed:
+            raise ValueError(
+                f"jaxwm does not run with {name}={found}: unset {name.upper()}, or "
+                f"jax.config.update({name!r}, {needed!r})"
+            )
+
+
 # --- Names --------------------------------------------------------------------------------------------------------
 
 

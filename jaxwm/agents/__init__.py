@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxwm.agents.registry import AGENTS, MODULES, table
 from jaxwm.agents.system import System
-from jaxwm.errors import suggest
+from jaxwm.errors import check_jax, suggest
 from jaxwm.types import RESERVED, Agent, Spec
 
 __all__ = ["AGENTS", "System", "build", "find", "make", "renamed", "settings", "table"]
@@ -68,6 +68,7 @@ def build(name: str, spec: Spec, config: Any) -> Agent:
     Raises ValueError as `make`, for a game against itself where a system plays none, and for a reserved sensor that a
     system does not understand.
     """
+    check_jax()
     system = find(name)
     if spec.action is None and not system.video:
         raise ValueError(f"{name} learns what actions do, and {spec.name} has no action space")

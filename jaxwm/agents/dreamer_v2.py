@@ -287,7 +287,8 @@ def schedule(config: Config) -> tuple[Collect | Repeat, ...]:
 PUBLISHED = Config()
 NANO = replace(
     PUBLISHED, deter=32, hidden=32, stoch=4, classes=8, units=32, layers=1, depth=2, envs=4, batch_size=16,
-    batch_length=10, prefill=256, collect=4, phase_updates=2, capacity=100_000, kl_scale=0.3, rec_scale=1.0, squash=False,
+    batch_length=10, prefill=256, collect=4, phase_updates=2, capacity=100_000, kl_scale=0.3, rec_scale=1.0,
+    squash=False,
     imag_length=8, discount=0.99, model_lr=8e-3, actor_lr=2e-3, value_lr=3e-3, entropy=6e-2, slow_every=20,
 )  # fmt: skip
 MICRO = replace(

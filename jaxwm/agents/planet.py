@@ -263,7 +263,8 @@ def schedule(config: Config) -> tuple[Collect | Repeat, ...]:
 PUBLISHED = Config()
 MICRO = replace(
     PUBLISHED, deter=32, hidden=64, stoch=8, units=64, layers=2, depth=8, envs=4, batch_size=16, batch_length=20,
-    prefill=1000, collect=100, phase_updates=40, capacity=100_000, free_nats=1.0, rec_scale=30.0, lr=2e-3, plan_horizon=15,
+    prefill=1000, collect=100, phase_updates=40, capacity=100_000, free_nats=1.0, rec_scale=30.0,
+    lr=2e-3, plan_horizon=15,
     candidates=100, elites=10, iterations=4,
 )  # fmt: skip
 PRESETS = {"published": PUBLISHED, "micro": MICRO}

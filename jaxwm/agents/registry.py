@@ -1,6 +1,6 @@
 """The names of the systems and the modules they live in; a module is imported when its system is asked for.
 
-`table()` reads what `jaxwm list` and `--help` print, without importing any: `python -m jaxwm.agents.registry` writes it
+`table()` reads what `jaxwm list` and `--help` print, without importing any: `python -m jaxwm.report.lineage` writes it
 from every `SYSTEM`.
 """
 
@@ -9,9 +9,9 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import pkgutil
 from collections.abc import Iterator, MutableMapping
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from jaxwm.agents.system import System
@@ -29,7 +29,7 @@ MODULES = {
     "efficientzero": "efficientzero",
 }
 
-TABLE = Path(__file__).with_name("table.json")
+TABLE = "table.json"
 
 
 class Registry(MutableMapping[str, System]):
@@ -73,9 +73,9 @@ def row(system: System) -> dict[str, Any]:
 @cache
 def table() -> dict[str, dict[str, Any]]:
     """`{name: row}` of all systems, as the package's file has it."""
-    return json.loads(TABLE.read_text())
+    return json.loads(pkgutil.get_data("jaxwm.agents", TABLE) or "{}")
 
 
-if __name__ == "__main__":
-    TABLE.write_text(json.dumps({name: row(AGENTS[name]) for name in MODULES}, indent=1) + "\n")
-    print(TABLE)
+def printed() -> str:
+    """The text of that file, from every `SYSTEM`."""
+    return json.dumps({name: row(AGENTS[name]) for name in MODULES}, indent=1) + "\n"

@@ -14,6 +14,7 @@ Anything that writes such arrays, of any language, makes a recording. Nothing is
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ import jax
 import numpy as np
 
 from jaxwm import spaces
+from jaxwm.envs import border
 from jaxwm.types import Box, Data, Discrete, MultiDiscrete, Record, Spec, action_dtype
 
 ABOUT = "recording.json"
@@ -52,7 +54,8 @@ def _describe(spec: Spec, env: str | None) -> dict[str, Any]:
         n = getattr(spec.action, "n", None)
         sizes = {"size": spec.action.size} if isinstance(spec.action, Box) else {"n": n}
         action = {"kind": type(spec.action).__name__, **sizes}
-    return {"format": FORMAT, "name": spec.name, "env": env, "obs": obs, "action": action, "max_steps": spec.max_steps}
+    about = {"format": FORMAT, "name": spec.name, "env": env, "obs": obs, "action": action}
+    return about | {"max_steps": spec.max_steps, "one_hot": spec.one_hot}
 
 
 def _spec(about: dict[str, Any]) -> Spec:
@@ -64,7 +67,8 @@ def _spec(about: dict[str, Any]) -> Spec:
         "MultiDiscrete": lambda a: MultiDiscrete(tuple(a["n"])),
         "Box": lambda a: Box(a["size"]),
     }
-    return Spec(about["name"], obs, kinds[action["kind"]](action) if action else None, about.get("max_steps"))
+    space = kinds[action["kind"]](action) if action else None
+    return Spec(about["name"], obs, space, about.get("max_steps"), one_hot=about.get("one_hot", False))
 
 
 def _read_about(folder: Path) -> dict[str, Any]:
@@ -99,7 +103,7 @@ def append(folder: str | Path, spec: Spec, episodes: Iterable[Episode], env: str
     """
     folder, about = Path(folder), _describe(spec, env)
     if (folder / ABOUT).exists():
-        there = _read_about(folder)
+        there = {"one_hot": False, **_read_about(folder)}
         wrong = [name for name in about if there.get(name) != json.loads(json.dumps(about[name]))]
         if wrong:
             raise ValueError(
@@ -149,11 +153,13 @@ def open_data(folder: str | Path, streams: int = 1, seed: int = 0, held_out: boo
     """A recording as a source of records: `streams` streams side by side, of all episodes in an order drawn by `seed`.
 
     One of `HELD_OUT` episodes, where there are so many, is kept apart: with `held_out` the source is those alone.
-    A stream is cut where the next begins. Only what is read is loaded.
+    A stream is cut where the next begins. Only what is read is loaded, and checked then as `envs.border` says: a number
+    that is not finite becomes 0, with one warning.
 
     Raises:
         FileNotFoundError: the folder holds no recording.
-        ValueError: files are missing, damaged, or do not fit the description or each other; too few records.
+        ValueError: files are missing, damaged, or do not fit the description or each other; too few records. When read:
+            an action or a one-hot observation is out of range.
     """
     folder = Path(folder)
     about = _read_about(folder)
@@ -172,16 +178,27 @@ def open_data(folder: str | Path, streams: int = 1, seed: int = 0, held_out: boo
     where, marks = (x[: rows * streams].reshape(streams, rows, -1) for x in (where, np.concatenate(flags)))
     marks[:, 0, 0], marks[:, -1, 1] = True, True
 
+    told: list[str] = []
+
     def read(first: int, count: int) -> Record:
         index = np.arange(first, first + count) % rows
-        place = where[:, index].swapaxes(0, 1)  # [count, N, 2]
-        mark = marks[:, index].swapaxes(0, 1)
+        place = where[:, index].swapaxes(0, 1).reshape(-1, 2)  # [count * N, 2], as all that follows
+        mark = marks[:, index].swapaxes(0, 1).reshape(-1, 3)
         pick = lambda get: _gather(parts, place, get)  # noqa: E731
         obs = {n: pick(lambda p, n=n: p.obs[n]) for n in spec.obs} if isinstance(spec.obs, Mapping) else None
         obs = pick(lambda p: p.obs) if obs is None else obs
-        action = None if spec.action is None else pick(lambda p: p.action)
-        reward = np.where(mark[..., 0], np.float32(0), pick(lambda p: p.reward))
-        return Record(obs, reward, mark[..., 0], mark[..., 1], mark[..., 2], action, None)  # type: ignore[arg-type]
+        obs, bad = border.finite(border.checked(spec, obs, mark[:, 1]))
+        action = None
+        if spec.action is not None:
+            action, wrong = border.native_action(spec, pick(lambda p: p.action), (len(mark),))
+            bad = bad | wrong
+        if bad is not False and not told:
+            told.append(f"{folder} holds numbers that are not finite, in {np.sum(bad):,} of the {len(mark):,} records "
+                        "read by now: each is taken as 0")  # fmt: skip
+            warnings.warn(told[0], stacklevel=2)
+        reward = np.where(mark[:, 0], np.float32(0), pick(lambda p: p.reward))
+        flat: Any = Record(obs, reward, mark[:, 0], mark[:, 1], mark[:, 2], action, None)  # type: ignore[arg-type]
+        return jax.tree.map(lambda x: x.reshape(count, streams, *x.shape[1:]), flat)
 
     return Data(spec, read, rows, streams, about.get("env"))
 
@@ -199,15 +216,14 @@ def _order(parts: list[_Part], seed: int, held_out: bool) -> list[tuple[int, int
 
 
 def _gather(parts: list[_Part], place: np.ndarray, get: Any) -> np.ndarray:
-    """Records `[count, N, ...]` from their places `[count, N, 2]` (part, row)."""
-    flat = place.reshape(-1, 2)
+    """Records `[K, ...]` from their places `[K, 2]` (part, row)."""
     first = get(parts[0])
-    out = np.empty((len(flat), *first.shape[1:]), first.dtype)
+    out = np.empty((len(place), *first.shape[1:]), first.dtype)
     for p, part in enumerate(parts):
-        mine = flat[:, 0] == p
+        mine = place[:, 0] == p
         if mine.any():
-            out[mine] = get(part)[flat[mine, 1]]
-    return out.reshape(*place.shape[:2], *first.shape[1:])
+            out[mine] = get(part)[place[mine, 1]]
+    return out
 
 
 def _open_part(path: Path, spec: Spec) -> _Part:

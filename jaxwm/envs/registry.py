@@ -11,7 +11,7 @@ from jaxwm.envs.continuous import CONTINUOUS
 from jaxwm.envs.probes import PROBES
 from jaxwm.envs.pure import check_num_envs
 from jaxwm.envs.tabular import TABULAR
-from jaxwm.errors import check_options, nearest
+from jaxwm.errors import check_jax, check_options, nearest
 from jaxwm.types import Env
 
 Constructor = Callable[..., Env]
@@ -48,6 +48,7 @@ def make(name: str, num_envs: int = 1, **options: Any) -> Env:
 
     Raises ValueError for an unknown name or option (naming the nearest) and for a value out of range.
     """
+    check_jax()
     if name not in _registered and name not in _BUILT_IN:
         raise ValueError(_unknown(name))
     check_num_envs(num_envs)

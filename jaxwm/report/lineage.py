@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from jaxwm import agents, envs
+from jaxwm.agents import registry
 from jaxwm.report import document
 from jaxwm.schedule import in_words
 from jaxwm.types import Word
@@ -82,5 +83,7 @@ def _block(name: str, entry: agents.System) -> str:
 
 
 if __name__ == "__main__":
+    Path(agents.__file__).with_name(registry.TABLE).write_text(registry.printed())
+    registry.table.cache_clear()
     PAGE.write_text(page())
     print(PAGE)

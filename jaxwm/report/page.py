@@ -206,7 +206,8 @@ def _weak(story: Story, curves: list[charts.Series]) -> Iterable[str]:
         yield f"{story.label} is not evaluated yet."
         return
     trained, chance = (float(np.mean(story.evaluation[name])) for name in ("trained", "random"))
-    way = f"score the exploring policy with {code(f'jaxwm eval {shlex.quote(str(story.path))} --mode explore')}"
+    command = f"{machine.program()} eval {shlex.quote(str(story.path))} --mode explore"
+    way = f"score the exploring policy with {code(command)}"
     bad = [str(m) for m, score in enumerate(story.evaluation["trained"]) if score < chance <= trained]
     if bad:
         yield f"**{story.label}**: below random play ({chance:.2f}): member {', '.join(bad)}."
@@ -283,7 +284,7 @@ def _dreams(stories: list[Story], out: Path) -> list[Block]:
     """The pictures in RUN/dreams and RUN/watch.gif, copied next to the report, and the verdict on the dreams."""
     blocks: list[Block] = []
     captions = data.read("captions.toml")
-    for path, label in {story.path: story.label for story in reversed(stories)}.items():
+    for path, label in reversed({story.path: story.label for story in reversed(stories)}.items()):
         files = [file for file in [*(path / DREAMS).glob("**/*"), path / FILM] if file.suffix.lower() in SHOWN]
         files = [file for file in files if file.is_file()]
         rank = {name: i for i, name in enumerate(captions)}

@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import json
 import math
+import shlex
 import shutil
 import threading
 import warnings
@@ -24,6 +25,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, LatestN
 
+from jaxwm.run import machine
 from jaxwm.training import processes
 from jaxwm.training.life import Cursor, Life
 
@@ -285,8 +287,8 @@ class Checkpoints:
 
 def _nothing(folder: Path) -> str:
     return (
-        f"no checkpoint in {folder}: the run stopped before its first one. Start it again with `jaxwm resume "
-        f"{folder.parent}`"
+        f"no checkpoint in {folder}: the run stopped before its first one. Start it again with "
+        f"`{machine.program()} resume {shlex.quote(str(folder.parent))}`"
     )
 
 

@@ -16,6 +16,7 @@ import fcntl
 import json
 import os
 import re
+import shlex
 import shutil
 import socket
 import time
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from jaxwm.errors import nearest
+from jaxwm.run import machine
 from jaxwm.run.json_files import finite, to_plain, write_json
 
 CONFIG = "config.json"
@@ -176,7 +178,8 @@ def created(path: str | Path, wait: float = 0.0) -> Iterator[Lock]:
 
 def _occupied(path: Path) -> str:
     if (path / CONFIG).exists() or (path / CHECKPOINTS).exists():
-        return f"{path} holds a run already: choose another directory with --run, or go on with `jaxwm resume {path}`"
+        command = f"{machine.program()} resume {shlex.quote(str(path))}"
+        return f"{path} holds a run already: choose another directory with --run, or go on with `{command}`"
     what = "is not empty" if path.is_dir() else "is a file"
     return f"{path} {what}: choose another directory with --run"
 

@@ -222,3 +222,21 @@ def held_out(plan: Plan, agent: Agent, state: Any, batches: int = 16) -> dict[st
 
     keys = jax.vmap(lambda key: stream(key, EVAL))(member_keys(plan.seed, plan.members))
     return jax.device_get(jax.jit(jax.vmap(one))(state, keys))
+
+
+def scores(
+    plan: Plan, agent: Agent, state: Any, episodes: int, mode: Any = "greedy", seed: int = 0
+) -> tuple[dict[str, dict[str, list[float]]], bool]:
+    """The named scores of every member, and whether all episodes came to their end.
+
+    `return` (where the agent acts) is that of the policy (`trained`) and of random play (`random`); others are the
+    agent's own, on held-out recordings.
+    """
+    found: dict[str, dict[str, list[float]]] = {}
+    complete = True
+    if agent.act is not None and plan.env is not None:
+        trained, chance = (score(plan, agent, state, episodes, how, seed) for how in (mode, "random"))
+        found["return"] = {"trained": trained.means().tolist(), "random": chance.means().tolist()}
+        complete = bool(trained.complete.all())
+    own = held_out(plan, agent, state)
+    return found | {name: {"trained": np.asarray(value).tolist()} for name, value in own.items()}, complete

@@ -22,11 +22,19 @@ from jaxwm.run.machine import Hosts
 
 C = TypeVar("C")
 
-NOT_SETTINGS = ("jaxwm", "jax")
+NOT_SETTINGS = ("jaxwm", "jax", "jax_settings")
 """Entries of config.json that say by what it was written."""
+
+JAX_SETTINGS = ("jax_default_matmul_precision", "jax_random_seed_offset", "jax_threefry_partitionable")
+"""Settings of JAX that may be any, but on which the numbers of a run depend."""
 
 
 _ENV_OPTION, _SCORE_OPTION = (optional("NAME=VALUE", name) for name in ("env-option", "score-option"))
+
+
+def jax_settings() -> dict[str, Any]:
+    """`JAX_SETTINGS` as they are now."""
+    return {name: getattr(jax.config, name) for name in JAX_SETTINGS}
 
 
 # --- The plan -----------------------------------------------------------------------------------------------------
@@ -137,7 +145,7 @@ class Plan(Generic[C]):
 
     def to_json(self) -> dict[str, Any]:
         """What config.json holds: all entries, and the versions that wrote them."""
-        return {"jaxwm": jaxwm.__version__, "jax": jax.__version__, **asdict(self)}
+        return {"jaxwm": jaxwm.__version__, "jax": jax.__version__, "jax_settings": jax_settings(), **asdict(self)}
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Plan:

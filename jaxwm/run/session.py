@@ -14,7 +14,6 @@ import warnings
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from jaxwm.run import checkpoint, cost, directory, json_files, machine
+from jaxwm.run import card, checkpoint, directory, json_files, machine
 from jaxwm.run import load as loading
 from jaxwm.run.display import Display, Stage
-from jaxwm.run.plan import Plan, read_plan
+from jaxwm.run.plan import Plan, jax_settings, read_plan
 from jaxwm.run.writer import Silent, Writer, import_tensorboard
 from jaxwm.schedule import describe, updates_of
 from jaxwm.training import processes
@@ -71,14 +70,14 @@ class Run:
         self.cursor, self.began, self.stopping = Cursor(), time.time(), False
         self.before = self.compile_before = 0.0  # seconds of earlier sessions
         self.compile_seconds = 0.0
-        self.warned = False
+        self.warned: set[str] = set()
         self.recent: list[deque[float]] = [deque(maxlen=RECENT) for _ in range(plan.members)]
 
     # --- Starting -------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Check the memory, allocate, write config.json, open the files, compile. The folder exists."""
-        self._card_before(self.trainer.footprint())
+        card.show(self.console, self.plan, self.trainer, self.trainer.footprint())
         self.life = self.trainer.init(self.plan.seed)
         if self.plan.start:
             self.life = self._begin(self.life)
@@ -102,7 +101,7 @@ class Run:
             checkpoints.check(
                 {"agent": sizes["state"], "rest/rings/real/data": self._old(sizes["replay"]["real"], rows)}
             )
-            self._card_before(sizes)
+            card.show(self.console, self.plan, self.trainer, sizes)
             self.life = self.trainer.init(self.plan.seed)
             like = self._with_ring(self._old(self.life.ring.data, rows))
             saved = checkpoints.restore(like) if checkpoints.steps() else None
@@ -156,33 +155,6 @@ class Run:
         self.compile_seconds = time.time() - began
         self.console.print(f"  compile time   {self.compile_seconds:.1f} s")
         self.compile_seconds += self.compile_before
-
-    def _card_before(self, sizes: dict[str, Any]) -> None:
-        """The start-up card: sizes (a `Trainer.footprint`) and costs, before memory is taken."""
-        copies = (
-            self.trainer.spread.copies
-        )  # devices that share updates hold all of the member; shards split the replay
-        replay, state = copies * cost.tree_bytes(sizes["replay"]), cost.tree_bytes(sizes["state"])
-        state *= copies * self.plan.shards
-        _check_memory(state + replay)
-        say = self.console.print
-        plan, noun = self.plan, "member" if self.plan.members == 1 else "members"
-        say(f"[bold]{plan.agent}[/bold] on [bold]{plan.task}[/bold], {plan.members} {noun}, seed {plan.seed}, "
-            f"{jax.default_backend()}")  # fmt: skip
-        say(f"  parameters     {sizes['parameters']:,} each")
-        say(f"  agent state    {cost.human(state, 'B')}")
-        each = "steps of each member" if isinstance(self.source, Env) else "records, one copy for all members"
-        say(f"  replay         {cost.human(replay, 'B')} for {self.trainer.capacity:,} {each}")
-        for name, (fn, args) in sizes["updates"].items():
-            say(f"  update {name:<7} {cost.human(cost.flops(fn, *args), 'FLOP')} each")
-        spread = self.trainer.spread
-        if spread.idle:
-            noun = "device" if spread.idle == 1 else "devices"
-            say(f"  idle           {spread.idle} {noun}: make --members a multiple of {spread.idle + spread.mesh.size}")
-        need, free = 2 * state + replay, cost.available_memory()  # gradients and temporaries at least double the state
-        if need > 0.9 * free:
-            say(f"[bold red]  warning: {cost.human(need, 'B')} needed, {cost.human(free, 'B')} free:[/bold red] lower "
-                "--capacity, --members or the preset")  # fmt: skip
 
     # --- Training -------------------------------------------------------------------------------------------------
 
@@ -251,9 +223,18 @@ class Run:
             row["skipped"] = processes.fetch(self.life.skipped.total)
         if self.trainer.restarts:
             row["env_restarts"] = self.trainer.restarts
+        if replaced := self.trainer.replaced(self.life):
+            row["replaced"] = replaced
+            self._warn_once("replaced", f"{self.source.spec.name} gave numbers that are not finite in {replaced:,} steps "
+                            "so far: each is taken as 0, and metrics.jsonl counts the steps (replaced)")  # fmt: skip
         self.writer.metrics(row | report.metrics)
         display.update(self._stage(), steps, updates, returns, report.metrics)
         self._check_finite(report)
+
+    def _warn_once(self, what: str, text: str) -> None:
+        if what not in self.warned:
+            self.warned.add(what)
+            warnings.warn(text, stacklevel=3)
 
     def _check_finite(self, report: Report) -> None:
         """Say when updates are skipped; Diverged when a member had nothing else for `SKIP_LIMIT` updates."""
@@ -263,10 +244,8 @@ class Run:
         member, at = int(runs.argmax()), self._where()
         terms = ", ".join(name for name, count in report.faults.items() if count[member]) or ", ".join(report.faults)
         if runs[member] < SKIP_LIMIT:
-            if not self.warned:
-                self.warned = True
-                warnings.warn(f"not finite after {at}: {terms}; such updates are skipped and counted "
-                              f"(so far {total.tolist()} of the members)", stacklevel=2)  # fmt: skip
+            self._warn_once("skipped", f"not finite after {at}: {terms}; such updates are skipped and counted (so far "
+                            f"{total.tolist()} of the members)")  # fmt: skip
             return
         good = self.checkpoints.steps()
         where = f"the last good checkpoint is at step {good[-1]:,}" if good else "there is no checkpoint yet"
@@ -313,16 +292,10 @@ class Run:
         plan, counters = self.plan, self.life.counters
         result: dict[str, Any] = {"env_steps": int(counters.steps)} if isinstance(self.source, Env) else {}
         result |= dict(updates=int(counters.updates), seconds=0.0, compile_seconds=round(self.compile_seconds, 1))
-        scores: dict[str, dict[str, Any]] = {}
         with self.console.status(f"evaluating {plan.episodes} episodes"):
-            if self.agent.act is not None and plan.env is not None:
-                play = partial(loading.score, plan, self.agent, self.life.agent, plan.episodes)
-                trained, chance = play("greedy"), play("random")
-                scores["return"] = dict(trained=trained.means().tolist(), random=chance.means().tolist())
-                result |= dict(episodes=plan.episodes, mode="greedy", **scores["return"])
-                result["complete"] = bool(trained.complete.all())
-            held_out = loading.held_out(plan, self.agent, processes.fetch(self.life.agent))
-            scores |= {name: {"trained": np.asarray(value).tolist()} for name, value in held_out.items()}
+            scores, complete = loading.scores(plan, self.agent, processes.fetch(self.life.agent), plan.episodes)
+        if "return" in scores:
+            result |= dict(episodes=plan.episodes, mode="greedy", **scores["return"], complete=complete)
         result |= dict(seconds=round(self.seconds(), 1), scores=scores)
         if processes.first():
             json_files.write_json(self.folder / directory.EVALUATION, result)
@@ -368,18 +341,6 @@ def table(
     return out
 
 
-def _check_memory(need: int) -> None:
-    """ValueError where not even the state and the replay fit: the machine would end the program without a word."""
-    devices = 1 if jax.default_backend() == "cpu" else jax.local_device_count()  # members are spread over devices
-    free = cost.available_memory() * devices * jax.process_count()
-    short, _ = processes.agree(need > free)
-    if short:
-        raise ValueError(
-            f"the run needs more than {cost.human(need, 'B')} of memory and {cost.human(free, 'B')} are free: lower "
-            "--capacity, --members or --envs, or take a smaller preset"
-        )
-
-
 def train(plan: Plan, folder: Path, console: Console | None = None) -> dict[str, Any]:
     """A whole run; the results of the evaluation. Raises what `rundir.create` raises, before anything is computed."""
     console = console or Console(quiet=not processes.first())
@@ -401,6 +362,7 @@ def resume(
     """
     console = console or Console(quiet=not processes.first())
     old = read_plan(folder)
+    _check_same_jax(folder)
     plan = _longer(old, steps, updates)
     if plan == old and (folder / directory.EVALUATION).exists():
         more = "--steps" if old.steps else "--updates"
@@ -414,6 +376,15 @@ def resume(
         run = Run(plan, folder, lock, console)
         run.resume(old)
         return _complete(run)
+
+
+def _check_same_jax(folder: Path) -> None:
+    """ValueError where a setting of JAX on which a run's numbers depend is not the one that the run began with."""
+    now = jax_settings()
+    for name, before in directory.read_config(folder).get("jax_settings", now).items():
+        if now.get(name) != before:
+            raise ValueError(f"{folder} was begun with {name}={before}, and now it is {now.get(name)}: set "
+                             f"{name.upper()} as it was, or its numbers would change")  # fmt: skip
 
 
 def _longer(plan: Plan, steps: int | None, updates: int | None) -> Plan:

@@ -16,7 +16,8 @@ import numpy as np
 
 from jaxwm.errors import check_choice, check_number
 from jaxwm.training import processes
-from jaxwm.training.life import ACT, ENV, EVAL, stream
+from jaxwm.training.host import Pool
+from jaxwm.training.life import ACT, ENV, EVAL, add_exactly, stream
 from jaxwm.types import Agent, Array, Env, Key, Mode
 
 UNBOUNDED = 100_000
@@ -37,6 +38,7 @@ class Scores(NamedTuple):
 
 class _Tally(NamedTuple):
     total: Array
+    rest: Array
     length: Array
     ended: Array
 
@@ -78,14 +80,15 @@ def _pure(agent: Agent, env: Env, rounds: int, mode: Mode) -> Callable[[Any, Key
     def one(state, key):
         handle, step = env.reset(stream(key, ENV))
         zero = jnp.zeros(env.num_envs)
-        tally = _Tally(zero, zero.astype(jnp.int32), zero > 0)
+        tally = _Tally(zero, zero, zero.astype(jnp.int32), zero > 0)
 
         def turn(carry):
             t, memory, handle, step, tally = carry
             memory, action, _ = agent.act(state, memory, step, stream(key, ACT, t), mode)
             handle, step = env.step(handle, action)
             live = ~tally.ended
-            tally = _Tally(tally.total + live * step.reward, tally.length + live, tally.ended | step.is_last)
+            sums = add_exactly(tally.total, tally.rest, live * step.reward)
+            tally = _Tally(*sums, tally.length + live, tally.ended | step.is_last)
             return t + 1, memory, handle, step, tally
 
         go = lambda carry: (carry[0] < limit) & ~carry[-1].ended.all()  # noqa: E731
@@ -98,8 +101,8 @@ def _pure(agent: Agent, env: Env, rounds: int, mode: Mode) -> Callable[[Any, Key
     program = jax.jit(jax.vmap(several))
 
     def play(state: Any, keys: Key) -> Scores:
-        tally = jax.device_get(program(state, keys))
-        return Scores(*jax.tree.map(lambda x: x.reshape(len(x), -1), tally))
+        tally = jax.tree.map(lambda x: x.reshape(len(x), -1), jax.device_get(program(state, keys)))
+        return Scores(tally.total + tally.rest.astype(np.float64), tally.length, tally.ended)
 
     return play
 
@@ -112,20 +115,25 @@ def _host(agent: Agent, env: Env, rounds: int, mode: Mode) -> Callable[[Any, Key
 def _play_host(agent: Agent, env: Env, rounds: int, act: Callable, state: Any, keys: Key) -> Scores:
     members, num = len(keys), env.num_envs
     memory = jax.vmap(lambda s: agent.reset(s, num))(state)
-    handle, step = env.reset(jax.vmap(partial(stream, which=ENV))(keys))
     total, length = np.zeros((members, num)), np.zeros((members, num), int)
     results: list[list[tuple[float, int, bool]]] = [[] for _ in range(members * num)]
-    limit, t = rounds * (env.spec.max_steps or UNBOUNDED), 0
+    longest, t = env.spec.max_steps or UNBOUNDED, 0
+    limit = rounds * (longest + 1)
+    pool = Pool(env, jax.vmap(partial(stream, which=ENV))(keys))
     try:
-        while min(map(len, results)) < rounds and t <= limit + rounds:
+        step = pool.step
+        while min(map(len, results)) < rounds and t <= limit:
             memory, action = act(state, memory, step, keys, t)
-            handle, step = env.step(handle, np.asarray(action))
+            pool.action = np.asarray(action)
+            step = pool.advance()
+            if pool.fresh:  # it died: the episodes that were going on are played again
+                limit, pool.fresh = limit + longest + 1, False
             total, length = np.where(step.is_first, 0, total) + step.reward, np.where(step.is_first, 0, length + 1)
             for m, n in np.argwhere(step.is_last):
                 results[m * num + n].append((total[m, n], length[m, n], True))
             t += 1
     finally:
-        env.close(handle)
+        pool.close()
     for i, played in enumerate(results):  # a step limit without an end: what was collected so far, marked
         m, n = divmod(i, num)
         played += [(total[m, n], length[m, n], False)] * max(0, rounds - len(played))

@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxwm import replay
+from jaxwm.envs import border
 from jaxwm.schedule import Segment, rows_of
 from jaxwm.training import processes
 from jaxwm.training.life import ENV, LOG_AXES, Finished, Life, Log, stream
@@ -28,6 +29,10 @@ BLOCK = 64
 """Rows of recordings that are written at once."""
 
 
+AT_ONCE, IN_VAIN = 3, 10
+"""Most deaths in a row before a first step is done, and most deaths without a finished episode."""
+
+
 class EnvironmentDied(RuntimeError):
     """A host environment fails again and again."""
 
@@ -35,25 +40,33 @@ class EnvironmentDied(RuntimeError):
 class Pool:
     """A host environment of all members, with the action that it has not taken yet.
 
-    One that dies is built anew, `restarts` times so far, with other seeds; `fresh` tells that it just happened.
+    One that dies, while it is stepped, reset or built, is built anew with other seeds; this happened `restarts` times
+    so far, and `fresh` tells that it just did. EnvironmentDied where that does not help. A `border.Misfit` is a bug and
+    no death, and so is a wrong option, a ValueError or ImportError of the very first build: these are raised.
     """
 
     def __init__(self, env: Env, keys: Key):
-        self.env, self.handle, self.restarts, self.in_a_row, self.fresh = env, None, 0, 0, False
+        self.env, self.handle, self.action = env, None, None
+        self.restarts = self.in_a_row = self.in_vain = 0
+        self._worked, self._replaced = False, 0
         self.reset(keys)
 
     def reset(self, keys: Key) -> None:
-        """Build the pool anew, with seeds from `keys [M]`."""
-        self.close()
-        self.keys = keys
-        self.handle, self.step = self.env.reset(keys)
-        self.action: Any = None
+        """Start new episodes, in a pool built anew."""
+        self.keys: Key = keys
+        self._build(keys)
+        self.fresh = False
 
     def close(self) -> None:
         """Shut the simulators down, if there are any."""
         if self.handle is not None:
-            handle, self.handle = self.handle, None
+            self._replaced, handle, self.handle = self.replaced, self.handle, None
             self.env.close(handle)
+
+    @property
+    def replaced(self) -> int:
+        """Steps so far in which a number was not finite."""
+        return self._replaced + int(np.sum(border.replaced(self.handle)))
 
     def advance(self) -> Step:
         """Take the waiting action, if there is one; the newest step `[M, N, ...]`."""
@@ -61,22 +74,34 @@ class Pool:
             action = processes.local_part(self.action)  # an error of the compiled program is none of the environment's
             try:
                 self.handle, self.step = self.env.step(self.handle, action)
-                self.action, self.in_a_row = None, 0
             except Exception as error:
                 self._restart(error)
+                return self.step
+            self.action, self.in_a_row = None, 0
+            self.in_vain = 0 if self.step.is_last.any() else self.in_vain
         return self.step
 
-    def _restart(self, error: Exception) -> None:
-        """Build the pool anew. EnvironmentDied when that has not helped for the third time in a row."""
-        self.restarts, self.in_a_row = self.restarts + 1, self.in_a_row + 1
-        what = f"{self.env.spec.name} died ({type(error).__name__}: {str(error)[:200]})"
-        if self.in_a_row > 3:
-            raise EnvironmentDied(f"{what} at its first step, again after 3 restarts") from error
-        warnings.warn(f"{what}: restarted, {self.restarts} times so far; its episodes start anew", stacklevel=2)
-        with contextlib.suppress(Exception):
+    def _build(self, keys: Key) -> None:
+        with contextlib.suppress(Exception):  # what is dead may not close
             self.close()
-        self.handle = None
-        self.reset(jax.vmap(lambda key: jax.random.fold_in(key, self.restarts))(self.keys))
+        try:
+            self.handle, self.step = self.env.reset(keys)
+        except Exception as error:
+            self._restart(error)
+        self.action, self._worked = None, True
+
+    def _restart(self, error: Exception) -> None:
+        """Build the pool anew, unless that has not helped for too long."""
+        if isinstance(error, border.Misfit) or (not self._worked and isinstance(error, ValueError | ImportError)):
+            raise error
+        self.restarts, self.in_a_row, self.in_vain = self.restarts + 1, self.in_a_row + 1, self.in_vain + 1
+        what = f"{self.env.spec.name} died ({type(error).__name__}: {str(error)[:200]})"
+        if self.in_a_row > AT_ONCE:
+            raise EnvironmentDied(f"{what} before its first step was done, again after {AT_ONCE} restarts") from error
+        if self.in_vain >= IN_VAIN:
+            raise EnvironmentDied(f"{what} for the {IN_VAIN}th time without one finished episode") from error
+        warnings.warn(f"{what}: restarted, {self.restarts} times so far; its episodes start anew", stacklevel=2)
+        self._build(jax.vmap(lambda key: jax.random.fold_in(key, self.restarts))(self.keys))
         self.fresh = True
 
 
@@ -201,7 +226,7 @@ class HostLoop:
         if word.fresh:
             pool.reset(self._later_keys(life))
             fresh = jax.vmap(lambda state: agent.reset(state, num))
-            life = life._replace(carry=fresh(life.agent))
+            life = _cut(life._replace(carry=fresh(life.agent)))
         acting, rest = _acting(life), life._replace(agent=None, step=None)
         for _ in range(rows_of(word, num)):
             step = pool.advance()
@@ -234,7 +259,7 @@ class HostLoop:
         sums, faults, counts = jax.tree.map(add, *parts) if parts else none
         nothing: Any = np.zeros((members, 0, self.program.source.num_envs), bool)
         stack = lambda *x: np.stack(x, 1)  # noqa: E731
-        finished = jax.tree.map(stack, *processes.fetch(rows)) if rows else Finished(nothing, nothing, nothing)
+        finished = jax.tree.map(stack, *processes.fetch(rows)) if rows else Finished(nothing, nothing, nothing, nothing)
         return Log(sums, faults, counts, finished, np.asarray(len(rows)))  # type: ignore[arg-type]
 
 

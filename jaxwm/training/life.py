@@ -29,17 +29,19 @@ class Counters(NamedTuple):
 
 
 class Score(NamedTuple):
-    """Running return and length of the current episodes, `[N]`."""
+    """Running return (`total + rest`, see `add_exactly`) and length of the current episodes, `[N]`."""
 
     total: Array
+    rest: Array
     length: Array
 
 
 class Finished(NamedTuple):
-    """Which episodes ended at a step, `[N]`, with their raw return and length in steps."""
+    """Which episodes ended at a step, `[N]`, with their raw return (`total + rest`) and length in steps."""
 
     done: Array
     total: Array
+    rest: Array
     length: Array
 
 
@@ -115,6 +117,14 @@ def stream(key: Key, which: int, counter: Array | int = 0) -> Key:
 def member_keys(seed: int, members: int) -> Key:
     """Keys `[M]`; member m has the same key whatever M is."""
     return jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(members))
+
+
+def add_exactly(total: Array, rest: Array, x: Array) -> tuple[Array, Array]:
+    """`total + rest + x`, again as two floats: a sum of float32 numbers that is right to about 48 bits."""
+    new = total + x
+    back = new - total
+    rest = rest + ((total - (new - back)) + (x - back))  # what the rounding of `new` lost
+    return new + rest, rest - ((new + rest) - new)
 
 
 LOG_AXES: Any = Log(0, 0, 0, 0, None)  # type: ignore[arg-type]

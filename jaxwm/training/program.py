@@ -28,6 +28,7 @@ from jaxwm.training.life import (
     Log,
     Score,
     Skipped,
+    add_exactly,
     all_finite,
     axes,
     count_update,
@@ -97,7 +98,7 @@ class Program:
         else:
             carry = self.agent.reset(state, num)
             example = jax.eval_shape(lambda: self._record(state, carry, step, key, "random")[1])
-            score = Score(jnp.zeros(num), jnp.zeros(num, jnp.int32))
+            score = Score(jnp.zeros(num), jnp.zeros(num), jnp.zeros(num, jnp.int32))
             ring = replay.init(example, self.capacity, num)
             life = Life(state, carry, env, step, {"real": ring}, score=score, **shared)
         for name, train_step in self.agent.train_steps.items():
@@ -145,16 +146,17 @@ class Program:
     def turn(self, life: Life, mode: str) -> tuple[Life, Array, Finished]:
         """Score the newest step, choose the action, write the record."""
         step, counters, share = life.step, life.counters, self.spread.share
-        total = jnp.where(step.is_first, 0.0, life.score.total) + step.reward
+        before = (jnp.where(step.is_first, 0.0, x) for x in life.score[:2])
+        total, rest = add_exactly(*before, step.reward)
         length = jnp.where(step.is_first, 0, life.score.length + 1)
         key = stream(life.key, ACT, counters.rows)
         carry, record = self._record(life.agent, life.carry, step, key, mode)
         counters = counters._replace(steps=counters.steps + self.source.num_envs, rows=counters.rows + 1)
         ring = replay.add(life.ring, share.slice(record) if share.split else record)
         life = life._replace(
-            carry=carry, rings=life.rings | {"real": ring}, score=Score(total, length), counters=counters
+            carry=carry, rings=life.rings | {"real": ring}, score=Score(total, rest, length), counters=counters
         )
-        return life, record.action, Finished(step.is_last, total, length)
+        return life, record.action, Finished(step.is_last, total, rest, length)
 
     def update(self, life: Life, name: str) -> tuple[Life, dict[str, Array]]:
         """Sample, learn, write; an update with a metric that is not finite leaves agent and replay as they are."""
@@ -188,7 +190,7 @@ class Program:
         zeros = lambda dtype: {name: {k: jnp.zeros((), dtype) for k in keys} for name, keys in names.items()}  # noqa: E731
         counts = {name: jnp.zeros((), jnp.int32) for name in names}
         shape = (max(rows, 1), self.source.num_envs)
-        finished = Finished(jnp.zeros(shape, bool), jnp.zeros(shape), jnp.zeros(shape, jnp.int32))
+        finished = Finished(jnp.zeros(shape, bool), jnp.zeros(shape), jnp.zeros(shape), jnp.zeros(shape, jnp.int32))
         return Log(zeros(jnp.float32), zeros(jnp.int32), counts, finished, jnp.zeros((), jnp.int32))
 
     def _metric_shapes(self, life: Life, name: str) -> Any:
@@ -229,9 +231,10 @@ class Program:
         return life._replace(env=env, step=step), log
 
     def _refresh(self, life: Life) -> Life:
-        """New episodes everywhere, with a new policy memory."""
+        """New episodes everywhere, with a new policy memory; what was going on is cut."""
         env, step = self.source.reset(stream(life.key, ENV, life.counters.rows + 1))  # type: ignore[union-attr]
-        return life._replace(env=env, step=step, carry=self.agent.reset(life.agent, self.source.num_envs))
+        carry, rings = self.agent.reset(life.agent, self.source.num_envs), {"real": replay.cut(life.ring)}
+        return life._replace(env=env, step=step, carry=carry, rings=life.rings | rings)
 
     def _updates(self, word: Train, life: Life) -> Array | int:
         return word.updates(life.counters.steps) if callable(word.updates) else word.updates

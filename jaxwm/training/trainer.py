@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxwm.errors import check_number, suggest
+from jaxwm.envs import border
+from jaxwm.errors import check_jax, check_number, suggest
 from jaxwm.replay import Ring
 from jaxwm.schedule import Segment, rows_of, segments, words
 from jaxwm.training import gauge, processes
@@ -70,6 +71,7 @@ class Trainer:
         devices: Sequence[Any] | None = None,
         freeze: Sequence[str] = (),
     ):
+        check_jax()
         for name, value in dict(
             members=members, capacity=capacity, max_iterations=max_iterations, shards=shards
         ).items():
@@ -78,10 +80,10 @@ class Trainer:
         self.capacity, self.max_iterations, self.shards = capacity, max_iterations, shards
         self.segments = segments(agent.schedule, source.num_envs)
         self.hyper = self._hyper(hyper or {})
-        self._check_source()
-        self._check(agent.schedule, 0)
+        _check_source(agent, source)
+        _check_replay(agent, source, capacity // source.num_envs, agent.schedule)
         self.spread = spread(agent, source, members, shards, devices)
-        self._program = Program(agent, source, self.spread, capacity, self._frozen(freeze))
+        self._program = Program(agent, source, self.spread, capacity, _frozen(agent, freeze))
         self._host = HostLoop(self._program)
         self._programs: dict[Any, Any] = {}
 
@@ -97,58 +99,6 @@ class Trainer:
                 raise ValueError(f"{name} must be one number or {self.members}, one per member, not {np.shape(value)}")
         values = self.agent.hyper | given
         return {name: jnp.broadcast_to(jnp.asarray(v, jnp.float32), (self.members,)) for name, v in values.items()}
-
-    def _frozen(self, names: Sequence[str]) -> tuple[str, ...]:
-        """Components that keep their weights. ValueError for one that there is not."""
-        known = jax.eval_shape(lambda: self.agent.init(jax.random.key(0), self.agent.hyper)).params if names else {}
-        for name in names:
-            if name not in known:
-                raise ValueError(f"there is no component {name!r} to freeze; {suggest(name, known)}")
-        return tuple(names)
-
-    def _check_source(self) -> None:
-        """ValueError where the words of the schedule need another source, or the agent more than recordings have."""
-        name = self.source.spec.name
-        wrong = Load if isinstance(self.source, Env) else Collect
-        if any(isinstance(word, wrong) for word in words(self.agent.schedule)):
-            need = "recordings (--data DIR)" if wrong is Load else "an environment (--env SUITE/TASK)"
-            raise ValueError(f"the schedule of this agent needs {need}, and {name} is none")
-        if self.agent.act is not None and self.source.spec.action is None:
-            raise ValueError(f"{name} has no actions, and this agent learns what they do: record some with actions")
-        if isinstance(self.source, Env) and self.agent.act is None:
-            raise ValueError(f"nothing acts in this agent: it learns from recordings (--data DIR), not in {name}")
-
-    def _check(self, body: tuple[Word, ...], have: int) -> int:
-        """ValueError where a `Train` word finds too little replay; returns the rows written by then."""
-        for word in body:
-            if isinstance(word, Repeat):
-                each = sum(rows_of(w, self.source.num_envs) for w in word.body)
-                have = self._check(word.body, have) + (word.times - 1) * each
-            elif isinstance(word, Train):
-                self._check_train(word, have)
-            else:
-                have += rows_of(word, self.source.num_envs)
-        return have
-
-    def _check_train(self, word: Train, have: int) -> None:
-        steps = self.agent.train_steps
-        if word.name not in steps:
-            raise ValueError(f"the schedule trains {word.name!r}; there are {list(steps)}")
-        if steps[word.name].reads != "real":
-            return  # rings that are written by train steps are filled by the schedule's own order
-        need, envs = steps[word.name].length, self.source.num_envs
-        room = self.capacity // envs
-        if min(have, room) >= need:
-            return
-        if room < need:
-            raise ValueError(
-                f"train step {word.name!r} reads sequences of {need} records per environment but the replay holds only "
-                f"{room}: raise --capacity and --steps to at least {need * envs:,}, or shorten the sequences"
-            )
-        raise ValueError(
-            f"train step {word.name!r} reads sequences of {need} records per environment but only {have} are there "
-            f"before it: collect (--prefill) or record at least {need * envs:,} steps, or shorten the sequences"
-        )
 
     # --- Starting -------------------------------------------------------------------------------------------------
 
@@ -189,6 +139,11 @@ class Trainer:
     def restarts(self) -> int:
         """How often a host environment died and was built anew."""
         return self._host.pool.restarts if self._host.pool else 0
+
+    def replaced(self, life: Life) -> int:
+        """Steps of all members so far in which a number was not finite and became 0 (see `envs.border`)."""
+        pool = self._host.pool
+        return pool.replaced if pool else int(np.sum(processes.fetch(border.replaced(life.env))))
 
     def restored(self, life: Life) -> Life:
         """A life that comes from a checkpoint, ready to go on: a host environment starts episodes with new seeds."""
@@ -307,7 +262,7 @@ class Trainer:
             {
                 "member": int(m),
                 "env_steps": int((first_row + row) * self.source.num_envs),
-                "return": float(log.finished.total[m, row, n]),
+                "return": float(log.finished.total[m, row, n]) + float(log.finished.rest[m, row, n]),
                 "length": int(log.finished.length[m, row, n]),
             }
             for row, m, n in np.argwhere(done.swapaxes(0, 1))
@@ -319,3 +274,60 @@ def _fill(prefix: Any, tree: Any) -> Any:
     """A prefix of a tree with a leaf for each leaf of it, as `out_shardings` wants them."""
     spread_out = lambda leaf, part: jax.tree.map(lambda _: leaf, part)  # noqa: E731
     return jax.tree.map(spread_out, prefix, tree, is_leaf=lambda x: isinstance(x, jax.sharding.Sharding))
+
+
+# --- Checks -------------------------------------------------------------------------------------------------------
+
+
+def _frozen(agent: Agent, names: Sequence[str]) -> tuple[str, ...]:
+    """Components that keep their weights. ValueError for one that there is not."""
+    known = jax.eval_shape(lambda: agent.init(jax.random.key(0), agent.hyper)).params if names else {}
+    for name in names:
+        if name not in known:
+            raise ValueError(f"there is no component {name!r} to freeze; {suggest(name, known)}")
+    return tuple(names)
+
+
+def _check_source(agent: Agent, source: Source) -> None:
+    """ValueError where the words of the schedule need another source, or the agent more than recordings have."""
+    name = source.spec.name
+    wrong = Load if isinstance(source, Env) else Collect
+    if any(isinstance(word, wrong) for word in words(agent.schedule)):
+        need = "recordings (--data DIR)" if wrong is Load else "an environment (--env SUITE/TASK)"
+        raise ValueError(f"the schedule of this agent needs {need}, and {name} is none")
+    if agent.act is not None and source.spec.action is None:
+        raise ValueError(f"{name} has no actions, and this agent learns what they do: record some with actions")
+    if isinstance(source, Env) and agent.act is None:
+        raise ValueError(f"nothing acts in this agent: it learns from recordings (--data DIR), not in {name}")
+
+
+def _check_replay(agent: Agent, source: Source, room: int, body: tuple[Word, ...], have: int = 0) -> int:
+    """ValueError where a `Train` word finds too little replay, with `room` rows of it; the rows written by the end."""
+    for word in body:
+        if isinstance(word, Repeat):
+            each = sum(rows_of(w, source.num_envs) for w in word.body)
+            have = _check_replay(agent, source, room, word.body, have) + (word.times - 1) * each
+        elif isinstance(word, Train):
+            _check_train(agent, source.num_envs, room, word.name, have)
+        else:
+            have += rows_of(word, source.num_envs)
+    return have
+
+
+def _check_train(agent: Agent, envs: int, room: int, name: str, have: int) -> None:
+    steps = agent.train_steps
+    if name not in steps:
+        raise ValueError(f"the schedule trains {name!r}; there are {list(steps)}")
+    need = steps[name].length
+    if steps[name].reads != "real" or min(have, room) >= need:
+        return  # rings that are written by train steps are filled by the schedule's own order
+    reads = f"train step {name!r} reads sequences of {need} records per environment but"
+    if room < need:
+        raise ValueError(
+            f"{reads} the replay holds only {room}: raise --capacity and --steps to at least {need * envs:,}, or "
+            "shorten the sequences"
+        )
+    raise ValueError(
+        f"{reads} only {have} are there before it: collect (--prefill) or record at least {need * envs:,} steps, or "
+        "shorten the sequences"
+    )

@@ -177,7 +177,7 @@ OLD = dict(deter=8, hidden=8, stoch=3, units=8, depth=1, batch_size=8, batch_len
 DREAMS = OLD | dict(imag_length=3)
 WORLD = dict(codes=3, depth=1, units=4, vision_batch=8, memory_batch=8, memory_length=4)
 SEARCH = dict(width=8, units=8, batch_size=8, reanalyse=0, optimizer="sgd", unroll=3, td_steps=2, depth=1)
-EXTRAS = dict(consistency=1.0, prefix=True, correction=100, augment=True, decoder=True)
+EXTRAS = dict(consistency=1.0, prefix=True, correction=100, decoder=True)
 BOARDS = dict(channels=4, head=2, units=4, batch_size=8, batch_length=5)
 STEPS: dict[str, Any] = {  # name: system, preset, environment, settings, train step
     "planet": ("planet", "micro", Spec("test", VECTOR, Box(2)), OLD | dict(free_nats=0.01), "all"),
@@ -188,7 +188,7 @@ STEPS: dict[str, Any] = {  # name: system, preset, environment, settings, train 
     "memory": ("world-models", "takecover-small", Spec("test", IMAGE, Discrete(3)), WORLD, "memory"),
     "alphazero": ("alphazero", "tictactoe", GAME, BOARDS, "all"),
     "muzero": ("muzero", "catch", Spec("test", VECTOR, Box(2)), SEARCH | dict(sampled=3), "learn"),
-    "efficientzero": ("efficientzero", "catch", Spec("test", IMAGE, Discrete(3)), SEARCH | EXTRAS, "learn"),
+    "efficientzero": ("efficientzero", "catch", Spec("test", VECTOR, Discrete(3)), SEARCH | EXTRAS, "learn"),
 }  # fmt: skip
 
 

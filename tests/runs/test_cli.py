@@ -1,8 +1,12 @@
 """The command line without runs: listing and help. Real runs are in test_runs.py, wrong input in test_bad_input.py."""
 
+import shlex
+from pathlib import Path
+
 import pytest
 
 from jaxwm import cli
+from jaxwm.run import checkpoint, directory, machine
 
 COMMANDS = ("resume", "eval", "dream", "watch", "play", "report", "export", "sweep")
 
@@ -23,3 +27,22 @@ def test_help_teaches(arguments, capsys):
         status = stop.code
     out = capsys.readouterr().out
     assert status == 0 and ("jaxwm" in out.split("\n")[0] or "usage" in out.split("\n")[0]) and len(out) > 80
+
+
+def test_printed_commands_are_words_of_a_shell(tmp_path):
+    """Paths with spaces, quotes and brackets."""
+    folder = tmp_path / "it's my run (1)"
+    printed = cli._next(cli._after_training(folder, "gymnax/Catch-bsuite")).splitlines()
+    printed = [line for line in printed if "my run" in line]
+    assert len(printed) == 4 and all(str(folder) in shlex.split(line) for line in printed)
+    directory.create(folder)
+    (folder / directory.CONFIG).write_text("{}")
+    texts = [checkpoint._nothing(folder / "checkpoints"), directory._occupied(folder)]
+    for text in texts:
+        command = text.split("`")[1]
+        assert shlex.split(command) == [*shlex.split(machine.program()), "resume", str(folder)]
+
+
+def test_printed_commands_name_the_program(monkeypatch):
+    monkeypatch.setattr(machine, "program", lambda: "'/my tools/jaxwm'")
+    assert "  '/my tools/jaxwm' eval run " in cli._next(cli._after_training(Path("run"), "pgx/TicTacToe"))

@@ -1,5 +1,6 @@
 """What goes wrong in long runs: updates that are not finite, environments that die, exploited models."""
 
+import math
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -16,14 +17,18 @@ from toys import counting_env, on_host, toy_agent
 from jaxwm import agents, envs, replay
 from jaxwm.agents import dreamer_v3 as v3
 from jaxwm.distributions import one_hot
+from jaxwm.envs import border
 from jaxwm.models import rssm
 from jaxwm.models.rssm import Latent
-from jaxwm.run import load, session
+from jaxwm.run import directory, json_files, load, session
 from jaxwm.run.plan import Plan
+from jaxwm.training import life as life_
+from jaxwm.training.evaluation import evaluate
 from jaxwm.training.gauge import CONTEXT, gauge
 from jaxwm.training.host import EnvironmentDied
+from jaxwm.training.life import Cursor
 from jaxwm.training.trainer import Trainer
-from jaxwm.types import Dream, Record
+from jaxwm.types import FOREVER, Collect, Discrete, Dream, Record, Repeat, Spec, Train
 
 # --- Updates that are not finite ----------------------------------------------------------------------------------
 
@@ -120,6 +125,70 @@ def test_a_diverged_run_stops_and_names_step_term_and_checkpoint(toy_system, tmp
     assert loaded.steps == 312 and np.isfinite(loaded.state.params["mean"]).all()
 
 
+# --- Values that are not finite -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("host", [False, True])
+def test_replaced_values_are_counted_and_told_once(host, toy_system, tmp_path, monkeypatch):
+    """One observation in ten, of each environment, is not a number: a warning, and a column of metrics.jsonl."""
+    monkeypatch.setattr(session, "CHUNK_SECONDS", 0.0)
+    spec = Spec("toy/NaN", jax.ShapeDtypeStruct((1,), jnp.float32), Discrete(3), 10)
+    move = lambda k, s, a: (s + 1, jnp.where(s == 4, jnp.nan, 1.0)[None], 1.0, False, s >= 8)  # noqa: E731
+    one = lambda num: envs.from_functions(spec, lambda k: (jnp.int32(0), jnp.ones(1)), move, num)  # noqa: E731
+    if host:
+        envs.register("toy/NaN", lambda num_envs: envs.from_gymnasium(lambda seed: Sometimes(), num_envs, spec))
+    else:
+        envs.register("toy/NaN", one)
+    plan = Plan("toy", "toy/NaN", ToyConfig(), 80, 1, episodes=4, gauge=0)
+    with pytest.warns(UserWarning, match="toy/NaN gave numbers that are not finite in [48] steps so far") as told:
+        session.train(plan, tmp_path / "run", quiet())
+    rows = json_files.read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    assert len(told) == 1 and "replaced" not in rows[0] and rows[-1]["replaced"] == 8
+
+
+class Sometimes:
+    """The same environment in gymnasium's form."""
+
+    def reset(self, seed=None):
+        self.t = 0
+        return np.ones(1, np.float32), {}
+
+    def step(self, action):
+        self.t += 1
+        return np.full(1, np.nan if self.t == 5 else 1.0, np.float32), 1.0, False, self.t >= 9, {}
+
+
+# --- JAX's global settings ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("jax_enable_x64", True), ("jax_default_prng_impl", "rbg"), ("jax_debug_nans", True), ("jax_disable_jit", True)],
+)
+def test_settings_that_jaxwm_does_not_run_with_are_refused(name, value):
+    env, before = counting_env(4), getattr(jax.config, name)
+    jax.config.update(name, value)
+    try:
+        for make in (
+            lambda: Trainer(toy_agent(), env),
+            lambda: envs.make("gymnax/Catch-bsuite"),
+            lambda: agents.make("dreamer-v3", env.spec, preset="nano"),
+        ):
+            with pytest.raises(ValueError, match=f"does not run with {name}={value}: unset {name.upper()}"):
+                make()
+    finally:
+        jax.config.update(name, before)
+
+
+def test_a_run_goes_on_with_the_settings_it_began_with(toy_system, tmp_path):
+    plan = Plan("toy", "toy/Count", ToyConfig(), 80, 1, episodes=4, gauge=0)
+    directory.create(tmp_path / "run")
+    directory.write_config(tmp_path / "run", plan.to_json())
+    with jax.default_matmul_precision("highest"):
+        with pytest.raises(ValueError, match="begun with jax_default_matmul_precision=None, and now it is highest"):
+            session.resume(tmp_path / "run", quiet())
+
+
 # --- Environments that die ----------------------------------------------------------------------------------------
 
 
@@ -177,6 +246,104 @@ def test_a_restored_host_run_marks_the_end_of_what_was_going_on():
     assert not np.asarray(life.ring.data.is_last[:, last]).any()
     assert np.asarray(trainer.restored(life).ring.data.is_last[:, last]).all()
     assert len(seen.seeds) == 2 and seen.seeds[0] != seen.seeds[1] and seen.closed == 1
+
+
+def test_a_pool_whose_episodes_never_end_is_an_error():
+    """Every life takes six steps and dies at the seventh, before its episode ends."""
+    env, _ = mortal(4, set(range(7, 200, 7)), length=50)
+    with pytest.warns(UserWarning) as told, pytest.raises(EnvironmentDied, match="10th time without one finished ep"):
+        run(Trainer(toy_agent(), env, capacity=400), 400)
+    assert len(told) == 9
+
+
+def test_a_finished_episode_makes_deaths_good():
+    env, _ = mortal(4, set(range(7, 130, 7)))
+    with pytest.warns(UserWarning, match="18 times so far"):
+        run(Trainer(toy_agent(), env, capacity=400), 400)
+
+
+@pytest.mark.parametrize("builds", [{1}, {2, 3}])
+def test_a_pool_may_die_while_it_is_built(builds):
+    env, seen = mortal(4, {8})
+
+    def reset(keys):
+        if len(seen.seeds) + 1 in builds:
+            seen.seeds.append("dead")
+            raise ConnectionError("no simulator")
+        return env.reset(keys)
+
+    trainer = Trainer(toy_agent(), env._replace(reset=reset), capacity=400)
+    with pytest.warns(UserWarning, match="toy/Count died") as told:
+        life, _, _, _ = run(trainer, 80)
+    assert sum("(ConnectionError: no simulator)" in str(w.message) for w in told) == len(builds)
+    assert trainer.restarts == len(builds) + 1 and int(life.counters.rows) == 20
+
+
+@pytest.mark.parametrize("error", [border.Misfit, ValueError])
+def test_a_misfit_and_a_wrong_option_are_no_deaths(error):
+    env, seen = mortal(4, set())
+    where = "step" if error is border.Misfit else "reset"
+
+    def broken(*_):
+        raise error("toy/Count: the reward has shape (2,), expected ()")
+
+    with pytest.raises(error, match="the reward has shape"):
+        run(Trainer(toy_agent(), env._replace(**{where: broken}), capacity=400), 80)
+    assert len(seen.seeds) == (where == "step")
+
+
+def test_an_evaluation_plays_the_episodes_of_dead_environments_again():
+    """Every 12th step fails, in the midst of episodes: none is lost or counted twice."""
+    env, seen = mortal(2, set(range(12, 400, 12)))
+    keys = life_.member_keys(0, 2)
+    state = jax.vmap(toy_agent().init, (0, None))(keys, {"lr": jnp.float32(0)})
+    with pytest.warns(UserWarning, match="toy/Count died"):
+        scores = evaluate(toy_agent(), env, state, keys, 12, "explore")
+    assert scores.complete.all() and scores.total.shape == (2, 12) and scores.total.dtype == np.float64
+    assert scores.length.max() == 5 and scores.length.min() >= 4 and len(seen.seeds) == 3
+    assert len({str(seeds) for seeds in seen.seeds}) == len(seen.seeds) == seen.closed
+    with pytest.warns(UserWarning), pytest.raises(EnvironmentDied):
+        evaluate(toy_agent(), mortal(2, set(range(1, 400)))[0], state, keys, 12, "explore")
+
+
+def test_new_episodes_cut_what_was_going_on():
+    """`Collect(fresh)` marks the newest records as the last ones of their episodes, on the host as in the program."""
+    schedule = (Repeat(FOREVER, (Collect(24, fresh=True), Train("average", 1))),)
+    for env in (counting_env(4, length=50), on_host(counting_env(4, length=50))):
+        life, _, _, _ = run(Trainer(toy_agent(schedule=schedule), env, capacity=400), 72)
+        data = jax.device_get(life.ring.data)
+        assert np.flatnonzero(data.is_first[0, :18, 0]).tolist() == [0, 6, 12]
+        assert np.flatnonzero(data.is_last[0, :18, 0]).tolist() == [5, 11]
+
+
+# --- Sums over long episodes --------------------------------------------------------------------------------------
+
+
+def test_two_floats_hold_long_sums():
+    rewards = np.random.default_rng(0).normal(size=20_000).astype(np.float32) * 10 ** np.float32([4, -3] * 10_000)
+    start = jnp.float32(0), jnp.float32(0)
+    total, rest = jax.lax.scan(lambda c, x: (life_.add_exactly(*c, x), None), start, jnp.asarray(rewards))[0]
+    exact = math.fsum(rewards.tolist())
+    assert abs(float(total) + float(rest) - exact) < 1e-6 < abs(float(np.cumsum(rewards)[-1]) - exact)
+
+
+@pytest.mark.parametrize("host", [False, True])
+def test_returns_of_long_episodes_are_exact(host):
+    """One reward of 1e6 and 999 of 0.01, in training and in evaluations."""
+    spec = Spec("t/Sum", jax.ShapeDtypeStruct((1,), jnp.float32), Discrete(3), 1000)
+    move = lambda k, s, a: (s + 1, jnp.zeros(1), jnp.where(s == 0, 1e6, 0.01), False, s >= 999)  # noqa: E731
+    env = envs.from_functions(spec, lambda k: (jnp.int32(0), jnp.zeros(1)), move, 2)
+    env = on_host(env) if host else env
+    trainer, keys = Trainer(toy_agent(), env, capacity=400), life_.member_keys(0, 1)
+    life, cursor = trainer.init(0), Cursor()
+    found = []
+    while not found:
+        life, cursor, report = trainer.run(life, cursor, 250)
+        found += report.episodes
+    assert [x["return"] for x in found] == pytest.approx([1000009.99] * 2, abs=1e-3)
+    assert [x["length"] for x in found] == [1000] * 2
+    total = evaluate(toy_agent(), env, life.agent, keys, 2).total
+    np.testing.assert_allclose(total, 1000009.99, atol=1e-3)
 
 
 # --- The exploitation gauge ---------------------------------------------------------------------------------------

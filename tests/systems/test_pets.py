@@ -408,7 +408,8 @@ def test_train_step_is_a_pure_function():
     state, metrics = jax.jit(one.agent.train_step)(one.state, batches, jax.random.key(0))
     again, _ = jax.jit(one.agent.train_step)(one.state, batches, jax.random.key(0))
     jax.tree.map(np.testing.assert_array_equal, state, again)
-    assert {"loss", "squared_error", "logvar", "transitions"} == metrics.keys() and metrics["transitions"] == 320
+    names = {"loss", "squared_error", "logvar", "grad_norm", "transitions"}
+    assert names == metrics.keys() and metrics["transitions"] == 320
     assert all(value.dtype == jnp.float32 and value.shape == () for value in metrics.values())
     assert (state.params["model"]["bias1"] != one.state.params["model"]["bias1"]).any()
 

@@ -125,3 +125,44 @@ def test_pickled_arrays_are_refused(folder):
     np.save(folder / "000" / "reward.npy", np.array([{}] * 7, object), allow_pickle=True)
     with pytest.raises(ValueError, match=r"reward\.npy is damaged"):
         data.open_data(folder)
+
+
+def test_numbers_that_are_not_finite_are_taken_as_0_and_told_once(folder):
+    obs = np.load(folder / "000" / "obs.npy")
+    obs[[1, 5], 1] = np.nan, np.inf
+    damage(folder, "obs", obs)
+    source = data.open_data(folder)
+    with pytest.warns(UserWarning, match="not finite, in 2 of the 12 records read by now: each is taken as 0") as told:
+        rows = source.read(0, 12)
+        again = source.read(12, 12)
+    assert len(told) == 1 and np.isfinite(rows.obs).all() and np.array_equal(rows.obs, again.obs)
+    assert (rows.obs[:, 0, 1] == 0).sum() == 5  # three first records, and these two
+
+
+def test_actions_of_recordings_are_inside_the_space(folder, tmp_path):
+    damage(folder, "action", np.full(7, 3, np.int32))
+    with pytest.raises(ValueError, match="is outside of 0 to 2"):
+        data.open_data(folder).read(0, 12)
+    made = Episode(np.zeros((2, 2), np.float32), np.zeros(2, np.float32), np.array([[7], [np.nan]], np.float32), True)
+    data.append(tmp_path / "box", spec(action=Box(1)), [made])
+    with pytest.warns(UserWarning, match="not finite"):
+        assert data.open_data(tmp_path / "box").read(0, 2).action.ravel().tolist() == [1, 0]
+
+
+def test_a_recording_keeps_that_it_is_one_hot(tmp_path):
+    states = Spec("toy/States", jax.ShapeDtypeStruct((3,), np.bool_), Discrete(3), one_hot=True)
+    made = Episode(np.eye(3, dtype=bool), np.zeros(3, np.float32), np.zeros(3, np.int32), True)
+    data.append(tmp_path / "r", states, [made])
+    assert data.open_data(tmp_path / "r").spec == states
+    damage(tmp_path / "r", "obs", np.array([[1, 1, 0], [0, 1, 0], [0, 0, 1]], bool))
+    with pytest.raises(ValueError, match="expected one-hot"):
+        data.open_data(tmp_path / "r").read(0, 3)
+
+
+def test_a_mask_that_allows_nothing_allows_everything(tmp_path):
+    obs = {"x": jax.ShapeDtypeStruct((1,), np.float32), "legal": jax.ShapeDtypeStruct((3,), np.bool_)}
+    masks = np.array([[1, 0, 1], [0, 0, 0]], bool)
+    made = Episode({"x": np.zeros((2, 1), np.float32), "legal": masks}, *np.zeros((1, 2), np.float32),
+                   np.zeros(2, np.int32), True)  # fmt: skip
+    data.append(tmp_path / "r", spec(obs), [made])
+    assert data.open_data(tmp_path / "r").read(0, 2).obs["legal"][:, 0].tolist() == [[True, False, True], [True] * 3]
