@@ -456,6 +456,7 @@ class Networks:
 
     @property
     def net(self) -> Net:
+        """The networks in the sizes of the settings."""
         c, space = self.config, self.spec.action
         return Net(
             self.spec.obs, spaces.action_size(space), spaces.head_sizes(space), self.support, c.residual, c.width,

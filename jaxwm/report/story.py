@@ -56,6 +56,7 @@ class Story(NamedTuple):
 
     @property
     def members(self) -> int:
+        """How many agents were trained at once."""
         return self.config["members"]
 
     def progress(self) -> int:

@@ -108,6 +108,7 @@ class Task:
 
     @property
     def open(self) -> bool:
+        """Whether something is still to be done."""
         return self.state in ("queued", "running")
 
     def look(self) -> None:

@@ -99,6 +99,7 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
 
 
 def parses(line: bytes) -> bool:
+    """Whether a line is JSON."""
     try:
         json.loads(line)
     except ValueError:

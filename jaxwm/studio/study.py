@@ -44,6 +44,7 @@ class Study(NamedTuple):
 
     @property
     def context(self) -> int:
+        """Records that are seen before the dream begins."""
         return self.window.reward.shape[1] - self.valid.shape[1]
 
 

@@ -59,6 +59,7 @@ class Pool:
         self.fresh = False
 
     def close(self) -> None:
+        """Shut the simulators down, if there are any."""
         if self.handle is not None:
             self._replaced, handle, self.handle = self.replaced, self.handle, None
             self.env.close(handle)

@@ -20,8 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toys import counting_env, toy_agent
 
-from jaxwm import Cursor, Trainer, agents, replay, schedule, spaces
+from jaxwm import Cursor, Trainer, replay, schedule, spaces
 from jaxwm import distributions as dist
+from jaxwm.agents.muzero import targets
 from jaxwm.control.actor_critic import lambda_return
 from jaxwm.run import json_files
 from jaxwm.types import FOREVER, Batch, Box, Collect, Discrete, Index, Load, MultiDiscrete, Record, Repeat, Train
@@ -265,8 +266,7 @@ def test_lambda_returns_are_their_definition(seed, lam):
 
 
 UNROLL, TD, GAMMA = 3, 2, 0.9
-targets_of = getattr(agents.muzero, "targets", None) or agents.muzero.aims
-aimed = jax.jit(lambda record, value, used: targets_of(record, value, UNROLL, TD, GAMMA, used))
+aimed = jax.jit(lambda record, value, used: targets(record, value, UNROLL, TD, GAMMA, used))
 
 
 @few(max_examples=40)

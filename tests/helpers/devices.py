@@ -19,8 +19,8 @@ jax.config.update("jax_disable_most_optimizations", True)  # compiling is all th
 
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
+from fast import TIME, random_record, random_state, tiny, tree_apart  # noqa: E402
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec  # noqa: E402
-from test_fast_step import TIME, random_record, random_state, tiny, tree_apart  # noqa: E402
 from toys import toy_agent  # noqa: E402
 
 from jaxwm import agents, envs  # noqa: E402

@@ -50,3 +50,15 @@ def live(trainer: Trainer, life: Any, cursor: Cursor, end: Cursor, chunk: int) -
 
 def trainer_of(tiny: Built, **options: Any) -> Trainer:
     return Trainer(tiny.agent, tiny.env, MEMBERS, tiny.config.capacity, **options)
+
+
+def run(trainer, steps, chunk=10, life=None, cursor=None):
+    """Life, cursor, and all episodes and metric rows of a run of `steps` environment steps."""
+    life, cursor = life or trainer.init(0), cursor or Cursor()
+    episodes, rows = [], []
+    while (left := steps - int(life.counters.steps)) > 0:
+        each = trainer.steps_per_iteration(cursor) or left
+        life, cursor, report = trainer.run(life, cursor, min(chunk, -(-left // each)))
+        episodes += report.episodes
+        rows.append(report.metrics)
+    return life, cursor, episodes, rows

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from dreams import judged
 from rich.console import Console
-from test_trainer import assert_same, run
+from arrays import assert_same
+from lives import run
 from toys import counting_env, on_host, toy_agent
 
 from jaxwm import agents, envs, replay

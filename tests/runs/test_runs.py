@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from test_trainer import assert_same
+from arrays import assert_same
 
 import jaxwm as package
 from jaxwm.run import directory, load

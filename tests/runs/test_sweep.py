@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from waiting import checkpoints, wait_for
 
 from jaxwm.cli import main
 from jaxwm.run import cluster, directory, json_files, sweep
@@ -63,22 +64,6 @@ def workers(root: Path) -> list[int]:
         if started and not (root / log.stem / EVALUATION).exists():
             found.append(int(started[-1]))
     return [pid for pid in found if Path(f"/proc/{pid}").exists()]
-
-
-def checkpoints(root: Path) -> int:
-    """Environment steps that are safe, of all tasks together."""
-    found: dict[Path, int] = {}
-    for file in root.glob(f"*/{directory.CHECKPOINTS}/*/checksums.json"):
-        run = file.parents[2]
-        found[run] = max(found.get(run, 0), int(file.parent.name))
-    return sum(found.values())
-
-
-def wait_for(condition, seconds: float = 300.0) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "it never happened"
-        time.sleep(0.1)
 
 
 def results(root: Path) -> dict[str, tuple[list, list]]:

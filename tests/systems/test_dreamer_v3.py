@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from arrays import assert_close, assert_same, raw
 from dreams import judged
 
 from jaxwm import agents, envs, replay
@@ -43,20 +44,6 @@ def quick_compiles():
 
 def tiny(**options) -> v3.Config:
     return agents.settings("dreamer-v3", "nano", **(SIZES | options))
-
-
-def raw(tree):
-    """Arrays of a pytree as NumPy, typed keys as their words."""
-    read = lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x  # noqa: E731
-    return jax.tree.map(lambda x: np.asarray(read(x)), tree)
-
-
-def assert_same(a, b):
-    jax.tree.map(np.testing.assert_array_equal, raw(a), raw(b))
-
-
-def assert_close(a, b, rtol=1e-5, atol=1e-6):
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol, atol), raw(a), raw(b))
 
 
 def copy(tree):

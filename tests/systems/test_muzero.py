@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_envs import same
+from arrays import same
 
 from jaxwm import agents, envs, replay, spaces
 from jaxwm.agents import muzero

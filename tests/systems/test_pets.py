@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_trainer import assert_same
+from arrays import assert_same
 
 from jaxwm import agents, envs, replay
 from jaxwm.agents import pets

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_envs import check_step, check_stream, host_roll, same
+from arrays import same
+from worlds import check_step, check_stream, host_roll
 
 from jaxwm import agents, envs, replay
 from jaxwm.agents import world_models

@@ -6,22 +6,15 @@ import subprocess
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import counting_env, toy_agent
+from toys import counting_env, marked, toy_agent
 
 from jaxwm.run.checkpoint import DIGEST, Checkpoints
 from jaxwm.training.life import Cursor
 from jaxwm.training.trainer import Trainer
 
 STEPS = (8, 16, 24)
-
-
-def marked(life, mark: int):
-    """The same life with another average, so that restored ones can be told apart."""
-    life = jax.tree.map(jnp.copy, life)
-    return life._replace(agent=life.agent._replace(params=jax.tree.map(lambda x: x * 0 + mark, life.agent.params)))
 
 
 def mark(state) -> float:
@@ -170,7 +163,10 @@ FULL = """
 import resource, signal, sys, warnings
 from pathlib import Path
 import numpy as np
-from test_checkpoint import Checkpoints, Cursor, Trainer, counting_env, marked, toy_agent
+from toys import counting_env, marked, toy_agent
+from jaxwm.run.checkpoint import Checkpoints
+from jaxwm.training.life import Cursor
+from jaxwm.training.trainer import Trainer
 
 life = Trainer(toy_agent(), counting_env(4), members=2, capacity=400_000).init(0)
 noise = np.random.default_rng(0).random(life.ring.data.reward.shape, np.float32)  # does not compress
@@ -202,6 +198,6 @@ def test_writing_that_fails_costs_a_checkpoint_and_not_the_run(tmp_path):
     """Files may not grow: every save fails in the middle, and works again when there is room."""
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[1] == resource.RLIM_INFINITY
     run = subprocess.run(
-        [sys.executable, "-c", FULL, str(tmp_path / "checkpoints")], cwd="tests", capture_output=True, text=True
+        [sys.executable, "-c", FULL, str(tmp_path / "checkpoints")], cwd="tests/helpers", capture_output=True, text=True
     )
     assert run.returncode == 0 and "fine:" in run.stdout, run.stderr[-3000:]

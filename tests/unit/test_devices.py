@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_fast_step import assert_same_metrics
+from fast import assert_same_metrics
 
 from jaxwm import agents, envs
 from jaxwm.training.trainer import Trainer

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_sweep import checkpoints, wait_for
+from waiting import checkpoints, wait_for
 
 from jaxwm.cli import main
 from jaxwm.run import directory, json_files, machine

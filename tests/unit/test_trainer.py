@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from arrays import assert_same, raw
+from lives import run
 from toys import ToyState, counting_env, on_host, toy_agent
 
 from jaxwm import replay
@@ -13,28 +15,6 @@ from jaxwm.training.evaluation import evaluate
 from jaxwm.training.life import Cursor, member_keys
 from jaxwm.training.trainer import Trainer
 from jaxwm.types import FOREVER, Collect, Repeat, Train
-
-
-def run(trainer, steps, chunk=10, life=None, cursor=None):
-    """Life, cursor, and all episodes and metric rows of a run of `steps` environment steps."""
-    life, cursor = life or trainer.init(0), cursor or Cursor()
-    episodes, rows = [], []
-    while (left := steps - int(life.counters.steps)) > 0:
-        each = trainer.steps_per_iteration(cursor) or left
-        life, cursor, report = trainer.run(life, cursor, min(chunk, -(-left // each)))
-        episodes += report.episodes
-        rows.append(report.metrics)
-    return life, cursor, episodes, rows
-
-
-def raw(tree):
-    """Arrays of a pytree as NumPy, typed keys as their words."""
-    read = lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x  # noqa: E731
-    return jax.tree.map(lambda x: np.asarray(read(x)), tree)
-
-
-def assert_same(a, b):
-    jax.tree.map(np.testing.assert_array_equal, raw(a), raw(b))
 
 
 def test_long_words_are_cut_and_repeats_are_kept():
