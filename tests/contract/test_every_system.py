@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import page
 import pytest
 from arrays import assert_close, assert_same, layout, raw
 from compiling import compiles
@@ -38,9 +39,10 @@ def inside(space: ActionSpace, action: np.ndarray) -> bool:
     return action.dtype == np.int32 and action.shape[1:] == most.shape and ((action >= 0) & (action < most)).all()
 
 
-@pytest.fixture(scope="session", params=list(agents.AGENTS))
-def tiny(request) -> Built:
-    return build(request.param)
+@pytest.fixture(scope="session", params=[*agents.AGENTS, page.NAME])
+def tiny(request):
+    with page.registered(request.param):
+        yield build(request.param)
 
 
 @pytest.fixture(scope="session")

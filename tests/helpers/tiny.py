@@ -36,6 +36,7 @@ TINY: dict[str, dict[str, Any]] = {
     ),
     "muzero": _SEARCH,
     "efficientzero": _SEARCH | dict(correction=20),
+    "shooting": dict(units=8, candidates=8, plan_horizon=3, batch_size=4, envs=2, prefill=20, capacity=200),
 }  # fmt: skip
 """Settings over those of a system's default preset."""
 
@@ -47,6 +48,7 @@ def _pendulum(num_envs: int) -> Env:
 WORLDS: dict[str, Callable[[int], Env]] = {
     "dreamer-v1": _pendulum,
     "planet": _pendulum,
+    "shooting": _pendulum,  # the system of docs/adding_a_system.md
     "world-models": blinking,  # its own example, TakeCover, starts a game engine for each environment
     "dyna-q": lambda num_envs: envs.make("tabular/Taxi", num_envs),  # every step has a reward
     "pets": lambda num_envs: envs.make("continuous/CartPole", num_envs, max_steps=20),
