@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxwm import agents, envs, replay, spaces
+from jaxwm import agents, envs, spaces
 from jaxwm.agents import dreamer_v1, dreamer_v2
 from jaxwm.control.policy import disturb
 from jaxwm.distributions import Normal, TanhNormal, one_hot
@@ -20,7 +20,7 @@ from jaxwm.nets.layers import apply
 from jaxwm.run.checkpoint import Checkpoints
 from jaxwm.training.life import Cursor
 from jaxwm.training.trainer import Trainer
-from jaxwm.types import Batch, Box, Discrete, MultiDiscrete, Record, Spec, Step
+from jaxwm.types import Batch, Box, Discrete, Index, MultiDiscrete, Record, Spec, Step
 
 MICRO = "micro"
 FAMILY = {"planet": "published", "dreamer-v1": "published", "dreamer-v2": "atari"}
@@ -228,7 +228,7 @@ def test_shapes_and_types(name, obs, action):
         assert extras["deter"].shape == (2, 8) and extras["stoch"].shape == (2, 3)
         assert name == "dreamer-v2" or not isinstance(action, Box) or jnp.abs(chosen).max() <= 1
     record = random_record(agent, spec, config, key)
-    batch = Batch(record, replay.Index(jnp.zeros(2, jnp.int32), jnp.zeros(2, jnp.int32)), jnp.ones(2))
+    batch = Batch(record, Index(jnp.zeros(2, jnp.int32), jnp.zeros(2, jnp.int32)), jnp.ones(2))
     new, metrics = jax.jit(agent.train_step)(state, batch, key)
     assert jax.tree.structure(new) == jax.tree.structure(state)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), new) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
@@ -363,7 +363,7 @@ def test_slow_critic_is_a_copy_every_few_updates():
     agent = dreamer_v2.make(spec, config)
     state = jax.jit(agent.init)(jax.random.key(0), agent.hyper)
     record = random_record(agent, spec, config, jax.random.key(1))
-    batch = Batch(record, replay.Index(jnp.zeros(2, jnp.int32), jnp.zeros(2, jnp.int32)), jnp.ones(2))
+    batch = Batch(record, Index(jnp.zeros(2, jnp.int32), jnp.zeros(2, jnp.int32)), jnp.ones(2))
     learn, first = jax.jit(agent.train_step), state.slow
     same = lambda a, b: all(jax.tree.leaves(jax.tree.map(lambda x, y: bool((x == y).all()), a, b)))  # noqa: E731
     for i in range(1, 5):

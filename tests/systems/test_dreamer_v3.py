@@ -273,7 +273,8 @@ def filtering(catch):
     step = Step(*jax.tree.map(lambda x: x[:, 0], record[:5]))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(d.OneHot, "invert", lambda self, uniform: self.mode())
-        sequence = jax.jit(lambda p, r: learner.world_model(p, r, uniform, 10.0)[0]).lower(params, record).compile()
+        latents = lambda p, r: v3.model_losses(learner, p, {"discount_horizon": 10.0}, r, uniform)[0]  # noqa: E731
+        sequence = jax.jit(latents).lower(params, record).compile()
         single = jax.jit(lambda p, c, s: learner.world.filter(p, c, s, key)).lower(params, carry, step).compile()
     return SimpleNamespace(sequence=sequence, single=single)
 
@@ -667,7 +668,7 @@ def test_bad_observations_are_named():
         make(SimpleNamespace(shape=(3,), dtype=np.dtype("int64")))
     with pytest.raises(ValueError, match="multiples of 16 between 48 and 256, got 50 x 50"):
         make(jax.ShapeDtypeStruct((50, 50, 3), jnp.uint8))
-    with pytest.raises(ValueError, match="no sensor besides the reserved keys"):
+    with pytest.raises(ValueError, match="does not understand the reserved sensor 'legal'"):
         make({"legal": jax.ShapeDtypeStruct((2,), jnp.bool_)})
 
 

@@ -1,6 +1,7 @@
 """Several devices: the same results as one, members that never talk, a replay that is never gathered."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +15,11 @@ from jaxwm.training.trainer import Trainer
 
 def measured(*words: str) -> dict:
     """What `devices.py` measured, in a process of its own: JAX counts its devices when it starts."""
-    script = Path(__file__).parents[1] / "helpers" / "devices.py"
-    done = subprocess.run([sys.executable, str(script), *words], capture_output=True, text=True, timeout=1200)
+    tests = Path(__file__).parents[1]
+    command = [sys.executable, str(tests / "helpers" / "devices.py"), *words]
+    path = os.pathsep.join([str(tests.parent), str(tests / "unit"), os.environ.get("PYTHONPATH", "")])
+    environ = os.environ | {"PYTHONPATH": path}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, env=environ)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)
 
