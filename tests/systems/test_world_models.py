@@ -319,7 +319,7 @@ def ring_of(rows: int, num_envs: int, capacity: int, firsts) -> replay.Ring:
 def test_dreams_start_where_episodes_did():
     one = agent_of(rollouts=200)
     ring = ring_of(11, 2, 8, {(0, 0), (1, 1), (4, 0), (9, 1)})  # the first three rows are overwritten
-    batch = one.agent.train_steps["controller"].sampler(None, ring, jax.random.key(0))
+    batch = one.agent.train_steps["controller"].sampler(None, ring, jax.random.key(0), one.config.rollouts)
     found = set(zip(batch.index.row.tolist(), batch.index.env.tolist(), strict=True))
     assert found == {(4, 0), (9, 1)} and batch.record.is_first.all() and batch.record.reward.shape == (200, 1)
     assert set(batch.record.reward[:, 0].tolist()) == {4.0, 9.0}
@@ -333,7 +333,7 @@ def test_all_rows_get_their_codes():
     times = int(word.updates(jnp.asarray(37 * 2)))
     assert times == 3
     for _ in range(times):
-        batch = step.sampler(state, ring, jax.random.key(0))
+        batch = step.sampler(state, ring, jax.random.key(0), step.batch_size)
         state, feedback, _ = one.update["encode"](state, batch, jax.random.key(0))
         ring = replay.update(ring, batch, feedback)
     expected = one.nets.encode(state.params, ring.data.obs[:37])
