@@ -225,8 +225,8 @@ class Run:
             row["env_restarts"] = self.trainer.restarts
         if replaced := self.trainer.replaced(self.life):
             row["replaced"] = replaced
-            self._warn_once("replaced", f"{self.source.spec.name} gave numbers that are not finite in {replaced:,} steps "
-                            "so far: each is taken as 0, and metrics.jsonl counts the steps (replaced)")  # fmt: skip
+            self._warn_once("replaced", f"{self.source.spec.name} gave numbers that are not finite in {replaced:,} "
+                            "steps so far: each is taken as 0, and metrics.jsonl counts the steps (replaced)")  # fmt: skip
         self.writer.metrics(row | report.metrics)
         display.update(self._stage(), steps, updates, returns, report.metrics)
         self._check_finite(report)
