@@ -95,7 +95,9 @@ def _unknown(name: Any) -> str:
     close = nearest(str(name), _BUILT_IN | set(_registered))
     hint = f"; the nearest names are {', '.join(close)}" if close else ""
     form = "" if "/" in str(name) else " (names are 'suite/Task')"
-    return f"unknown environment {name!r}{form}{hint}; `jaxwm list` shows all names"
+    return (
+        f"unknown environment {name!r}{form}{hint}; `jaxwm list` shows all names, and --import FILE.py brings your own"
+    )
 
 
 def _check_signature(name: str, constructor: Callable[..., Env], positional: int, options: dict[str, Any]) -> None:

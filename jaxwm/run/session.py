@@ -225,8 +225,10 @@ class Run:
             row["env_restarts"] = self.trainer.restarts
         if replaced := self.trainer.replaced(self.life):
             row["replaced"] = replaced
-            self._warn_once("replaced", f"{self.source.spec.name} gave numbers that are not finite in {replaced:,} "
-                            "steps so far: each is taken as 0, and metrics.jsonl counts the steps (replaced)")  # fmt: skip
+            text = (
+                f"{self.source.spec.name} gave numbers that are not finite in {replaced:,} steps so far: each is taken"
+            )
+            self._warn_once("replaced", f"{text} as 0, and metrics.jsonl counts the steps (replaced)")
         self.writer.metrics(row | report.metrics)
         display.update(self._stage(), steps, updates, returns, report.metrics)
         self._check_finite(report)
@@ -267,7 +269,6 @@ class Run:
         return self.before + time.time() - self.began
 
     def save(self) -> None:
-        """Write a checkpoint of what the run is now."""
         about = {
             "offsets": self.writer.offsets(),
             "seconds": self.seconds(),

@@ -46,7 +46,8 @@ class Pool:
     """
 
     def __init__(self, env: Env, keys: Key):
-        self.env, self.handle, self.action = env, None, None
+        self.env, self.handle = env, None
+        self.action: Any = None
         self.restarts = self.in_a_row = self.in_vain = 0
         self._worked, self._replaced = False, 0
         self.reset(keys)

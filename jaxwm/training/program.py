@@ -146,8 +146,8 @@ class Program:
     def turn(self, life: Life, mode: str) -> tuple[Life, Array, Finished]:
         """Score the newest step, choose the action, write the record."""
         step, counters, share = life.step, life.counters, self.spread.share
-        before = (jnp.where(step.is_first, 0.0, x) for x in life.score[:2])
-        total, rest = add_exactly(*before, step.reward)
+        total, rest = (jnp.where(step.is_first, 0.0, x) for x in (life.score.total, life.score.rest))
+        total, rest = add_exactly(total, rest, step.reward)
         length = jnp.where(step.is_first, 0, life.score.length + 1)
         key = stream(life.key, ACT, counters.rows)
         carry, record = self._record(life.agent, life.carry, step, key, mode)

@@ -50,3 +50,8 @@ def test_printed_commands_are_words_of_a_shell(tmp_path):
 def test_printed_commands_name_the_program(monkeypatch):
     monkeypatch.setattr(machine, "program", lambda: "'/my tools/jaxwm'")
     assert "  '/my tools/jaxwm' eval run " in cli._next(cli._after_training(Path("run"), "pgx/TicTacToe"))
+
+
+def test_an_unknown_environment_shows_the_way_to_ones_own(capsys):
+    assert cli.main(["train", "dreamer-v3", "--env", "my/Stay", "--preset", "nano", "--steps", "300"]) == 2
+    assert "--import FILE.py" in capsys.readouterr().err

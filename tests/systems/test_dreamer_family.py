@@ -19,7 +19,7 @@ from jaxwm.models.rssm import Categorical, ClassicRSSM, Gaussian, Latent
 from jaxwm.nets.layers import apply
 from jaxwm.training.life import Cursor
 from jaxwm.training.trainer import Trainer
-from jaxwm.types import Batch, Box, Discrete, MultiDiscrete, Spec
+from jaxwm.types import Batch, Box, Discrete, MultiDiscrete, Record, Spec, Step
 
 MICRO = "micro"
 FAMILY = {"planet": "published", "dreamer-v1": "published", "dreamer-v2": "atari"}
