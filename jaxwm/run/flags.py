@@ -33,13 +33,19 @@ def read(kind: Any, arguments: Sequence[str], prog: str, **options: Any) -> Any:
 
 def _plain(box: str) -> str:
     """What is wrong and what was meant, out of tyro's box of an error, in one line."""
-    lines = [line.strip("│ ") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
-    body = itertools.takewhile(lambda line: not line.startswith("──") and "Got errors" not in line, lines[1:])
+    lines = [line.strip("│| ") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
+    inside = itertools.dropwhile(_border, lines)
+    body = itertools.takewhile(lambda line: not _border(line) and "Got errors" not in line, inside)
     text = re.sub(r"^Error parsing (plan[.\w]*: )?", "", " ".join(filter(None, body)))
     near = [
         line.split()[0] for line in itertools.dropwhile(lambda line: "Perhaps" not in line, lines) if line[:2] == "--"
     ]
     return f"{text or 'these words cannot be read'}{f'; did you mean {near[0]}?' if near else ''}"
+
+
+def _border(line: str) -> bool:
+    """Whether a line belongs to the box itself, drawn in Unicode or ASCII."""
+    return bool(re.search(r"[─-]{3}", line)) or line in "╭╮╰╯+"
 
 
 def optional(metavar: str, name: str | None = None) -> Any:

@@ -269,7 +269,6 @@ class Run:
         return self.before + time.time() - self.began
 
     def save(self) -> None:
-        """Write a checkpoint of what the run is now."""
         about = {
             "offsets": self.writer.offsets(),
             "seconds": self.seconds(),

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -205,7 +206,7 @@ COMMANDS = [
     ("resume notes.txt", "is no run directory"),
     ("eval nowhere", "is no run directory", "did you mean"),
     ("eval thesis/thesis.tex", "is no safetensors file, or damaged"),
-    ("eval fresh", "fresh/checkpoints", "Start it again with `jaxwm resume", "fresh`"),
+    ("eval fresh", "fresh/checkpoints", "Start it again with `", "jaxwm resume", "fresh`"),
     ("export fresh", "stopped before its first"),
     ("eval good --checkpoint 17", "no checkpoint '17'", "there are newest, best and 400"),
     ("export good --checkpoint bset", "no checkpoint 'bset'", "best"),
@@ -231,10 +232,10 @@ COMMANDS = [
     ("eval empty", "empty/config.json is damaged"),
     ("resume version", "unknown entry 'dreams'", "made by jaxwm 9.9, this is"),
     ("resume setting", "unknown entry 'settings.deterr'", "did you mean settings.deter"),
-    ("eval missing", "missing/config.json: the entry 'steps' is missing"),
+    ("eval missing", "missing/config.json: how long? --steps N"),
     ("resume agent", "agent/config.json: unknown agent 'dreamer-v33'", "did you mean dreamer-v3"),
     ("resume env", "unknown environment", "gymnax/Catch-bsuite"),
-    ("eval steps", "steps must be a whole number", "not 'many'"),
+    ("eval steps", "steps must be a number", "not 'many'"),
     ("eval range", "range/config.json: lr must be a number above 0, not -1.0"),
     ("eval no_object", "settings is no object"),
     ("eval options", "env_options must be a dict"),
@@ -290,7 +291,7 @@ SETTINGS = [
     *[(f"--{name} 0", f"{name.replace('-', '_')} must be a whole number of at least 1, not 0")
       for name in "deter hidden stoch units depth blocks envs batch-size imag-length capacity".split()],
     *[(f"--{name} -1", f"{name.replace('-', '_')} must be a whole number of at least 0, not -1")
-      for name in "sensor-layers policy-layers model-layers prefill warmup decay".split()],
+      for name in "sensor-layers policy-layers model-layers prefill warmup lr-decay-updates".split()],
     *[(f"--{name} -0.5", f"{name.replace('-', '_')} must be a number of at least 0, not -0.5")
       for name in "free-nats entropy disagreement rec-scale rew-scale con-scale dyn-scale rep-scale policy-scale "
       "value-scale repval-scale slow-scale".split()],
@@ -554,7 +555,7 @@ def dream(context, actions=None, horizon=3):
 
 
 def act(mode):
-    return dreamer().act(None, None, Step(np.zeros(1), 0, 0, 0, 0), jax.random.key(0), mode)  # type: ignore
+    return dreamer().act(SimpleNamespace(params={}), None, Step(np.zeros(1), 0, 0, 0, 0), jax.random.key(0), mode)  # type: ignore
 
 
 NOTEBOOK = [

@@ -371,23 +371,6 @@ def test_scores_are_those_of_an_opponent(run, capsys):
     assert "20 episodes after 160 steps" in " ".join(said.out.split()) and "opponent must be one of" in said.err
 
 
-@pytest.mark.slow
-def test_a_resumed_run_is_the_same_run():
-    """Two halves of a run, with everything carried over, give the bits of the whole."""
-    env = envs.make("pgx/TicTacToe", 4)
-    agent = agents.make("alphazero", env.spec, "tictactoe", **TINY)
-    trainer = Trainer(agent, env, 1, 400)
-    ends = []
-    for chunks in ((3, 3), (6,)):
-        life, cursor = trainer.init(0), Cursor(0, 0)
-        life, cursor, _ = trainer.run(life, cursor, 10)
-        for chunk in chunks:
-            life, cursor, _ = trainer.run(life, cursor, chunk)
-        ends.append(jax.device_get((life.agent.params, life.ring.data.extras, life.counters)))
-    assert int(ends[0][2].updates) > 0
-    jax.tree.map(np.testing.assert_array_equal, *ends)
-
-
 def played(run, side, words):
     """What a game in the terminal says, and its result."""
     words, out = iter(words), io.StringIO()

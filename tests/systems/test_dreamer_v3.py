@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from arrays import assert_close, assert_same, raw
+from arrays import assert_close, assert_same
 from dreams import judged
 
 from jaxwm import agents, envs, replay
@@ -22,7 +22,6 @@ from jaxwm import distributions as d
 from jaxwm.agents import dreamer_v3 as v3
 from jaxwm.control import actor_critic as ac
 from jaxwm.models import rssm
-from jaxwm.run.checkpoint import Checkpoints
 from jaxwm.training.life import Cursor
 from jaxwm.training.trainer import Trainer
 from jaxwm.types import Batch, Box, Discrete, Index, MultiDiscrete, Record, Spec, Step
@@ -106,16 +105,6 @@ def test_state_is_float32(kind):
     assert set(kind.state.params) == set(v3.Networks._fields) - {"dis"}
 
 
-def test_acting_has_one_structure_in_every_mode(kind):
-    trailing, dtype = kind.action
-    for mode in ("random", "explore", "greedy"):
-        carry, action, extras = kind.act(mode)
-        assert described(carry) == described(kind.carry), mode
-        assert described(action) == ((5, *trailing), dtype), mode
-        assert described(extras) == {"deter": ((5, 16), kind.dtype), "stoch": ((5, 4), "uint8")}, mode
-    assert described(kind.carry.latent.stoch) == ((5, 4, 4), kind.dtype)
-
-
 def record_shape(kind, lead) -> Record:
     trailing, dtype = kind.action
     extras = {
@@ -138,17 +127,6 @@ def test_update_keeps_the_state_and_returns_scalars(kind):
     assert all(described(x) == ((), "float32") for x in metrics.values())
     several = {f"loss/rec/{name}" for name in kind.spec.obs} if isinstance(kind.spec.obs, dict) else set()
     assert {name for name in metrics if name.startswith("loss/rec")} == {"loss/rec"} | several
-
-
-def test_dreams_look_like_the_environment(kind):
-    context, (trailing, dtype) = record_shape(kind, (2, 3)), kind.action
-    planned = jax.ShapeDtypeStruct((2, 6, *trailing), dtype)
-    for actions in (None, planned):
-        dream = jax.eval_shape(lambda *a: kind.agent.imagine(*a, 6), kind.state, context, actions, kind.key)
-        assert described(dream.obs) == described(shape((2, 6), kind.spec.obs))
-        assert described(dream.reward) == described(dream.cont) == ((2, 6), "float32")
-        assert described(dream.action) == ((2, 6, *trailing), dtype)
-        assert described(dream.latent.deter) == ((2, 6, 16), kind.dtype)
 
 
 # --- One small population on Catch --------------------------------------------------------------------------------
@@ -197,26 +175,14 @@ def test_losses_fall(catch):
     assert int(catch.life.counters.updates) == catch.life.agent.step[0] == 8 * 10 * 20
 
 
-def test_resumed_run_is_the_same_run(catch, tmp_path):
-    """Saved with its cursor, restored over another seed's run, and cut into other chunks: the same bits."""
-    whole, _ = chunks(catch.trainer, copy(catch.life), catch.cursor, 2, 4)
-    with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(200, copy(catch.life), catch.cursor, {})
-        life, cursor, _, _ = checkpoints.restore(catch.trainer.init(1))
-    assert cursor == catch.cursor
-    again, _ = chunks(catch.trainer, life, cursor, 3, 3)
-    assert_same(again, whole)
-    assert not np.array_equal(raw(again.agent.params["val"])["params"]["bins"]["kernel"],
-                              raw(catch.life.agent.params["val"])["params"]["bins"]["kernel"])  # fmt: skip
-
-
 def test_feedback_refreshes_the_replay(catch):
     """Stored latents are rewritten by training: a row that was acted in long ago no longer holds what acting wrote."""
     before = np.asarray(catch.life.ring.data.extras["deter"])
     life, _ = chunks(catch.trainer, copy(catch.life), catch.cursor, 1)
     rows = int(catch.life.counters.rows)
     changed = (np.asarray(life.ring.data.extras["deter"])[:, :rows] != before[:, :rows]).any(-1)
-    assert 0.05 < changed.mean() <= 1.0  # 20 updates of two sequences with four records each
+    assert changed.mean() > 0.05
+    assert (changed.sum((1, 2)) <= 20 * 2 * 4).all()  # 20 updates of two sequences with four records each
     assert_same(life.ring.data.obs[:, :rows], catch.life.ring.data.obs[:, :rows])
 
 

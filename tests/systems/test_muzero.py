@@ -12,7 +12,6 @@ from jaxwm import agents, envs, replay, spaces
 from jaxwm.agents import muzero
 from jaxwm.models import value_equivalent as ve
 from jaxwm.nets.layers import apply
-from jaxwm.run.checkpoint import Checkpoints
 from jaxwm.training.life import Cursor
 from jaxwm.training.trainer import Trainer
 from jaxwm.types import Box, Discrete, Index, Record, Spec, Step
@@ -355,20 +354,3 @@ def test_values_and_actions_of_probes(extra):
     step = done.env.reset(jax.random.key(0))[1]
     value = done.agent.act(done.state, (), step, jax.random.key(1), "greedy")[2]["value"]
     np.testing.assert_allclose(value, 0.5, atol=0.1)
-
-
-@pytest.mark.slow
-def test_save_and_resume(tmp_path):
-    """Searches, priorities and reanalysed policies go on after a checkpoint as if nothing had happened."""
-    env = envs.make("probe/ActionReward", num_envs=2)
-    trainer = Trainer(agents.make("muzero", env.spec, "catch", **TINY), env, 2, 100, max_iterations=8)
-    life, cursor = trainer.init(3), Cursor()
-    for _ in range(4):
-        life, cursor, _ = trainer.run(life, cursor, 8)
-    assert int(life.counters.updates) > 0
-    with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(1, life, cursor, {})
-        found = checkpoints.restore(trainer.init(3))
-    straight, _, _ = trainer.run(life, cursor, 3)
-    again, _, _ = trainer.run(trainer.restored(found.life), found.cursor, 3)
-    assert same(straight.agent, again.agent) and same(straight.ring, again.ring)

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from arrays import assert_same
 
 from jaxwm import agents, envs, replay
 from jaxwm.agents import pets
@@ -16,11 +15,10 @@ from jaxwm.cli import main
 from jaxwm.envs.known import KNOWN
 from jaxwm.envs.pure import from_functions
 from jaxwm.models import ensemble
-from jaxwm.run.checkpoint import Checkpoints
 from jaxwm.training.evaluation import evaluate
 from jaxwm.training.life import Cursor, member_keys
 from jaxwm.training.trainer import Trainer
-from jaxwm.types import Batch, Box, Discrete, Index, Record, Spec
+from jaxwm.types import Box, Discrete, Record, Spec
 
 TINY = dict(
     planner="cem",
@@ -381,37 +379,6 @@ def test_a_trial_is_seen_to_its_end_and_updates_follow_the_data(short):
     assert int(short.life.counters.rows) == 4 * 21 and len(short.trainer._programs) == 2
     updates = sum(1 + round(21 * k / short.config.batch_size) for k in (1, 2, 3))
     assert int(short.life.counters.updates) == updates
-
-
-def test_a_run_that_is_saved_goes_on_the_same(short, tmp_path):
-    trainer = short.trainer
-    life, cursor = trainer.init(0), Cursor()
-    for _ in range(3):
-        life, cursor, _ = trainer.run(life, cursor, 1)
-    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
-        checkpoints.save(3, life, cursor, {})
-        checkpoints.wait()
-        restored = checkpoints.restore(trainer.init(5))
-    life, cursor, _ = trainer.run(restored.life, restored.cursor, 1)
-    assert cursor == short.cursor
-    assert_same(life, short.life)
-
-
-def test_train_step_is_a_pure_function():
-    one = agent_of()
-    record = Record(
-        jnp.zeros((320, 2, 4)), jnp.zeros((320, 2)), *[jnp.zeros((320, 2), bool)] * 3, jnp.zeros((320, 2, 1)), {}
-    )
-    zero = jnp.zeros(320, jnp.int32)
-    batch = Batch(record, Index(jnp.arange(320), zero), jnp.ones(320))
-    batches = {"scale": batch, "model": batch}
-    state, metrics = jax.jit(one.agent.train_step)(one.state, batches, jax.random.key(0))
-    again, _ = jax.jit(one.agent.train_step)(one.state, batches, jax.random.key(0))
-    jax.tree.map(np.testing.assert_array_equal, state, again)
-    names = {"loss", "squared_error", "logvar", "grad_norm", "transitions"}
-    assert names == metrics.keys() and metrics["transitions"] == 320
-    assert all(value.dtype == jnp.float32 and value.shape == () for value in metrics.values())
-    assert (state.params["model"]["bias1"] != one.state.params["model"]["bias1"]).any()
 
 
 # --- Wrong use ----------------------------------------------------------------------------------------------------

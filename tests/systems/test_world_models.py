@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from arrays import same
+from toys import blinking
 from worlds import check_step, check_stream, host_roll
 
 from jaxwm import agents, envs, replay
@@ -24,7 +25,7 @@ from jaxwm.models.mdn_rnn import MDNRNN, LSTMState
 from jaxwm.nets import strided
 from jaxwm.nets.layers import apply
 from jaxwm.run.json_files import read_jsonl
-from jaxwm.types import Batch, Box, Discrete, Env, Index, MultiDiscrete, Record, Spec, Step
+from jaxwm.types import Batch, Box, Discrete, Index, MultiDiscrete, Record, Spec, Step
 
 IMAGE = jax.ShapeDtypeStruct((64, 64, 3), np.uint8)
 TINY = dict(
@@ -533,20 +534,6 @@ def test_car_racing_at_another_size():
 # --- Runs ---------------------------------------------------------------------------------------------------------
 
 
-def blinking(num_envs: int) -> Env:
-    """Images whose brightness is the time; an episode lasts while one goes right, 8 steps at most."""
-
-    def reset(key):
-        return (jnp.zeros((), jnp.int32), key), jnp.zeros(IMAGE.shape, jnp.uint8)
-
-    def step(key, state, action):
-        time = state[0] + 1
-        obs = jnp.full(IMAGE.shape, 30 * time, jnp.uint8)
-        return (time, state[1]), obs, jnp.where(action == 2, 1.0, 0.0), (action != 2) & (time > 2), time >= 8
-
-    return envs.from_functions(Spec("my/Blinking", IMAGE, Discrete(3), 8), reset, step, num_envs)
-
-
 def flags() -> list[str]:
     return [word for name, value in TINY.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 
@@ -564,22 +551,3 @@ def test_the_command_line_trains_evaluates_and_dreams(tmp_path):
     assert rows[-1]["env_steps"] == 160 and (folder / "evaluation.json").exists()
     assert main(f"dream {folder} --context 2 --horizon 3 --episodes 2 --sequences 4".split()) == 0
     assert (folder / "dreams" / "dream.gif").exists()
-
-
-@pytest.mark.slow
-def test_a_resumed_run_is_the_same_run():
-    from jaxwm.training.life import Cursor
-    from jaxwm.training.trainer import Trainer
-
-    config = agents.settings("world-models", "takecover-small", **TINY)
-    env = blinking(4)
-    agent = world_models.make(env.spec, config)
-    trainer = Trainer(agent, env, 1, 200)
-    life, cursor = trainer.init(0), Cursor()
-    while not trainer.finished(cursor):
-        if cursor == Cursor(4, 1):  # one generation is done
-            kept = jax.tree.map(jnp.copy, life)
-        life, cursor, _ = trainer.run(life, cursor, 256 if cursor.segment < 4 else 1)
-    again, cursor, _ = trainer.run(kept, Cursor(4, 1), 1)
-    assert same(again.agent, life.agent) and life.agent.step.tolist() == [2 + 3 + 2 + 2]
-    assert float(jnp.abs(life.agent.params["controller"]).sum()) > 0

@@ -38,7 +38,7 @@ def test_create_accepts_an_empty_directory(tmp_path):
 
 def test_create_refuses_a_run_and_tells_the_way_out(run):
     directory.write_config(run, {})
-    with pytest.raises(FileExistsError, match=r"--run, or go on with `jaxwm resume .*run`"):
+    with pytest.raises(FileExistsError, match=r"--run, or go on with `.*jaxwm resume .*run`"):
         directory.create(run)
 
 

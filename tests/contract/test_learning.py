@@ -1,0 +1,73 @@
+"""A probe of every family: the smallest world that shows that a system learns, with a fixed seed, in seconds.
+
+What an untrained or random policy gets is far from each goal. Values in closed form are checked in
+tests/systems/test_probes.py, whole tasks in the slow tests.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pytest
+from tiny import settings
+from toys import blinking
+
+from jaxwm import Cursor, Trainer, agents, envs
+from jaxwm.training.evaluation import evaluate
+from jaxwm.training.life import member_keys
+from jaxwm.types import FOREVER
+
+_MUZERO = dict(
+    envs=8, width=16, units=32, bins=21, bound=2.0, batch_size=32, lr=1e-2, train_ratio=16.0, discount=0.5,
+    prefill=64, capacity=600, simulations=8,
+)  # fmt: skip
+
+
+class Probe(NamedTuple):
+    """A system with settings in a world, how long it learns, and what its greedy policy then gets at least."""
+
+    name: str
+    env: str
+    options: dict[str, Any]
+    iterations: int  # of the part of the schedule that does not end
+    goal: float
+
+
+PROBES = [
+    Probe(
+        "dreamer-v3", "probe/ActionReward",
+        dict(deter=32, envs=8, batch_size=8, batch_length=8, train_ratio=32.0, prefill=128, lr=1e-2, entropy=1e-2,
+             discount_horizon=2.0, free_nats=0.0),
+        80, 0.9,
+    ),
+    Probe("pets", "probe/ContinuousTarget", dict(reward="learned", horizon=1, epochs=30.0, lr=1e-2), 4, -0.05),
+    Probe("muzero", "probe/ActionReward", _MUZERO, 80, 0.9),
+    Probe("efficientzero", "probe/ActionReward", _MUZERO, 80, 0.9),
+    Probe("world-models", "my/Blinking", dict(real=True, bias=True, envs=32, population=8, rollouts=4, generations=12,
+                                              random_steps=320, capacity=320), 0, 6.0),
+]  # fmt: skip
+"""The others: tests/systems/test_dreamer_family.py (dreamer-v1, v2, planet), test_dyna_q.py (in its maze) and
+test_alphazero.py."""
+
+
+def world(name: str, num_envs: int):
+    return blinking(num_envs) if name == "my/Blinking" else envs.make(name, num_envs)
+
+
+@pytest.mark.parametrize("probe", PROBES, ids=lambda probe: probe.name)
+def test_it_learns(probe: Probe):
+    config = settings(probe.name, **probe.options)
+    env = world(probe.env, config.envs)
+    agent = agents.build(probe.name, env.spec, config)
+    trainer = Trainer(agent, env, 1, config.capacity)
+    life, cursor = trainer.init(0), Cursor()
+    while not trainer.finished(cursor):
+        left = probe.iterations - cursor.iteration if trainer.segments[cursor.segment].times == FOREVER else 256
+        if left <= 0:
+            break
+        life, cursor, _ = trainer.run(life, cursor, left)
+    judge = world(probe.env, 32)
+    scores = evaluate(agent, judge, life.agent, member_keys(1, 1), 32)
+    assert np.isfinite(jax.device_get(scores.total)).all() and scores.means().min() >= probe.goal, scores.means()
