@@ -34,13 +34,18 @@ def read(kind: Any, arguments: Sequence[str], prog: str, **options: Any) -> Any:
 def _plain(box: str) -> str:
     """What is wrong and what was meant, out of tyro's box of an error, in one line."""
     lines = [line.strip("│| ") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
-    inside = itertools.dropwhile(_border, lines)
-    body = itertools.takewhile(lambda line: not _border(line) and "Got errors" not in line, inside)
+    parts = [" ".join(filter(None, part)) for border, part in itertools.groupby(lines, _border) if not border]
+    parts = [part for part in parts if part and part not in TITLES] or [""]
+    body = [parts[0].split("Got errors")[0].strip()]
     text = re.sub(r"^Error parsing (plan[.\w]*: )?", "", " ".join(filter(None, body)))
     near = [
         line.split()[0] for line in itertools.dropwhile(lambda line: "Perhaps" not in line, lines) if line[:2] == "--"
     ]
     return f"{text or 'these words cannot be read'}{f'; did you mean {near[0]}?' if near else ''}"
+
+
+TITLES = ("Value error", "Parsing error", "Unrecognized options", "Missing argument", "Required options")
+"""What a box is about, in a line of its own where it is drawn in ASCII."""
 
 
 def _border(line: str) -> bool:

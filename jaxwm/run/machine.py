@@ -11,9 +11,11 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
+
+from jaxwm.run.flags import optional
 
 
 def program() -> str:
@@ -121,11 +123,11 @@ def _number(flag: str, value: int | None, variable: str) -> int | None:
 class Hosts:
     """Several processes in one run, each with some of the members; all must see the run directory."""
 
-    coordinator: str | None = None
+    coordinator: Annotated[str | None, optional("HOST:PORT")] = None
     """Where they meet: HOST:PORT of the first process (default: JAX_COORDINATOR_ADDRESS)."""
-    processes: int | None = None
+    processes: Annotated[int | None, optional("INT")] = None
     """How many there are (default: JAX_NUM_PROCESSES)."""
-    process: int | None = None
+    process: Annotated[int | None, optional("INT")] = None
     """Which one this is, from 0 (default: JAX_PROCESS_ID)."""
     distributed: bool = False
     """Find all of this out from Slurm, Open MPI, Kubernetes or a TPU pod."""

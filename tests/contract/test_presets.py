@@ -82,7 +82,6 @@ SEEN: dict[str, list[Spec]] = {
     "dreamer-v3": [NUMBERS, CONTROL, BOTH],
     "dreamer-v2": [NUMBERS, CONTROL, BOTH],
     "dreamer-v1": [BOARD, BOTH],
-    "planet": [BOARD, BOTH],
     "muzero": [NUMBERS, ATARI],
 }
 """Further kinds of observations and actions for systems that take several, in tiny settings."""

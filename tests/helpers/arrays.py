@@ -9,7 +9,8 @@ import numpy as np
 
 def raw(tree: Any) -> Any:
     """Arrays of a pytree as NumPy, typed keys as their words."""
-    read = lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x  # noqa: E731
+    typed = lambda x: isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)  # noqa: E731
+    read = lambda x: jax.random.key_data(x) if typed(x) else x  # noqa: E731
     return jax.tree.map(lambda x: np.asarray(read(x)), tree)
 
 

@@ -200,7 +200,7 @@ def test_over_is_the_function_and_its_gradients(size, members):
     def all_rows(params, x):
         return jnp.tanh(x @ params["w"]) * params["b"]
 
-    def pieces(params, x):
+    def in_parts(params, x):
         return pieces.merge(pieces.map_pieces(all_rows, params, pieces.split(x, size)))
 
     params, rows, (target, _), _ = given_rows()
@@ -213,7 +213,7 @@ def test_over_is_the_function_and_its_gradients(size, members):
         out, pull = jax.vjp(fn, params, x)
         return out, pull(jnp.broadcast_to(target, out.shape))
 
-    assert_near(jax.jit(lambda: pulled(pieces))(), jax.jit(lambda: pulled(all_rows))())
+    assert_near(jax.jit(lambda: pulled(in_parts))(), jax.jit(lambda: pulled(all_rows))())
 
 
 # --- Convolutions -------------------------------------------------------------------------------------------------
