@@ -35,7 +35,7 @@ def _plain(box: str) -> str:
     """What is wrong and what was meant, out of tyro's box of an error, in one line."""
     lines = [line.strip("│| ") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
     parts = [" ".join(filter(None, part)) for border, part in itertools.groupby(lines, _border) if not border]
-    parts = [part for part in parts if part and part not in TITLES] or [""]
+    parts = [part for part in parts if part and not TITLE.fullmatch(part)] or [""]
     body = [parts[0].split("Got errors")[0].strip()]
     text = re.sub(r"^Error parsing (plan[.\w]*: )?", "", " ".join(filter(None, body)))
     near = [
@@ -44,8 +44,8 @@ def _plain(box: str) -> str:
     return f"{text or 'these words cannot be read'}{f'; did you mean {near[0]}?' if near else ''}"
 
 
-TITLES = ("Value error", "Parsing error", "Unrecognized options", "Missing argument", "Required options")
-"""What a box is about, in a line of its own where it is drawn in ASCII."""
+TITLE = re.compile(r"[A-Z][a-z ]{3,40}")
+"""What a box is about ("Value error"), in a line of its own where it is drawn in ASCII."""
 
 
 def _border(line: str) -> bool:

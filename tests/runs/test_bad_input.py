@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -21,6 +20,7 @@ from jaxwm import agents, cli, envs, replay
 from jaxwm.envs import gym_spaces, gymnax, registry
 from jaxwm.run import directory, load
 from jaxwm.run.checkpoint import Checkpoints
+from jaxwm.control.policy import forced
 from jaxwm.run.plan import Plan
 from jaxwm.run.writer import Writer
 from jaxwm.training.evaluation import evaluate
@@ -555,7 +555,8 @@ def dream(context, actions=None, horizon=3):
 
 
 def act(mode):
-    return dreamer().act(SimpleNamespace(params={}), None, Step(np.zeros(1), 0, 0, 0, 0), jax.random.key(0), mode)  # type: ignore
+    step = Step(np.zeros(1), np.zeros(1), np.zeros(1), np.zeros(1), np.zeros(1))  # type: ignore[arg-type]
+    return forced(Discrete(3), step, jax.random.key(0), mode)
 
 
 NOTEBOOK = [
