@@ -473,7 +473,7 @@ def test_ensemble_loss_is_the_squared_error_of_the_next_latent():
     _, learner, state = learner_with(disagreement=0.5, ensemble=3)
     latents, action = latents_of(learner, (2, 4)), jax.random.randint(jax.random.key(5), (2, 4), 0, 3)
     flags = jnp.zeros((2, 4), bool)
-    record = Record(None, None, flags.at[0, 2].set(True), flags, flags, action, {})
+    record = Record(None, jnp.zeros((2, 4)), flags.at[0, 2].set(True), flags, flags, action, {})
     loss = v3.ensemble_loss(learner, state.params, latents, record)
     guess = learner.guesses(state.params, latents.feat()[:, :-1], action[:, :-1])
     assert guess.shape == (3, 2, 3, 16) and loss.shape == (2, 3)
