@@ -269,6 +269,7 @@ class Run:
         return self.before + time.time() - self.began
 
     def save(self) -> None:
+        """Write a checkpoint of where the run is now."""
         about = {
             "offsets": self.writer.offsets(),
             "seconds": self.seconds(),

@@ -116,7 +116,6 @@ DEVICE_CALLS = {
 WORLD = {"envs", "data", "run", "studio", "report", "cli"}
 """Rooms that read files, start simulators or own machines."""
 ALLOWED = {
-    "agents.registry": {"pathlib", "read_text", "write_text"},  # the table that --help prints without importing systems
     "learning.pieces": {"default_backend"},  # routes: which convolution, which piece size
     "training.spread": {"devices"},  # the devices of a run, where none are given
     "training.processes": {"process_count", "process_index"},  # arrays that several processes hold
