@@ -17,10 +17,10 @@ from toys import counting_env, toy_agent
 
 import jaxwm
 from jaxwm import agents, cli, envs, replay
+from jaxwm.control.policy import forced
 from jaxwm.envs import gym_spaces, gymnax, registry
 from jaxwm.run import directory, load
 from jaxwm.run.checkpoint import Checkpoints
-from jaxwm.control.policy import forced
 from jaxwm.run.plan import Plan
 from jaxwm.run.writer import Writer
 from jaxwm.training.evaluation import evaluate

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from dreams import judged
-from rich.console import Console
 from arrays import assert_same
+from dreams import judged
 from lives import run
+from rich.console import Console
 from toys import counting_env, on_host, toy_agent
 
 from jaxwm import agents, envs, replay

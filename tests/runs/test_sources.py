@@ -1,4 +1,4 @@
-"""Runs on recordings, runs that begin with other weights, and runs that go on longer: through Trainer and command line."""
+"""Runs on recordings, with the weights of others, and longer ones: through Trainer and command line."""
 
 import json
 from dataclasses import replace
@@ -52,7 +52,13 @@ def system(monkeypatch):
     """The autoencoder as a system of the registry."""
     first = agents.find("dreamer-v3")
     entry = replace(
-        first, make=autoencoder.make, config=autoencoder.Config, presets=autoencoder.PRESETS, default="small", summary="tests", video=True
+        first,
+        make=autoencoder.make,
+        config=autoencoder.Config,
+        presets=autoencoder.PRESETS,
+        default="small",
+        summary="tests",
+        video=True,
     )
     monkeypatch.setitem(agents.AGENTS, "autoencoder", entry)
 
@@ -122,7 +128,8 @@ def test_it_is_scored_in_the_real_environment(recorded):
 
 @pytest.mark.slow
 def test_it_goes_on_in_the_environment_with_those_weights(recorded, tmp_path, capsys):
-    begin = ["train", "dreamer-v3", "--steps", "80", "--members", "3", "--episodes", "4", "--from", str(recorded / "run")]
+    begin = ["train", "dreamer-v3", "--steps", "80", "--members", "3", "--episodes", "4"]
+    begin += ["--from", str(recorded / "run")]
     run = tmp_path / "online"
     assert main([*begin, "--freeze", "enc,dec", "--run", str(run), *TINY]) == 0
     there, here = load(recorded / "run").state, load(run).state
