@@ -14,6 +14,8 @@ def pytest_configure(config):
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
     if config.option.markexpr == "not slow":  # the slow tests train for minutes: there optimising pays
         os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # for processes that tests start
+        # XLA's other emitter of fused loops compiles these programs three times as fast; numbers differ by rounding.
+        os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
         import jax
 
         jax.config.update("jax_disable_most_optimizations", True)

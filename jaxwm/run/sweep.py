@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -190,7 +191,7 @@ def sweep(
 
 
 def summary(result: dict[str, Any]) -> str:
-    """Returns of the members, in one line."""
+    """The first score of the members, in one line."""
     name, scores = next(iter(result["scores"].items()), ("", {"trained": []}))
     returns = " ".join([name, *(f"{value:.2f}" for value in scores["trained"])])
     where = f"{result['env_steps']:,} steps" if "env_steps" in result else f"{result['updates']:,} updates"
@@ -198,13 +199,15 @@ def summary(result: dict[str, Any]) -> str:
 
 
 def table(plans: dict[str, Plan], out: Outcome) -> Table:
-    """A row for each task: mean over members, their minimum, and the random policy; or why it failed."""
-    rows = Table("run", "environment", "members", "mean", "minimum", "random", "minutes")
+    """A row for each task and score: mean over members, their minimum, and the random policy; or why it failed."""
+    rows = Table("run", "task", "score", "members", "mean", "minimum", "random", "minutes")
     for name, plan in plans.items():
-        if result := out.results.get(name):
-            scores, chance = result["trained"], result["random"]
-            numbers = (sum(scores) / len(scores), min(scores), sum(chance) / len(chance), result["seconds"] / 60)
-            rows.add_row(escape(name), plan.env, str(len(scores)), *(f"{x:.2f}" for x in numbers))
-        elif name in out.failures:
-            rows.add_row(escape(name), plan.env, str(plan.members), "failed", "", "", "", style="red")
+        first = (escape(name), escape(plan.task))
+        for score, found in out.results[name]["scores"].items() if name in out.results else ():
+            numbers = [np.mean(found["trained"]), min(found["trained"])]
+            numbers += [np.mean(found["random"])] if "random" in found else []
+            texts = [f"{x:.2f}" for x in numbers] + [""] * (3 - len(numbers))
+            rows.add_row(*first, score, str(plan.members), *texts, f"{out.results[name]['seconds'] / 60:.2f}")
+        if name in out.failures:
+            rows.add_row(*first, "", str(plan.members), "failed", "", "", "", style="red")
     return rows

@@ -46,7 +46,7 @@ PROBES = [
     Probe("muzero", "probe/ActionReward", _MUZERO, 80, 0.9),
     Probe("efficientzero", "probe/ActionReward", _MUZERO, 80, 0.9),
     Probe("world-models", "my/Blinking", dict(real=True, bias=True, envs=32, population=8, rollouts=4, generations=12,
-                                              random_steps=320, capacity=320), 0, 6.0),
+                                              random_steps=512, capacity=512, dream_length=8), 0, 6.0),
 ]  # fmt: skip
 """The others: tests/systems/test_dreamer_family.py (dreamer-v1, v2, planet), test_dyna_q.py (in its maze) and
 test_alphazero.py."""

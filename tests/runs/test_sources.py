@@ -17,8 +17,6 @@ from jaxwm.run.checkpoint import Checkpoints
 from jaxwm.run.json_files import read_jsonl
 from jaxwm.types import Discrete, Spec
 
-pytestmark = pytest.mark.slow  # minutes each
-
 TINY = (
     "--deter 16 --hidden 8 --units 8 --stoch 4 --classes 4 --bins 11 --batch-size 4 --batch-length 6 --imag-length 3 "
     "--prefill 64 --train-ratio 6"
@@ -98,6 +96,32 @@ def test_what_it_cannot_do_is_said(system, frames, tmp_path, capsys):
         assert message in capsys.readouterr().err, words
 
 
+def test_other_weights_are_taken_and_frozen(system, frames, tmp_path, capsys):
+    """Weights of another run, whole or by component, members in turn; frozen ones stay as they are."""
+    begin, first = ["train", "autoencoder", "--data", str(frames), "--members"], tmp_path / "first"
+    assert main([*begin, "2", "--updates", "40", "--run", str(first)]) == 0
+    go_on = [*begin, "3", "--updates", "6", "--seed", "5", "--from", str(first)]
+    there, turn = load(first).state.params, np.array([0, 1, 0])
+    for words, kept, apart in (
+        (["--freeze", "enc"], "enc", "dec"),
+        (["--from-parts", "dec", "--freeze", "dec"], "dec", "enc"),
+    ):
+        run = tmp_path / kept
+        assert main([*go_on, *words, "--run", str(run)]) == 0
+        here = load(run).state.params
+        assert same(there[kept][turn], here[kept])
+        near = np.abs(np.asarray(there[apart])[turn] - np.asarray(here[apart])).max()
+        assert (0 < near < 0.05) if apart == "dec" else near > 0.1, "taken and trained, or begun anew"
+    capsys.readouterr()
+    for more, message in (
+        (["--from-parts", "enc", "ears"], "no component 'ears'"),
+        (["--codes", "16"], "component 'dec' of"),
+        (["--freeze", "ears"], "no component 'ears' to freeze"),
+    ):
+        assert main([*go_on, *more, "--run", str(tmp_path / "no")]) == 2
+        assert message in capsys.readouterr().err and not (tmp_path / "no").exists()
+
+
 # --- Dreamer on recordings ----------------------------------------------------------------------------------------
 
 
@@ -112,6 +136,7 @@ def recorded(tmp_path_factory):
     return home
 
 
+@pytest.mark.slow
 def test_recordings_grow(recorded, tmp_path):
     before = data.open_data(recorded / "catch").rows
     words = ["record", str(recorded / "run"), "--steps", "30", "--out", str(recorded / "catch"), "--mode", "greedy"]
@@ -119,6 +144,7 @@ def test_recordings_grow(recorded, tmp_path):
     assert data.open_data(recorded / "catch").rows >= before + 30
 
 
+@pytest.mark.slow
 def test_it_is_scored_in_the_real_environment(recorded):
     result = json.loads((recorded / "run" / "evaluation.json").read_text())
     assert result["updates"] == 6 and len(result["trained"]) == len(result["random"]) == 2
@@ -134,7 +160,7 @@ def test_it_goes_on_in_the_environment_with_those_weights(recorded, tmp_path, ca
     assert main([*begin, "--freeze", "enc,dec", "--run", str(run), *TINY]) == 0
     there, here = load(recorded / "run").state, load(run).state
     for name in ("enc", "dec"):
-        pick = lambda tree: jax.tree.map(lambda x: x[[0, 1, 0]], tree)  # noqa: E731
+        pick = lambda tree: jax.tree.map(lambda x: x[np.array([0, 1, 0])], tree)  # noqa: E731
         assert same(pick(there.params[name]), here.params[name]), "frozen, members in turn"
     assert not same(jax.tree.map(lambda x: x[0], there.params["dyn"]), jax.tree.map(lambda x: x[0], here.params["dyn"]))
 
@@ -151,6 +177,7 @@ def test_it_goes_on_in_the_environment_with_those_weights(recorded, tmp_path, ca
 # --- Longer -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_longer_run_equals_one_that_was_planned_so(tmp_path):
     begin = ["train", "dreamer-v3", "--members", "2", "--episodes", "4", *TINY]
     assert main([*begin, "--steps", "100", "--run", str(tmp_path / "a")]) == 0
@@ -162,12 +189,14 @@ def test_a_longer_run_equals_one_that_was_planned_so(tmp_path):
     assert json.loads((tmp_path / "a" / "config.json").read_text())["steps"] == 160
 
 
+@pytest.mark.slow
 def test_it_cannot_become_shorter(recorded, capsys):
     assert main(["resume", str(recorded / "run"), "--updates", "3"]) == 2
     assert "must be at least that" in capsys.readouterr().err
     assert main(["resume", str(recorded / "run"), "--steps", "300"]) == 2
 
 
+@pytest.mark.slow
 def test_an_older_checkpoint_is_one_line(recorded, tmp_path, monkeypatch, capsys):
     from jaxwm.run import checkpoint
 
@@ -192,6 +221,7 @@ envs.register("mine/Count", lambda num_envs: counting_env(num_envs)._replace(spe
 """
 
 
+@pytest.mark.slow
 def test_own_environments_from_the_command_line(tmp_path, monkeypatch, capsys):
     (tmp_path / "my_envs.py").write_text(MINE)
     run = tmp_path / "run"

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 from waiting import checkpoints, wait_for
 
 from jaxwm.cli import main
@@ -192,10 +193,15 @@ def test_tasks_in_one_process(experiment, tmp_path, monkeypatch, capsys):
             raise RuntimeError("a device was lost")
         if folder.name == "seed1":
             raise ValueError("no such thing")
-        return dict(trained=[1.0], random=[0.0], env_steps=5, seconds=60.0)
+        scores = {"return": {"trained": [1.0, 2.0], "random": [0.25, 0.0]}, "squared error": {"trained": [0.5]}}
+        return dict(scores=scores, env_steps=5, seconds=60.0)
 
     monkeypatch.setattr(sweep, "perform", perform)
-    out = sweep.sweep(sweep.plans(experiment), tmp_path / "runs", retries=1)
+    out = sweep.sweep(sweep.plans(experiment), tmp_path / "runs", retries=1, console=Console(width=160))
     assert calls == ["seed0", "seed0", "seed1", "seed2"]
     assert list(out.results) == ["seed0", "seed2"] and out.failures == {"seed1": "ValueError: no such thing"}
-    assert "seed1 failed: ValueError: no such thing" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "seed1 failed: ValueError: no such thing" in text and "return 1.00 2.00 after 5 steps" in text
+    rows = [line.split("│")[3:] for line in text.splitlines() if "seed0" in line and "│" in line]
+    cells = [[cell.strip() for cell in row if cell.strip()] for row in rows]
+    assert cells == [["return", "1", "1.50", "1.00", "0.12", "1.00"], ["squared error", "1", "0.50", "0.50", "1.00"]]
