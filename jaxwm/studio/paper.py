@@ -3,8 +3,6 @@
 A picture is uint8 `[height, width, 3]`; sizes are in pixels. Text is set in DejaVu Sans, as in the plots.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from functools import cache
@@ -18,18 +16,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 BLACK, BLUE, ORANGE, GREY, LINE = "#000000", "#0072B2", "#E69F00", "#8A8A8A", "#CCCCCC"
 
-MARGIN, GAP = 8, 8
-"""Around a sheet, and between its parts."""
-
-TEXT, TITLE = 11, 13
-"""Heights of letters."""
-
-SWATCH = 12
-"""Side of a colour in a legend."""
-
-STRIP, MOST_STRIP, STRIP_LINE = 28, 64, 240
-"""Least and greatest height of a strip of numbers, and the width of its curve."""
-
+MARGIN, GAP = 8, 8  # around a sheet, and between its parts
+TEXT, TITLE = 11, 13  # heights of letters
+SWATCH = 12  # side of a colour in a legend
+STRIP, MOST_STRIP, STRIP_LINE = 28, 64, 240  # least and greatest height of a strip of numbers, width of its curve
 Legend = Sequence[tuple[np.ndarray, str]]
 """Small pictures and what they mean."""
 
@@ -96,9 +86,6 @@ def page(pictures: Sequence[np.ndarray]) -> np.ndarray:
     return np.pad(stack(pictures), ((MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0)), constant_values=255)
 
 
-# --- Legends ------------------------------------------------------------------------------------------------------
-
-
 def patch(colour: str) -> np.ndarray:
     """A colour in a legend."""
     return framed(blank(SWATCH - 2, SWATCH - 2, colour))
@@ -121,9 +108,6 @@ def legend(entries: Legend, width: int) -> np.ndarray:
         rows[-1].append(entry)
         used += entry.shape[1] + 2 * GAP
     return stack([row(entries, 2 * GAP) for entries in rows], 2)
-
-
-# --- Numbers ------------------------------------------------------------------------------------------------------
 
 
 def strips(names: Sequence[str], values: np.ndarray, now: int, height: int = 0) -> np.ndarray:
