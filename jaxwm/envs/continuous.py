@@ -1,7 +1,5 @@
 """Small tasks with continuous actions, pure: the pole on a cart, pushed with any force, and a walk towards a ledge."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Reward and termination of some tasks as functions of the observation, for systems that plan with them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

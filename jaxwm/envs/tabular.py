@@ -3,8 +3,8 @@
 An observation is one-hot: bool planes `[rows, columns, 1]` where the state is a place, else a bool vector `[S]`.
 """
 
-from __future__ import annotations
-
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -138,7 +138,7 @@ EAST_WALLS = ((0, 1), (1, 1), (3, 0), (3, 2), (4, 0), (4, 2))
 ABOARD, TAXI_LIMIT = 4, 200
 
 
-def taxi(task: str, num_envs: int = 1) -> Env:
+def taxi(num_envs: int = 1) -> Env:
     """Fetch a passenger and bring them to their destination: -1 a step, -10 for a wrong pick-up or drop-off, +20.
 
     Actions: south, north, east, west, pick up, drop off. State ((row * 5 + column) * 5 + passenger) * 4 + destination,
@@ -180,5 +180,6 @@ def taxi(task: str, num_envs: int = 1) -> Env:
     return from_functions(spec, reset, step, num_envs)
 
 
-TABULAR = {**dict.fromkeys(WALLS, maze), **dict.fromkeys(LAKES, frozen_lake), "Taxi": taxi}
-"""Task -> constructor `(task, num_envs, **options) -> Env`."""
+TABULAR: dict[str, Callable[..., Env]] = {task: partial(maze, task) for task in WALLS}
+TABULAR |= {task: partial(frozen_lake, task) for task in LAKES} | {"Taxi": taxi}
+"""Task -> constructor `(num_envs, **options) -> Env`."""

@@ -13,7 +13,7 @@ from rich.console import Console
 from toys import counting_env, on_host, toy_agent
 
 from jaxwm import agents, cli, envs
-from jaxwm.envs import envpool, from_functions, registry
+from jaxwm.envs import from_functions, registry
 from jaxwm.run import directory, load
 from jaxwm.run.checkpoint import Checkpoints
 from jaxwm.run.plan import Plan
@@ -323,7 +323,7 @@ def test_names_fit_the_tasks_they_are_for():
         assert names.actions(spec, size) and "obs" not in names.numbers(spec.name, "obs", spec.obs.shape[0])[0]
     assert names.numbers("toy/Walk", "obs", 2) == ["obs[0]", "obs[1]"]
     games = [game for games in names._table()["atari"].values() for game in games]
-    assert len(games) == len(set(games)) and set(games) < set(envpool.ATARI)
+    assert len(games) == len(set(games)) and set(games) < set(envs.names()["atari"])
 
 
 def test_negative_zero_is_zero():
