@@ -4,36 +4,27 @@ Letters: K points, M members. Colours are Okabe and Ito's, which colour-blind re
 """
 
 from collections.abc import Sequence
+from importlib.resources import files
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib import rc_params_from_file
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+# More than seven runs: the colours repeat with another line style.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#000000")
 STYLES = ("-", "--", "-.", ":")
-"""More than seven runs: the colours repeat with another line style."""
-
 GREY, GAP, DASHES = "#555555", "#F0F0EC", (0, (6, 3))
-MOST_WITH_MEMBERS = 4
-"""More runs than this in one figure are drawn without a line for each member."""
-
+MOST_WITH_MEMBERS = 4  # more runs than this in one figure are drawn without a line for each member
 STEPS, NORMALISED = "environment steps per member", "human-normalised score"
 
-STYLE: Any = {
-    "font.size": 11,
-    "axes.titlesize": 12,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#dddddd",
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-    "figure.dpi": 120,
-}
+STYLE: Any = rc_params_from_file(
+    str(files("jaxwm.report.data").joinpath("report.mplstyle")), use_default_template=False
+)
 """For `matplotlib.rc_context`, around drawing and saving."""
 
 

@@ -6,14 +6,10 @@ from jaxwm.report import data
 from jaxwm.report.charts import Panel, Series
 from jaxwm.report.story import Story, column
 
-BINS = (20, 16, 12, 10, 8, 6, 5, 4)
-"""Points of a learning curve: the first number that leaves few gaps."""
+BINS, FILLED = (20, 16, 12, 10, 8, 6, 5, 4), 0.9
+"""Points of a learning curve: the first number that leaves so many of them, for every member together."""
 
-FILLED = 0.9
-"""Share of the points that must be there, for every member together, to be few gaps."""
-
-METRIC_BINS = 200
-"""Largest number of points of the other curves."""
+METRIC_BINS = 200  # largest number of points of the other curves
 
 
 def binned(steps: np.ndarray, values: np.ndarray, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -17,21 +17,18 @@ import numpy as np
 import jaxwm
 from jaxwm.report import charts, data, document, tasks
 from jaxwm.report.curves import learning_curves, metric_curve, panels, reached
+from jaxwm.report.data import say
 from jaxwm.report.document import Block, bullets, code, heading, number, paragraph, picture, save, table
 from jaxwm.report.story import GAUGE, SKIPPED, Story, column, flatten, metric_names, read, work
 from jaxwm.run import directory, machine
 from jaxwm.run.plan import Plan
 
 MARKDOWN, HTML = "report.md", "report.html"
-RUNS = Path("runs")
-DREAMS, FILM = "dreams", "watch.gif"
+RUNS, DREAMS, FILM = Path("runs"), "dreams", "watch.gif"
 VERSIONS = ("jaxwm", "jax")
 
-MARK = 0.9
-"""What counts as good when runs are compared by how soon they are."""
-
-FAR = 0.25
-"""A greedy score is far below the training returns by this share of their distance from random play."""
+MARK = 0.9  # what counts as good when runs are compared by how soon they are, from random play to the best evaluation
+FAR = 0.25  # a greedy score is far below the training returns by this share of their distance from random play
 
 
 def report(paths: Iterable[str | Path], out: str | Path | None = None) -> Path:
@@ -116,11 +113,8 @@ def _notes(story: Story) -> Iterable[str]:
         steps, values = column(story, metric)
         for member, bad in enumerate(~np.isfinite(values.T)):
             if bad.any():
-                yield (
-                    f"{name}: {code(metric)} of member {member} is null (NaN or infinite) in {bad.sum():,} of "
-                    f"{len(bad):,} rows, first at {steps[bad][0]:,.0f} environment steps. The mean has a gap there; "
-                    "thin lines show the other members."
-                )
+                where = dict(bad=bad.sum(), rows=len(bad), first=steps[bad][0])
+                yield say("null", name=name, metric=metric, member=member, **where)
 
 
 def _results(stories: list[Story]) -> list[tasks.Result]:
@@ -140,9 +134,6 @@ def _results(stories: list[Story]) -> list[tasks.Result]:
             how = work(story.evaluation), story.evaluation["episodes"], options
             found.append(tasks.Result(system, story.env, story.label, story.trained, chance, *how))
     return found
-
-
-# --- One environment ----------------------------------------------------------------------------------------------
 
 
 def _environment(env: str, group: list[Story], out: Path) -> list[Block]:
@@ -169,14 +160,8 @@ def _returns(env: str, scored: list[Story], series: list[charts.Series], out: Pa
     finals = [charts.Series(s.label, s.index, np.array([work(s.evaluation)]), s.trained[None]) for s in scored]
     chance = float(np.mean([story.chance for story in scored])) if scored else None
     shown = save(charts.returns(env, series, finals, chance), out, f"returns-{env}", f"Learning curves on {env}")
-    text = "The evaluation, drawn beyond the end, plays the greedy policy in environments of its own."
-    if series:
-        text = (
-            "Training returns are raw and belong to the exploring policy. A point is the mean of a member's episodes "
-            f"that ended within {2 * series[0].steps[0]:,.0f} environment steps; a member without one has a gap, and "
-            f"so has the mean. {text}"
-        )
-    return [shown, paragraph(text)]
+    text = say("evaluation")
+    return [shown, paragraph(say("training", width=2 * series[0].steps[0], evaluation=text) if series else text)]
 
 
 def _scores(scored: list[Story]) -> list[Block]:
@@ -205,10 +190,7 @@ def _weak(story: Story, curves: list[charts.Series]) -> Iterable[str]:
     below = [f"the last training returns ({last:.2f})"] if trained < last - FAR * abs(last - chance) else []
     below += [f"random play ({chance:.2f})"] if trained < chance else []
     if below:
-        yield (
-            f"**{story.label}**: the greedy policy ({trained:.2f}) is below {' and '.join(below)}: what it thinks best "
-            f"is not good yet. Train longer, or score the exploring policy with {code(command)}."
-        )
+        yield say("weak", label=story.label, trained=trained, below=" and ".join(below), command=command)
 
 
 def _sooner(scored: list[Story], curves: list[charts.Series]) -> list[Block]:
@@ -219,15 +201,9 @@ def _sooner(scored: list[Story], curves: list[charts.Series]) -> list[Block]:
     for curve in curves:
         steps = reached(curve, mark)
         rows.append([curve.label, " ".join(map(text, steps)), text(np.median(steps)), text(steps.max())])
-    about = (
-        f"The mark is a training return of {mark:.2f}, {MARK:.0%} of the way from the random policy to the best "
-        "evaluation here; - means that the learning curve of a member has no point there."
-    )
     header = ["run", "environment steps of each member", "median", "last"]
+    about = say("mark", mark=mark, share=MARK)
     return [heading(3, "Steps to the mark"), table(header, rows), paragraph(about)]
-
-
-# --- All runs -----------------------------------------------------------------------------------------------------
 
 
 def _gauge(stories: list[Story], out: Path) -> list[Block]:
@@ -239,11 +215,6 @@ def _gauge(stories: list[Story], out: Path) -> list[Block]:
     if not measured:
         return blocks
     figure = charts.gauge([[metric_curve(story, name) for name in GAUGE] for story in measured])
-    text = (
-        "The policy's return in a dream and in the environment, from the same states. The gap is dreamed minus "
-        "real: near zero, dreams can be trusted; a gap that grows while the real return does not means that the "
-        "policy exploits errors of its model."
-    )
     rows = []
     for story in measured:
         columns = [column(story, name) for name in GAUGE]
@@ -251,7 +222,7 @@ def _gauge(stories: list[Story], out: Path) -> list[Block]:
             rows.append([story.label, f"{columns[0][0][-1]:,.0f}", member, *map(number, newest)])
     header = ["run", "environment steps", "member", "dreamed", "real", "gap"]
     shown = save(figure, out, "gauge", "Dreamed and real return from the same states")
-    return [*blocks, paragraph(text), shown, table(header, rows)]
+    return [*blocks, paragraph(say("gauge")), shown, table(header, rows)]
 
 
 def _dreams(stories: list[Story], out: Path) -> list[Block]:
@@ -294,7 +265,7 @@ def _throughput(stories: list[Story]) -> list[Block]:
     for story in stories:
         skipped = [row[SKIPPED] for row in story.metrics if SKIPPED in row][-1:]  # of each member, until the newest row
         rows.append([story.label, *_pace(story), *(" ".join(f"{count:,}" for count in counts) for counts in skipped)])
-    text = "Rates are sums over the members, while learning: compiling and random play at the start do not count."
+    text = say("rates")
     if (width := max(map(len, rows))) == len(header):
         text += " Skipped updates are counts of each member."
     return [heading(2, "Throughput"), table(header[:width], [(row + ["-"])[:width] for row in rows]), paragraph(text)]

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxwm.report import charts, statistics
+from jaxwm.report.data import say
 from jaxwm.report.document import Block, heading, paragraph, save, table
 
 SCORES, ATARI = "scores.csv", "atari/"
@@ -83,22 +84,15 @@ def _table(results: list[Result]) -> Block:
 def _how(results: list[Result], games: bool) -> str:
     """How the scores came about."""
     episodes = " or ".join(f"{n:,}" for n in sorted({result.episodes for result in results}))
-    text = (
-        f"A score is the mean raw return of {episodes} episodes that the greedy policy of a seed plays in environments "
-        f"of its own after training, not of training episodes. All scores: [{SCORES}]({SCORES})."
-    )
+    text = say("score", episodes=episodes, file=SCORES)
     if not games:
         return text
-    options = [ATARI_OPTIONS | {k: v for k, v in r.options.items() if k in ATARI_OPTIONS} for r in results]
-    if any(other != options[0] for other in options):
-        return text + " **The runs differ in their environments' options, so their scores do not compare.**"
-    o = options[0]
-    lives = "lives are ignored" if o["life_loss"] == "ignore" else "a lost life ends the returns that are learnt from"
-    return (
-        f"{text} An environment step is {o['frame_skip']} frames; episodes start after up to {o['noop_max']} idle "
-        f"frames and end at the true game over; {lives}; the previous action is repeated with probability "
-        f"{o['sticky']:g} (sticky actions)."
-    )
+    first, *others = (ATARI_OPTIONS | {k: v for k, v in r.options.items() if k in ATARI_OPTIONS} for r in results)
+    if any(other != first for other in others):
+        return f"{text} {say('incomparable')}"
+    ignored = first["life_loss"] == "ignore"
+    lives = "lives are ignored" if ignored else "a lost life ends the returns that are learnt from"
+    return f"{text} {say('frames', lives=lives, **first)}"
 
 
 def _write_csv(results: list[Result], file: Path, games: bool) -> None:
@@ -121,23 +115,12 @@ def _atari(systems: dict[str, dict[str, np.ndarray]], out: Path) -> list[Block]:
     if partial := [name for name in systems if name not in ours]:
         blocks.append(paragraph(f"Left out, because not all games are finished: {', '.join(partial)}."))
     published = _published(games)
-    numbers = {
-        name: {title: statistics.interval(fn, scores) for title, fn in statistics.AGGREGATES.items()}
-        for name, scores in (ours | published).items()
-    }
+    intervals = lambda scores: {k: statistics.interval(fn, scores) for k, fn in statistics.AGGREGATES.items()}  # noqa: E731
+    numbers = {name: intervals(scores) for name, scores in (ours | published).items()}
     share = f"{len(games)} of the 26 games" if len(games) < 26 else "all 26 games"
-    about = (
-        f"(score - random) / (human - random), over {share}, published scores over the same ones. Mean and median are "
-        "over games, IQM (of the middle half) and optimality gap (how far below human, 0 is best) over all games and "
-        "seeds. In brackets: 95 % intervals of a bootstrap that draws seeds within each game; none where single seeds "
-        "were not published."
-    )
-    sources = (
-        "Published scores are computed in their own ways, often from training episodes; the sources are in "
-        "jaxwm/report/data/atari100k.md."
-    )
     rows = [[name, *map(_interval, row.values())] for name, row in numbers.items()]
-    blocks += [paragraph(about), table(["", *statistics.AGGREGATES], rows), paragraph(sources)]
+    header = ["", *statistics.AGGREGATES]
+    blocks += [paragraph(say("normalised", share=share)), table(header, rows), paragraph(say("published"))]
     if not ours:
         return blocks
     blocks.append(save(charts.aggregates(numbers, list(ours)), out, "aggregates", "Aggregates with intervals"))
@@ -156,9 +139,8 @@ def _atari(systems: dict[str, dict[str, np.ndarray]], out: Path) -> list[Block]:
         for other, them in (ours | runs).items()
         if other != name
     ]
-    text = "How likely a seed of the first scores higher than one of the second on a game drawn at random."
-    title = heading(3, "Probability of improvement")
-    return [*blocks, title, paragraph(text), table(["first", "second", "probability"], rows)]
+    title, text = heading(3, "Probability of improvement"), paragraph(say("improvement"))
+    return [*blocks, title, text, table(["first", "second", "probability"], rows)]
 
 
 def _label(column: str) -> str:

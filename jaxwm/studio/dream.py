@@ -35,16 +35,11 @@ LABELS, COLUMN, FRAME, CAPTION = 62, 88, 3, 18
 class Settings:
     """What to dream. ValueError for a number out of range, and as `video.check_format`."""
 
-    context: int = 8
-    """Real records that the model sees first (at least 2)."""
-    horizon: int = 45
-    """Steps that it dreams."""
-    episodes: int = 6
-    """Sequences in the video and the plots."""
-    sequences: int = 64
-    """Start points of the error curves."""
-    format: str = "gif"
-    """Video format, one of `video.FORMATS`."""
+    context: int = 8  # real records that the model sees first (at least 2)
+    horizon: int = 45  # steps that it dreams
+    episodes: int = 6  # sequences in the video and the plots
+    sequences: int = 64  # start points of the error curves
+    format: str = "gif"  # of the video, one of `video.FORMATS`
 
     def __post_init__(self):
         for name, least in (("context", 2), ("horizon", 1), ("episodes", 1), ("sequences", 2)):

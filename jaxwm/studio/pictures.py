@@ -56,7 +56,7 @@ def painter(spec: Spec, size: int = 128) -> Painter | None:
     shown = [name for name, shape in shapes.items() if is_picture(shape)]
     if shown:
         return _pixels(spec, shown, size)
-    draw, width = DRAWINGS.get(names.task(spec.name), (None, 0))
+    draw, width = DRAWINGS.get(names.task(spec.name).removesuffix("Continuous"), (None, 0))
     if draw is None or [shape.shape for shape in shapes.values()] != [(width,)]:
         return None
     paint = lambda obs: draw(np.asarray(sensors(obs).popitem()[1], float), size)  # noqa: E731
@@ -180,12 +180,10 @@ DRAWINGS: dict[str, tuple[Callable[[np.ndarray, int], np.ndarray], int]] = {
     "CartPole": (_cart_pole, 4),
     "Pendulum": (_pendulum, 3),
     "MountainCar": (_mountain_car, 2),
-    "MountainCarContinuous": (_mountain_car, 2),
     "Acrobot": (_acrobot, 6),
     "LunarLander": (_lunar_lander, 8),
-    "LunarLanderContinuous": (_lunar_lander, 8),
 }
-"""Task -> its drawing `(obs, size) -> picture`, and the size of the state that it draws."""
+"""Task, whether its actions are discrete or not -> its drawing `(obs, size) -> picture`, and the size of its state."""
 
 
 def numbers(obs: Any, spec: Spec) -> tuple[list[str], np.ndarray]:

@@ -24,12 +24,9 @@ FPS, MOST_FRAMES, MOST_BYTES = 15, 450, 2_000_000
 class Settings:
     """What to record."""
 
-    episodes: int = 2
-    """Episodes, played at once and shown one after the other."""
-    max_steps: int = 500
-    """Steps after which the recording stops."""
-    mode: str = "greedy"
-    """Policy: greedy or explore."""
+    episodes: int = 2  # played at once and shown one after the other
+    max_steps: int = 500  # after which the recording stops
+    mode: str = "greedy"  # policy: greedy or explore
 
     def __post_init__(self):
         for name in ("episodes", "max_steps"):
