@@ -251,9 +251,10 @@ def _stop_blas_threads() -> None:
     if sys.platform != "linux":
         return
     libc = ctypes.PyDLL(None)
-    child = libc.fork()
+    fork, leave = libc.fork, libc._exit  # looked up before: the child does nothing but leave
+    child = fork()
     if child == 0:
-        libc._exit(0)
+        leave(0)
     if child > 0:
         os.waitpid(child, 0)
 

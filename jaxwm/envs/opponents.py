@@ -89,11 +89,12 @@ def mcts(simulate: Callable[[PyTree, Array], Step], simulations: int) -> Opponen
     def model(params: None, key: Key, action: Array, sim: Any) -> tuple[Any, Any]:
         step = simulate(sim, action)
         after, discount = step.obs["sim"], jnp.where(step.is_terminal, 0.0, -1.0)
-        return mctx.RecurrentFnOutput(step.reward, discount, _logits(step.obs["legal"]), playout(key, after)), after
+        prior, value = _logits(step.obs["legal"]), playout(key, after)
+        return mctx.RecurrentFnOutput(reward=step.reward, discount=discount, prior_logits=prior, value=value), after
 
     def choose(key: Key, sim: Any) -> Array:
         logits = _logits(sim.legal_action_mask)
-        root = mctx.RootFnOutput(logits, jnp.zeros(len(logits)), sim)
+        root = mctx.RootFnOutput(prior_logits=logits, value=jnp.zeros(len(logits)), embedding=sim)
         at_root = lambda key, tree, node: ucb1(key, tree, node, 0)  # noqa: E731
         rules = dict(root_action_selection_fn=at_root, interior_action_selection_fn=ucb1)
         rules |= dict(num_simulations=simulations, invalid_actions=~sim.legal_action_mask)

@@ -22,9 +22,8 @@ GREY, GAP, DASHES = "#555555", "#F0F0EC", (0, (6, 3))
 MOST_WITH_MEMBERS = 4  # more runs than this in one figure are drawn without a line for each member
 STEPS, NORMALISED = "environment steps per member", "human-normalised score"
 
-STYLE: Any = rc_params_from_file(
-    str(files("jaxwm.report.data").joinpath("report.mplstyle")), use_default_template=False
-)
+_STYLE_FILE = str(files("jaxwm.report.data").joinpath("report.mplstyle"))
+STYLE: Any = rc_params_from_file(_STYLE_FILE, use_default_template=False)
 """For `matplotlib.rc_context`, around drawing and saving."""
 
 
@@ -81,10 +80,10 @@ def _shade_gaps(axes: Axes, curve: Series) -> bool:
         return False
     first, last = np.flatnonzero(there.any(1))[[0, -1]]
     half = (curve.steps[1] - curve.steps[0]) / 2 if len(curve.steps) > 1 else 0.5
-    missing = [steps for steps in curve.steps[first : last + 1][~there[first : last + 1].all(1)]]
+    missing = curve.steps[first : last + 1][~there[first : last + 1].all(1)]
     for steps in missing:
         axes.axvspan(steps - half, steps + half, color=GAP, linewidth=0, zorder=0)
-    return bool(missing)
+    return len(missing) > 0
 
 
 def multiples(panels: list[Panel]) -> Figure:
@@ -191,9 +190,8 @@ def _several(series: list[Series]) -> bool:
 def _run_handles(series: list[Series]) -> list:
     """A legend entry for each run, where there are several."""
     runs = sorted({curve.index: curve.label for curve in series}.items())
-    return (
-        [Line2D([], [], linewidth=2.2, label=label, **_look(index)) for index, label in runs] if len(runs) > 1 else []
-    )
+    handles = [Line2D([], [], linewidth=2.2, label=label, **_look(index)) for index, label in runs]
+    return handles if len(handles) > 1 else []
 
 
 def _meaning_handles(several: bool, thin: bool = False, final: bool = False, chance: bool = False) -> list:
@@ -209,10 +207,6 @@ def _meaning_handles(several: bool, thin: bool = False, final: bool = False, cha
     if chance:
         handles.append(Line2D([], [], color=GREY, linestyle=DASHES, label="random policy"))
     return handles
-
-
-COMPARED = ("dreamerv3", "storm_repo_2025", "diamond")
-"""Published results that are drawn next to ours where all would be too many: one per family."""
 
 
 def aggregates(numbers: dict[str, dict[str, Any]], ours: list[str]) -> Figure:

@@ -70,12 +70,8 @@ def find(path: Path) -> list[Path]:
         return [path]
     children = [child for child in sorted(path.iterdir()) if child.is_dir()] if path.is_dir() else []
     children = [child for child in children if not child.name.startswith(".")]
-    return [
-        run
-        for child in children
-        if not child.is_symlink() or (child / directory.CONFIG).is_file()
-        for run in find(child)
-    ]
+    inner = (find(child) for child in children if not child.is_symlink() or (child / directory.CONFIG).is_file())
+    return [run for runs in inner for run in runs]
 
 
 def read(paths: Iterable[str | Path]) -> list[Story]:
@@ -83,9 +79,8 @@ def read(paths: Iterable[str | Path]) -> list[Story]:
     folders: dict[Path, Path] = {}
     for path in map(Path, paths):
         if not (found := find(path)):
-            raise FileNotFoundError(
-                f"{path} is no run directory and contains none: there is no {directory.CONFIG} in it"
-            )
+            message = f"{path} is no run directory and contains none: there is no {directory.CONFIG} in it"
+            raise FileNotFoundError(message)
         folders |= {folder.resolve(): folder for folder in found}
     if not folders:
         raise ValueError("which runs? jaxwm report RUN..., with RUN a run directory or a directory of runs")

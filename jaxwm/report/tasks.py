@@ -15,8 +15,10 @@ from jaxwm.report.data import say
 from jaxwm.report.document import Block, heading, paragraph, save, table
 
 SCORES, ATARI = "scores.csv", "atari/"
+# Human-normalised scores at which performance profiles are drawn.
 THRESHOLDS = np.concatenate([np.linspace(0, 2, 41), np.linspace(2.25, 8, 24)])
-"""Human-normalised scores at which performance profiles are drawn."""
+COMPARED = ("dreamerv3", "storm_repo_2025", "diamond")
+"""Published results that are drawn next to ours where all would be too many: one per family."""
 
 ATARI_OPTIONS: dict[str, Any] = dict(frame_skip=4, sticky=0.0, noop_max=30, life_loss="ignore")
 
@@ -73,9 +75,8 @@ def _table(results: list[Result]) -> Block:
     rows = []
     for r in results:
         digits = 2 if abs(r.scores).max() < 10 else 1
-        mean, low, high, chance = (
-            f"{x:,.{digits}f}" for x in (r.scores.mean(), r.scores.min(), r.scores.max(), r.random.mean())
-        )
+        numbers = r.scores.mean(), r.scores.min(), r.scores.max(), r.random.mean()
+        mean, low, high, chance = (f"{x:,.{digits}f}" for x in numbers)
         spread = f"{low} to {high}" if len(r.scores) > 1 else "-"
         rows.append([r.task, r.system, len(r.scores), f"{r.env_steps:,}", mean, spread, chance])
     return table(["task", "system", "seeds", "environment steps", "mean", "minimum to maximum", "random"], rows)
@@ -124,7 +125,7 @@ def _atari(systems: dict[str, dict[str, np.ndarray]], out: Path) -> list[Block]:
     if not ours:
         return blocks
     blocks.append(save(charts.aggregates(numbers, list(ours)), out, "aggregates", "Aggregates with intervals"))
-    compared = ours | {name: published[name] for name in map(_label, charts.COMPARED) if name in published}
+    compared = ours | {name: published[name] for name in map(_label, COMPARED) if name in published}
     profiles = {
         name: (statistics.profile(s, THRESHOLDS), statistics.profile_band(s, THRESHOLDS) if name in ours else None)
         for name, s in compared.items()
@@ -133,12 +134,9 @@ def _atari(systems: dict[str, dict[str, np.ndarray]], out: Path) -> list[Block]:
     figure = charts.bars(compared, "human-normalised score (human = 1)", logarithmic=True)
     blocks.append(save(figure, out, "games", "Human-normalised score of every game"))
     runs = {name: published[name] for name in map(_label, statistics.published_runs()) if name in published}
-    rows = [
-        [name, other, _interval(statistics.interval(statistics.improvement, scores, them))]
-        for name, scores in ours.items()
-        for other, them in (ours | runs).items()
-        if other != name
-    ]
+    pairs = [(name, other) for name in ours for other in ours | runs if other != name]
+    better = lambda name, other: statistics.interval(statistics.improvement, ours[name], (ours | runs)[other])  # noqa: E731
+    rows = [[*pair, _interval(better(*pair))] for pair in pairs]
     title, text = heading(3, "Probability of improvement"), paragraph(say("improvement"))
     return [*blocks, title, text, table(["first", "second", "probability"], rows)]
 

@@ -115,9 +115,6 @@ def draw(out: Path, title: str, spec: Spec, study: Study, found: dict[str, Any],
     return files
 
 
-# --- Sheets of pictures -------------------------------------------------------------------------------------------
-
-
 def film(title: str, painter: pictures.Painter, study: Study) -> Iterator[np.ndarray]:
     """Frames of all sequences side by side; the rows are truth, dream and error.
 

@@ -12,7 +12,9 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from jaxwm.studio.names import plain
 
 BLACK, BLUE, ORANGE, GREY, LINE = "#000000", "#0072B2", "#E69F00", "#8A8A8A", "#CCCCCC"
 
@@ -63,9 +65,7 @@ def note(shape: tuple[int, ...], text: str, ground: str = "#F4F4F2") -> np.ndarr
 
 def framed(picture: np.ndarray, colour: str = LINE, width: int = 1) -> np.ndarray:
     """The picture with a border around it."""
-    out = blank(picture.shape[1] + 2 * width, len(picture) + 2 * width, colour).copy()
-    out[width:-width, width:-width] = picture
-    return out
+    return np.asarray(ImageOps.expand(Image.fromarray(picture), width, colour))
 
 
 def row(pictures: Sequence[np.ndarray], gap: int = GAP) -> np.ndarray:
@@ -128,8 +128,7 @@ def strips(names: Sequence[str], values: np.ndarray, now: int, height: int = 0) 
         top, middle = i * each, (i + 0.5) * each
         points = [(float(x[t]), top + 6 + (each - 12) * (1 - float(y[t, i]))) for t in range(now + 1)]
         draw.text((MARGIN, middle), name, BLACK, font(TEXT), anchor="lm")
-        number = f"{round(float(values[now, i]), 2) + 0.0:.2f}"
-        draw.text((left - GAP, middle), number, BLACK, font(TEXT), anchor="rm")
+        draw.text((left - GAP, middle), plain(values[now, i]), BLACK, font(TEXT), anchor="rm")
         if i:
             draw.line([(0, top), (width, top)], LINE)
         if np.isin(values[:, i], (0, 1)).all():

@@ -28,18 +28,12 @@ SCALE = 60  # width of the scale of pixel errors in a legend
 
 
 class Painter(NamedTuple):
-    """How observations (without leading axes) are shown.
+    """How observations (without leading axes) are shown."""
 
-    paint       observation -> picture
-    compare     (truth, dream) -> picture of the error, black where they are equal
-    colours     what the colours of planes mean
-    errors      what the colours of an error mean
-    """
-
-    paint: Callable[[Any], np.ndarray]
-    compare: Callable[[Any, Any], np.ndarray]
-    colours: paper.Legend
-    errors: paper.Legend
+    paint: Callable[[Any], np.ndarray]  # observation -> picture
+    compare: Callable[[Any, Any], np.ndarray]  # (truth, dream) -> picture of the error, black where they are equal
+    colours: paper.Legend  # what the colours of planes mean
+    errors: paper.Legend  # what the colours of an error mean
 
 
 def is_picture(spec: Any) -> bool:
@@ -119,9 +113,6 @@ def _wrong(places: np.ndarray) -> np.ndarray:
 def _heat(apart: np.ndarray) -> np.ndarray:
     """Differences from 0 to 1 in colours from black to bright."""
     return (colormaps["inferno"](np.sqrt(apart))[..., :3] * 255).astype(np.uint8)  # the root shows small errors too
-
-
-# --- Drawings of states -------------------------------------------------------------------------------------------
 
 
 def _sketch(size: int, lines: Sequence[tuple[Any, str, float]], dots: Sequence[tuple[Any, str, float]] = ()):

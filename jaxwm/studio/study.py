@@ -19,23 +19,16 @@ UNITS = {"image": "mean pixel error (0 to 1)", "binary": "share of wrong entries
 LABELS = {"dream": "dream", "shuffled": "dream, actions of another sequence", "copy": "last value, kept"}
 """Curves of an error, and what they are called."""
 
-MARGIN = 0.02
-"""Differences below this share of the largest error of the last value count as none."""
+MARGIN = 0.02  # differences below this share of the largest error of the last value count as none
 
 
 class Study(NamedTuple):
-    """Windows and the dreams that belong to them, as NumPy arrays.
+    """Windows and the dreams that belong to them, as NumPy arrays."""
 
-    window      real records `[B, L + H, ...]`
-    valid       bool `[B, H]`: the episode is not over before this step
-    dream       from the first L records of each window, under its own actions
-    shuffled    the same under the actions of another window
-    """
-
-    window: Record
-    valid: np.ndarray
-    dream: Dream
-    shuffled: Dream
+    window: Record  # real, [B, L + H, ...]
+    valid: np.ndarray  # bool [B, H]: the episode is not over before this step
+    dream: Dream  # from the first L records of each window, under its own actions
+    shuffled: Dream  # the same under the actions of another window
 
     @property
     def context(self) -> int:
@@ -118,11 +111,8 @@ def mean_and_band(error: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def verdict(found: dict[str, Any]) -> list[str]:
     """A sentence or two for each quantity of `errors`: where the dream beats its baselines, and what to do if not."""
-    return [
-        f"{name}: {text}"
-        for name, (_, curves) in found.items()
-        for text in _sentences({key: mean_and_band(error)[0] for key, error in curves.items()})
-    ]
+    means = {name: {key: mean_and_band(e)[0] for key, e in curves.items()} for name, (_, curves) in found.items()}
+    return [f"{name}: {text}" for name, mean in means.items() for text in _sentences(mean)]
 
 
 def unchanging(curves: dict[str, np.ndarray]) -> bool:
