@@ -266,8 +266,8 @@ def main(
         for row in result.rows:
             print(f"{row[0]}: {row[1]} (expected: {row[2]})")
         print(f"{out / name}.png after {time.monotonic() - start:.0f} s", flush=True)
-    table = document.Table(["setting", "measured", "expected"], rows)
-    blocks = [document.Heading(1, "Dyna-Q and Dyna-Q+"), table, *figures]
+    table = document.table(["setting", "measured", "expected"], rows)
+    blocks = [document.heading(1, "Dyna-Q and Dyna-Q+"), table, *figures]
     (out / "dyna.md").write_text(document.markdown(blocks))
     print(out / "dyna.md")
 

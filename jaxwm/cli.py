@@ -310,6 +310,18 @@ def _export(arguments: list[str]) -> int:
     return 0
 
 
+def _player(options: Any) -> Any:
+    """The member that the options of a command name, ready to play."""
+    from jaxwm.studio.episodes import open_player
+
+    return open_player(options.run, options.member, options.seed, options.checkpoint)
+
+
+def _home(run: Path) -> Path:
+    """The directory of a run, or the one that a file of weights is in."""
+    return run.parent if run.is_file() else run
+
+
 @dataclass(frozen=True)
 class DreamOptions(MemberOptions):
     """Show what the world model of a run dreams, next to what really happens.
@@ -341,10 +353,8 @@ def _dream(arguments: list[str]) -> int:
     from jaxwm.studio import dream
 
     options = flags.read(DreamOptions, arguments, "jaxwm dream")
-    settings = dream.Settings(options.context, options.horizon, options.episodes, options.sequences)
-    home = options.run.parent if options.run.is_file() else options.run
-    out, console = options.out or home / "dreams", Console()
-    dream.dream(options.run, out, options.member, options.seed, settings, options.format, console, options.checkpoint)
+    settings = dream.Settings(options.context, options.horizon, options.episodes, options.sequences, options.format)
+    dream.dream(_player(options), options.out or _home(options.run) / "dreams", settings, Console())
     return 0
 
 
@@ -370,12 +380,12 @@ class WatchOptions(MemberOptions):
 def _watch(arguments: list[str]) -> int:
     from rich.console import Console
 
-    from jaxwm.studio import watch
+    from jaxwm.studio import video, watch
 
     options = flags.read(WatchOptions, arguments, "jaxwm watch")
     settings = watch.Settings(options.episodes, options.max_steps, options.mode)
-    console, out = Console(), options.out
-    watch.watch(options.run, out, options.member, options.seed, settings, options.format, console, options.checkpoint)
+    out = video.named(options.out or _home(options.run) / "watch", options.format)
+    watch.watch(_player(options), out, settings, Console())
     return 0
 
 
@@ -393,7 +403,7 @@ def _play(arguments: list[str]) -> int:
     from jaxwm.studio import play
 
     options = flags.read(PlayOptions, arguments, "jaxwm play")
-    play.play(options.run, Console(), options.side, options.member, options.seed, options.checkpoint)
+    play.play(_player(options), Console(), options.side)
     return 0
 
 
@@ -439,10 +449,10 @@ def _record(arguments: list[str]) -> int:
     if options.run is None and options.env is None:
         raise ValueError("record what? jaxwm record RUN, or jaxwm record --random --env SUITE/TASK")
     mode = "random" if options.random or options.run is None else options.mode
-    what = record.Settings(options.episodes, options.steps, mode, options.member, options.seed, options.checkpoint)
+    what = record.Settings(options.episodes, options.steps, mode, options.seed)
     where = record.place(options.run, options.env, options.env_option, options.imports)
     out = options.out or Path("recordings") / where.env.split("/")[-1]
-    record.record(options.run, where, out, what, Console())
+    record.record(None if mode == "random" else _player(options), where, out, what, Console())
     folder = shlex.quote(str(out))
     print(_next({f"train dreamer-v3 --data {folder} --updates 3000": "learn from it, and nothing else"}))
     return 0

@@ -1,7 +1,5 @@
 """Small tasks with continuous actions, pure: the pole on a cart, pushed with any force, and a walk towards a ledge."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 
@@ -15,8 +13,7 @@ from jaxwm.types import Array, Box, Env, Key, PyTree, Spec
 GRAVITY, CART, POLE, HALF, FORCE, TAU = 9.8, 1.0, 0.1, 0.5, 10.0, 0.02
 """m/s^2; masses in kg; half the pole's length in m; force at action 1 in N; seconds a step."""
 
-FAR, TILTED = 2.4, 12 * math.pi / 180
-"""Where an episode ends: distance of the cart in m, angle of the pole in rad."""
+FAR, TILTED = 2.4, 12 * math.pi / 180  # where an episode ends: distance of the cart in m, angle of the pole in rad
 
 
 def cartpole(num_envs: int = 1, *, max_steps: int = 200) -> Env:
@@ -54,8 +51,7 @@ def fallen(place: Array) -> Array:
     return (jnp.abs(place[..., 0]) > FAR) | (jnp.abs(place[..., 2]) > TILTED)
 
 
-STRIDE, SLIP = 0.1, 0.05
-"""Of the ledge: distance of a step at action 1, standard deviation of where it really ends."""
+STRIDE, SLIP = 0.1, 0.05  # of the ledge: distance of a step at action 1, standard deviation of where it really ends
 
 
 def ledge(num_envs: int = 1, *, max_steps: int = 50) -> Env:

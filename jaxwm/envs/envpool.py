@@ -4,8 +4,6 @@ envpool already resets at the step after the last one and ignores that step's ac
 seed, and draws the same stream for a seed whatever the size of the pool. Its ROMs come inside its assets package.
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
 import sys
@@ -24,49 +22,14 @@ from jaxwm.envs.pure import check_num_envs
 from jaxwm.errors import check_choice, check_number
 from jaxwm.types import Env, PyTree, Spec
 
-# Written out so that listing the names does not import envpool; a test compares them with its registry.
-ATARI = tuple(
-    """
-    Adventure AirRaid Alien Amidar Assault Asterix Asteroids Atlantis Atlantis2 Backgammon BankHeist BasicMath
-    BattleZone BeamRider Berzerk Blackjack Bowling Boxing Breakout Carnival Casino Centipede ChopperCommand CrazyClimber
-    Crossbow Darkchambers Defender DemonAttack DonkeyKong DoubleDunk Earthworld ElevatorAction Enduro Entombed Et
-    FishingDerby FlagCapture Freeway Frogger Frostbite Galaxian Gopher Gravitar Hangman HauntedHouse Hero
-    HumanCannonball IceHockey Jamesbond JourneyEscape Kaboom Kangaroo KeystoneKapers KingKong Klax Koolaid Krull
-    KungFuMaster LaserGates LostLuggage MarioBros MiniatureGolf MontezumaRevenge MrDo MsPacman NameThisGame Othello
-    Pacman Phoenix Pitfall Pitfall2 Pong Pooyan PrivateEye Qbert Riverraid RoadRunner Robotank Seaquest SirLancelot
-    Skiing Solaris SpaceInvaders SpaceWar StarGunner Superman Surround Tennis Tetris TicTacToe3d TimePilot Trondead
-    Turmoil Tutankham UpNDown Venture VideoCheckers VideoChess VideoCube VideoPinball WizardOfWor WordZapper YarsRevenge
-    Zaxxon
-    """.split()
-)
-DMC = tuple(
-    """
-    AcrobotSwingup AcrobotSwingupSparse BallInCupCatch CartpoleBalance CartpoleBalanceSparse CartpoleSwingup
-    CartpoleSwingupSparse CartpoleThreePoles CartpoleTwoPoles CheetahRun DogFetch DogRun DogStand DogTrot DogWalk
-    FingerSpin FingerTurnEasy FingerTurnHard FishSwim FishUpright HopperHop HopperStand HumanoidCMURun HumanoidCMUStand
-    HumanoidCMUWalk HumanoidRun HumanoidRunPureState HumanoidStand HumanoidWalk LqrLqr21 LqrLqr62 ManipulatorBringBall
-    ManipulatorBringPeg ManipulatorInsertBall ManipulatorInsertPeg PendulumSwingup PointMassEasy PointMassHard
-    QuadrupedEscape QuadrupedFetch QuadrupedRun QuadrupedWalk ReacherEasy ReacherHard StackerStack2 StackerStack4
-    SwimmerSwimmer15 SwimmerSwimmer6 WalkerRun WalkerStand WalkerWalk
-    """.split()
-)
-CLASSIC = (
-    "Acrobot-v1", "CartPole-v0", "CartPole-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v0",
-    "Pendulum-v1",
-)  # fmt: skip
-_BOX2D_NEWEST = {
-    "BipedalWalker": "BipedalWalker-v3",
-    "BipedalWalkerHardcore": "BipedalWalkerHardcore-v3",
-    "CarRacing": "CarRacing-v3",
-    "LunarLander": "LunarLander-v3",
-    "LunarLanderContinuous": "LunarLanderContinuous-v3",
-}
-BOX2D = (*_BOX2D_NEWEST, *_BOX2D_NEWEST.values(), "CarRacing-v2", "LunarLander-v2", "LunarLanderContinuous-v2")
-"""Every name of envpool, and without a version the newest."""
-VIZDOOM = ("TakeCover",)
+View = tuple[PyTree, Callable[[np.ndarray], np.ndarray]]
+"""Another observation spec, and the function from the native observation to it."""
 
-CAR_RACING_BAR = 12
-"""Rows at the bottom of CarRacing's 96 x 96 image that show speed and steering instead of the road."""
+_BOX2D_NEWEST = {
+    task: f"{task}-v3"
+    for task in ("BipedalWalker", "BipedalWalkerHardcore", "CarRacing", "LunarLander", "LunarLanderContinuous")
+}
+CAR_RACING_BAR = 12  # rows at the bottom of CarRacing's 96 x 96 image that show speed and steering, not the road
 
 
 def atari(
@@ -91,49 +54,38 @@ def atari(
     Observations are uint8 `[image_size, image_size, C]`, C = stack * (1 if gray else 3), newest frame last; actions
     `Discrete`. The reward is the raw change of the score, and an episode is a whole game.
 
-    image_size          64 in DreamerV3, IRIS, STORM, DIAMOND; 96 in EfficientZero; 84 in DQN.
-    gray                False: colour, as in those five; True: grey, as in DQN and TWM.
-    resize              "area" averages what a pixel covers; "bilinear" interpolates. DreamerV3 uses an antialiased
-                        bilinear filter, to which "area" is nearer.
-    frame_skip          4 in all of them: the action is repeated, rewards are added, and the image is the maximum of
-                        the last two frames (games flicker). With 1 there is no maximum.
-    sticky              probability of repeating the previous action instead: 0 on Atari-100k; 0.25 in the full-budget
-                        protocol (Machado et al., 2018) and in DreamerV3's 200M runs.
-    full_action_space   False: the actions that the game uses (Atari-100k); True: all 18 (DreamerV3's 200M runs).
-    noop_max            an episode starts after at most that many idle frames, drawn anew each time; 30 is usual.
-    use_fire_reset      False: the agent must press FIRE itself (DreamerV3). True presses it after each reset.
-    stack               1 for agents with memory (DreamerV3, IRIS, STORM); 4 in DQN, TWM, EfficientZero.
-    life_loss           "ignore" in DreamerV3. "terminal" sets `is_terminal` without `is_last` when a life is lost: the
-                        agent sees an end of the future and the game goes on, as in STORM; IRIS, DIAMOND and TWM end
-                        the training episode there, which this comes close to. Evaluate with "ignore".
-    max_frames          108,000 frames (30 minutes) is the usual limit of a game; there `is_last` is set alone.
-                        `Spec.max_steps` is that over frame_skip.
-    num_threads         threads of the pool; 0 lets envpool choose.
+    image_size         64 in DreamerV3, IRIS, STORM, DIAMOND; 96 in EfficientZero; 84 in DQN.
+    gray               grey in DQN and TWM, colour in the others.
+    resize             "area" averages what a pixel covers, nearer to DreamerV3's antialiased filter than "bilinear".
+    frame_skip         4 in all of them: the action is repeated, rewards are added, and the image is the maximum of the
+                       last two frames (games flicker); with 1 there is no maximum.
+    sticky             probability of repeating the previous action instead; 0.25 in the full-budget protocol (Machado
+                       et al., 2018) and in DreamerV3's 200M runs.
+    full_action_space  all 18 actions (DreamerV3's 200M runs), not those that the game uses.
+    noop_max           an episode starts after at most that many idle frames, drawn anew each time.
+    use_fire_reset     press FIRE after each reset; else the agent must (DreamerV3).
+    stack              1 for agents with memory (DreamerV3, IRIS, STORM); 4 in DQN, TWM, EfficientZero.
+    life_loss          "terminal" sets `is_terminal` without `is_last` when a life is lost, as in STORM: the agent sees
+                       an end of the future and the game goes on. It comes close to IRIS, DIAMOND and TWM, which end
+                       the training episode there. Evaluate with "ignore".
+    max_frames         there `is_last` is set alone; the default is 30 minutes. `Spec.max_steps` is that / frame_skip.
+    num_threads        threads of the pool; 0 lets envpool choose.
 
     Raises ValueError for a value out of range.
     """
     name = f"atari/{game}"
-    _check_atari(name, image_size, frame_skip, sticky, noop_max, stack, max_frames)
+    _at_least(name, 1, image_size=image_size, frame_skip=frame_skip, noop_max=noop_max, stack=stack)
+    _at_least(name, frame_skip, max_frames=max_frames)
+    check_number(f"{name}: sticky, a probability,", sticky, least=0, most=1)
     check_choice(f"{name}: resize", resize, ("area", "bilinear"))
     check_choice(f"{name}: life_loss", life_loss, ("ignore", "terminal"))
     for option, value in dict(gray=gray, full_action_space=full_action_space, use_fire_reset=use_fire_reset).items():
         check_choice(f"{name}: {option}", value, (True, False))
-    native = dict(
-        img_height=image_size,
-        img_width=image_size,
-        gray_scale=gray,
-        use_inter_area_resize=resize == "area",
-        frame_skip=frame_skip,
-        repeat_action_probability=sticky,
-        full_action_space=full_action_space,
-        noop_max=noop_max,
-        use_fire_reset=use_fire_reset,
-        stack_num=stack,
-        max_episode_steps=max_frames // frame_skip,
-        episodic_life=False,  # it would reset the recurrent state, and end what is evaluated, at every life
-        reward_clip=False,
-        num_threads=num_threads,
-    )
+    native = dict(img_height=image_size, img_width=image_size, gray_scale=gray, stack_num=stack, noop_max=noop_max)
+    native |= dict(frame_skip=frame_skip, repeat_action_probability=sticky, max_episode_steps=max_frames // frame_skip)
+    native |= dict(use_inter_area_resize=resize == "area", use_fire_reset=use_fire_reset, num_threads=num_threads)
+    # An episodic life would reset the recurrent state, and end what is evaluated, at every life.
+    native |= dict(full_action_space=full_action_space, episodic_life=False, reward_clip=False)
     return _env(name, f"{game}-v5", num_envs, native, channels_first=True, lives=life_loss == "terminal")
 
 
@@ -153,10 +105,8 @@ def dmc(
     1000 control steps, counted in steps of the agent. Raises ValueError for `pixels=True`.
     """
     if pixels:
-        raise ValueError(
-            f"dmc/{task} is offered from state only: rendering MuJoCo in envpool 1.2.5 ends the whole process "
-            "where EGL is missing, without an exception to catch"
-        )
+        reason = "rendering MuJoCo in envpool 1.2.5 ends the whole process where EGL is missing"
+        raise ValueError(f"dmc/{task} is offered from state only: {reason}, without an exception to catch")
     return _timed(f"dmc/{task}", f"{task}-v1", num_envs, action_repeat, max_steps, num_threads)
 
 
@@ -186,7 +136,7 @@ def box2d(
     name, native = f"box2d/{task}", _BOX2D_NEWEST.get(task, task)
     if image_size is None:
         return _timed(name, native, num_envs, action_repeat, max_steps, num_threads)
-    _check_at_least(name, "image_size", image_size, 1)
+    _at_least(name, 1, image_size=image_size)
     if not native.startswith("CarRacing"):
         raise ValueError(f"{name} has no image: leave image_size out")
     obs = jax.ShapeDtypeStruct((image_size, image_size, 3), np.uint8)
@@ -221,42 +171,24 @@ def vizdoom(
     Raises ValueError for a value out of range.
     """
     name = f"vizdoom/{task}"
-    _check_at_least(name, "image_size", image_size, 1)
-    _check_at_least(name, "frame_skip", frame_skip, 1)
-    _check_at_least(name, "max_tics", max_tics, frame_skip)
-    native = dict(
-        img_height=image_size,
-        img_width=image_size,
-        stack_num=1,
-        frame_skip=frame_skip,
-        use_combined_action=True,
-        use_inter_area_resize=True,
-        max_episode_steps=max_tics // frame_skip,
-        num_threads=num_threads,
-    )
+    _at_least(name, 1, image_size=image_size, frame_skip=frame_skip)
+    _at_least(name, frame_skip, max_tics=max_tics)
+    native = dict(img_height=image_size, img_width=image_size, stack_num=1, frame_skip=frame_skip)
+    native |= dict(max_episode_steps=max_tics // frame_skip, num_threads=num_threads)
+    native |= dict(use_combined_action=True, use_inter_area_resize=True)
     order = np.array([2, 0, 1], np.int32)  # envpool's: stay, right, left
-    # envpool's own reward is 0 throughout
-    alive = lambda terminated: np.where(terminated, 0.0, frame_skip)  # noqa: E731
+    alive = lambda terminated: np.where(terminated, 0.0, frame_skip)  # noqa: E731  # envpool's own reward is always 0
     return _env(name, f"{task}-v1", num_envs, native, channels_first=True, order=order, reward=alive)
 
 
-# --- Construction -------------------------------------------------------------------------------------------------
-
-
 def _timed(
-    name: str,
-    task: str,
-    num_envs: int,
-    repeat: int,
-    max_steps: int | None,
-    num_threads: int,
-    view: tuple[PyTree, Callable] | None = None,
+    name: str, task: str, num_envs: int, repeat: int, max_steps: int | None, num_threads: int, view: View | None = None
 ) -> Env:
     """A task whose time limit envpool counts in its own steps, with `repeat` of them to one of ours."""
-    _check_at_least(name, "action_repeat", repeat, 1)
-    native: dict[str, Any] = {"num_threads": num_threads}
+    _at_least(name, 1, action_repeat=repeat)
+    native = {"num_threads": num_threads}
     if max_steps is not None:
-        _check_at_least(name, "max_steps", max_steps, 1)
+        _at_least(name, 1, max_steps=max_steps)
         native["max_episode_steps"] = max_steps * repeat
     return _env(name, task, num_envs, native, repeat=repeat, view=view)
 
@@ -270,7 +202,7 @@ def _env(
     channels_first: bool = False,
     lives: bool = False,
     repeat: int = 1,
-    view: tuple[PyTree, Callable] | None = None,
+    view: View | None = None,
     order: np.ndarray | None = None,
     reward: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Env:
@@ -280,16 +212,14 @@ def _env(
     `reward` a function of `terminated [K]` that takes the place of envpool's.
     """
     check_num_envs(num_envs)
-    _check_at_least(name, "num_threads", native["num_threads"], 0)
+    _at_least(name, 0, num_threads=native["num_threads"])
     try:
         import envpool
     except ImportError as error:
         raise ImportError(f"{name} needs envpool ({error}): pip install envpool, or take a gymnax one") from error
-
     if task not in envpool.list_all_envs():  # it knows the games whose ROM it finds
-        raise FileNotFoundError(
-            f"{name}: envpool finds no {task}; ROMs come with its assets: pip install --force-reinstall envpool-assets"
-        )
+        advice = "ROMs come with its assets: pip install --force-reinstall envpool-assets"
+        raise FileNotFoundError(f"{name}: envpool finds no {task}; {advice}")
     with _quiet():
         task_spec = envpool.make_spec(task, **native)
         obs, read = gym_spaces.observation_space(task_spec.observation_space, channels_first, name)
@@ -301,7 +231,7 @@ def _env(
         write = lambda chosen: order[chosen]  # noqa: E731
 
     def open_pool(seeds: list[int]) -> _Pool:
-        if task.startswith(VIZDOOM):
+        if name.startswith("vizdoom/"):
             _stop_blas_threads()
         with _quiet():
             pool = envpool.make_gymnasium(task, num_envs=len(seeds), seed=seeds, **native)
@@ -321,7 +251,7 @@ def _stop_blas_threads() -> None:
     if sys.platform != "linux":
         return
     libc = ctypes.PyDLL(None)
-    fork, leave = libc.fork, libc._exit
+    fork, leave = libc.fork, libc._exit  # looked up before: the child does nothing but leave
     child = fork()
     if child == 0:
         leave(0)
@@ -332,13 +262,10 @@ def _stop_blas_threads() -> None:
 class _Pool:
     """envpool's pool behind the protocol `jaxwm.envs.host.Pool`."""
 
-    def __init__(
-        self, pool: Any, size: int, read: Callable, write: Callable, lives: bool, repeat: int, reward: Callable | None
-    ):
+    def __init__(self, pool: Any, size: int, read: Callable, write: Callable, lives: bool, repeat: int, reward: Any):
         self.pool, self.read, self.write = pool, read, write
         self.watch_lives, self.repeat, self.reward = lives, repeat, reward
-        self.is_last = np.zeros(size, bool)
-        self.lives = np.zeros(size, np.int32)
+        self.is_last, self.lives = np.zeros(size, bool), np.zeros(size, np.int32)
 
     def reset(self) -> PyTree:
         with _quiet():
@@ -357,7 +284,8 @@ class _Pool:
                 break
             more, extra, term, trunc, part = self.pool.step(action[ids], ids)
             ids = np.asarray(part["env_id"])  # the order in which the results came
-            jax.tree.map(lambda all_, new: _put(all_, ids, new), obs, more)  # noqa: B023
+            for whole, new in zip(jax.tree.leaves(obs), jax.tree.leaves(more), strict=True):
+                whole[ids] = new
             reward[ids] += extra
             terminated[ids], last[ids] = term, term | trunc
         lost = self._lost_life(info) & ~self.is_last
@@ -376,10 +304,6 @@ class _Pool:
         return self.lives < before
 
 
-def _put(array: np.ndarray, ids: np.ndarray, new: np.ndarray) -> None:
-    array[ids] = new
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without gymnasium's warnings about the float64 bounds that envpool gives to its boxes."""
@@ -388,19 +312,6 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-# --- Values out of range ------------------------------------------------------------------------------------------
-
-
-def _check_atari(
-    name: str, image_size: int, frame_skip: int, sticky: float, noop_max: int, stack: int, max_frames: int
-) -> None:
-    _check_at_least(name, "image_size", image_size, 1)
-    _check_at_least(name, "frame_skip", frame_skip, 1)
-    _check_at_least(name, "noop_max", noop_max, 1)
-    _check_at_least(name, "stack", stack, 1)
-    _check_at_least(name, "max_frames", max_frames, frame_skip)
-    check_number(f"{name}: sticky, a probability,", sticky, least=0, most=1)
-
-
-def _check_at_least(name: str, option: str, value: int, least: int) -> None:
-    check_number(f"{name}: {option}", value, least=least, whole=True)
+def _at_least(name: str, least: int, **options: int) -> None:
+    for option, value in options.items():
+        check_number(f"{name}: {option}", value, least=least, whole=True)

@@ -4,8 +4,6 @@ gymnasium itself is not imported: a space is recognised by the name of its class
 understood too. Functions over arrays work on NumPy, with one leading axis `[K]` (K environments of a host pool).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -17,18 +15,14 @@ import numpy as np
 from jaxwm import types
 from jaxwm.envs.border import Misfit, Reader, Sensor
 
-OPEN = 1e9
-"""A bound this far out is none: LQR writes 1e10, ViZDoom 1e308, others inf."""
+Writer = Callable[[np.ndarray], np.ndarray]
+"""From our actions `[K, ...]` to those of a native space."""
 
-SMALL = 16
-"""Most channels, or frames of a stack, of an image; sides of images are longer."""
-
-# --- Actions ------------------------------------------------------------------------------------------------------
+OPEN = 1e9  # a bound this far out is none: LQR writes 1e10, ViZDoom 1e308, others inf
+SMALL = 16  # most channels, or frames of a stack, of an image; sides of images are longer
 
 
-def box_range(
-    low: Any, high: Any, shape: tuple[int, ...], name: str = "the environment"
-) -> tuple[np.ndarray, np.ndarray]:
+def box_range(low: Any, high: Any, shape: tuple[int, ...], name: str = "the environment") -> tuple[Any, Any]:
     """The range, float64 of `shape` each, to which [-1, 1] is scaled.
 
     It is [-1, 1] itself where an entry has no bounds. Raises ValueError where it has one on one side only, as there is
@@ -38,17 +32,14 @@ def box_range(
     below, above = low <= -OPEN, high >= OPEN
     wrong = (below != above) | ~(low <= high)
     if wrong.any():
-        raise ValueError(
-            f"{name}: an action between {low[wrong].flat[0]:g} and {high[wrong].flat[0]:g} cannot be scaled from "
-            "[-1, 1]: wrap the environment in one with bounds on both sides (gymnasium.wrappers.TransformAction)"
-        )
+        ends = f"{low[wrong].flat[0]:g} and {high[wrong].flat[0]:g}"
+        advice = "wrap the environment in one with bounds on both sides (gymnasium.wrappers.TransformAction)"
+        raise ValueError(f"{name}: an action between {ends} cannot be scaled from [-1, 1]: {advice}")
     return np.where(below, -1.0, low), np.where(above, 1.0, high)
 
 
-def action_space(
-    space: Any, name: str = "the environment"
-) -> tuple[types.ActionSpace, Callable[[np.ndarray], np.ndarray]]:
-    """Our action space, and the function from our actions `[K, ...]` to those of the native `space`.
+def action_space(space: Any, name: str = "the environment") -> tuple[types.ActionSpace, Writer]:
+    """Our action space, and the writer of actions of the native `space`.
 
     -1 and 1 become exactly the bounds of a `Box`, and nothing leaves them. Raises ValueError for a space that has no
     counterpart (Tuple, Dict, Text, ...) and for a box with bounds on one side only.
@@ -65,9 +56,8 @@ def action_space(
     if kind == "Box":
         ends = box_range(space.low, space.high, tuple(space.shape), name)
         return types.Box(math.prod(space.shape)), partial(_scale, *ends, space)
-    raise ValueError(
-        f"{name}: an action space of kind {kind} is not supported: use Discrete, MultiDiscrete, MultiBinary or Box"
-    )
+    advice = "use Discrete, MultiDiscrete, MultiBinary or Box"
+    raise ValueError(f"{name}: an action space of kind {kind} is not supported: {advice}")
 
 
 def _scale(low: np.ndarray, high: np.ndarray, space: Any, action: np.ndarray) -> np.ndarray:
@@ -76,9 +66,6 @@ def _scale(low: np.ndarray, high: np.ndarray, space: Any, action: np.ndarray) ->
     native = np.clip(low * (1 - share) + high * share, low, high)
     dtype = np.dtype(space.dtype)
     return (native if dtype.kind == "f" else np.rint(native)).astype(dtype)
-
-
-# --- Observations -------------------------------------------------------------------------------------------------
 
 
 def observation_space(space: Any, channels_first: bool = False, name: str = "the environment") -> tuple[Any, Reader]:
@@ -122,10 +109,8 @@ def _sensor(space: Any, path: tuple[Any, ...], channels_first: bool, name: str) 
         view = partial(_one_hot, f"{name}: the class index {label}".rstrip(), sizes.ravel(), start)
         return Sensor(label, path, sizes.shape, np.int64, jax.ShapeDtypeStruct((int(sizes.sum()),), np.bool_), view)
     if kind not in ("Box", "MultiBinary"):
-        raise ValueError(
-            f"{name}: an observation space of kind {kind} is not supported: use Box, Dict, Tuple, Discrete, "
-            "MultiDiscrete or MultiBinary"
-        )
+        advice = "use Box, Dict, Tuple, Discrete, MultiDiscrete or MultiBinary"
+        raise ValueError(f"{name}: an observation space of kind {kind} is not supported: {advice}")
     shape, dtype = tuple(space.shape), np.dtype(np.bool_ if kind == "MultiBinary" else space.dtype)
     if dtype not in (np.uint8, np.bool_) or (dtype == np.uint8 and len(shape) < 2):
         dtype = np.dtype(np.float32)

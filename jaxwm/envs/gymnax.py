@@ -1,7 +1,5 @@
 """gymnax: 26 small environments in JAX, five of them the MinAtar games."""
 
-from __future__ import annotations
-
 import inspect
 import math
 from collections.abc import Callable
@@ -17,23 +15,11 @@ from jaxwm.envs.pure import check_num_envs, from_functions
 from jaxwm.errors import check_number, check_options
 from jaxwm.types import ActionSpace, Box, Discrete, Env, Spec
 
-# Written out so that listing the names does not import gymnax (1.6 s); a test compares them with its registry.
-MINATAR = ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders")
-GYMNAX = (
-    "Acrobot-v1", "BernoulliBandit-misc", "CartPole-v1", "Catch-bsuite", "DeepSea-bsuite", "DiscountingChain-bsuite",
-    "FourRooms-misc", "FrozenLake-misc", "GaussianBandit-misc", "MNISTBandit-bsuite", "MemoryChain-bsuite",
-    "MetaMaze-misc", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1", "PointRobot-misc", "Pong-misc",
-    "Reacher-misc", "SimpleBandit-bsuite", "Swimmer-misc", "UmbrellaChain-bsuite",
-)  # fmt: skip
+PLANES = {"Catch-bsuite", "DeepSea-bsuite", "FourRooms-misc", "Pong-misc"}
+"""Ids, besides MinAtar's, whose observations of rank 2 or 3 are 0/1 grids (FourRooms with `use_visual_obs=True`)."""
 
-PLANES = {"Catch-bsuite", "DeepSea-bsuite", "FourRooms-misc", "Pong-misc", *(f"{game}-MinAtar" for game in MINATAR)}
-"""Ids whose observations of rank 2 or 3 are 0/1 grids (FourRooms only with `use_visual_obs=True`)."""
-
-STATES = {"DeepSea-bsuite"}
-"""Ids whose grids show one cell, the state (none at the end)."""
-
-IMAGES = {"MNISTBandit-bsuite"}
-"""Ids whose observations are grey images that gymnax divided by 255."""
+STATES = {"DeepSea-bsuite"}  # ids whose grids show one cell, the state (none at the end)
+IMAGES = {"MNISTBandit-bsuite"}  # ids whose observations are grey images that gymnax divided by 255
 
 
 def minatar(task: str, num_envs: int = 1, *, max_steps: int | None = None, **options: Any) -> Env:
@@ -95,8 +81,7 @@ def _build(name: str, task: str, max_steps: int | None, options: dict[str, Any])
     try:
         native, params = library.make(task, **chosen)
     except OSError as error:
-        message = f"{name} downloads its data set when it is built, and that failed: {error}"
-        raise ConnectionError(message) from error
+        raise ConnectionError(f"{name} downloads its data set when it is built, and that failed: {error}") from error
     fields = {key: getattr(params, key) for key in type(params).__dataclass_fields__ if key != "max_steps_in_episode"}
     check_options(name, options, {*arguments, *fields, "max_steps"})
     changed = {key: value for key, value in options.items() if key not in arguments}
@@ -120,12 +105,11 @@ def _observation(task: str, space: Any, shape: tuple[int, ...]) -> tuple[jax.Sha
     """`Spec.obs` and the function from one native observation, of `shape`, to ours."""
     if not shape and hasattr(space, "n"):
         return jax.ShapeDtypeStruct((space.n,), jnp.bool_), lambda obs: obs == jnp.arange(space.n)
-    if len(shape) in (2, 3) and task in PLANES | IMAGES:
+    if len(shape) in (2, 3) and (task in PLANES | IMAGES or task.endswith("-MinAtar")):
         shape = shape if len(shape) == 3 else (*shape, 1)
         if task in IMAGES:
-            return jax.ShapeDtypeStruct(shape, jnp.uint8), lambda obs: jnp.round(obs.reshape(shape) * 255).astype(
-                jnp.uint8
-            )
+            pixels = lambda obs: jnp.round(obs.reshape(shape) * 255).astype(jnp.uint8)  # noqa: E731
+            return jax.ShapeDtypeStruct(shape, jnp.uint8), pixels
         return jax.ShapeDtypeStruct(shape, jnp.bool_), lambda obs: obs.reshape(shape) != 0
     flat = shape if len(shape) > 2 else (math.prod(shape),)
     return jax.ShapeDtypeStruct(flat, jnp.float32), lambda obs: obs.reshape(flat).astype(jnp.float32)

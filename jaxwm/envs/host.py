@@ -1,7 +1,5 @@
 """Host environments: pools stepped in Python over NumPy arrays, and the bookkeeping that they share."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -29,7 +27,6 @@ class Pool(Protocol):
 
     def reset(self) -> PyTree:
         """The first observations `[K, ...]`."""
-        ...
 
     def step(self, action: np.ndarray) -> Outcome:
         """One step with our actions `[K, ...]`."""
@@ -37,15 +34,13 @@ class Pool(Protocol):
 
     def close(self) -> None:
         """Free what the pool holds."""
-        ...
 
 
 class Handle:
     """The `env_state` of a host environment: the pool, the number of members, who starts anew at the next step.
 
-    `replaced` int `[M, N]` counts steps in which a number was not finite (see `envs.border`).
-
-    It is changed in place by `step`; there is no way back to an earlier one.
+    `replaced` int `[M, N]` counts steps in which a number was not finite (see `envs.border`). `step` changes a handle
+    in place; there is no way back to an earlier one.
     """
 
     def __init__(self, pool: Pool, members: int, num_envs: int):
@@ -101,18 +96,14 @@ def close(handle: Handle) -> None:
 def env_seeds(keys: Key, num_envs: int) -> np.ndarray:
     """int32-sized seeds `[M, N]` out of member keys `[M]`: seed (m, n) depends on `keys[m]` and n alone."""
     if not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) or keys.ndim != 1:
-        raise ValueError(
-            "a host environment is reset with typed keys [M], one for each member, such as jax.random.split("
-            f"jax.random.key(0), 1); got {keys.dtype}{list(keys.shape)}"
-        )
+        usual = "typed keys [M], one for each member, such as jax.random.split(jax.random.key(0), 1)"
+        raise ValueError(f"a host environment is reset with {usual}; got {keys.dtype}{list(keys.shape)}")
     return np.asarray(jax.device_get(_seeds(keys, num_envs)))
 
 
 @partial(jax.jit, static_argnums=1)
 def _seeds(keys: Key, num_envs: int) -> jax.Array:
-    def one(key: Key, n: jax.Array) -> jax.Array:
-        return jax.random.bits(jax.random.fold_in(key, n)) >> 1  # 31 bits: pools take an int32
-
+    one = lambda key, n: jax.random.bits(jax.random.fold_in(key, n)) >> 1  # noqa: E731  # 31 bits: pools take an int32
     return jax.vmap(jax.vmap(one, (None, 0)), (0, None))(keys, jnp.arange(num_envs))
 
 
@@ -139,13 +130,11 @@ def from_gymnasium(make_one: Callable[[int], Any], num_envs: int = 1, spec: Spec
     return host_env(spec, num_envs, lambda seeds: _Loop(make_one, seeds, read, write, discrete))
 
 
-def _infer(make_one: Callable[[int], Any]) -> tuple[Spec, border.Reader, Callable[[np.ndarray], np.ndarray]]:
+def _infer(make_one: Callable[[int], Any]) -> tuple[Spec, border.Reader, gym_spaces.Writer]:
     env = make_one(0)
     if not (hasattr(env, "observation_space") and hasattr(env, "action_space")):
-        raise ValueError(
-            f"make_one(seed) must return an environment with observation_space and action_space, not "
-            f"{type(env).__name__}: return one, or give from_gymnasium a spec"
-        )
+        wanted = f"an environment with observation_space and action_space, not {type(env).__name__}"
+        raise ValueError(f"make_one(seed) must return {wanted}: return one, or give from_gymnasium a spec")
     native = getattr(env, "spec", None)
     name = getattr(native, "id", None) or type(env).__name__
     try:
@@ -160,9 +149,7 @@ def _infer(make_one: Callable[[int], Any]) -> tuple[Spec, border.Reader, Callabl
 class _Loop:
     """A `Pool` of gymnasium environments in a Python loop."""
 
-    def __init__(
-        self, make_one: Callable[[int], Any], seeds: list[int], read: border.Reader, write: Any, discrete: bool
-    ):
+    def __init__(self, make_one: Callable, seeds: list[int], read: border.Reader, write: Any, discrete: bool):
         self.seeds, self.read, self.write, self.discrete = seeds, read, write, discrete
         self.envs = [make_one(seed) for seed in seeds]
         self.is_last = [False] * len(seeds)
@@ -185,22 +172,20 @@ class _Loop:
         """Native observation, reward, is_last and is_terminal of environment i."""
         if self.is_last[i]:
             return _begin(self.envs[i]), np.float32(0), False, False
-        result = self.envs[i].step(int(action) if self.discrete else action)
-        if not isinstance(result, tuple) or len(result) != 5:
-            raise border.Misfit(
-                f"{type(self.envs[i]).__name__}.step must return (obs, reward, terminated, truncated, info), as in "
-                "gymnasium: wrap an environment of the older gym"
-            )
-        obs, reward, name = result[0], border.reward(self.read.name, result[1]), self.read.name
-        ended, cut = (border.flag(name, *x) for x in (("terminated", result[2]), ("truncated", result[3])))
-        return obs, reward, ended | cut, ended
+        result, name = self.envs[i].step(int(action) if self.discrete else action), self.read.name
+        obs, reward, ended, cut, _ = _returned(result, self.envs[i], "step", "obs, reward, terminated, truncated, info")
+        reward, ended = border.reward(name, reward), border.flag(name, "terminated", ended)
+        return obs, reward, ended | border.flag(name, "truncated", cut), ended
 
 
 def _begin(env: Any, **seed: int) -> Any:
     """The first observation of an episode."""
-    result = env.reset(**seed)
-    if not isinstance(result, tuple) or len(result) != 2:
-        raise border.Misfit(
-            f"{type(env).__name__}.reset must return (obs, info), as in gymnasium: wrap an environment of the older gym"
-        )
-    return result[0]
+    return _returned(env.reset(**seed), env, "reset", "obs, info")[0]
+
+
+def _returned(result: Any, env: Any, method: str, names: str) -> tuple:
+    """The result of a method of gymnasium; `Misfit` where it is no tuple of so many entries."""
+    if isinstance(result, tuple) and len(result) == len(names.split(", ")):
+        return result
+    call = f"{type(env).__name__}.{method} must return ({names})"
+    raise border.Misfit(f"{call}, as in gymnasium: wrap an environment of the older gym")

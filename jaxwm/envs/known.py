@@ -1,7 +1,5 @@
 """Reward and termination of some tasks as functions of the observation, for systems that plan with them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -25,14 +23,13 @@ def _pendulum_reward(obs: Array, action: Array, after: Array) -> Array:
     return -(angle**2 + 0.1 * obs[..., 2] ** 2 + 0.001 * (2 * jnp.clip(action[..., 0], -1, 1)) ** 2)
 
 
+def _flag(ends: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    return lambda after: ends(after).astype(jnp.float32)
+
+
 KNOWN = {
     "gymnax/Pendulum-v1": Known(_pendulum_reward, lambda after: jnp.zeros(after.shape[:-1])),
-    "continuous/CartPole": Known(
-        lambda obs, action, after: jnp.ones(after.shape[:-1]),
-        lambda after: continuous.fallen(after).astype(jnp.float32),
-    ),
-    "continuous/Ledge": Known(
-        lambda obs, action, after: continuous.height(after), lambda after: continuous.over(after).astype(jnp.float32)
-    ),
+    "continuous/CartPole": Known(lambda obs, action, after: jnp.ones(after.shape[:-1]), _flag(continuous.fallen)),
+    "continuous/Ledge": Known(lambda obs, action, after: continuous.height(after), _flag(continuous.over)),
 }
 """Environments whose reward and termination are known."""

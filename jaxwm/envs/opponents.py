@@ -4,8 +4,6 @@ An opponent is a function `(key, sim) -> action` for N games at once: `sim` is a
 `[N]`. It shares nothing with the agents that are measured against it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
@@ -19,27 +17,24 @@ from jaxwm.types import Array, Key, PyTree, Step
 
 Opponent = Callable[[Key, PyTree], Array]
 
-ILLEGAL = float(np.finfo(np.float32).min)
-"""The logit of an illegal action."""
-
-EXPLORATION = 2**0.5
-"""The constant c of UCB1, for values in [-1, 1]."""
+ILLEGAL = float(np.finfo(np.float32).min)  # the logit of an illegal action
+EXPLORATION = 2**0.5  # the constant c of UCB1, for values in [-1, 1]
+LINES = ((0, 1, 2), (3, 4, 5), (6, 7, 8), (0, 3, 6), (1, 4, 7), (2, 5, 8), (0, 4, 8), (2, 4, 6))
 
 
 def at_random(key: Key, sim: Any) -> Array:
     """A legal move, each equally likely."""
-    return jax.random.categorical(key, jnp.where(sim.legal_action_mask, 0.0, ILLEGAL))
+    return jax.random.categorical(key, _logits(sim.legal_action_mask))
 
 
-# --- Tic-tac-toe --------------------------------------------------------------------------------------------------
-
-LINES = ((0, 1, 2), (3, 4, 5), (6, 7, 8), (0, 3, 6), (1, 4, 7), (2, 5, 8), (0, 4, 8), (2, 4, 6))
+def _logits(legal: Any) -> Array:
+    return jnp.where(legal, 0.0, ILLEGAL)
 
 
 def minimax(key: Key, sim: Any) -> Array:
     """Perfect play of tic-tac-toe: any of the best moves, each equally likely, so that games differ."""
     best = jnp.asarray(best_moves())[position(sim.observation)]
-    return jax.random.categorical(key, jnp.where(best, 0.0, ILLEGAL))
+    return jax.random.categorical(key, _logits(best))
 
 
 def position(board: Array) -> Array:
@@ -75,9 +70,6 @@ def _after(cells: tuple[int, ...], move: int) -> tuple[int, ...]:
     return tuple((0, 2, 1)[1 if i == move else c] for i, c in enumerate(cells))
 
 
-# --- Plain Monte Carlo tree search --------------------------------------------------------------------------------
-
-
 def mcts(simulate: Callable[[PyTree, Array], Step], simulations: int) -> Opponent:
     """UCT (Kocsis & Szepesvari 2006): UCB1 in the tree, one random playout for each new node, the most visited move."""
     mctx: Any = import_module("mctx")  # here, as most environments have no use for it
@@ -96,28 +88,17 @@ def mcts(simulate: Callable[[PyTree, Array], Step], simulations: int) -> Opponen
 
     def model(params: None, key: Key, action: Array, sim: Any) -> tuple[Any, Any]:
         step = simulate(sim, action)
-        after = step.obs["sim"]
-        node = mctx.RecurrentFnOutput(
-            reward=step.reward,
-            discount=jnp.where(step.is_terminal, 0.0, -1.0),
-            prior_logits=jnp.where(step.obs["legal"], 0.0, ILLEGAL),
-            value=playout(key, after),
-        )
-        return node, after
+        after, discount = step.obs["sim"], jnp.where(step.is_terminal, 0.0, -1.0)
+        prior, value = _logits(step.obs["legal"]), playout(key, after)
+        return mctx.RecurrentFnOutput(reward=step.reward, discount=discount, prior_logits=prior, value=value), after
 
     def choose(key: Key, sim: Any) -> Array:
-        logits = jnp.where(sim.legal_action_mask, 0.0, ILLEGAL)
+        logits = _logits(sim.legal_action_mask)
         root = mctx.RootFnOutput(prior_logits=logits, value=jnp.zeros(len(logits)), embedding=sim)
-        tree = mctx.search(
-            None,
-            key,
-            root=root,
-            recurrent_fn=model,
-            root_action_selection_fn=lambda key, tree, node: ucb1(key, tree, node, 0),
-            interior_action_selection_fn=ucb1,
-            num_simulations=simulations,
-            invalid_actions=~sim.legal_action_mask,
-        )
+        at_root = lambda key, tree, node: ucb1(key, tree, node, 0)  # noqa: E731
+        rules = dict(root_action_selection_fn=at_root, interior_action_selection_fn=ucb1)
+        rules |= dict(num_simulations=simulations, invalid_actions=~sim.legal_action_mask)
+        tree = mctx.search(None, key, root=root, recurrent_fn=model, **rules)
         return tree.summary().visit_counts.argmax(-1).astype(jnp.int32)
 
     return choose

@@ -13,9 +13,8 @@ such rewards is no score. With one the agent plays one side and sees its own tur
 end, the agent's.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -29,12 +28,8 @@ from jaxwm.types import Array, Discrete, Env, Key, PyTree, Spec, Step
 GAMES = {"TicTacToe": "tic_tac_toe", "ConnectFour": "connect_four", "GardnerChess": "gardner_chess", "Go9x9": "go_9x9"}
 """Task -> the name that pgx has for it."""
 
-PGX = tuple(GAMES)
-
 LIMITS = {"TicTacToe": 9, "ConnectFour": 42, "GardnerChess": 256, "Go9x9": 162}
 """Moves after which a game is over."""
-
-SIDES = ("both", "first", "second")
 
 
 class Table(NamedTuple):
@@ -63,15 +58,13 @@ def pgx(
     """
     check_num_envs(num_envs)
     check_choice("opponent", opponent, ("self", "random", "minimax", "mcts"))
-    check_choice("side", side, SIDES)
+    check_choice("side", side, ("both", "first", "second"))
     check_number("simulations", simulations, least=1, whole=True)
     if opponent == "minimax" and task != "TicTacToe":
         raise ValueError(f"minimax is for pgx/TicTacToe alone: against pgx/{task} take the opponent mcts or random")
     rules, simulate = _rules(task)
-    if opponent == "mcts":
-        reply = opponents.mcts(simulate, simulations)
-    else:
-        reply = {"self": None, "random": opponents.at_random, "minimax": opponents.minimax}[opponent]
+    known = {"self": None, "random": opponents.at_random, "minimax": opponents.minimax}
+    reply = opponents.mcts(simulate, simulations) if opponent == "mcts" else known[opponent]
     begin = jax.vmap(rules.init)
 
     def settle(sim: PyTree, side: Array, reward: Array, key: Key, first: Array) -> tuple[Table, Step]:
@@ -98,12 +91,8 @@ def pgx(
         return settle(sim, sides, jnp.where(now.over, 0.0, moved.reward), keys, now.over)
 
     sim = jax.eval_shape(rules.init, jax.random.key(0))
-    obs = {
-        "board": jax.ShapeDtypeStruct(sim.observation.shape, sim.observation.dtype),
-        "legal": jax.ShapeDtypeStruct(sim.legal_action_mask.shape, jnp.bool_),
-        "to_play": jax.ShapeDtypeStruct((), jnp.int32),
-        "sim": sim,
-    }
+    to_play = jax.ShapeDtypeStruct((), jnp.int32)
+    obs = {"board": sim.observation, "legal": sim.legal_action_mask, "to_play": to_play, "sim": sim}
     actions = Discrete(sim.legal_action_mask.shape[0])
     spec = Spec(f"pgx/{task}", obs, actions, LIMITS[task], simulate, 1 if reply else 2)
     return Env(spec, reset, step, num_envs, True)
@@ -143,3 +132,7 @@ def _select(which: Array, a: PyTree, b: PyTree) -> PyTree:
 def _split(keys: Key) -> tuple[Key, Key]:
     pairs = jax.vmap(jax.random.split)(keys)
     return pairs[:, 0], pairs[:, 1]
+
+
+PGX = {task: partial(pgx, task) for task in GAMES}
+"""Task -> constructor `(num_envs, **options) -> Env`."""

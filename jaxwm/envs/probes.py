@@ -8,8 +8,7 @@ factorised action.
 Below, r_t is the reward in the `Step` that follows action a_t, V* the optimal value and gamma the discount.
 """
 
-from __future__ import annotations
-
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,20 +18,41 @@ from jaxwm.envs.pure import from_functions
 from jaxwm.errors import check_number
 from jaxwm.types import ActionSpace, Array, Box, Discrete, Env, Key, MultiDiscrete, PyTree, Spec
 
+SCALAR = jax.ShapeDtypeStruct((1,), jnp.float32)
+
+
+def _bandit(name: str, action: ActionSpace, reward: Callable[[Array], Any], num_envs: int) -> Env:
+    """One step: obs = 0, a reward of the action, end."""
+
+    def reset(key: Key) -> tuple[PyTree, Array]:
+        return (), jnp.zeros(1)
+
+    def step(key: Key, state: PyTree, action: Array) -> tuple[Any, ...]:
+        return (), jnp.zeros(1), reward(action), True, False
+
+    return from_functions(Spec(f"probe/{name}", SCALAR, action, 1), reset, step, num_envs)
+
 
 def constant_reward(num_envs: int = 1) -> Env:
     """One step, reward 1 whatever the action: obs = 0, r_0 = 1, end. V*(0) = 1; every policy's return is 1.
 
     There are two equal actions, because a policy over a single one has no entropy to normalise.
     """
+    return _bandit("ConstantReward", Discrete(2), lambda action: 1.0, num_envs)
 
-    def reset(key: Key) -> tuple[PyTree, Array]:
-        return (), jnp.zeros(1)
 
-    def step(key: Key, state: PyTree, action: Array) -> tuple[Any, ...]:
-        return (), jnp.zeros(1), 1.0, True, False
+def action_reward(num_envs: int = 1) -> Env:
+    """One step: obs = 0, r_0 = +1 for action 1 and -1 for action 0, end. V*(0) = 1; a uniform policy's return is 0."""
+    return _bandit("ActionReward", Discrete(2), lambda action: 2.0 * action - 1.0, num_envs)
 
-    return from_functions(_spec("ConstantReward", _vector(1), Discrete(2), 1), reset, step, num_envs)
+
+def continuous_target(num_envs: int = 1) -> Env:
+    """One step: obs = 0, r_0 = -(a - 1/2)^2 with a clipped to [-1, 1], end.
+
+    V*(0) = 0 at a = 1/2; a policy uniform over [-1, 1] returns -(1/3 + 1/4) = -7/12.
+    """
+    near = lambda action: -jnp.square(jnp.clip(action[0], -1.0, 1.0) - 0.5)  # noqa: E731
+    return _bandit("ContinuousTarget", Box(1), near, num_envs)
 
 
 def obs_reward(num_envs: int = 1) -> Env:
@@ -45,7 +65,7 @@ def obs_reward(num_envs: int = 1) -> Env:
     def step(key: Key, state: Array, action: Array) -> tuple[Any, ...]:
         return state, state, state[0], True, False
 
-    return from_functions(_spec("ObsReward", _vector(1), Discrete(2), 1), reset, step, num_envs)
+    return from_functions(Spec("probe/ObsReward", SCALAR, Discrete(2), 1), reset, step, num_envs)
 
 
 def two_step_discount(num_envs: int = 1) -> Env:
@@ -59,34 +79,7 @@ def two_step_discount(num_envs: int = 1) -> Env:
         end = state == 2
         return state, state[None].astype(jnp.float32), end, end, False
 
-    return from_functions(_spec("TwoStepDiscount", _vector(1), Discrete(2), 2), reset, step, num_envs)
-
-
-def action_reward(num_envs: int = 1) -> Env:
-    """One step: obs = 0, r_0 = +1 for action 1 and -1 for action 0, end. V*(0) = 1; a uniform policy's return is 0."""
-
-    def reset(key: Key) -> tuple[PyTree, Array]:
-        return (), jnp.zeros(1)
-
-    def step(key: Key, state: PyTree, action: Array) -> tuple[Any, ...]:
-        return (), jnp.zeros(1), 2.0 * action - 1.0, True, False
-
-    return from_functions(_spec("ActionReward", _vector(1), Discrete(2), 1), reset, step, num_envs)
-
-
-def continuous_target(num_envs: int = 1) -> Env:
-    """One step: obs = 0, r_0 = -(a - 1/2)^2 with a clipped to [-1, 1], end.
-
-    V*(0) = 0 at a = 1/2; a policy uniform over [-1, 1] returns -(1/3 + 1/4) = -7/12.
-    """
-
-    def reset(key: Key) -> tuple[PyTree, Array]:
-        return (), jnp.zeros(1)
-
-    def step(key: Key, state: PyTree, action: Array) -> tuple[Any, ...]:
-        return (), jnp.zeros(1), -jnp.square(jnp.clip(action[0], -1.0, 1.0) - 0.5), True, False
-
-    return from_functions(_spec("ContinuousTarget", _vector(1), Box(1), 1), reset, step, num_envs)
+    return from_functions(Spec("probe/TwoStepDiscount", SCALAR, Discrete(2), 2), reset, step, num_envs)
 
 
 def recall(num_envs: int = 1, *, delay: int = 10) -> Env:
@@ -113,7 +106,7 @@ def recall(num_envs: int = 1, *, delay: int = 10) -> Env:
         return (cue, t + 1), show(cue, t + 1), go & (action == cue), go, False
 
     obs = jax.ShapeDtypeStruct((5,), jnp.bool_)
-    return from_functions(_spec("Recall", obs, Discrete(4), delay + 2), reset, step, num_envs)
+    return from_functions(Spec("probe/Recall", obs, Discrete(4), delay + 2), reset, step, num_envs)
 
 
 def multi_sensor(num_envs: int = 1) -> Env:
@@ -141,8 +134,8 @@ def multi_sensor(num_envs: int = 1) -> Env:
         right = jnp.stack([action[0] == (state[0] > 0), action[1] == state[1]])
         return state, show(state), right.mean(dtype=jnp.float32), True, False
 
-    obs = {"image": jax.ShapeDtypeStruct((64, 64, 3), jnp.uint8), "vector": _vector(2)}
-    return from_functions(_spec("MultiSensor", obs, MultiDiscrete((2, 3)), 1), reset, step, num_envs)
+    sensors = {"image": jax.ShapeDtypeStruct((64, 64, 3), jnp.uint8), "vector": jax.ShapeDtypeStruct((2,), jnp.float32)}
+    return from_functions(Spec("probe/MultiSensor", sensors, MultiDiscrete((2, 3)), 1), reset, step, num_envs)
 
 
 PROBES = {
@@ -154,11 +147,4 @@ PROBES = {
     "Recall": recall,
     "MultiSensor": multi_sensor,
 }
-
-
-def _vector(size: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((size,), jnp.float32)
-
-
-def _spec(name: str, obs: PyTree, action: ActionSpace, max_steps: int) -> Spec:
-    return Spec(f"probe/{name}", obs, action, max_steps)
+"""Task -> constructor `(num_envs, **options) -> Env`."""

@@ -1,7 +1,5 @@
 """Pure environments: the one place where batching and next-step reset are written."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -43,7 +41,6 @@ def from_functions(spec: Spec, reset: Reset, step: Transition, num_envs: int = 1
     state that `reset` gave.
     """
     check_num_envs(num_envs)
-
     no, yes = jnp.bool(False), jnp.bool(True)
 
     def start(key: Key, draw: Key) -> tuple[EnvState, Step]:

@@ -1,13 +1,15 @@
 """The names of environments: suites, their tasks, and those that were registered."""
 
-from __future__ import annotations
-
 import inspect
+import tomllib
 from collections.abc import Callable
+from functools import partial
+from importlib.resources import files
 from typing import Any
 
-from jaxwm.envs import envpool, gymnax, pgx
+from jaxwm.envs import envpool, gymnax
 from jaxwm.envs.continuous import CONTINUOUS
+from jaxwm.envs.pgx import PGX
 from jaxwm.envs.probes import PROBES
 from jaxwm.envs.pure import check_num_envs
 from jaxwm.envs.tabular import TABULAR
@@ -17,24 +19,21 @@ from jaxwm.types import Env
 Constructor = Callable[..., Env]
 """`constructor(num_envs, **options) -> Env`."""
 
-_SUITES: dict[str, tuple[Callable[..., Env], tuple[str, ...]]] = {
-    "atari": (envpool.atari, envpool.ATARI),
-    "box2d": (envpool.box2d, envpool.BOX2D),
-    "classic": (envpool.classic, envpool.CLASSIC),
-    "dmc": (envpool.dmc, envpool.DMC),
-    "gymnax": (gymnax.gymnax, gymnax.GYMNAX),
-    "minatar": (gymnax.minatar, gymnax.MINATAR),
-    "pgx": (pgx.pgx, pgx.PGX),
-    "vizdoom": (envpool.vizdoom, envpool.VIZDOOM),
-}
-"""Suite -> constructor `(task, num_envs, **options) -> Env` and its tasks."""
-
 SCORED: dict[str, dict[str, Any]] = {"pgx": {"opponent": "random"}}
 """Suite -> options with which its environments are scored, where that needs others: self-play has no score."""
 
-_BUILT_IN = {f"{suite}/{task}" for suite, (_, tasks) in _SUITES.items() for task in tasks}
-_BUILT_IN |= {f"continuous/{task}" for task in CONTINUOUS}
-_BUILT_IN |= {f"probe/{task}" for task in PROBES} | {f"tabular/{task}" for task in TABULAR}
+_SUITES: dict[str, Callable[..., Env]] = dict(
+    atari=envpool.atari, box2d=envpool.box2d, classic=envpool.classic, dmc=envpool.dmc, vizdoom=envpool.vizdoom,
+    gymnax=gymnax.gymnax, minatar=gymnax.minatar,
+)  # fmt: skip
+"""Suite of tasks.toml -> constructor `(task, num_envs, **options) -> Env`."""
+
+_TASKS = tomllib.loads(files("jaxwm.envs").joinpath("tasks.toml").read_text(encoding="utf-8"))
+_BUILT_IN: dict[str, Constructor] = {
+    f"{suite}/{task}": partial(_SUITES[suite], task) for suite, tasks in _TASKS.items() for task in tasks.split()
+}
+for _suite, _named in (("continuous", CONTINUOUS), ("pgx", PGX), ("probe", PROBES), ("tabular", TABULAR)):
+    _BUILT_IN |= {f"{_suite}/{task}": constructor for task, constructor in _named.items()}
 
 _registered: dict[str, Constructor] = {}
 
@@ -49,18 +48,14 @@ def make(name: str, num_envs: int = 1, **options: Any) -> Env:
     Raises ValueError for an unknown name or option (naming the nearest) and for a value out of range.
     """
     check_jax()
-    if name not in _registered and name not in _BUILT_IN:
+    constructor = _registered.get(name, _BUILT_IN.get(name))
+    if constructor is None:
         raise ValueError(_unknown(name))
     check_num_envs(num_envs)
-    if name in _registered:
-        constructor, arguments = _registered[name], (num_envs,)
-    else:
-        suite, task = name.split("/", 1)
-        single = {"continuous": CONTINUOUS, "probe": PROBES, "tabular": TABULAR}
-        constructor = single[suite][task] if suite in single else _SUITES[suite][0]
-        arguments = (num_envs,) if suite in ("continuous", "probe") else (task, num_envs)
-    _check_signature(name, constructor, len(arguments), options)
-    env = constructor(*arguments, **options)
+    parameters = list(inspect.signature(constructor).parameters.values())
+    if not any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters):  # else it checks them itself
+        check_options(name, options, [parameter.name for parameter in parameters[1:]])
+    env = constructor(num_envs, **options)
     if not isinstance(env, Env):
         raise ValueError(f"the constructor of {name} returned {type(env).__name__}, not an Env")
     return env
@@ -69,7 +64,7 @@ def make(name: str, num_envs: int = 1, **options: Any) -> Env:
 def names() -> dict[str, list[str]]:
     """Suite -> sorted tasks, the registered ones included."""
     found: dict[str, list[str]] = {}
-    for name in sorted(_BUILT_IN | set(_registered)):
+    for name in sorted(_BUILT_IN | _registered):
         suite, task = name.split("/", 1)
         found.setdefault(suite, []).append(task)
     return found
@@ -92,17 +87,8 @@ def register(name: str, constructor: Constructor) -> None:
 
 
 def _unknown(name: Any) -> str:
-    close = nearest(str(name), _BUILT_IN | set(_registered))
+    close = nearest(str(name), _BUILT_IN | _registered)
     hint = f"; the nearest names are {', '.join(close)}" if close else ""
     form = "" if "/" in str(name) else " (names are 'suite/Task')"
-    return (
-        f"unknown environment {name!r}{form}{hint}; `jaxwm list` shows all names, and --import FILE.py brings your own"
-    )
-
-
-def _check_signature(name: str, constructor: Callable[..., Env], positional: int, options: dict[str, Any]) -> None:
-    """ValueError for an option that `constructor` does not take; one with `**options` checks them itself."""
-    parameters = list(inspect.signature(constructor).parameters.values())
-    if any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters):
-        return
-    check_options(name, options, [parameter.name for parameter in parameters[positional:]])
+    advice = "`jaxwm list` shows all names, and --import FILE.py brings your own"
+    return f"unknown environment {name!r}{form}{hint}; {advice}"

@@ -3,8 +3,8 @@
 An observation is one-hot: bool planes `[rows, columns, 1]` where the state is a place, else a bool vector `[S]`.
 """
 
-from __future__ import annotations
-
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,12 +16,8 @@ from jaxwm.envs.pure import check_num_envs, from_functions
 from jaxwm.errors import check_number
 from jaxwm.types import Array, Discrete, Env, Key, PyTree, Spec, Step
 
-# --- Mazes --------------------------------------------------------------------------------------------------------
-
 ROWS, COLUMNS, GOAL = 6, 9, (0, 8)
-MOVES = ((-1, 0), (1, 0), (0, -1), (0, 1))
-"""Up, down, left, right."""
-
+MOVES = ((-1, 0), (1, 0), (0, -1), (0, 1))  # up, down, left, right
 WALLS = {
     "DynaMaze": [(1, 2), (2, 2), (3, 2), (4, 5), (0, 7), (1, 7), (2, 7)],
     "BlockingMaze": [(3, column) for column in range(8)],
@@ -31,11 +27,10 @@ LATER = {
     "BlockingMaze": [(3, column) for column in range(1, 9)],
     "ShortcutMaze": [(3, column) for column in range(1, 8)],
 }
-"""The walls after the change."""
+"""The walls after the change, which comes after `CHANGES` real steps."""
 
 STARTS = {"DynaMaze": (2, 0), "BlockingMaze": (5, 3), "ShortcutMaze": (5, 3)}
 CHANGES = {"DynaMaze": 0, "BlockingMaze": 1000, "ShortcutMaze": 3000}
-"""Real steps after which the walls change."""
 
 
 def maze(task: str, num_envs: int = 1, change: int | None = None, max_steps: int = 10_000) -> Env:
@@ -48,7 +43,9 @@ def maze(task: str, num_envs: int = 1, change: int | None = None, max_steps: int
     change = CHANGES[task] if change is None else change
     check_number("change", change, least=0, whole=True)
     check_number("max_steps", max_steps, least=1, whole=True)
-    free = jnp.asarray(np.stack([_free(WALLS[task]), _free(LATER.get(task, WALLS[task]))]))
+    free = np.ones((2, ROWS, COLUMNS), bool)  # before and after the change
+    for open_cells, walls in zip(free, (WALLS[task], LATER.get(task, WALLS[task])), strict=True):
+        open_cells[tuple(np.transpose(walls))] = False
     start, goal, moves = jnp.array(STARTS[task]), jnp.array(GOAL), jnp.array(MOVES)
     last = jnp.array([ROWS - 1, COLUMNS - 1])
 
@@ -66,8 +63,8 @@ def maze(task: str, num_envs: int = 1, change: int | None = None, max_steps: int
         action = border.traced_action(spec, action, (num_envs,))
         place, total, time, over = state  # `total` outlives episodes, which is why this is no `from_functions`
         wanted = jnp.clip(place + moves[action], 0, last)
-        walls = free[jnp.where(jnp.logical_and(change > 0, total >= change), 1, 0)]
-        open_ = walls[jnp.arange(num_envs), wanted[:, 0], wanted[:, 1]]
+        later = jnp.where(jnp.logical_and(change > 0, total >= change), 1, 0)
+        open_ = jnp.asarray(free)[later, wanted[:, 0], wanted[:, 1]]
         place = jnp.where(over[:, None], start, jnp.where(open_[:, None], wanted, place))
         time = jnp.where(over, 0, time + 1)
         total = jnp.where(over, total, total + 1)
@@ -80,21 +77,10 @@ def maze(task: str, num_envs: int = 1, change: int | None = None, max_steps: int
     return Env(spec, reset, step, num_envs, True)
 
 
-def _free(walls: list[tuple[int, int]]) -> np.ndarray:
-    free = np.ones((ROWS, COLUMNS), bool)
-    for place in walls:
-        free[place] = False
-    return free
-
-
-# --- FrozenLake ---------------------------------------------------------------------------------------------------
-
 LAKES = {
-    "FrozenLake": ("SFFF", "FHFH", "FFFH", "HFFG"),
-    "FrozenLake8x8": (
-        "SFFFFFFF", "FFFFFFFF", "FFFHFFFF", "FFFFFHFF", "FFFHFFFF", "FHHFFFHF", "FHFFHFHF", "FFFHFFFG",
-    ),
-}  # fmt: skip
+    "FrozenLake": "SFFF FHFH FFFH HFFG",
+    "FrozenLake8x8": "SFFFFFFF FFFFFFFF FFFHFFFF FFFFFHFF FFFHFFFF FHHFFFHF FHFFHFHF FFFHFFFG",
+}
 LIMITS = {"FrozenLake": 100, "FrozenLake8x8": 200}
 
 
@@ -104,7 +90,7 @@ def frozen_lake(task: str, num_envs: int = 1, slippery: bool = True) -> Env:
     Actions: left, down, right, up. On slippery ice one of the intended direction and its two neighbours is taken, each
     with probability 1/3. Rules and limits (100 steps, 200 for 8x8) as in gymnasium's FrozenLake-v1.
     """
-    grid = np.array([list(row) for row in LAKES[task]])
+    grid = np.array([list(row) for row in LAKES[task].split()])
     size, limit = len(grid), LIMITS[task]
     hole, goal = jnp.asarray(grid == "H"), jnp.asarray(grid == "G")
     moves = jnp.array([(0, -1), (1, 0), (0, 1), (-1, 0)])
@@ -127,18 +113,12 @@ def frozen_lake(task: str, num_envs: int = 1, slippery: bool = True) -> Env:
     return from_functions(Spec(f"tabular/{task}", obs, Discrete(4), limit, one_hot=True), reset, step, num_envs)
 
 
-# --- Taxi ---------------------------------------------------------------------------------------------------------
-
-STOPS = ((0, 0), (0, 4), (4, 0), (4, 3))
-"""Red, green, yellow, blue."""
-
-EAST_WALLS = ((0, 1), (1, 1), (3, 0), (3, 2), (4, 0), (4, 2))
-"""Places with a wall on their east side."""
-
+STOPS = ((0, 0), (0, 4), (4, 0), (4, 3))  # red, green, yellow, blue
+EAST_WALLS = ((0, 1), (1, 1), (3, 0), (3, 2), (4, 0), (4, 2))  # places with a wall on their east side
 ABOARD, TAXI_LIMIT = 4, 200
 
 
-def taxi(task: str, num_envs: int = 1) -> Env:
+def taxi(num_envs: int = 1) -> Env:
     """Fetch a passenger and bring them to their destination: -1 a step, -10 for a wrong pick-up or drop-off, +20.
 
     Actions: south, north, east, west, pick up, drop off. State ((row * 5 + column) * 5 + passenger) * 4 + destination,
@@ -180,5 +160,6 @@ def taxi(task: str, num_envs: int = 1) -> Env:
     return from_functions(spec, reset, step, num_envs)
 
 
-TABULAR = {**dict.fromkeys(WALLS, maze), **dict.fromkeys(LAKES, frozen_lake), "Taxi": taxi}
-"""Task -> constructor `(task, num_envs, **options) -> Env`."""
+TABULAR: dict[str, Callable[..., Env]] = {task: partial(maze, task) for task in WALLS}
+TABULAR |= {task: partial(frozen_lake, task) for task in LAKES} | {"Taxi": taxi}
+"""Task -> constructor `(num_envs, **options) -> Env`."""

@@ -1,21 +1,15 @@
 """Curves of runs: training returns and metrics over environment steps, as the points that `charts` draws."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from jaxwm.report import data
 from jaxwm.report.charts import Panel, Series
 from jaxwm.report.story import Story, column
 
-BINS = (20, 16, 12, 10, 8, 6, 5, 4)
-"""Points of a learning curve: the first number that leaves few gaps."""
+BINS, FILLED = (20, 16, 12, 10, 8, 6, 5, 4), 0.9
+"""Points of a learning curve: the first number that leaves so many of them, for every member together."""
 
-FILLED = 0.9
-"""Share of the points that must be there, for every member together, to be few gaps."""
-
-METRIC_BINS = 200
-"""Largest number of points of the other curves."""
+METRIC_BINS = 200  # largest number of points of the other curves
 
 
 def binned(steps: np.ndarray, values: np.ndarray, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -52,8 +46,8 @@ def learning_curve(story: Story, edges: np.ndarray) -> Series:
     values = np.full((len(centres), story.members), np.nan)
     for member in range(story.members):
         rows = [row for row in story.scores if row["member"] == member and row["return"] is not None]
-        steps = np.array([row["env_steps"] for row in rows], float)
-        found, means = binned(steps, np.array([row["return"] for row in rows], float)[:, None], edges)
+        steps, scores = (np.array([row[name] for row in rows], float) for name in ("env_steps", "return"))
+        found, means = binned(steps, scores[:, None], edges)
         values[np.isin(centres, found), member] = means[:, 0]
     return Series(story.label, story.index, centres, values)
 
@@ -64,11 +58,10 @@ def reached(curve: Series, mark: float) -> np.ndarray:
     return np.where(there.any(0), curve.steps[there.argmax(0)], np.inf)
 
 
-def metric_curve(story: Story, name: str, bins: int = METRIC_BINS) -> Series:
-    """A metric over the environment steps, in at most `bins` points."""
-    steps, values = column(story, name)
-    edges = np.linspace(0, max(story.progress(), 1), bins + 1)
-    return Series(story.label, story.index, *binned(steps, values, edges))
+def metric_curve(story: Story, name: str) -> Series:
+    """A metric over the environment steps, in at most `METRIC_BINS` points."""
+    edges = np.linspace(0, max(story.progress(), 1), METRIC_BINS + 1)
+    return Series(story.label, story.index, *binned(*column(story, name), edges))
 
 
 def panels(group: list[Story], names: list[str]) -> list[Panel]:
@@ -77,7 +70,7 @@ def panels(group: list[Story], names: list[str]) -> list[Panel]:
     for name in names:
         series = [curve for story in group if np.isfinite((curve := metric_curve(story, name)).values).any()]
         title, note = words(name)
-        twin = next((i for i, panel in enumerate(found) if series and _same(panel.series, series)), None)
+        twin = next((i for i, panel in enumerate(found) if _same(panel.series, series)), None)
         if twin is not None:
             found[twin] = found[twin]._replace(title=f"{found[twin].title} = {title}")
         elif series:

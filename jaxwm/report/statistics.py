@@ -3,8 +3,6 @@
 Scores are `{task: [R] scores of runs}`, normalised where they are aggregated; tasks may have different numbers of runs.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -30,16 +28,11 @@ class Interval(NamedTuple):
     high: float
 
 
-# --- Aggregates of normalised scores ------------------------------------------------------------------------------
-
-
-def _means(scores: Scores) -> np.ndarray:
-    """`[..., tasks]`"""
+def _means(scores: Scores) -> np.ndarray:  # [..., tasks]
     return np.stack([np.mean(runs, -1) for runs in scores.values()], -1)
 
 
-def _all(scores: Scores) -> np.ndarray:
-    """`[..., runs of all tasks]`"""
+def _all(scores: Scores) -> np.ndarray:  # [..., runs of all tasks]
     return np.concatenate([np.asarray(runs, float) for runs in scores.values()], -1)
 
 
@@ -54,10 +47,7 @@ def median(scores: Scores) -> np.ndarray:
 
 
 def iqm(scores: Scores) -> np.ndarray:
-    """Interquartile mean: of all runs of all tasks, the mean of the middle half.
-
-    A quarter, rounded down, is cut off at either end.
-    """
+    """Interquartile mean: of all runs of all tasks, without a quarter, rounded down, at either end."""
     runs = np.sort(_all(scores), -1)
     cut = runs.shape[-1] // 4
     return runs[..., cut : runs.shape[-1] - cut].mean(-1)
@@ -68,12 +58,8 @@ def optimality_gap(scores: Scores, goal: float = 1.0) -> np.ndarray:
     return goal - np.minimum(_all(scores), goal).mean(-1)
 
 
-AGGREGATES: dict[str, Callable[[Scores], np.ndarray]] = {
-    "mean": mean,
-    "median": median,
-    "IQM": iqm,
-    "optimality gap": optimality_gap,
-}
+AGGREGATES: dict[str, Callable[[Scores], np.ndarray]]
+AGGREGATES = {"mean": mean, "median": median, "IQM": iqm, "optimality gap": optimality_gap}
 
 
 def resample(scores: Scores, times: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -91,36 +77,27 @@ def interval(fn: Callable[..., np.ndarray], *scores: Scores, times: int = RESAMP
     return Interval(value, float(low), float(high))
 
 
-# --- Comparisons --------------------------------------------------------------------------------------------------
-
-
 def profile(scores: Scores, thresholds: np.ndarray) -> np.ndarray:
     """Performance profile `[..., K]`: the share of runs above each threshold, mean over tasks (Dolan & Moré 2002)."""
     shares = [(np.asarray(runs)[..., None] > thresholds).mean(-2) for runs in scores.values()]
     return np.mean(shares, 0)
 
 
-def profile_band(
-    scores: Scores, thresholds: np.ndarray, times: int = RESAMPLES, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """Lower and upper end `[K]` of the 95 % intervals of `profile`."""
-    drawn = profile(resample(scores, times, np.random.default_rng(seed)), thresholds)
-    low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
-    return low, high
+def profile_band(scores: Scores, thresholds: np.ndarray, times: int = RESAMPLES) -> np.ndarray:
+    """Lower and upper end `[2, K]` of the 95 % intervals of `profile`."""
+    drawn = profile(resample(scores, times, np.random.default_rng(0)), thresholds)
+    return np.percentile(drawn, [2.5, 97.5], axis=0)
 
 
 def improvement(ours: Scores, theirs: Scores) -> np.ndarray:
     """Probability that a run of ours beats one of theirs on a task that is drawn at random; ties count half."""
-    if not (common := [name for name in ours if name in theirs]):
-        raise ValueError("no task has runs of both")
     wins = []
-    for name in common:
+    for name in (name for name in ours if name in theirs):
         x, y = np.asarray(ours[name], float)[..., :, None], np.asarray(theirs[name], float)[..., None, :]
         wins.append(((x > y) + 0.5 * (x == y)).mean((-2, -1)))
+    if not wins:
+        raise ValueError("no task has runs of both")
     return np.mean(wins, 0)
-
-
-# --- Atari-100k ---------------------------------------------------------------------------------------------------
 
 
 @cache

@@ -3,9 +3,6 @@
 K is the number of rows that hold a metric, M that of the members.
 """
 
-from __future__ import annotations
-
-import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,11 +12,9 @@ import numpy as np
 
 from jaxwm.run import directory, json_files
 
-NOT_METRICS = ("env_steps", "updates", "seconds", "return")
-"""Entries of metrics.jsonl that are its axes, or its own copy of scores.jsonl."""
-
-GAUGE = ("gauge/dreamed", "gauge/real", "gauge/gap")
-SKIPPED = "skipped"
+GAUGE, SKIPPED = ("gauge/dreamed", "gauge/real", "gauge/gap"), "skipped"
+NOT_DRAWN = ("env_steps", "updates", "seconds", "return", *GAUGE, SKIPPED)
+"""Entries of metrics.jsonl that are its axes, its own copy of scores.jsonl, or in a section of their own."""
 
 
 class Story(NamedTuple):
@@ -40,19 +35,19 @@ class Story(NamedTuple):
         return env if data is None else f"recordings of {env}" if env else str(data)
 
     @property
-    def unit(self) -> str:
-        """What its curves count."""
-        return "environment steps" if self.config.get("data") is None else "updates"
-
-    @property
-    def planned(self) -> int:
-        """How far it is to go, in its unit."""
-        return self.config["steps"] or self.config["updates"]
-
-    @property
     def scored(self) -> bool:
         """Whether its policy was evaluated."""
         return "trained" in self.evaluation
+
+    @property
+    def trained(self) -> np.ndarray:
+        """Mean returns `[M]` of the evaluation."""
+        return np.array(self.evaluation["trained"], float)
+
+    @property
+    def chance(self) -> float:
+        """Mean return of the random policy in the evaluation."""
+        return float(np.mean(self.evaluation["random"]))
 
     @property
     def members(self) -> int:
@@ -73,22 +68,19 @@ def find(path: Path) -> list[Path]:
     """The run directories at and below `path`, sorted. Left out: hidden directories, links to others than runs."""
     if (path / directory.CONFIG).is_file():
         return [path]
-    if not path.is_dir():
-        return []
-    children = [child for child in sorted(path.iterdir()) if child.is_dir() and not child.name.startswith(".")]
-    children = [child for child in children if not child.is_symlink() or (child / directory.CONFIG).is_file()]
-    return [run for child in children for run in find(child)]
+    children = [child for child in sorted(path.iterdir()) if child.is_dir()] if path.is_dir() else []
+    children = [child for child in children if not child.name.startswith(".")]
+    inner = (find(child) for child in children if not child.is_symlink() or (child / directory.CONFIG).is_file())
+    return [run for runs in inner for run in runs]
 
 
 def read(paths: Iterable[str | Path]) -> list[Story]:
     """The runs at `paths` and below, each once. Raises as `report` does."""
     folders: dict[Path, Path] = {}
     for path in map(Path, paths):
-        found = find(path)
-        if not found:
-            raise FileNotFoundError(
-                f"{path} is no run directory and contains none: there is no {directory.CONFIG} in it"
-            )
+        if not (found := find(path)):
+            message = f"{path} is no run directory and contains none: there is no {directory.CONFIG} in it"
+            raise FileNotFoundError(message)
         folders |= {folder.resolve(): folder for folder in found}
     if not folders:
         raise ValueError("which runs? jaxwm report RUN..., with RUN a run directory or a directory of runs")
@@ -103,13 +95,12 @@ def split(story: Story) -> list[Story]:
     groups: dict[tuple, list[int]] = {}
     for member in range(story.members):
         groups.setdefault(tuple(values[member] for values in vary.values()), []).append(member)
-    return [_part(story, dict(zip(vary, values, strict=True)), chosen) for values, chosen in groups.items()]
+    parts = [_part(story, dict(zip(vary, values, strict=True)), chosen) for values, chosen in groups.items()]
+    return parts if vary else [story]
 
 
 def _part(story: Story, hyper: dict[str, float], chosen: list[int]) -> Story:
     """The members `chosen` of a story, as a run with these hyper-parameters."""
-    if not hyper:
-        return story
 
     def pick(row: dict[str, Any]) -> dict[str, Any]:
         some = lambda value: isinstance(value, list) and len(value) == story.members  # noqa: E731
@@ -127,24 +118,15 @@ def _read(path: Path, label: str) -> Story:
     missing = [name for name in ("agent", "env", "settings", "steps", "members", "seed") if name not in config]
     if missing:
         raise ValueError(f"{path / directory.CONFIG} is not a run's: it has no entry {missing[0]!r}; leave {path} out")
+    files, culprit = [path / directory.METRICS, path / directory.SCORES], "that line"
     try:
-        metrics, scores = _lines(path / directory.METRICS), _lines(path / directory.SCORES)
+        metrics, scores = (json_files.read_jsonl(file) if file.exists() else [] for file in files)
+        culprit = "it"
+        file = path / directory.EVALUATION
+        evaluation = json_files.read_json(file) if file.exists() else {}
     except ValueError as error:
-        raise ValueError(f"{error}; delete that line, or leave this run out") from None
-    return Story(label, 0, path, config, metrics, scores, _evaluation(path / directory.EVALUATION))
-
-
-def _lines(file: Path) -> list[dict[str, Any]]:
-    return json_files.read_jsonl(file) if file.exists() else []
-
-
-def _evaluation(file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged: {error}; delete it, or leave this run out") from None
+        raise ValueError(f"{error}; delete {culprit}, or leave this run out") from None
+    return Story(label, 0, path, config, metrics, scores, evaluation)
 
 
 def column(story: Story, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -158,7 +140,7 @@ def column(story: Story, name: str) -> tuple[np.ndarray, np.ndarray]:
 def metric_names(stories: list[Story]) -> list[str]:
     """The metrics to draw, in the order in which they first appear."""
     names = dict.fromkeys(name for story in stories for row in story.metrics for name in row)
-    return [name for name in names if name not in (*NOT_METRICS, *GAUGE, SKIPPED)]
+    return [name for name in names if name not in NOT_DRAWN]
 
 
 def flatten(entries: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -4,8 +4,6 @@ Arrays are NumPy, time first as in the replay ring: `[T, N, ...]` are T rows of 
 `[B, W, ...]`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Generator, Iterator
 from itertools import islice
 from pathlib import Path
@@ -23,7 +21,7 @@ from jaxwm.types import Agent, Env, Key, Mode, Record, Step
 
 
 class Player(NamedTuple):
-    """One member of a run, ready to play: its newest state (without the axis M) and the key of its random choices."""
+    """One member of a run, ready to play: its state (without the axis M), and the key of its random choices."""
 
     plan: Plan
     agent: Agent
@@ -31,6 +29,7 @@ class Player(NamedTuple):
     key: Key
     member: int
     env_steps: int
+    seed: int
 
     def title(self) -> str:
         """Who this is, for headings."""
@@ -51,7 +50,7 @@ def open_player(folder: Path, member: int, seed: int, checkpoint: str = "newest"
         have = "member 0 only" if plan.members == 1 else f"members 0 to {plan.members - 1}"
         raise ValueError(f"there is no member {member}: the run has {have}")
     key = stream(member_keys(seed, plan.members)[member], EVAL)
-    return Player(plan, agent, jax.tree.map(lambda x: x[member], state), key, member, env_steps)
+    return Player(plan, agent, jax.tree.map(lambda x: x[member], state), key, member, env_steps, seed)
 
 
 def play(agent: Agent, env: Env, state: Any, key: Key, mode: Mode = "explore") -> Generator[Record]:
@@ -78,15 +77,15 @@ def _single(env: Env) -> tuple[Callable[..., tuple[Any, Step]], Callable[..., tu
     if env.pure:
         return jax.jit(env.reset), jax.jit(env.step), env.close
 
+    def start(key: Key) -> tuple[Pool, Any]:
+        pool = Pool(env, key[None])
+        return pool, jax.tree.map(lambda x: x[0], pool.step)
+
     def advance(pool: Pool, action: Any) -> tuple[Pool, Any]:
         pool.action = np.asarray(action)[None]
         step = pool.advance()
         pool.fresh = False
         return pool, jax.tree.map(lambda x: x[0], step)
-
-    def start(key: Key) -> tuple[Pool, Any]:
-        pool = Pool(env, key[None])
-        return pool, jax.tree.map(lambda x: x[0], pool.step)
 
     return start, advance, Pool.close
 
@@ -94,9 +93,6 @@ def _single(env: Env) -> tuple[Callable[..., tuple[Any, Step]], Callable[..., tu
 def record(records: Iterator[Record], rows: int) -> Record:
     """The next `rows` records as one, `[T, N, ...]`."""
     return jax.tree.map(lambda *x: np.stack(x), *islice(records, rows))
-
-
-# --- Windows ------------------------------------------------------------------------------------------------------
 
 
 def fit(records: Record, context: int, horizon: int) -> tuple[int, int]:
@@ -113,9 +109,7 @@ def fit(records: Record, context: int, horizon: int) -> tuple[int, int]:
     return context, horizon
 
 
-def windows(
-    records: Record, context: int, horizon: int, count: int, rng: np.random.Generator
-) -> tuple[Record, np.ndarray]:
+def windows(records: Record, context: int, horizon: int, count: int, rng: Any) -> tuple[Record, np.ndarray]:
     """Up to `count` windows `[B, context + horizon, ...]` of `records`, and which dreamed steps count, bool `[B, H]`.
 
     Windows start anywhere, drawn without repetition. Those inside one episode come first; where there are too few of
@@ -155,7 +149,5 @@ def episodes(records: Record) -> list[Record]:
     ended = records.is_last.any(0)
     last = np.where(ended, records.is_last.argmax(0), after[0] - 1)
     first = np.take_along_axis(began, last[None], 0)[0]
-    return [
-        jax.tree.map(lambda x, n=n, a=a, b=b: x[a : b + 1, n], records)
-        for n, (a, b) in enumerate(zip(first, last, strict=True))
-    ]
+    spans = enumerate(zip(first, last, strict=True))
+    return [jax.tree.map(lambda x, n=n, a=a, b=b: x[a : b + 1, n], records) for n, (a, b) in spans]

@@ -1,9 +1,8 @@
 """Plots of dreams with matplotlib: truth and dream over time, and error by horizon."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -17,9 +16,7 @@ STYLES = {"dream": (ORANGE, "-", "o"), "shuffled": (SKY, "--", "s"), "copy": (GR
 """Colour, line and marker of every curve of an error plot."""
 
 
-def traces(
-    path: Path, title: str, names: Sequence[str], truth: np.ndarray, dream: np.ndarray, valid: np.ndarray
-) -> None:
+def traces(path: Path, title: str, names: Sequence[str], truth: Any, dream: Any, valid: Any) -> None:
     """A plot for each quantity (rows) and episode (columns): what happened and what was dreamed.
 
     `truth [B, L + H, D]`, `dream [B, H, D]`, `valid [B, H]`; nothing is drawn after an episode's end. Step 0 is the
@@ -48,9 +45,8 @@ def traces(
         if name == "continue":
             axes[d, 0].set_ylim(-0.05, 1.05)
     figure.suptitle(title, fontsize=10)
-    figure.legend(
-        *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8, frameon=False
-    )
+    handles = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     figure.savefig(path)
 
 
@@ -68,18 +64,15 @@ def horizon_plot(path: Path, title: str, errors: Mapping[str, tuple[str, dict[st
             colour, line, marker = STYLES[curve]
             mean, half = mean_and_band(error)
             steps = np.arange(1, len(mean) + 1)
-            every = max(1, len(mean) // 10)
-            axis.plot(
-                steps, mean, line, color=colour, marker=marker, markevery=every, markersize=4, label=LABELS[curve]
-            )
+            dots = dict(marker=marker, markevery=max(1, len(mean) // 10), markersize=4)
+            axis.plot(steps, mean, line, color=colour, label=LABELS[curve], **dots)
             axis.fill_between(steps, mean - half, mean + half, color=colour, alpha=0.2, lw=0)
         axis.set_title(name, fontsize=10)
         if unchanging(curves):
             axis.text(0.5, 0.5, f"{name} never changes here", transform=axis.transAxes, ha="center", fontsize=9)
         axis.set_xlabel("steps dreamed", fontsize=9)
         axis.set_ylabel(unit, fontsize=9)
-        axis.set_ylim(bottom=0)
-        axis.set_xlim(0.5, len(mean) + 0.5)
+        axis.set(xlim=(0.5, len(mean) + 0.5), ylim=(0, None))
         axis.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
         axis.grid(color="#E5E5E5", lw=0.6)
         axis.spines[["top", "right"]].set_visible(False)

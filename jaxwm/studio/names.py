@@ -1,7 +1,5 @@
 """Names of what a task shows and does: entries of vectors, planes of images, actions (the table is names.toml)."""
 
-from __future__ import annotations
-
 import tomllib
 from functools import cache
 from importlib.resources import files
@@ -11,8 +9,7 @@ import numpy as np
 
 from jaxwm.types import Box, Discrete, Spec
 
-MOST_ENTRIES = 4
-"""Entries of a continuous action that are written out."""
+MOST_ENTRIES = 4  # of a continuous action that are written out
 
 
 @cache

@@ -3,8 +3,6 @@
 A picture is uint8 `[height, width, 3]`; sizes are in pixels. Text is set in DejaVu Sans, as in the plots.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from functools import cache
@@ -14,22 +12,16 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from jaxwm.studio.names import plain
 
 BLACK, BLUE, ORANGE, GREY, LINE = "#000000", "#0072B2", "#E69F00", "#8A8A8A", "#CCCCCC"
 
-MARGIN, GAP = 8, 8
-"""Around a sheet, and between its parts."""
-
-TEXT, TITLE = 11, 13
-"""Heights of letters."""
-
-SWATCH = 12
-"""Side of a colour in a legend."""
-
-STRIP, MOST_STRIP, STRIP_LINE = 28, 64, 240
-"""Least and greatest height of a strip of numbers, and the width of its curve."""
-
+MARGIN, GAP = 8, 8  # around a sheet, and between its parts
+TEXT, TITLE = 11, 13  # heights of letters
+SWATCH = 12  # side of a colour in a legend
+STRIP, MOST_STRIP, STRIP_LINE = 28, 64, 240  # least and greatest height of a strip of numbers, width of its curve
 Legend = Sequence[tuple[np.ndarray, str]]
 """Small pictures and what they mean."""
 
@@ -73,9 +65,7 @@ def note(shape: tuple[int, ...], text: str, ground: str = "#F4F4F2") -> np.ndarr
 
 def framed(picture: np.ndarray, colour: str = LINE, width: int = 1) -> np.ndarray:
     """The picture with a border around it."""
-    out = blank(picture.shape[1] + 2 * width, len(picture) + 2 * width, colour).copy()
-    out[width:-width, width:-width] = picture
-    return out
+    return np.asarray(ImageOps.expand(Image.fromarray(picture), width, colour))
 
 
 def row(pictures: Sequence[np.ndarray], gap: int = GAP) -> np.ndarray:
@@ -94,9 +84,6 @@ def stack(pictures: Sequence[np.ndarray], gap: int = GAP) -> np.ndarray:
 def page(pictures: Sequence[np.ndarray]) -> np.ndarray:
     """A stack with white margins."""
     return np.pad(stack(pictures), ((MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0)), constant_values=255)
-
-
-# --- Legends ------------------------------------------------------------------------------------------------------
 
 
 def patch(colour: str) -> np.ndarray:
@@ -123,9 +110,6 @@ def legend(entries: Legend, width: int) -> np.ndarray:
     return stack([row(entries, 2 * GAP) for entries in rows], 2)
 
 
-# --- Numbers ------------------------------------------------------------------------------------------------------
-
-
 def strips(names: Sequence[str], values: np.ndarray, now: int, height: int = 0) -> np.ndarray:
     """A strip of paper for each column of `values [T, D]`, written up to row `now`; the scale is that of all rows.
 
@@ -144,8 +128,7 @@ def strips(names: Sequence[str], values: np.ndarray, now: int, height: int = 0) 
         top, middle = i * each, (i + 0.5) * each
         points = [(float(x[t]), top + 6 + (each - 12) * (1 - float(y[t, i]))) for t in range(now + 1)]
         draw.text((MARGIN, middle), name, BLACK, font(TEXT), anchor="lm")
-        number = f"{round(float(values[now, i]), 2) + 0.0:.2f}"
-        draw.text((left - GAP, middle), number, BLACK, font(TEXT), anchor="rm")
+        draw.text((left - GAP, middle), plain(values[now, i]), BLACK, font(TEXT), anchor="rm")
         if i:
             draw.line([(0, top), (width, top)], LINE)
         if np.isin(values[:, i], (0, 1)).all():

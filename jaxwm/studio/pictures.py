@@ -3,8 +3,6 @@
 A picture is uint8 `[height, width, 3]`. Colours are those of Okabe and Ito, which the colour-blind can distinguish.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -12,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib import colormaps
 from PIL import Image, ImageDraw
+from PIL.ImageColor import getrgb
 
 from jaxwm.nets.sensors import kind, sensors
 from jaxwm.studio import names, paper
@@ -23,35 +22,18 @@ SKY, GREEN, YELLOW, VERMILLION, PURPLE = "#56B4E9", "#009E73", "#F0E442", "#D55E
 PLANES = (ORANGE, SKY, GREEN, YELLOW, VERMILLION, PURPLE, "#FFFFFF", BLUE, "#C8C8C8", "#8C510A")
 """Colours of 0/1 planes, channel by channel; where planes overlap the later one is seen."""
 
-FLOOR = (26, 26, 30)
-"""What is under the planes."""
-
-GRID = (48, 48, 54)
-"""Lines between the cells of planes."""
-
-EDGE = 64
-"""Differences of smooth edges that do not count as an error of a drawing."""
-
-SCALE = 60
-"""Width of the scale of pixel errors in a legend."""
+FLOOR, GRID = (26, 26, 30), (48, 48, 54)  # what is under the planes, and the lines between their cells
+EDGE = 64  # differences of smooth edges that do not count as an error of a drawing
+SCALE = 60  # width of the scale of pixel errors in a legend
 
 
 class Painter(NamedTuple):
-    """How observations (without leading axes) are shown.
+    """How observations (without leading axes) are shown."""
 
-    paint       observation -> picture
-    compare     (truth, dream) -> picture of the error, black where they are equal
-    colours     what the colours of planes mean
-    errors      what the colours of an error mean
-    """
-
-    paint: Callable[[Any], np.ndarray]
-    compare: Callable[[Any, Any], np.ndarray]
-    colours: paper.Legend
-    errors: paper.Legend
-
-
-# --- Observations -------------------------------------------------------------------------------------------------
+    paint: Callable[[Any], np.ndarray]  # observation -> picture
+    compare: Callable[[Any, Any], np.ndarray]  # (truth, dream) -> picture of the error, black where they are equal
+    colours: paper.Legend  # what the colours of planes mean
+    errors: paper.Legend  # what the colours of an error mean
 
 
 def is_picture(spec: Any) -> bool:
@@ -68,7 +50,7 @@ def painter(spec: Spec, size: int = 128) -> Painter | None:
     shown = [name for name, shape in shapes.items() if is_picture(shape)]
     if shown:
         return _pixels(spec, shown, size)
-    draw, width = DRAWINGS.get(names.task(spec.name), (None, 0))
+    draw, width = DRAWINGS.get(names.task(spec.name).removesuffix("Continuous"), (None, 0))
     if draw is None or [shape.shape for shape in shapes.values()] != [(width,)]:
         return None
     paint = lambda obs: draw(np.asarray(sensors(obs).popitem()[1], float), size)  # noqa: E731
@@ -88,20 +70,19 @@ def _pixels(spec: Spec, shown: list[str], size: int) -> Painter:
         return paper.row([_grid(_apart(a, b), a, size) for a, b in pairs], 4)
 
     planes = [name for name in shown if kind(shapes[name]) == "binary"]
-    colours = [
-        (paper.patch(PLANES[i % len(PLANES)]), word)
-        for name in planes
-        for i, word in enumerate(names.planes(spec.name, shapes[name].shape[-1]))
-    ]
+    words = [enumerate(names.planes(spec.name, shapes[name].shape[-1])) for name in planes]
+    colours = [(paper.patch(PLANES[i % len(PLANES)]), word) for each in words for i, word in each]
     errors = [(paper.patch(VERMILLION), "wrong cell")] if planes else []
-    errors += [(paper.framed(_scale()), "pixel error, 0 to 255")] if len(planes) < len(shown) else []
+    if len(planes) < len(shown):
+        scale = _heat(np.broadcast_to(np.linspace(0, 1, SCALE), (paper.SWATCH - 2, SCALE)))
+        errors.append((paper.framed(scale), "pixel error, 0 to 255"))
     return Painter(paint, compare, colours, errors)
 
 
 def _grid(picture: np.ndarray, x: np.ndarray, size: int) -> np.ndarray:
-    """The picture enlarged; with lines between the cells of planes, so that neighbours stay two."""
-    out = enlarge(picture, size)
-    cell = len(out) // len(picture)
+    """Whole pixels repeated until the longer side has about `size`; lines between planes' cells keep neighbours two."""
+    cell = max(1, round(size / max(picture.shape[:2])))
+    out = picture.repeat(cell, 0).repeat(cell, 1)
     if x.dtype == np.bool_ and cell > 4:
         out[cell - 1 :: cell], out[:, cell - 1 :: cell] = GRID, GRID
     return out
@@ -112,7 +93,7 @@ def see(x: np.ndarray) -> np.ndarray:
     if x.dtype == np.bool_:
         out = np.full((*x.shape[:2], 3), FLOOR, np.uint8)
         for channel in range(x.shape[-1]):
-            out[x[..., channel]] = _rgb(PLANES[channel % len(PLANES)])
+            out[x[..., channel]] = getrgb(PLANES[channel % len(PLANES)])
         return out
     return x[..., -3:] if x.shape[-1] % 3 == 0 else np.repeat(x[..., -1:], 3, -1)
 
@@ -126,29 +107,12 @@ def _apart(truth: np.ndarray, dream: np.ndarray) -> np.ndarray:
 
 def _wrong(places: np.ndarray) -> np.ndarray:
     """A picture of what is wrong, of bool `[height, width]`."""
-    return np.where(places[..., None], _rgb(VERMILLION), FLOOR).astype(np.uint8)
-
-
-def _rgb(colour: str) -> tuple[int, int, int]:
-    return tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5))  # type: ignore[return-value]
-
-
-def enlarge(picture: np.ndarray, size: int) -> np.ndarray:
-    """Whole pixels repeated until the longer side has about `size` pixels; never smaller than before."""
-    factor = max(1, round(size / max(picture.shape[:2])))
-    return picture.repeat(factor, 0).repeat(factor, 1)
+    return np.where(places[..., None], getrgb(VERMILLION), FLOOR).astype(np.uint8)
 
 
 def _heat(apart: np.ndarray) -> np.ndarray:
     """Differences from 0 to 1 in colours from black to bright."""
     return (colormaps["inferno"](np.sqrt(apart))[..., :3] * 255).astype(np.uint8)  # the root shows small errors too
-
-
-def _scale() -> np.ndarray:
-    return _heat(np.broadcast_to(np.linspace(0, 1, SCALE), (paper.SWATCH - 2, SCALE)))
-
-
-# --- Drawings of states -------------------------------------------------------------------------------------------
 
 
 def _sketch(size: int, lines: Sequence[tuple[Any, str, float]], dots: Sequence[tuple[Any, str, float]] = ()):
@@ -197,9 +161,8 @@ def _lunar_lander(obs: np.ndarray, size: int) -> np.ndarray:
     x, y, angle = float(obs[0]), float(obs[1]) * 0.95 - 0.7, float(obs[4])
     turn = lambda a, b: (x + a * math.cos(angle) - b * math.sin(angle), y + a * math.sin(angle) + b * math.cos(angle))  # noqa: E731
     body = [turn(-0.1, 0.1), turn(0.1, 0.1)]
-    legs = [
-        ([turn(s * 0.1, 0.06), turn(s * 0.17, 0)], GREEN if obs[6 + (s > 0)] > 0.5 else GREY, 0.03) for s in (-1, 1)
-    ]
+    down = {s: GREEN if obs[6 + (s > 0)] > 0.5 else GREY for s in (-1, 1)}
+    legs = [([turn(s * 0.1, 0.06), turn(s * 0.17, 0)], colour, 0.03) for s, colour in down.items()]
     flags = [([(s * 0.2, -0.7), (s * 0.2, -0.5)], BLUE, 0.03) for s in (-1, 1)]
     return _sketch(size, [([(-1, -0.72), (1, -0.72)], GREY, 0.04), *flags, *legs, (body, ORANGE, 0.14)])
 
@@ -208,15 +171,10 @@ DRAWINGS: dict[str, tuple[Callable[[np.ndarray, int], np.ndarray], int]] = {
     "CartPole": (_cart_pole, 4),
     "Pendulum": (_pendulum, 3),
     "MountainCar": (_mountain_car, 2),
-    "MountainCarContinuous": (_mountain_car, 2),
     "Acrobot": (_acrobot, 6),
     "LunarLander": (_lunar_lander, 8),
-    "LunarLanderContinuous": (_lunar_lander, 8),
 }
-"""Task -> its drawing `(obs, size) -> picture`, and the size of the state that it draws."""
-
-
-# --- Numbers ------------------------------------------------------------------------------------------------------
+"""Task, whether its actions are discrete or not -> its drawing `(obs, size) -> picture`, and the size of its state."""
 
 
 def numbers(obs: Any, spec: Spec) -> tuple[list[str], np.ndarray]:

@@ -1,9 +1,6 @@
 """`jaxwm play`: a person against the agent of a run, in the terminal."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,7 +10,6 @@ from rich.console import Console
 from jaxwm import envs
 from jaxwm.envs.pgx import PGX
 from jaxwm.errors import check_choice
-from jaxwm.studio import episodes
 from jaxwm.studio.episodes import Player
 from jaxwm.training.life import ACT, ENV, stream
 from jaxwm.types import Step
@@ -21,51 +17,33 @@ from jaxwm.types import Step
 STONES = (" ", "[bold red]X[/bold red]", "[bold cyan]O[/bold cyan]")
 """Nothing, a piece of the player who moved first, one of the other."""
 
-LETTERS = "ABCDEFGHJ"
-"""Columns of a Go board; there is no I."""
-
+LETTERS = "ABCDEFGHJ"  # columns of a Go board; there is no I
 QUIT = ("q", "quit", "exit")
 
 
-def play(
-    folder: Path,
-    console: Console,
-    side: str = "first",
-    member: int = 0,
-    seed: int = 1,
-    checkpoint: str = "newest",
-    ask: Callable[[str], str] = input,
-) -> float | None:
-    """One game against member `member` of a run; its result for the person, 1, 0 or -1, or None if they left.
+def play(player: Player, console: Console, side: str = "first", ask: Callable[[str], str] = input) -> float | None:
+    """One game against a member of a run; its result for the person, 1, 0 or -1, or None if they left.
 
-    `ask` gets the prompt and returns what the person types. FileNotFoundError without run or checkpoint, ValueError for
-    a wrong member or side, and where the run's environment is no board game.
+    `ask` gets the prompt and returns what the person types. ValueError for a wrong side, and where the run's
+    environment is no board game.
     """
     check_choice("--side", side, ("first", "second"))
-    player = episodes.open_player(folder, member, seed, checkpoint)
     suite, _, task = (player.plan.env or "").partition("/")
     if suite != "pgx" or task not in PGX:
         raise ValueError(f"jaxwm play is for board games ({', '.join(PGX)}); this run's is {player.plan.env}")
-    console.print(f"{player.title()}. You are {STONES[1 + (side == 'second')]}; q leaves.", highlight=False)
-    return _game(player, task, int(side == "second"), console, ask)
-
-
-def _game(player: Player, task: str, person: int, console: Console, ask: Callable[[str], str]) -> float | None:
-    env = envs.make(str(player.plan.env))
+    person = int(side == "second")
+    console.print(f"{player.title()}. You are {STONES[1 + person]}; q leaves.", highlight=False)
+    env, agent = envs.make(f"pgx/{task}"), player.agent
     handle, step = jax.jit(env.reset)(stream(player.key, ENV))
-    advance, memory = jax.jit(env.step), player.agent.reset(player.state, 1)
-    act = jax.jit(
-        lambda memory, step, t: player.agent.act(player.state, memory, step, stream(player.key, ACT, t), "greedy")
-    )
+    advance, memory = jax.jit(env.step), agent.reset(player.state, 1)
+    act = jax.jit(lambda memory, step, t: agent.act(player.state, memory, step, stream(player.key, ACT, t), "greedy"))
     for t in range(2**31):
         mover = int(step.obs["to_play"][0])
         console.print(board(task, step), highlight=False)
         if step.is_last[0]:
             break
-        known = moves(task, step)
         if mover == person:
-            action = _asked(known, console, ask)
-            if action is None:
+            if (action := _asked(moves(task, step), console, ask)) is None:
                 return None
         else:
             memory, chosen, extras = act(memory, step, t)
@@ -88,12 +66,9 @@ def _asked(known: dict[str, int], console: Console, ask: Callable[[str], str]) -
             return None
         if word.lower() in QUIT:
             return None
-        if word.upper() in known or word in known:
-            return known.get(word, known.get(word.upper()))
+        if (name := word if word in known else word.upper()) in known:
+            return known[name]
         console.print(f"not {word!r}; you can play {', '.join(known)}", highlight=False)
-
-
-# --- Games in words -----------------------------------------------------------------------------------------------
 
 
 def moves(task: str, step: Step) -> dict[str, int]:
@@ -124,21 +99,14 @@ def board(task: str, step: Step) -> str:
     if task == "GardnerChess":
         return _chess_board(step)
     planes, mover = np.asarray(step.obs["board"][0]), int(step.obs["to_play"][0])
-    first, second = planes[..., mover], planes[..., 1 - mover]
-    stones = [
-        [STONES[1 if x else 2 if y else 0] for x, y in zip(*row, strict=True)]
-        for row in zip(first, second, strict=True)
-    ]
+    stones = np.where(planes[..., mover], 1, np.where(planes[..., 1 - mover], 2, 0))
     if task == "TicTacToe":
-        cells = [
-            [mark if mark != " " else f"[dim]{3 * r + c + 1}[/dim]" for c, mark in enumerate(row)]
-            for r, row in enumerate(stones)
-        ]
-        return "\n---+---+---\n".join(f" {' | '.join(row)} " for row in cells)
-    stones = [[mark if mark != " " else "." for mark in row] for row in stones]
+        cells = [STONES[s] if s else f"[dim]{i}[/dim]" for i, s in enumerate(stones.ravel(), start=1)]
+        return "\n---+---+---\n".join(f" {' | '.join(cells[i : i + 3])} " for i in (0, 3, 6))
+    rows = [" ".join(STONES[s] if s else "." for s in row) for row in stones]
     if task == "ConnectFour":
-        return "\n".join([" ".join(row) for row in stones] + [" ".join("1234567")])
-    return "\n".join([f"{9 - r} {' '.join(row)}" for r, row in enumerate(stones)] + [f"  {' '.join(LETTERS)}"])
+        return "\n".join([*rows, " ".join("1234567")])
+    return "\n".join([f"{9 - r} {row}" for r, row in enumerate(rows)] + [f"  {' '.join(LETTERS)}"])
 
 
 def _chess_board(step: Step) -> str:

@@ -1,7 +1,5 @@
 """`jaxwm record`: episodes of a policy, or of random play, as recordings to learn from (see `jaxwm.data.files`)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,8 +18,7 @@ from jaxwm.studio import episodes
 from jaxwm.training.life import EVAL, member_keys, stream
 from jaxwm.types import Agent, Env, Key, Mode, Record
 
-WIDTH = 16
-"""Environments that play side by side."""
+WIDTH = 16  # environments that play side by side
 
 
 class Settings(NamedTuple):
@@ -30,9 +27,7 @@ class Settings(NamedTuple):
     episodes: int
     steps: int | None
     mode: Mode
-    member: int
     seed: int
-    checkpoint: str
 
 
 class Place(NamedTuple):
@@ -55,32 +50,25 @@ def place(run: Path | None, env: str | None, options: dict[str, Any], imports: t
     return Place(name, options, files or (plan.imports if plan else ()))
 
 
-def record(run: Path | None, where: Place, out: Path, settings: Settings, console: Console) -> int:
-    """Play and write; how many records the folder holds now. Nothing is written before everything has been played.
+def record(player: episodes.Player | None, where: Place, out: Path, settings: Settings, console: Console) -> int:
+    """Let a player play, or nobody at random, and write; how many records the folder holds now.
 
-    Raises:
-        ValueError: the environment does not fit the run, or the folder.
+    Nothing is written before everything has been played. ValueError where the environment does not fit the run, or the
+    folder.
     """
     if settings.steps is not None:
         check_number("--steps", settings.steps, least=1, whole=True)
-    player = None
-    if run is not None and settings.mode != "random":
-        player = episodes.open_player(run, settings.member, settings.seed, settings.checkpoint)
     import_own(where.imports)
     env = envs.make(where.env, num_envs=WIDTH, **where.options)
     if player:
         agent, state, key = player.agent, player.state, player.key
     else:
-        agent, state = _at_random(env), ()
-        key = stream(member_keys(settings.seed, 1)[0], EVAL)
-    found = _play(agent, env, state, key, settings, console)
+        agent, state, key = _at_random(env), (), stream(member_keys(settings.seed, 1)[0], EVAL)
+    found = _play(episodes.play(agent, env, state, key, settings.mode), settings, console)
     total = data.append(out, env.spec, found, where.env)
-    steps, returns = sum(len(e.reward) for e in found), [float(e.reward.sum(dtype=np.float64)) for e in found]
-    console.print(
-        f"{out}: {len(found):,} episodes ({settings.mode}), mean return {np.mean(returns):.2f}, {steps:,} records; "
-        f"{total:,} in all",
-        highlight=False,
-    )
+    steps, mean = sum(len(e.reward) for e in found), np.mean([float(e.reward.sum(dtype=np.float64)) for e in found])
+    said = f"{len(found):,} episodes ({settings.mode}), mean return {mean:.2f}, {steps:,} records; {total:,} in all"
+    console.print(f"{out}: {said}", highlight=False)
     return total
 
 
@@ -95,13 +83,13 @@ def _at_random(env: Env) -> Agent:
     return Agent(none, lambda state, num: (), act, {}, None, (), {})
 
 
-def _play(agent: Agent, env: Env, state: Any, key: Key, settings: Settings, console: Console) -> list[Episode]:
+def _play(records: Iterator[Record], settings: Settings, console: Console) -> list[Episode]:
     """Whole episodes, in the order of their ends."""
     found: list[Episode] = []
     steps, want = 0, settings.steps or settings.episodes
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("recording", total=want)
-        for episode in _episodes(episodes.play(agent, env, state, key, settings.mode), env.num_envs):
+        for episode in _episodes(records):
             found.append(episode)
             steps += len(episode.reward)
             progress.update(task, completed=min(want, steps if settings.steps else len(found)))
@@ -110,12 +98,12 @@ def _play(agent: Agent, env: Env, state: Any, key: Key, settings: Settings, cons
     return found
 
 
-def _episodes(records: Iterator[Record], num_envs: int) -> Iterator[Episode]:
+def _episodes(records: Iterator[Record]) -> Iterator[Episode]:
     """Episodes that end, out of records `[N, ...]`, one per row."""
-    open_rows: list[list[Record]] = [[] for _ in range(num_envs)]
+    open_rows: list[list[Record]] = [[] for _ in range(WIDTH)]
     try:
         for row in records:
-            for n in range(num_envs):
+            for n in range(WIDTH):
                 one = jax.tree.map(lambda x, n=n: x[n], row._replace(extras=()))
                 open_rows[n] = [one] if one.is_first else [*open_rows[n], one]
                 if one.is_last:

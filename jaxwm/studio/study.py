@@ -4,8 +4,6 @@ Two baselines give an error its meaning: the last observation kept (a world that
 under the actions of another window (a model that ignores its actions dreams equally well under any).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -16,31 +14,21 @@ from rich.table import Table
 from jaxwm.nets.sensors import kind, sensors
 from jaxwm.types import Agent, Dream, Key, Record, Spec
 
-CHUNK = 16
-"""Windows dreamed in one program: decoding many images at once takes gigabytes."""
-
+CHUNK = 16  # windows dreamed in one program: decoding many images at once takes gigabytes
 UNITS = {"image": "mean pixel error (0 to 1)", "binary": "share of wrong entries", "vector": "mean error (in std)"}
-
 LABELS = {"dream": "dream", "shuffled": "dream, actions of another sequence", "copy": "last value, kept"}
 """Curves of an error, and what they are called."""
 
-MARGIN = 0.02
-"""Differences below this share of the largest error of the last value count as none."""
+MARGIN = 0.02  # differences below this share of the largest error of the last value count as none
 
 
 class Study(NamedTuple):
-    """Windows and the dreams that belong to them, as NumPy arrays.
+    """Windows and the dreams that belong to them, as NumPy arrays."""
 
-    window      real records `[B, L + H, ...]`
-    valid       bool `[B, H]`: the episode is not over before this step
-    dream       from the first L records of each window, under its own actions
-    shuffled    the same under the actions of another window
-    """
-
-    window: Record
-    valid: np.ndarray
-    dream: Dream
-    shuffled: Dream
+    window: Record  # real, [B, L + H, ...]
+    valid: np.ndarray  # bool [B, H]: the episode is not over before this step
+    dream: Dream  # from the first L records of each window, under its own actions
+    shuffled: Dream  # the same under the actions of another window
 
     @property
     def context(self) -> int:
@@ -81,18 +69,13 @@ def errors(spec: Spec, study: Study) -> dict[str, tuple[str, dict[str, np.ndarra
     Images count their mean absolute pixel difference over 255, flags and planes the share that is wrong, vectors the
     mean absolute difference in standard deviations of the real entries, rewards the absolute difference.
     """
-    out = {}
-    truth, guesses = study.window.obs, (study.dream.obs, study.shuffled.obs)
-    if study.dream.obs is not None:
-        for name, shape in sensors(spec.obs).items():
-            what = kind(shape)
-            real, *dreamed = (np.asarray(sensors(obs)[name]) for obs in (truth, *guesses))
-            out["observation" if name == "obs" else name] = (
-                UNITS[what],
-                _curves(study, real, dreamed, _scale(what, real)),
-            )
-    out["reward"] = "mean error", _curves(study, study.window.reward, [study.dream.reward, study.shuffled.reward], 1.0)
-    return out
+    out, (truth, dream, other) = {}, (study.window, study.dream, study.shuffled)
+    for name, shape in sensors(spec.obs).items() if dream.obs is not None else ():
+        what = kind(shape)
+        real, *dreamed = (np.asarray(sensors(each.obs)[name]) for each in (truth, dream, other))
+        title = "observation" if name == "obs" else name
+        out[title] = UNITS[what], _curves(study, real, dreamed, _scale(what, real))
+    return out | {"reward": ("mean error", _curves(study, truth.reward, [dream.reward, other.reward], 1.0))}
 
 
 def _scale(what: str, real: np.ndarray) -> Any:
@@ -126,16 +109,10 @@ def mean_and_band(error: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean, half
 
 
-# --- In words -----------------------------------------------------------------------------------------------------
-
-
 def verdict(found: dict[str, Any]) -> list[str]:
     """A sentence or two for each quantity of `errors`: where the dream beats its baselines, and what to do if not."""
-    return [
-        f"{name}: {text}"
-        for name, (_, curves) in found.items()
-        for text in _sentences({key: mean_and_band(error)[0] for key, error in curves.items()})
-    ]
+    means = {name: {key: mean_and_band(e)[0] for key, e in curves.items()} for name, (_, curves) in found.items()}
+    return [f"{name}: {text}" for name, mean in means.items() for text in _sentences(mean)]
 
 
 def unchanging(curves: dict[str, np.ndarray]) -> bool:
@@ -154,10 +131,8 @@ def _sentences(mean: dict[str, np.ndarray]) -> Iterator[str]:
     if not worse.any():
         yield f"the dream is never worse than keeping the last value ({total} steps)."
     elif worse.all():
-        yield (
-            "from step 1 on the dream is worse than keeping the last value: the model has not learned yet how this "
-            "changes. Train longer."
-        )
+        words = "the model has not learned yet how this changes. Train longer."
+        yield f"from step 1 on the dream is worse than keeping the last value: {words}"
     elif worse[first - 1 :].all():
         yield f"the dream is worse than keeping the last value from step {first} on."
     else:

@@ -1,7 +1,5 @@
 """Writing frames as GIF or MP4."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -12,18 +10,16 @@ import numpy as np
 from PIL import Image
 
 FORMATS = ("gif", "mp4")
+HOLD = 1.5  # seconds that the last frame stays
+COLOURS = 255  # of a GIF; the one that is left marks what did not change since the frame before
+SAMPLE, FEWEST = 24, 20  # frames from which the colours of a GIF are chosen, and that it keeps whatever its size
 
-HOLD = 1.5
-"""Seconds that the last frame stays."""
 
-COLOURS = 255
-"""Of a GIF; the one that is left marks what did not change since the frame before."""
-
-SAMPLE = 24
-"""Frames from which the colours of a GIF are chosen."""
-
-FEWEST = 20
-"""Frames that a GIF keeps, whatever its size."""
+def named(path: Path, format: str) -> Path:
+    """`path`, with the suffix of a video format where it has none. Raises as `check_format` does."""
+    path = path if path.suffix else path.with_suffix(f".{format}")
+    check_format(path.suffix[1:])
+    return path
 
 
 def check_format(name: str) -> None:
@@ -35,21 +31,15 @@ def check_format(name: str) -> None:
 
 
 def write(path: Path, frames: Sequence[np.ndarray], fps: float, most_bytes: int = 0) -> int:
-    """Write frames of one size as GIF (which repeats) or MP4, by the suffix of `path`.
+    """Write frames of one size as GIF (which repeats) or MP4, by the suffix of `path`; every how many were written.
 
-    Of a GIF that is larger than `most_bytes` only every second, fourth, ... frame is written, and the last one.
-
-    Returns:
-        Which frames were written: every so many.
+    That is 1, but for a GIF that would be larger than `most_bytes`: 2, 4, ... The last frame is always written.
     """
-    if path.suffix != ".gif":
-        _write_mp4(path, frames, fps)
-        return 1
-    every = 1
+    every, write = 1, _write_gif if path.suffix == ".gif" else _write_mp4
     while True:
         kept = frames[::-every][::-1]
-        _write_gif(path, kept, fps / every)
-        if not most_bytes or path.stat().st_size <= most_bytes or len(kept) < 2 * FEWEST:
+        write(path, kept, fps / every)
+        if path.suffix != ".gif" or not most_bytes or path.stat().st_size <= most_bytes or len(kept) < 2 * FEWEST:
             return every
         every *= 2
 

@@ -1,7 +1,5 @@
 """`jaxwm watch`: the policy of a run in the real environment, as a video."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,15 +14,8 @@ from jaxwm.studio import episodes, names, paper, pictures, video
 from jaxwm.studio.episodes import Player
 from jaxwm.types import Record, Spec
 
-SIZE = 256
-"""Height of a picture in pixels, about."""
-
-WIDTH = 330
-"""Pixels that the words below it may need."""
-
-MOST_LINES = 12
-"""Numbers of an observation that are shown."""
-
+SIZE, WIDTH = 256, 330  # pixels: the height of a picture, about; what the words below it may need
+MOST_LINES = 12  # numbers of an observation that are shown
 FPS, MOST_FRAMES, MOST_BYTES = 15, 450, 2_000_000
 """Most frames per second, most frames (30 seconds), and most bytes of a GIF; beyond them frames are left out."""
 
@@ -33,12 +24,9 @@ FPS, MOST_FRAMES, MOST_BYTES = 15, 450, 2_000_000
 class Settings:
     """What to record."""
 
-    episodes: int = 2
-    """Episodes, played at once and shown one after the other."""
-    max_steps: int = 500
-    """Steps after which the recording stops."""
-    mode: str = "greedy"
-    """Policy: greedy or explore."""
+    episodes: int = 2  # played at once and shown one after the other
+    max_steps: int = 500  # after which the recording stops
+    mode: str = "greedy"  # policy: greedy or explore
 
     def __post_init__(self):
         for name in ("episodes", "max_steps"):
@@ -48,51 +36,32 @@ class Settings:
             raise ValueError(f"--mode is greedy or explore, not {self.mode!r}")
 
 
-def watch(
-    folder: Path,
-    out: Path | None,
-    member: int,
-    seed: int,
-    settings: Settings,
-    format: str,
-    console: Console,
-    checkpoint: str = "newest",
-) -> list[float]:
-    """Record episodes of a run's policy, write the video (default: `folder`/watch.gif) and print the returns.
-
-    The suffix of `out`, where it has one, decides the format. FileNotFoundError without run or checkpoint, ValueError
-    for a wrong member or format, ImportError for mp4 without ffmpeg.
-    """
-    path = out or (folder.parent if folder.is_file() else folder) / f"watch.{format}"
-    path = path if path.suffix else path.with_suffix(f".{format}")
-    video.check_format(path.suffix[1:])
-    player = episodes.open_player(folder, member, seed, checkpoint)
+def watch(player: Player, out: Path, settings: Settings, console: Console) -> list[float]:
+    """Record episodes of a run's policy, write them as the video `out` and print the returns."""
     spec = player.envs(1).spec
     played = _play(player, settings, console)
     with console.status("drawing"):
-        total = sum(len(episode.reward) for episode in played)
-        every = -(-total // MOST_FRAMES)
+        every = -(-sum(len(episode.reward) for episode in played) // MOST_FRAMES)
         title = [*player.title().split(", ", 1), f"{settings.mode} policy"]
         frames = [frame for i, episode in enumerate(played) for frame in film(title, spec, episode, i, every)]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        every *= video.write(path, frames, min(FPS, max(3, len(frames) / 10)), MOST_BYTES)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        every *= video.write(out, frames, min(FPS, max(3, len(frames) / 10)), MOST_BYTES)
     returns = [float(episode.reward.sum()) for episode in played]
     for i, (episode, total) in enumerate(zip(played, returns, strict=True)):
         cut = "" if episode.is_last[-1] else f", without an end (--max-steps {settings.max_steps})"
         console.print(f"episode {i + 1}: return {total:.2f} in {len(episode.reward) - 1} steps{cut}", highlight=False)
     if every > 1:
         console.print(f"one frame for every {every} steps: the video would be too long or too large otherwise")
-    console.print(f"  {path}", soft_wrap=True, highlight=False)
+    console.print(f"  {out}", soft_wrap=True, highlight=False)
     return returns
 
 
 def _play(player: Player, settings: Settings, console: Console) -> list[Record]:
     """One episode of every environment, `[T, ...]` each; stops when all have ended."""
-    mode: Any = settings.mode
     rows, ended = [], np.zeros(settings.episodes, bool)
     steps = track(range(settings.max_steps + 1), f"playing {player.plan.env}", console=console, transient=True)
-    env = player.envs(settings.episodes)
-    with closing(episodes.play(player.agent, env, player.state, player.key, mode)) as plays:
+    play: Any = (player.agent, player.envs(settings.episodes), player.state, player.key, settings.mode)
+    with closing(episodes.play(*play)) as plays:
         for _ in steps:
             rows.append(next(plays))
             ended |= rows[-1].is_last

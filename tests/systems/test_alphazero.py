@@ -14,7 +14,7 @@ from jaxwm.agents import alphazero
 from jaxwm.cli import main
 from jaxwm.control import search
 from jaxwm.envs import opponents
-from jaxwm.studio import play
+from jaxwm.studio import episodes, play
 from jaxwm.training.evaluation import evaluate
 from jaxwm.training.life import Cursor, member_keys
 from jaxwm.training.trainer import Trainer
@@ -381,7 +381,7 @@ def played(run, side, words):
         except StopIteration:
             raise EOFError from None
 
-    result = play.play(run, Console(file=out, width=100), side, ask=ask)
+    result = play.play(episodes.open_player(run, 0, 1), Console(file=out, width=100), side, ask)
     return result, out.getvalue()
 
 

@@ -15,7 +15,6 @@ from worlds import actions, check_step, check_stream, host_roll, roll, unrolled
 from jaxwm import envs
 from jaxwm.envs import envpool as envpool_module
 from jaxwm.envs import gym_spaces, host
-from jaxwm.envs import gymnax as gymnax_module
 from jaxwm.types import ActionSpace, Box, Discrete, Env, Spec, Step
 
 GYMNAX = [f"{suite}/{task}" for suite in ("gymnax", "minatar") for task in envs.names()[suite]]
@@ -99,7 +98,7 @@ def test_kinds_of_observation():
     kinds = {name: envs.make(name).spec for name in FREE_GYMNAX}
     planes = {name for name, spec in kinds.items() if spec.obs.dtype == np.bool_ and len(spec.obs.shape) == 3}
     assert planes == {"gymnax/Catch-bsuite", "gymnax/DeepSea-bsuite", "gymnax/Pong-misc"} | {
-        f"minatar/{game}" for game in gymnax_module.MINATAR
+        f"minatar/{game}" for game in envs.names()["minatar"]
     }
     assert kinds["gymnax/Catch-bsuite"].obs.shape == (10, 5, 1)
     assert kinds["minatar/Breakout"].obs.shape == (10, 10, 4)
@@ -114,7 +113,7 @@ def test_kinds_of_observation():
         "gymnax/Catch-bsuite",
         "gymnax/DeepSea-bsuite",
         "gymnax/Pong-misc",
-        *(pytest.param(f"minatar/{game}", marks=pytest.mark.slow) for game in gymnax_module.MINATAR),
+        *(pytest.param(f"minatar/{game}", marks=pytest.mark.slow) for game in envs.names()["minatar"]),
     ],
 )
 def test_planes_are_binary_natively(name: str):

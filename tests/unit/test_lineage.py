@@ -1,21 +1,19 @@
 """The page about all systems says what the code does; schedules in words."""
 
 from functools import partial
-from pathlib import Path
 
 import pytest
 
+from docs.lineage import COMMAND, PAGE, page
 from jaxwm import agents, envs
 from jaxwm.cli import main
 from jaxwm.report import lineage
 from jaxwm.schedule import in_words, segments
 from jaxwm.types import FOREVER, Collect, Load, Repeat, Train
 
-ROOT = Path(__file__).parents[2]
-
 
 def test_the_page_is_what_the_code_prints():
-    assert (ROOT / lineage.PAGE).read_text() == lineage.page(), f"renew the page: {lineage.COMMAND}"
+    assert PAGE.read_text() == page(), f"renew the page: {COMMAND}"
 
 
 @pytest.mark.parametrize("name", agents.AGENTS)

@@ -17,7 +17,7 @@ STRUCTURE = {("dyna_q", "bonus")}
 
 def test_the_table_is_that_of_every_system():
     rows = {name: registry.row(agents.find(name)) for name in registry.MODULES}
-    assert rows == registry.table(), "run python -m jaxwm.report.lineage"
+    assert rows == registry.table(), "run python -m docs.lineage"
 
 
 def test_a_system_is_imported_when_it_is_asked_for():

@@ -13,7 +13,7 @@ from rich.console import Console
 from toys import counting_env, on_host, toy_agent
 
 from jaxwm import agents, cli, envs
-from jaxwm.envs import envpool, from_functions, registry
+from jaxwm.envs import from_functions, registry
 from jaxwm.run import directory, load
 from jaxwm.run.checkpoint import Checkpoints
 from jaxwm.run.plan import Plan
@@ -323,7 +323,7 @@ def test_names_fit_the_tasks_they_are_for():
         assert names.actions(spec, size) and "obs" not in names.numbers(spec.name, "obs", spec.obs.shape[0])[0]
     assert names.numbers("toy/Walk", "obs", 2) == ["obs[0]", "obs[1]"]
     games = [game for games in names._table()["atari"].values() for game in games]
-    assert len(games) == len(set(games)) and set(games) < set(envpool.ATARI)
+    assert len(games) == len(set(games)) and set(games) < set(envs.names()["atari"])
 
 
 def test_negative_zero_is_zero():
@@ -413,11 +413,15 @@ def hand_over(agent, monkeypatch, env=walk) -> None:
     monkeypatch.setattr(episodes, "load", lambda folder, checkpoint: load.Loaded(plan, agent, {}, 100))
 
 
+def player(folder) -> episodes.Player:
+    return episodes.open_player(folder, 0, 1)
+
+
 @pytest.mark.parametrize("kind", ["pure", "host"])
 def test_dream_writes_pictures_and_numbers(tmp_path, monkeypatch, kind):
     hand_over(walker(), monkeypatch, walk if kind == "pure" else lambda num_envs: on_host(walk(num_envs)))
     settings = dream.Settings(context=3, horizon=6, episodes=2, sequences=32)
-    dream.dream(tmp_path, tmp_path / "dreams", 0, 1, settings, "gif", Console(quiet=True))
+    dream.dream(player(tmp_path), tmp_path / "dreams", settings, Console(quiet=True))
     names = {file.name for file in (tmp_path / "dreams").iterdir()}
     assert names == {"dream.gif", "dream.png", "error.png", "reward.png", "vector.png", "dreams.json"}
     film = imageio.imread(tmp_path / "dreams" / "dream.gif")
@@ -436,7 +440,7 @@ def test_dream_writes_pictures_and_numbers(tmp_path, monkeypatch, kind):
 
 def test_a_model_without_decoder_shows_rewards(tmp_path, monkeypatch):
     hand_over(walker(see=False), monkeypatch)
-    dream.dream(tmp_path, tmp_path, 0, 1, dream.Settings(3, 6, 2, 32), "gif", Console(quiet=True))
+    dream.dream(player(tmp_path), tmp_path, dream.Settings(3, 6, 2, 32), Console(quiet=True))
     assert {file.name for file in tmp_path.iterdir()} == {"error.png", "reward.png", "dreams.json"}
     assert json.loads((tmp_path / "dreams.json").read_text())["errors"].keys() == {"reward"}
 
@@ -444,13 +448,13 @@ def test_a_model_without_decoder_shows_rewards(tmp_path, monkeypatch):
 def test_an_agent_without_model_cannot_dream(tmp_path, monkeypatch):
     hand_over(toy_agent(), monkeypatch)
     with pytest.raises(ValueError, match="dreamer-v3 has no model that dreams"):
-        dream.dream(tmp_path, tmp_path, 0, 1, dream.Settings(), "gif", Console(quiet=True))
+        dream.dream(player(tmp_path), tmp_path, dream.Settings(), Console(quiet=True))
 
 
 @pytest.mark.parametrize("kind", ["pure", "host"])
 def test_watch_films_whole_episodes(tmp_path, monkeypatch, kind, capsys):
     hand_over(walker(), monkeypatch, walk if kind == "pure" else lambda num_envs: on_host(walk(num_envs)))
-    returns = watch.watch(tmp_path, None, 0, 1, watch.Settings(episodes=2), "gif", Console())
+    returns = watch.watch(player(tmp_path), tmp_path / "watch.gif", watch.Settings(episodes=2), Console())
     assert len(imageio.imread(tmp_path / "watch.gif")) == 2 * (LENGTH + 1)
     total = sum(range(1, LENGTH + 1)) / 2  # greedily one step further each time
     assert [(value - total) % (LENGTH / 2) for value in returns] == [0, 0]
@@ -460,7 +464,7 @@ def test_watch_films_whole_episodes(tmp_path, monkeypatch, kind, capsys):
 
 def test_watch_cuts_long_episodes(tmp_path, monkeypatch, capsys):
     hand_over(walker(), monkeypatch)
-    watch.watch(tmp_path, tmp_path / "a" / "b.gif", 0, 1, watch.Settings(1, 5), "mp4", Console())
+    watch.watch(player(tmp_path), video.named(tmp_path / "a" / "b.gif", "mp4"), watch.Settings(1, 5), Console())
     assert len(imageio.imread(tmp_path / "a" / "b.gif")) == 6
     assert "without an end (--max-steps 5)" in capsys.readouterr().out
 
@@ -468,7 +472,7 @@ def test_watch_cuts_long_episodes(tmp_path, monkeypatch, capsys):
 def test_watch_leaves_frames_out_of_long_episodes(tmp_path, monkeypatch, capsys):
     hand_over(walker(), monkeypatch)
     monkeypatch.setattr(watch, "MOST_FRAMES", 10)
-    watch.watch(tmp_path, None, 0, 1, watch.Settings(episodes=2), "gif", Console())
+    watch.watch(player(tmp_path), tmp_path / "watch.gif", watch.Settings(episodes=2), Console())
     assert len(imageio.imread(tmp_path / "watch.gif")) == 2 * (1 + LENGTH // 3)
     assert "one frame for every 3 steps" in capsys.readouterr().out
 
@@ -476,7 +480,7 @@ def test_watch_leaves_frames_out_of_long_episodes(tmp_path, monkeypatch, capsys)
 def test_watch_goes_on_when_the_simulator_dies(tmp_path, monkeypatch, capsys):
     hand_over(walker(), monkeypatch, dying)
     with pytest.warns(UserWarning, match="toy/Walk died"):
-        watch.watch(tmp_path, None, 0, 1, watch.Settings(episodes=1), "gif", Console())
+        watch.watch(player(tmp_path), tmp_path / "watch.gif", watch.Settings(episodes=1), Console())
     assert "in 12 steps" in capsys.readouterr().out
 
 

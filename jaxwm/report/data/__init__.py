@@ -1,4 +1,4 @@
-"""Files of reports: published scores, names of metrics, captions, style."""
+"""Files of reports: published scores, names of metrics, captions, sentences, style."""
 
 import tomllib
 from functools import cache
@@ -15,3 +15,8 @@ def text(name: str) -> str:
 def read(name: str) -> dict[str, Any]:
     """The contents of a TOML file of this folder."""
     return tomllib.loads(text(name))
+
+
+def say(name: str, /, **values: Any) -> str:
+    """What sentences.toml has under this name, with its values filled in."""
+    return read("sentences.toml")[name].format(**values)
