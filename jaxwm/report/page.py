@@ -90,7 +90,7 @@ def _overview(stories: list[Story]) -> list[Block]:
     rows = []
     for story in stories:
         config = story.config
-        unit = "environment steps" if config.get("data") is None else "updates"
+        unit = "environment steps" if story.acts else "updates"
         steps = f"{story.progress():,} of {config['steps'] or config['updates']:,} {unit}"
         state = "finished" if story.evaluation else "**unfinished**"
         rows.append([story.label, config["agent"], story.env, story.members, config["seed"], steps, state])
@@ -105,7 +105,7 @@ def _notes(story: Story) -> Iterable[str]:
         yield f"{name} is unfinished: there is no {directory.EVALUATION}. Go on with {command}."
     if not story.metrics:
         yield f"{name} has no metrics yet."
-    if not story.scores:
+    if not story.scores and story.acts:
         yield f"{name} has no scores yet: no training episode has ended."
     if not story.evaluation.get("complete", True):
         yield f"{name}: some evaluation episodes were cut off by the step limit; their returns are lower bounds."
@@ -140,8 +140,9 @@ def _environment(env: str, group: list[Story], out: Path) -> list[Block]:
     """Returns, evaluation, losses and the other metrics of the runs in one environment."""
     names, curves = metric_names(group), learning_curves(group)
     scored = [story for story in group if story.scored]
-    blocks = [heading(2, env), *_returns(env, scored, curves, out), heading(3, "Evaluation")]
-    blocks += [*_scores(scored), *bullets([note for story in group for note in _weak(story, curves)])]
+    blocks = [heading(2, env), *(_returns(env, scored, curves, out) if scored or any(s.acts for s in group) else [])]
+    blocks += [heading(3, "Evaluation"), *_scores(scored), *_named(group)]
+    blocks += bullets([note for story in group for note in _weak(story, curves)])
     blocks += _sooner(scored, curves) if len(scored) > 1 else []
     losses = [name for name in names if "loss" in name.split("/")]
     for title, some in (("Losses", losses), ("Other metrics", [name for name in names if name not in losses])):
@@ -175,10 +176,24 @@ def _scores(scored: list[Story]) -> list[Block]:
     return [table(header, rows), paragraph(text)] if rows else []
 
 
+def _named(group: list[Story]) -> list[Block]:
+    """Scores of a system's own, such as errors on recordings that were held out."""
+    rows = []
+    for story in group:
+        for name, found in story.evaluation.get("scores", {}).items():
+            if name != "return":
+                values = np.array(found["trained"], float)
+                each = " ".join(map(number, values))
+                rows.append([story.label, name, f"{story.evaluation['updates']:,}", each, number(values.mean())])
+    return [table(["run", "score", "updates", "each member", "mean"], rows)] if rows else []
+
+
 def _weak(story: Story, curves: list[charts.Series]) -> Iterable[str]:
     """Notes on a run that is not evaluated, or whose greedy policy is worse than it should be."""
     if not story.evaluation:
         yield f"{story.label} is not evaluated yet."
+        return
+    if not story.scored:
         return
     trained, chance = float(story.trained.mean()), story.chance
     command = f"{machine.program()} eval {shlex.quote(str(story.path))} --mode explore"

@@ -40,6 +40,11 @@ class Story(NamedTuple):
         return "trained" in self.evaluation
 
     @property
+    def acts(self) -> bool:
+        """Whether it plays episodes while it learns."""
+        return self.config.get("data") is None
+
+    @property
     def trained(self) -> np.ndarray:
         """Mean returns `[M]` of the evaluation."""
         return np.array(self.evaluation["trained"], float)
@@ -103,8 +108,9 @@ def _part(story: Story, hyper: dict[str, float], chosen: list[int]) -> Story:
     """The members `chosen` of a story, as a run with these hyper-parameters."""
 
     def pick(row: dict[str, Any]) -> dict[str, Any]:
-        some = lambda value: isinstance(value, list) and len(value) == story.members  # noqa: E731
-        return {name: [value[i] for i in chosen] if some(value) else value for name, value in row.items()}
+        some = lambda value: [value[i] for i in chosen] if len(value) == story.members else value  # noqa: E731
+        inner = {dict: pick, list: some}
+        return {name: inner.get(type(value), lambda x: x)(value) for name, value in row.items()}
 
     scores = [row | {"member": chosen.index(row["member"])} for row in story.scores if row["member"] in chosen]
     config = story.config | {"members": len(chosen), "settings": story.config["settings"] | hyper}
