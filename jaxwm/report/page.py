@@ -182,9 +182,8 @@ def _named(group: list[Story]) -> list[Block]:
     for story in group:
         for name, found in story.evaluation.get("scores", {}).items():
             if name != "return":
-                values = np.array(found["trained"], float)
-                each = " ".join(map(number, values))
-                rows.append([story.label, name, f"{story.evaluation['updates']:,}", each, number(values.mean())])
+                each = [f"{value:.3g}" for value in [*found["trained"], np.mean(found["trained"])]]
+                rows.append([story.label, name, f"{story.evaluation['updates']:,}", " ".join(each[:-1]), each[-1]])
     return [table(["run", "score", "updates", "each member", "mean"], rows)] if rows else []
 
 
