@@ -31,6 +31,11 @@ def program() -> str:
     return shlex.quote(str(own))
 
 
+def resume_command(run: Path) -> str:
+    """The command that goes on with a run."""
+    return f"{program()} resume {shlex.quote(str(run))}"
+
+
 def use_compilation_cache() -> None:
     """Programs compiled once are kept on disk, unless JAX_COMPILATION_CACHE_DIR says where (or, empty, that not)."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

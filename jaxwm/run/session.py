@@ -270,11 +270,7 @@ class Run:
 
     def save(self) -> None:
         """Write a checkpoint of where the run is now."""
-        about = {
-            "offsets": self.writer.offsets(),
-            "seconds": self.seconds(),
-            "compile_seconds": self.compile_seconds,
-        }
+        about = {"offsets": self.writer.offsets(), "seconds": self.seconds(), "compile_seconds": self.compile_seconds}
         score = float(np.mean([np.mean(seen) for seen in self.recent])) if all(self.recent) else -math.inf
         counters = self.life.counters
         step = int(counters.steps) if isinstance(self.source, Env) else int(counters.updates)

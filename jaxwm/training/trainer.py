@@ -22,19 +22,7 @@ from jaxwm.replay import Ring
 from jaxwm.schedule import Segment, rows_of, segments, words
 from jaxwm.training import gauge, processes
 from jaxwm.training.host import HostLoop
-from jaxwm.training.life import (
-    ENV,
-    EVAL,
-    INIT,
-    LOG_AXES,
-    Counters,
-    Cursor,
-    Life,
-    Log,
-    Report,
-    member_keys,
-    stream,
-)
+from jaxwm.training.life import ENV, EVAL, INIT, LOG_AXES, Counters, Cursor, Life, Log, Report, member_keys, stream
 from jaxwm.training.program import Program
 from jaxwm.training.spread import spread
 from jaxwm.types import Agent, Array, Collect, Env, Key, Load, PyTree, Repeat, Source, Step, Train, Word
