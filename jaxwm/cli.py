@@ -12,15 +12,21 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+from rich.console import Console
+from rich.table import Table
 
 import jaxwm
+from jaxwm import agents, data, envs
 from jaxwm.errors import check_choice, check_number, suggest
-from jaxwm.run import flags, machine
+from jaxwm.run import cluster, cost, directory, flags, load, machine, session, sweep
+from jaxwm.run import plan as planning
 from jaxwm.run.flags import optional
+from jaxwm.training import processes
 from jaxwm.training.host import EnvironmentDied
 
 ERRORS = (ValueError, OSError, ImportError, EnvironmentDied)
@@ -51,19 +57,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; the exit status (0 fine, 1 stopped by a signal, 2 bad input, 130 interrupted)."""
     arguments = sys.argv[1:] if arguments is None else arguments
     command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
-    commands = {
-        "list": _list,
-        "train": _train,
-        "resume": _resume,
-        "eval": _eval,
-        "dream": _dream,
-        "watch": _watch,
-        "play": _play,
-        "record": _record,
-        "report": _report,
-        "export": _export,
-        "sweep": _sweep,
-    }
+    functions = (_list, _train, _resume, _eval, _dream, _watch, _play, _record, _report, _export, _sweep)
+    commands = {function.__name__.removeprefix("_"): function for function in functions}
     if command in ("-h", "--help", "help"):
         print(USAGE)
         return 0
@@ -134,10 +129,6 @@ def _next(commands: dict[str, str]) -> str:
 
 
 def _list(arguments: list[str]) -> int:
-    from rich.console import Console
-    from rich.table import Table
-
-    from jaxwm import agents, envs
     from jaxwm.report import lineage
 
     if len(arguments) > 1:
@@ -160,10 +151,6 @@ def _list(arguments: list[str]) -> int:
 
 
 def _train(arguments: list[str]) -> int:
-    from jaxwm import agents, data
-    from jaxwm.run import directory, plan, session
-    from jaxwm.training import processes
-
     if arguments and arguments[0] in ("-h", "--help"):
         width = max(map(len, agents.table()))
         print("usage: jaxwm train AGENT [--help] [OPTIONS]\n\nAGENT is one of")
@@ -172,7 +159,7 @@ def _train(arguments: list[str]) -> int:
         return 0
     if not arguments or arguments[0].startswith("-"):
         raise ValueError(f"which agent? jaxwm train AGENT, with AGENT one of {', '.join(agents.AGENTS)}")
-    found = plan.parse(arguments)
+    found = planning.parse(arguments)
     asked = found.plan
     if asked.data and not asked.env:
         asked = replace(asked, env=data.recorded_env(asked.data))
@@ -188,7 +175,7 @@ def _train(arguments: list[str]) -> int:
 
 def _start_jax(meet: machine.Hosts, members: int, shards: int) -> int:
     """Decide on devices and meet the other processes; how many there are."""
-    count = max(1, machine.expected(meet.processes))
+    count = max(1, meet.expected())
     machine.use_cores(max(1, members // count), shards=max(1, shards) if count == 1 else 1)
     count = meet.join()
     _check_device()
@@ -197,13 +184,10 @@ def _start_jax(meet: machine.Hosts, members: int, shards: int) -> int:
 
 def _after_training(folder: Path, env: str) -> dict[str, str]:
     run = shlex.quote(str(folder))
-    if env.startswith("pgx/"):
-        look = {f"play {run}": "play against it"}
-    else:
-        look = {f"dream {run}": "see what the world model dreams", f"watch {run}": "see the policy play"}
+    look = {f"dream {run}": "see what the world model dreams", f"watch {run}": "see the policy play"}
     return {
         f"eval {run}": "score the checkpoint again",
-        **look,
+        **({f"play {run}": "play against it"} if env.startswith("pgx/") else look),
         f"report {run}": "curves, losses and the exploitation gauge as a page",
         "train dreamer-v3 --env minatar/Breakout --help": "another environment, every setting",
         "list": "all agents and environments",
@@ -225,12 +209,10 @@ class ResumeOptions:
 
 
 def _resume(arguments: list[str]) -> int:
-    from jaxwm.run import plan, session
-
     if not arguments:
         raise ValueError("usage: jaxwm resume RUN, with a run directory; got nothing")
     options = flags.read(ResumeOptions, arguments, "jaxwm resume")
-    planned = plan.read_plan(options.run)
+    planned = planning.read_plan(options.run)
     _start_jax(options.hosts, planned.members, planned.shards)  # as when it started: the same bits
     return 0 if session.resume(options.run, steps=options.steps, updates=options.updates) else STOPPED
 
@@ -273,10 +255,6 @@ class EvalOptions(RunOptions):
 
 
 def _eval(arguments: list[str]) -> int:
-    from rich.console import Console
-
-    from jaxwm.run import load, session
-
     options = flags.read(EvalOptions, arguments, "jaxwm eval")
     check_choice("--mode", options.mode, ("greedy", "explore"))
     check_number("--episodes", options.episodes, least=1, most=2**31 - 1, whole=True)
@@ -299,8 +277,6 @@ class ExportOptions(RunOptions):
 
 
 def _export(arguments: list[str]) -> int:
-    from jaxwm.run import cost, load
-
     options = flags.read(ExportOptions, arguments, "jaxwm export")
     file = options.out or options.run / "weights.safetensors"
     if options.out and (file.suffix != ".safetensors" or not file.parent.is_dir()):
@@ -336,8 +312,6 @@ class DreamOptions(MemberOptions):
 
 
 def _dream(arguments: list[str]) -> int:
-    from rich.console import Console
-
     from jaxwm.studio import dream
 
     options = flags.read(DreamOptions, arguments, "jaxwm dream")
@@ -368,8 +342,6 @@ class WatchOptions(MemberOptions):
 
 
 def _watch(arguments: list[str]) -> int:
-    from rich.console import Console
-
     from jaxwm.studio import watch
 
     options = flags.read(WatchOptions, arguments, "jaxwm watch")
@@ -388,8 +360,6 @@ class PlayOptions(MemberOptions):
 
 
 def _play(arguments: list[str]) -> int:
-    from rich.console import Console
-
     from jaxwm.studio import play
 
     options = flags.read(PlayOptions, arguments, "jaxwm play")
@@ -429,8 +399,6 @@ class RecordOptions:
 
 
 def _record(arguments: list[str]) -> int:
-    from rich.console import Console
-
     from jaxwm.studio import record
 
     options = flags.read(RecordOptions, arguments, "jaxwm record")
@@ -462,13 +430,10 @@ class ReportOptions:
 
 
 def _report(arguments: list[str]) -> int:
-    from rich.console import Console
-
     from jaxwm.report.page import opening, report
-    from jaxwm.run.sweep import default_root
 
     options = flags.read(ReportOptions, arguments, "jaxwm report")
-    paths, out = [default_root(path) if path.suffix == ".py" else path for path in options.runs], options.out
+    paths, out = [sweep.default_root(path) if path.suffix == ".py" else path for path in options.runs], options.out
     if not out and len(paths) == 1 and paths != list(options.runs):
         out = paths[0] / "report"
     with Console().status("drawing figures (about a second for each environment)"):
@@ -504,16 +469,10 @@ class SweepOptions:
 
 
 def _sweep(arguments: list[str]) -> int:
-    from functools import partial
-
-    from rich.console import Console
-
     from jaxwm.report.page import report
-    from jaxwm.run import cluster, sweep
 
-    wants_help = bool({"-h", "--help"} & set(arguments))
     files = [argument for argument in arguments if argument.endswith(".py")]
-    if wants_help:
+    if {"-h", "--help"} & set(arguments):
         with contextlib.suppress(SystemExit):
             flags.read(SweepOptions, ["--help"], "jaxwm sweep FILE" if files else "jaxwm sweep")
         if files:
@@ -522,8 +481,7 @@ def _sweep(arguments: list[str]) -> int:
     options, rest = flags.read(SweepOptions, arguments, "jaxwm sweep", return_unknown_args=True)
     check_number("--retries", options.retries, least=0, whole=True)
     check_number("--cores", options.cores, least=1, whole=True)
-    if options.gpus is not None:
-        check_number("--gpus", options.gpus, least=0, whole=True)
+    check_number("--gpus", options.gpus or 0, least=0, whole=True)
     plans = sweep.plans(options.file, lambda runs: flags.read(runs, rest, f"jaxwm sweep {options.file}"))
     root = options.root or sweep.default_root(options.file)
     if options.ray and not cluster.available():

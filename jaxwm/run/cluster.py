@@ -238,7 +238,7 @@ class _Driver:
     def _again(self, task: Task, reference: Any) -> bool:
         """Take note of the end of an attempt; whether another one follows."""
         try:
-            found = self.ray.get(reference)
+            found: dict[str, Any] = self.ray.get(reference)
         except Exception as error:  # the process or its machine died, or was killed for lack of memory
             found = {"error": sweep.message(error)}
         if result := found.get("result"):
@@ -247,7 +247,7 @@ class _Driver:
             self.console.print(f"{escape(task.name)}: {sweep.summary(result)}")
             return False
         task.note = found.get("error") or "stopped by a signal"
-        if again := found.get("retry", True) and task.attempts <= self.retries:
+        if again := bool(found.get("retry", True)) and task.attempts <= self.retries:
             how = f"attempt {task.attempts + 1} of {self.retries + 1} goes on from its checkpoint"
             self.console.print(f"[yellow]{escape(task.name)}: {escape(task.note)}; {how}[/yellow]")
         else:

@@ -5,6 +5,7 @@ Everything here works on shapes: nothing is compiled, run or allocated.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -14,8 +15,6 @@ from typing import Any
 import jax
 from jax.extend import core
 from jax.interpreters import partial_eval
-
-# --- Floating-point operations ------------------------------------------------------------------------------------
 
 
 def flops(fn: Callable[..., Any], *args: Any) -> float:
@@ -46,56 +45,41 @@ def _count_equation(equation: core.JaxprEqn) -> float:
     inner = [_count(jaxpr) for value in params.values() for jaxpr in _jaxprs(value)]
     if name == "cond":
         return max(inner)
-    return sum(inner) * _repetitions(name, params)
-
-
-def _repetitions(name: str, params: dict[str, Any]) -> int:
-    """How often an equation runs the programs inside it."""
-    if name == "scan":
-        return params["length"]
+    times = params["length"] if name == "scan" else 1
     if name == "shard_map":  # the shapes inside are those of one device
-        return math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
-    return 1
+        times = math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
+    return sum(inner) * times
 
 
 def _jaxprs(value: Any) -> Iterator[core.Jaxpr]:
     """The programs in one parameter of an equation: by itself, or in a tuple (the branches of a conditional)."""
-    if isinstance(value, core.ClosedJaxpr):
-        yield value.jaxpr
-    elif isinstance(value, core.Jaxpr):
-        yield value
+    if isinstance(value, core.ClosedJaxpr | core.Jaxpr):
+        yield getattr(value, "jaxpr", value)
     elif isinstance(value, tuple | list):
         for item in value:
             yield from _jaxprs(item)
 
 
-def _shape(variable: Any) -> tuple[int, ...]:
-    return variable.aval.shape
-
-
 def _dot_general(equation: core.JaxprEqn) -> float:
     (contracting, _), _ = equation.params["dimension_numbers"]
-    terms = math.prod(_shape(equation.invars[0])[axis] for axis in contracting)
-    return 2 * math.prod(_shape(equation.outvars[0])) * terms
+    terms = math.prod(equation.invars[0].aval.shape[axis] for axis in contracting)
+    return 2 * math.prod(equation.outvars[0].aval.shape) * terms
 
 
 def _conv(equation: core.JaxprEqn) -> float:
     """Every output element reads one kernel; `rhs` holds the input channels of one feature group only."""
-    kernel, numbers = _shape(equation.invars[1]), equation.params["dimension_numbers"]
+    kernel, numbers = equation.invars[1].aval.shape, equation.params["dimension_numbers"]
     taps = math.prod(kernel[axis] for axis in numbers.rhs_spec[1:])
     inserted = math.prod(equation.params["lhs_dilation"])  # of so many input rows, one is not an inserted zero
-    return 2 * math.prod(_shape(equation.outvars[0])) * taps / inserted
+    return 2 * math.prod(equation.outvars[0].aval.shape) * taps / inserted
 
 
-def _linear_solve(equation: core.JaxprEqn) -> float:
-    """The equation also carries its transpose and its products, which only differentiation uses."""
-    return _count(equation.params["jaxprs"].solve.jaxpr)
-
-
-_COUNTS = {"dot_general": _dot_general, "conv_general_dilated": _conv, "custom_linear_solve": _linear_solve}
-
-
-# --- Memory -------------------------------------------------------------------------------------------------------
+_COUNTS = {
+    "dot_general": _dot_general,
+    "conv_general_dilated": _conv,
+    # it also carries its transpose and its products, which only differentiation uses
+    "custom_linear_solve": lambda equation: _count(equation.params["jaxprs"].solve.jaxpr),
+}
 
 
 def tree_bytes(tree: Any) -> int:
@@ -118,17 +102,11 @@ def _default_device() -> Any:
 
 def _host_memory(meminfo: str = "/proc/meminfo") -> int:
     """Linux tells what can be had without swapping; elsewhere all physical memory is the best guess there is."""
-    try:
-        lines = Path(meminfo).read_text().splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
+    with contextlib.suppress(OSError):
+        for line in Path(meminfo).read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-# --- For people ---------------------------------------------------------------------------------------------------
 
 
 def human(number: float, unit: str = "") -> str:

@@ -17,12 +17,10 @@ from jaxwm.run.directory import METRICS, SCORES
 from jaxwm.run.json_files import finite, parses, read_jsonl, to_plain
 
 TENSORBOARD = "tensorboard"
-
-
 SCORE_FIELDS = ("member", "env_steps", "return", "length")
 
 
-class Writer:
+class Writer(contextlib.AbstractContextManager["Writer"]):
     """Appends metrics and scores to a run directory. Not to be shared between processes.
 
     Every call writes whole lines at once, so a killed run loses at most its last line. A full disk costs rows, not the
@@ -68,18 +66,16 @@ class Writer:
 
     def flush(self) -> None:
         """Make all that was written survive a crash of the machine."""
-        for sink in (*self._files.values(), self._board):
-            if sink is not None:
-                with self._surviving_full_disk():
-                    sink.flush()
+        for sink in filter(None, (*self._files.values(), self._board)):
+            with self._surviving_full_disk():
+                sink.flush()
 
     def close(self) -> None:
         """Flush and close. A second call does nothing."""
         self.flush()
-        for sink in (*self._files.values(), self._board):
-            if sink is not None:
-                with self._surviving_full_disk():
-                    sink.close()
+        for sink in filter(None, (*self._files.values(), self._board)):
+            with self._surviving_full_disk():
+                sink.close()
         self._files, self._board = {}, None
 
     def offsets(self) -> dict[str, int]:
@@ -106,9 +102,6 @@ class Writer:
         if self._board:
             last = [step for row in read_jsonl(self._path / METRICS) if (step := _axis(row)) is not None][-1:]
             self._board.rewind(last[0] + 1 if last else 0)
-
-    def __enter__(self) -> Writer:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

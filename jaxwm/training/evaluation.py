@@ -17,11 +17,10 @@ import numpy as np
 from jaxwm.errors import check_choice, check_number
 from jaxwm.training import processes
 from jaxwm.training.host import Pool
-from jaxwm.training.life import ACT, ENV, EVAL, add_exactly, stream
-from jaxwm.types import Agent, Array, Env, Key, Mode
+from jaxwm.training.life import ACT, ENV, EVAL, Finished, add_exactly, stream
+from jaxwm.types import Agent, Env, Key, Mode
 
-UNBOUNDED = 100_000
-"""Steps after which an episode of an environment without a time limit is cut off."""
+UNBOUNDED = 100_000  # steps after which an episode of an environment without a time limit is cut off
 
 
 class Scores(NamedTuple):
@@ -34,13 +33,6 @@ class Scores(NamedTuple):
     def means(self) -> np.ndarray:
         """Mean return of every member, `[M]`."""
         return self.total.mean(1)
-
-
-class _Tally(NamedTuple):
-    total: Array
-    rest: Array
-    length: Array
-    ended: Array
 
 
 def evaluate(agent: Agent, env: Env, state: Any, keys: Key, episodes: int = 100, mode: Mode = "greedy") -> Scores:
@@ -69,9 +61,7 @@ def evaluator(agent: Agent, env: Env, episodes: int = 100, mode: Mode = "greedy"
 
 def parallel(env_is_pure: bool, episodes: int, most: int = 10) -> int:
     """Environments to evaluate with: one an episode where they are free, else the largest divisor up to `most`."""
-    if env_is_pure:
-        return episodes
-    return max(n for n in range(1, min(most, episodes) + 1) if episodes % n == 0)
+    return episodes if env_is_pure else max(n for n in range(1, min(most, episodes) + 1) if episodes % n == 0)
 
 
 def _pure(agent: Agent, env: Env, rounds: int, mode: Mode) -> Callable[[Any, Key], Scores]:
@@ -80,29 +70,27 @@ def _pure(agent: Agent, env: Env, rounds: int, mode: Mode) -> Callable[[Any, Key
     def one(state, key):
         handle, step = env.reset(stream(key, ENV))
         zero = jnp.zeros(env.num_envs)
-        tally = _Tally(zero, zero, zero.astype(jnp.int32), zero > 0)
 
         def turn(carry):
-            t, memory, handle, step, tally = carry
+            t, memory, handle, step, seen = carry
             memory, action, _ = agent.act(state, memory, step, stream(key, ACT, t), mode)
             handle, step = env.step(handle, action)
-            live = ~tally.ended
-            sums = add_exactly(tally.total, tally.rest, live * step.reward)
-            tally = _Tally(*sums, tally.length + live, tally.ended | step.is_last)
-            return t + 1, memory, handle, step, tally
+            live = ~seen.done
+            sums = add_exactly(seen.total, seen.rest, live * step.reward)
+            return t + 1, memory, handle, step, Finished(seen.done | step.is_last, *sums, seen.length + live)
 
-        go = lambda carry: (carry[0] < limit) & ~carry[-1].ended.all()  # noqa: E731
-        start = (jnp.zeros((), jnp.int32), agent.reset(state, env.num_envs), handle, step, tally)
+        go = lambda carry: (carry[0] < limit) & ~carry[-1].done.all()  # noqa: E731
+        seen = Finished(zero > 0, zero, zero, zero.astype(jnp.int32))
+        start = (jnp.zeros((), jnp.int32), agent.reset(state, env.num_envs), handle, step, seen)
         return jax.lax.while_loop(go, turn, start)[-1]
 
-    def several(state, key):
-        return jax.lax.map(lambda i: one(state, jax.random.fold_in(key, i)), jnp.arange(rounds))
-
+    fold = jax.random.fold_in
+    several = lambda state, key: jax.lax.map(lambda i: one(state, fold(key, i)), jnp.arange(rounds))  # noqa: E731
     program = jax.jit(jax.vmap(several))
 
     def play(state: Any, keys: Key) -> Scores:
-        tally = jax.tree.map(lambda x: x.reshape(len(x), -1), jax.device_get(program(state, keys)))
-        return Scores(tally.total + tally.rest.astype(np.float64), tally.length, tally.ended)
+        seen = jax.tree.map(lambda x: x.reshape(len(x), -1), jax.device_get(program(state, keys)))
+        return Scores(seen.total + seen.rest.astype(np.float64), seen.length, seen.done)
 
     return play
 

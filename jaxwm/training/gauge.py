@@ -14,11 +14,8 @@ from jaxwm import replay
 from jaxwm.replay import Ring
 from jaxwm.types import Agent, Array, Index, Key, PyTree
 
-CONTEXT = 2
-"""Records before the dream: the stored latent of the first, and the observation to start from."""
-
-WINDOWS = 64
-"""Most stretches that are compared; fewer where the replay holds fewer that do not overlap."""
+CONTEXT = 2  # records before the dream: the stored latent of the first, and the observation to start from
+WINDOWS = 64  # most stretches that are compared; fewer where the replay holds fewer that do not overlap
 
 
 def rows_needed(horizon: int) -> int:

@@ -79,7 +79,7 @@ def local_part(x: Any) -> np.ndarray:
 
 
 def global_array(tree: PyTree, sharding: Sharding) -> PyTree:
-    """The inverse of `mine`: one array out of the parts of all processes."""
+    """The inverse of `local_part`: one array out of the parts of all processes."""
     if not several():
         return tree
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
