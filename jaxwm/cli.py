@@ -57,21 +57,20 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; the exit status (0 fine, 1 stopped by a signal, 2 bad input, 130 interrupted)."""
     arguments = sys.argv[1:] if arguments is None else arguments
     command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
-    functions = (_list, _train, _resume, _eval, _dream, _watch, _play, _record, _report, _export, _sweep)
-    commands = {function.__name__.removeprefix("_"): function for function in functions}
     if command in ("-h", "--help", "help"):
         print(USAGE)
         return 0
     if command in ("--version", "version"):
         print(f"jaxwm {jaxwm.__version__}")
         return 0
-    if command not in commands:
-        return _fail(f"unknown command {command!r}; {suggest(command, commands)} (see jaxwm --help)")
+    if command not in COMMANDS:
+        return _fail(f"unknown command {command!r}; {suggest(command, COMMANDS)} (see jaxwm --help)")
     machine.use_compilation_cache()
     warnings.showwarning = _show_warning
-    # a run first meets its other processes; the driver of a sweep leaves the devices to its tasks
-    early = command not in ("train", "resume", "sweep")
-    return guarded(lambda: (_check_device() if early else None) or commands[command](rest))
+    action = COMMANDS[command]
+    if isinstance(action, type):
+        return guarded(lambda: _check_device() or flags.read(action, rest, f"jaxwm {command}")() or 0)
+    return guarded(lambda: action(rest))
 
 
 def guarded(action: Callable[[], int]) -> int:
@@ -110,10 +109,9 @@ def _check_device() -> None:
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # the latter where not even JAX's plugin is installed
-        raise ValueError(
-            f"JAX finds no device for JAX_PLATFORMS={asked}: unset it or set it to cpu; for an NVIDIA GPU install "
-            "jaxwm[cuda] and check that nvidia-smi lists it"
-        ) from error
+        text = f"JAX finds no device for JAX_PLATFORMS={asked}: unset it or set it to cpu"
+        text = f"{text}; for an NVIDIA GPU install jaxwm[cuda] and check that nvidia-smi lists it"
+        raise ValueError(text) from error
 
 
 def _fail(message: object, status: int = 2) -> int:
@@ -129,6 +127,7 @@ def _next(commands: dict[str, str]) -> str:
 
 
 def _list(arguments: list[str]) -> int:
+    _check_device()
     from jaxwm.report import lineage
 
     if len(arguments) > 1:
@@ -145,9 +144,6 @@ def _list(arguments: list[str]) -> int:
         suites.add_row(suite, str(len(tasks)), ", ".join(tasks))
     console.print(suites)
     return 0
-
-
-# --- Training -----------------------------------------------------------------------------------------------------
 
 
 def _train(arguments: list[str]) -> int:
@@ -217,9 +213,6 @@ def _resume(arguments: list[str]) -> int:
     return 0 if session.resume(options.run, steps=options.steps, updates=options.updates) else STOPPED
 
 
-# --- Looking at a run ---------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class RunOptions:
     """What commands that look at a run have in common."""
@@ -241,7 +234,7 @@ class MemberOptions(RunOptions):
 
 
 @dataclass(frozen=True)
-class EvalOptions(RunOptions):
+class Eval(RunOptions):
     """Score a checkpoint of a run next to a random policy."""
 
     episodes: int = 100
@@ -253,41 +246,35 @@ class EvalOptions(RunOptions):
     score_option: Annotated[dict[str, Any], flags.OPTIONS, optional("NAME=VALUE")] = field(default_factory=dict)
     """Options of the environment, over those of the run (opponent=mcts side=first)."""
 
-
-def _eval(arguments: list[str]) -> int:
-    options = flags.read(EvalOptions, arguments, "jaxwm eval")
-    check_choice("--mode", options.mode, ("greedy", "explore"))
-    check_number("--episodes", options.episodes, least=1, most=2**31 - 1, whole=True)
-    check_number("--seed", options.seed, least=0, most=2**32 - 1, whole=True)
-    plan, agent, state, steps = load.load(options.run, options.checkpoint)
-    plan = replace(plan, score_options=plan.score_options | options.score_option)
-    scores, _ = load.scores(plan, agent, state, options.episodes, options.mode, options.seed)
-    where = f"{steps:,} {'environment steps' if plan.data is None else 'updates'}"
-    Console().print(session.table(plan, scores, where, options.mode, options.episodes))
-    return 0
+    def __call__(self) -> None:
+        check_choice("--mode", self.mode, ("greedy", "explore"))
+        check_number("--episodes", self.episodes, least=1, most=2**31 - 1, whole=True)
+        check_number("--seed", self.seed, least=0, most=2**32 - 1, whole=True)
+        plan, agent, state, steps = load.load(self.run, self.checkpoint)
+        plan = replace(plan, score_options=plan.score_options | self.score_option)
+        scores, _ = load.scores(plan, agent, state, self.episodes, self.mode, self.seed)
+        where = f"{steps:,} {'environment steps' if plan.data is None else 'updates'}"
+        Console().print(session.table(plan, scores, where, self.mode, self.episodes))
 
 
 @dataclass(frozen=True)
-class ExportOptions(RunOptions):
+class Export(RunOptions):
     """Write the weights of all members, without optimiser and replay, as one safetensors file. `jaxwm eval`,
     `jaxwm.load` and `jaxwm train --from` read it, and so does any other framework."""
 
     out: Annotated[Path | None, optional("FILE")] = None
     """File to write (default: RUN/weights.safetensors)."""
 
-
-def _export(arguments: list[str]) -> int:
-    options = flags.read(ExportOptions, arguments, "jaxwm export")
-    file = options.out or options.run / "weights.safetensors"
-    if options.out and (file.suffix != ".safetensors" or not file.parent.is_dir()):
-        raise ValueError(f"--out must be FOLDER/NAME.safetensors in a folder that exists, got {file}")
-    size = load.export_params(options.run, file, options.checkpoint)
-    print(f"{file}: {cost.human(size, 'B')}\n\n{_next({f'eval {shlex.quote(str(file))}': 'score it'})}")
-    return 0
+    def __call__(self) -> None:
+        file = self.out or self.run / "weights.safetensors"
+        if self.out and (file.suffix != ".safetensors" or not file.parent.is_dir()):
+            raise ValueError(f"--out must be FOLDER/NAME.safetensors in a folder that exists, got {file}")
+        size = load.export_params(self.run, file, self.checkpoint)
+        print(f"{file}: {cost.human(size, 'B')}\n\n{_next({f'eval {shlex.quote(str(file))}': 'score it'})}")
 
 
 @dataclass(frozen=True)
-class DreamOptions(MemberOptions):
+class Dream(MemberOptions):
     """Show what the world model of a run dreams, next to what really happens.
 
     The exploring policy plays; the model sees some records of an episode and dreams on, open loop, under the same
@@ -310,20 +297,17 @@ class DreamOptions(MemberOptions):
     format: str = "gif"
     """Video format: gif, or mp4 (needs pip install 'jaxwm[video]')."""
 
+    def __call__(self) -> None:
+        from jaxwm.studio import dream
 
-def _dream(arguments: list[str]) -> int:
-    from jaxwm.studio import dream
-
-    options = flags.read(DreamOptions, arguments, "jaxwm dream")
-    settings = dream.Settings(options.context, options.horizon, options.episodes, options.sequences)
-    home = options.run.parent if options.run.is_file() else options.run
-    out, console = options.out or home / "dreams", Console()
-    dream.dream(options.run, out, options.member, options.seed, settings, options.format, console, options.checkpoint)
-    return 0
+        settings = dream.Settings(self.context, self.horizon, self.episodes, self.sequences)
+        home = self.run.parent if self.run.is_file() else self.run
+        out, console = self.out or home / "dreams", Console()
+        dream.dream(self.run, out, self.member, self.seed, settings, self.format, console, self.checkpoint)
 
 
 @dataclass(frozen=True)
-class WatchOptions(MemberOptions):
+class Watch(MemberOptions):
     """Record the policy of a run in the real environment, as a video.
 
     Images and 0/1 planes are shown as they are; CartPole, Pendulum, MountainCar and Acrobot are drawn; other numbers
@@ -340,35 +324,29 @@ class WatchOptions(MemberOptions):
     format: str = "gif"
     """Video format where --out has no suffix: gif, or mp4 (needs pip install 'jaxwm[video]')."""
 
+    def __call__(self) -> None:
+        from jaxwm.studio import watch
 
-def _watch(arguments: list[str]) -> int:
-    from jaxwm.studio import watch
-
-    options = flags.read(WatchOptions, arguments, "jaxwm watch")
-    settings = watch.Settings(options.episodes, options.max_steps, options.mode)
-    console, out = Console(), options.out
-    watch.watch(options.run, out, options.member, options.seed, settings, options.format, console, options.checkpoint)
-    return 0
+        settings = watch.Settings(self.episodes, self.max_steps, self.mode)
+        console, out = Console(), self.out
+        watch.watch(self.run, out, self.member, self.seed, settings, self.format, console, self.checkpoint)
 
 
 @dataclass(frozen=True)
-class PlayOptions(MemberOptions):
+class Play(MemberOptions):
     """Play a board game against the agent of a run, in the terminal. It answers with its greedy policy."""
 
     side: str = "first"
     """Your side: first or second."""
 
+    def __call__(self) -> None:
+        from jaxwm.studio import play
 
-def _play(arguments: list[str]) -> int:
-    from jaxwm.studio import play
-
-    options = flags.read(PlayOptions, arguments, "jaxwm play")
-    play.play(options.run, Console(), options.side, options.member, options.seed, options.checkpoint)
-    return 0
+        play.play(self.run, Console(), self.side, self.member, self.seed, self.checkpoint)
 
 
 @dataclass(frozen=True)
-class RecordOptions:
+class Record:
     """Write whole episodes into a folder of NumPy arrays (docs/data.md), for `jaxwm train AGENT --data DIR`. A folder
     that holds a recording of the same environment grows."""
 
@@ -397,30 +375,24 @@ class RecordOptions:
     seed: int = 1
     """Seed of environments and policy."""
 
+    def __call__(self) -> None:
+        from jaxwm.studio import record
 
-def _record(arguments: list[str]) -> int:
-    from jaxwm.studio import record
-
-    options = flags.read(RecordOptions, arguments, "jaxwm record")
-    check_choice("--mode", options.mode, ("greedy", "explore"))
-    check_number("--episodes", options.episodes, least=1, whole=True)
-    if options.run is None and options.env is None:
-        raise ValueError("record what? jaxwm record RUN, or jaxwm record --random --env SUITE/TASK")
-    mode = "random" if options.random or options.run is None else options.mode
-    what = record.Settings(options.episodes, options.steps, mode, options.member, options.seed, options.checkpoint)
-    where = record.place(options.run, options.env, options.env_option, options.imports)
-    out = options.out or Path("recordings") / where.env.split("/")[-1]
-    record.record(options.run, where, out, what, Console())
-    folder = shlex.quote(str(out))
-    print(_next({f"train dreamer-v3 --data {folder} --updates 3000": "learn from it, and nothing else"}))
-    return 0
-
-
-# --- Many runs ----------------------------------------------------------------------------------------------------
+        check_choice("--mode", self.mode, ("greedy", "explore"))
+        check_number("--episodes", self.episodes, least=1, whole=True)
+        if self.run is None and self.env is None:
+            raise ValueError("record what? jaxwm record RUN, or jaxwm record --random --env SUITE/TASK")
+        mode: Any = "random" if self.random or self.run is None else self.mode
+        what = record.Settings(self.episodes, self.steps, mode, self.member, self.seed, self.checkpoint)
+        where = record.place(self.run, self.env, self.env_option, self.imports)
+        out = self.out or Path("recordings") / where.env.split("/")[-1]
+        record.record(self.run, where, out, what, Console())
+        folder = shlex.quote(str(out))
+        print(_next({f"train dreamer-v3 --data {folder} --updates 3000": "learn from it, and nothing else"}))
 
 
 @dataclass(frozen=True)
-class ReportOptions:
+class Report:
     """Write report.html and report.md about runs: learning curves, losses, evaluations, throughput, settings."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
@@ -428,18 +400,15 @@ class ReportOptions:
     out: Annotated[Path | None, optional("DIR")] = None
     """Where to write (default: RUN/report for one run, runs/report-TIME for several below runs/)."""
 
+    def __call__(self) -> None:
+        from jaxwm.report.page import opening, report
 
-def _report(arguments: list[str]) -> int:
-    from jaxwm.report.page import opening, report
-
-    options = flags.read(ReportOptions, arguments, "jaxwm report")
-    paths, out = [sweep.default_root(path) if path.suffix == ".py" else path for path in options.runs], options.out
-    if not out and len(paths) == 1 and paths != list(options.runs):
-        out = paths[0] / "report"
-    with Console().status("drawing figures (about a second for each environment)"):
-        page = report(paths, out)
-    print(opening(page))
-    return 0
+        paths, out = [sweep.default_root(path) if path.suffix == ".py" else path for path in self.runs], self.out
+        if not out and len(paths) == 1 and paths != list(self.runs):
+            out = paths[0] / "report"
+        with Console().status("drawing figures (about a second for each environment)"):
+            page = report(paths, out)
+        print(opening(page))
 
 
 @dataclass(frozen=True)
@@ -500,6 +469,12 @@ def _sweep(arguments: list[str]) -> int:
             page = report([root / name for name in plans if name in out.results], root / "report")
         print(f"report: {page}")
     return 1 if out.stopped or out.failures else 0
+
+
+COMMANDS: dict[str, Any]
+COMMANDS = dict(list=_list, train=_train, resume=_resume, eval=Eval, dream=Dream, watch=Watch, play=Play)
+COMMANDS |= dict(record=Record, report=Report, export=Export, sweep=_sweep)
+"""A command is a class of its options, called without arguments, or a function of the words that follow."""
 
 
 if __name__ == "__main__":

@@ -156,9 +156,8 @@ def _side(cores: int, gpus: int, nodes: list[dict[str, float]]) -> int:
     fits = [min(node.get("CPU", 0) // cores, node.get("GPU", 0) // gpus if gpus else math.inf) for node in nodes]
     if not (side := int(sum(fits))):
         have = ", ".join(f"{node.get('CPU', 0):g} cores and {node.get('GPU', 0):g} GPUs" for node in nodes)
-        raise ValueError(
-            f"a task wants {cores} cores and {gpus} GPUs, the machines have {have}: lower --cores or --gpus"
-        )
+        wants = f"a task wants {cores} cores and {gpus} GPUs"
+        raise ValueError(f"{wants}, the machines have {have}: lower --cores or --gpus")
     return side
 
 
@@ -204,14 +203,8 @@ class _Driver:
     """
 
     def __init__(self, ray: Any, start: Any, retries: int, console: Console, count: int, out: sweep.Outcome):
-        self.ray, self.start, self.retries, self.console, self.out, self.count = (
-            ray,
-            start,
-            retries,
-            console,
-            out,
-            count,
-        )
+        self.ray, self.start, self.retries, self.console = ray, start, retries, console
+        self.out, self.count = out, count
         self.stopping, self.told, self.said = False, 0.0, ""
         self.marks: list[tuple[float, int]] = []
 

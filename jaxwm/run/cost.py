@@ -53,25 +53,31 @@ def _count_equation(equation: core.JaxprEqn) -> float:
 
 def _jaxprs(value: Any) -> Iterator[core.Jaxpr]:
     """The programs in one parameter of an equation: by itself, or in a tuple (the branches of a conditional)."""
-    if isinstance(value, core.ClosedJaxpr | core.Jaxpr):
-        yield getattr(value, "jaxpr", value)
+    if isinstance(value, core.ClosedJaxpr):
+        yield value.jaxpr
+    elif isinstance(value, core.Jaxpr):
+        yield value
     elif isinstance(value, tuple | list):
         for item in value:
             yield from _jaxprs(item)
 
 
+def _shape(variable: Any) -> tuple[int, ...]:
+    return variable.aval.shape
+
+
 def _dot_general(equation: core.JaxprEqn) -> float:
     (contracting, _), _ = equation.params["dimension_numbers"]
-    terms = math.prod(equation.invars[0].aval.shape[axis] for axis in contracting)
-    return 2 * math.prod(equation.outvars[0].aval.shape) * terms
+    terms = math.prod(_shape(equation.invars[0])[axis] for axis in contracting)
+    return 2 * math.prod(_shape(equation.outvars[0])) * terms
 
 
 def _conv(equation: core.JaxprEqn) -> float:
     """Every output element reads one kernel; `rhs` holds the input channels of one feature group only."""
-    kernel, numbers = equation.invars[1].aval.shape, equation.params["dimension_numbers"]
+    kernel, numbers = _shape(equation.invars[1]), equation.params["dimension_numbers"]
     taps = math.prod(kernel[axis] for axis in numbers.rhs_spec[1:])
     inserted = math.prod(equation.params["lhs_dilation"])  # of so many input rows, one is not an inserted zero
-    return 2 * math.prod(equation.outvars[0].aval.shape) * taps / inserted
+    return 2 * math.prod(_shape(equation.outvars[0])) * taps / inserted
 
 
 _COUNTS = {

@@ -18,11 +18,6 @@ CONTEXT = 2  # records before the dream: the stored latent of the first, and the
 WINDOWS = 64  # most stretches that are compared; fewer where the replay holds fewer that do not overlap
 
 
-def rows_needed(horizon: int) -> int:
-    """Rows that the replay must hold."""
-    return CONTEXT + horizon
-
-
 def gauge(agent: Agent, state: PyTree, ring: Ring, key: Key, horizon: int) -> dict[str, Array]:
     """Mean undiscounted return over `horizon` steps, of one member: scalars `dreamed`, `real` and `gap`.
 
@@ -51,7 +46,7 @@ def _before(x: Array) -> Array:
 
 def _windows(ring: Ring, horizon: int) -> PyTree:
     """The newest stretches `[B, CONTEXT + horizon]`, side by side in time and over the environments."""
-    length, num_envs = rows_needed(horizon), ring.data.reward.shape[1]
+    length, num_envs = CONTEXT + horizon, ring.data.reward.shape[1]
     fit = max(1, replay.capacity(ring) // length)
     count = jnp.arange(min(WINDOWS, fit * num_envs))
     start = ring.rows - length * (1 + count // num_envs)

@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxwm import replay
 from jaxwm.envs import border
-from jaxwm.schedule import Segment, rows_of
+from jaxwm.schedule import Segment, rows_of, words
 from jaxwm.training import processes
 from jaxwm.training.life import ENV, LOG_AXES, Finished, Life, Log, stream
 from jaxwm.training.program import Program
@@ -147,10 +147,8 @@ class HostLoop:
 
     def compile(self, body: tuple[Word, ...], life: Life) -> None:
         """Compile what the words of a body need."""
-        for word in body:
-            if isinstance(word, Repeat):
-                self.compile(word.body, life)
-            elif isinstance(word, Collect):
+        for word in words(body):
+            if isinstance(word, Collect):
                 self._turn(word.mode, life)
             elif isinstance(word, Train):
                 self._train(word, life)

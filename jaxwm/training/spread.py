@@ -91,10 +91,8 @@ def spread(agent: Agent, source: Source, members: int, shards: int, devices: Seq
     grid = np.array([device for group in groups for device in group[:count]]).reshape(-1, width)
     on_host = isinstance(source, Data) or not source.pure
     if on_host and any(len({device.process_index for device in row}) > 1 for row in grid):
-        raise ValueError(
-            f"{source.spec.name} runs on the host next to its members, so the shards of a member must belong to one "
-            "process: take fewer --shards, or one process per member"
-        )
+        text = f"{source.spec.name} runs on the host next to its members, so the shards of a member must belong to one"
+        raise ValueError(f"{text} process: take fewer --shards, or one process per member")
     mesh = Mesh(grid, ("device", SHARE), axis_types=(AxisType.Auto,) * 2)
     return Spread(mesh, members, shards, len(devices) - mesh.size)
 
@@ -105,10 +103,8 @@ def _check_shards(agent: Agent, source: Source, shards: int, devices: int) -> No
     counts |= {f"sequences in a batch of {name!r}": step.batch_size for name, step in agent.train_steps.items()}
     for what, count in counts.items():
         if count % shards:
-            raise ValueError(
-                f"{shards} shards do not divide {count} {what}: take a number that does, or change --envs or "
-                "--batch-size (in a sweep, --gpus)"
-            )
+            way = "take a number that does, or change --envs or --batch-size (in a sweep, --gpus)"
+            raise ValueError(f"{shards} shards do not divide {count} {what}: {way}")
 
 
 def _copies(agent: Agent, most: int) -> int:

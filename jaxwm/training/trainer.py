@@ -194,7 +194,7 @@ class Trainer:
     def gauge(self, life: Life, horizon: int) -> dict[str, np.ndarray]:
         """The exploitation gauge `[M]` of every member (see `training.gauge`); empty without dreams or replay."""
         held = min(int(life.counters.rows), self.capacity // self.source.num_envs)
-        if self.agent.imagine is None or self.agent.act is None or held < gauge.rows_needed(horizon):
+        if self.agent.imagine is None or self.agent.act is None or held < gauge.CONTEXT + horizon:
             return {}
         share, axes = self.spread.share, self._program.axes
 
@@ -289,12 +289,8 @@ def _check_train(agent: Agent, envs: int, room: int, name: str, have: int) -> No
     if steps[name].reads != "real" or min(have, room) >= need:
         return  # rings that are written by train steps are filled by the schedule's own order
     reads = f"train step {name!r} reads sequences of {need} records per environment but"
+    least, shorten = f"at least {need * envs:,}", "or shorten the sequences"
     if room < need:
-        raise ValueError(
-            f"{reads} the replay holds only {room}: raise --capacity and --steps to at least {need * envs:,}, or "
-            "shorten the sequences"
-        )
-    raise ValueError(
-        f"{reads} only {have} are there before it: collect (--prefill) or record at least {need * envs:,} steps, or "
-        "shorten the sequences"
-    )
+        raise ValueError(f"{reads} the replay holds only {room}: raise --capacity and --steps to {least}, {shorten}")
+    text = f"{reads} only {have} are there before it"
+    raise ValueError(f"{text}: collect (--prefill) or record {least} steps, {shorten}")
