@@ -85,8 +85,6 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         options = ocp.CheckpointManagerOptions(preservation_policy=policy, create=self.writing)
         return ocp.CheckpointManager(self.folder, item_names=ITEMS, options=options)
 
-    # --- Saving ---------------------------------------------------------------------------------------------------
-
     def save(self, step: int, life: Life, cursor: Cursor, about: dict[str, Any], score: float = -math.inf) -> None:
         """Save under the environment step, or the next free number where learning went on without new steps.
 
@@ -145,8 +143,6 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    # --- Restoring ------------------------------------------------------------------------------------------------
 
     def steps(self) -> list[int]:
         """Environment steps of all checkpoints, oldest first."""
@@ -258,9 +254,6 @@ def _cause(error: BaseException) -> str:
     return text if len(text) < 200 else text[:200] + " ..."
 
 
-# --- Arrays -------------------------------------------------------------------------------------------------------
-
-
 def by_path(tree: Any) -> dict[str, Any]:
     """The leaves of a pytree by their place in it: `pol/params/out/kernel`."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
@@ -301,9 +294,6 @@ def _shapes(tree: Any) -> Any:
     first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     place = lambda x: getattr(x, "sharding", None) or first  # noqa: E731
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place(x)), tree)
-
-
-# --- Checksums ----------------------------------------------------------------------------------------------------
 
 
 def _write_digest(folder: Path, score: float) -> None:

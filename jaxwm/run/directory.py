@@ -47,10 +47,7 @@ def create(path: str | Path) -> Path:
     """Make a run directory with its `checkpoints/`, and return it.
 
     An existing empty directory will do, and so will one that was left before its configuration was written.
-
-    Raises:
-        FileExistsError: there is something at `path` already; the message tells the way out.
-        OSError: `path` cannot be made: no permission, a file on the way, a name too long.
+    FileExistsError for any other, with the way out; OSError where `path` cannot be made.
     """
     path = Path(path)
     try:
@@ -169,10 +166,8 @@ def created(path: str | Path, wait: float = 0.0) -> Iterator[Lock]:
 def write_config(path: str | Path, config: Mapping[str, Any]) -> None:
     """Write `config` into the run directory `path`; a reader sees the old file or the whole new one.
 
-    Raises:
-        TypeError: a value has no place in JSON; the message names its entry.
-        ValueError: a value is NaN or infinite: a configuration must come back as it went in.
-        OSError: the file cannot be written.
+    A configuration must come back as it went in: TypeError names an entry that has no place in JSON, ValueError one
+    that is NaN or infinite.
     """
     entries = {}
     for name, value in config.items():
@@ -186,12 +181,7 @@ def write_config(path: str | Path, config: Mapping[str, Any]) -> None:
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """The configuration of the run directory `path`.
-
-    Raises:
-        FileNotFoundError: there is no config.json, so this is no run directory.
-        ValueError: config.json is damaged.
-    """
+    """The configuration of the run directory `path`. FileNotFoundError without one, ValueError for a damaged one."""
     file = Path(path) / CONFIG
     try:
         config = read_json(file)

@@ -34,10 +34,8 @@ def write_json(file: Path, data: Any) -> None:
 def to_plain(value: Any) -> Any:
     """`value` out of nothing but dict, list, str, int, float, bool and None.
 
-    Floats of an array go by their own shortest text: float32 0.1 is written 0.1, not 0.10000000149011612.
-
-    Raises:
-        TypeError: for anything that is no number, array, text, path, list, tuple or mapping.
+    Floats of an array go by their own shortest text: float32 0.1 is written 0.1, not 0.10000000149011612. TypeError
+    for anything that is no number, array, text, path, list, tuple or mapping.
     """
     if value is None or isinstance(value, str | bool | int):
         return value
@@ -77,9 +75,7 @@ def read_json(file: Path) -> Any:
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     """The rows of a .jsonl file. An unfinished last line, as a killed or still running program leaves it, is skipped.
 
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: another line is damaged; the message tells which.
+    FileNotFoundError where there is no such file, ValueError where another line is damaged.
     """
     *lines, tail = Path(path).read_bytes().split(b"\n")
     rows = []

@@ -26,11 +26,7 @@ from jaxwm.types import Agent, Collect, Env, Source
 
 
 def import_own(names: tuple[str, ...]) -> None:
-    """Import files and modules that register environments of the user's own, each once.
-
-    Raises:
-        ValueError: there is no such file or module, or it fails.
-    """
+    """Import files and modules that register the user's own environments, each once. ValueError where one fails."""
     for name in names:
         module = f"jaxwm_import_{Path(name).stem}" if name.endswith(".py") else name
         if module not in sys.modules:
@@ -103,11 +99,8 @@ def load(path: str | Path, which: str = "newest") -> Loaded:
     """A run's plan, agent and agent state, from its directory or from a file that `export` wrote.
 
     `which` is "newest", "best" (highest training return) or the environment step of a checkpoint; from an exported
-    file the optimiser's state is a fresh one. Damaged checkpoints are passed over.
-
-    Raises:
-        FileNotFoundError: there is no run or no checkpoint.
-        ValueError: it cannot be read.
+    file the optimiser's state is a fresh one. Damaged checkpoints are passed over. FileNotFoundError where there is no
+    run or no checkpoint, ValueError where it cannot be read.
     """
     path = Path(path)
     alone: dict[str, Any] = dict(shards=1, start=None, start_parts=())
@@ -141,10 +134,7 @@ def begin(plan: Plan, state: Any) -> Any:
     """A fresh state `[M, ...]` with the weights of the run that `plan.start` names, whole or by component.
 
     Members of that run are taken in turn. What else its state holds comes along where it is taken as a whole, but for
-    optimiser, hyper-parameters and counters.
-
-    Raises:
-        ValueError: a component is unknown there, or has other shapes.
+    optimiser, hyper-parameters and counters. ValueError where a component is unknown there, or has other shapes.
     """
     assert plan.start is not None
     there = load(plan.start).state

@@ -138,8 +138,6 @@ class Plan(Generic[C]):
         """Where records come from, for headings: the environment, or the recordings."""
         return self.env if self.data is None else f"recordings of {self.env}" if self.env else str(self.data)  # type: ignore[return-value]
 
-    # --- As JSON --------------------------------------------------------------------------------------------------
-
     def to_json(self) -> dict[str, Any]:
         """What config.json holds: all entries, and the versions that wrote them."""
         return {"jaxwm": jaxwm.__version__, "jax": jax.__version__, "jax_settings": jax_settings(), **asdict(self)}
@@ -155,8 +153,6 @@ class Plan(Generic[C]):
             settings = {entry.renamed.get(name, name): value for name, value in settings.items()}
         _check_entries("settings.", settings, entry.config)
         return Plan(**{**entries, "settings": entry.config(**settings)})
-
-    # --- As a command ---------------------------------------------------------------------------------------------
 
     def command(self, program: str = "jaxwm") -> str:
         """The command that makes this run again, from the preset that leaves the fewest flags."""
@@ -219,9 +215,6 @@ def read_plan(folder: str | Path) -> Plan:
         raise ValueError(f"{Path(folder) / directory.CONFIG}: {error} ({made})") from error
 
 
-# --- The command line ---------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Command(Generic[C]):
     """Train a system. Results go to a run directory of plain files: config.json, metrics.jsonl, scores.jsonl,
@@ -238,9 +231,7 @@ class Command(Generic[C]):
 def parse(arguments: Sequence[str], members: int = 3) -> Command:
     """What the words after `jaxwm train` ask for; `members` is the default.
 
-    Raises:
-        ValueError: an unknown system or preset, a missing or wrong value.
-        SystemExit: --help, or words that are no flags.
+    ValueError for an unknown system, preset or flag, a missing or wrong value; SystemExit for --help.
     """
     name, rest = arguments[0], list(arguments[1:])
     entry = agents.find(name)

@@ -64,8 +64,6 @@ class Run:
         """Environment steps and updates of each member so far."""
         return int(self.life.counters.steps), int(self.life.counters.updates)
 
-    # --- Starting -------------------------------------------------------------------------------------------------
-
     def start(self) -> None:
         """Check the memory, allocate, write config.json, open the files, compile. The folder exists."""
         show_card(self.console, self.plan, self.trainer, self.trainer.footprint())
@@ -137,8 +135,6 @@ class Run:
         self.console.print(f"  compile time   {(seconds := time.time() - began):.1f} s")
         self.compile_seconds += seconds
 
-    # --- Training -------------------------------------------------------------------------------------------------
-
     def loop(self) -> None:
         """Train until the plan's steps are done or a signal asks to stop; saves on the way and at the end."""
         iterations, saved = 1, time.time()
@@ -196,11 +192,8 @@ class Run:
         steps, updates = self.done
         self.writer.scores(report.episodes)
         returns = self._returns(report)
-        row = ({"env_steps": steps} if self.acts else {}) | {
-            "updates": updates,
-            "seconds": round(self.seconds(), 2),
-            "return": returns,
-        }
+        row: dict[str, Any] = {"env_steps": steps} if self.acts else {}
+        row |= {"updates": updates, "seconds": round(self.seconds(), 2), "return": returns}
         if report.metrics:
             gauge = self.trainer.gauge(self.life, self.plan.gauge) if self.plan.gauge else {}
             row |= {f"gauge/{name}": value for name, value in gauge.items()}
@@ -229,15 +222,13 @@ class Run:
         member, at = int(runs.argmax()), self._where()
         terms = ", ".join(name for name, count in report.faults.items() if count[member]) or ", ".join(report.faults)
         if runs[member] < SKIP_LIMIT:
-            self._warn_once("skipped", f"not finite after {at}: {terms}; such updates are skipped and counted (so far "
-                            f"{total.tolist()} of the members)")  # fmt: skip
-            return
+            text = f"not finite after {at}: {terms}; such updates are skipped and counted"
+            return self._warn_once("skipped", f"{text} (so far {total.tolist()} of the members)")
         good = self.checkpoints.steps()
         where = f"the last good checkpoint is at step {good[-1]:,}" if good else "there is no checkpoint yet"
-        raise Diverged(
-            f"member {member} had {runs[member]} updates in a row that were not finite, until {at}: {terms}. "
-            f"Lower --lr, or look for values that are not finite in observations and rewards; {where} in {self.folder}"
-        )
+        text = f"member {member} had {runs[member]} updates in a row that were not finite, until {at}: {terms}"
+        text = f"{text}. Lower --lr, or look for values that are not finite in observations and rewards"
+        raise Diverged(f"{text}; {where} in {self.folder}")
 
     def _returns(self, report: Report) -> list[float | None]:
         """Mean return of each member's episodes in a chunk; None, not 0, where no episode ended."""
@@ -257,8 +248,6 @@ class Run:
         about = {"offsets": self.writer.offsets(), **times}
         score = float(np.mean([np.mean(seen) for seen in self.recent])) if all(self.recent) else -math.inf
         self.checkpoints.save(self.done[0 if self.acts else 1], self.life, self.cursor, about, score)
-
-    # --- The end --------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Close files, checkpoints and environments. The directory stays locked until the evaluation is written."""
@@ -305,10 +294,9 @@ def table(
     plan: Plan, scores: dict[str, dict[str, Any]], where: str, mode: str = "greedy", episodes: int | None = None
 ) -> Table:
     """The named scores of every member, and the worst; a return next to that of random play."""
-    title = f"{plan.task} after {where}"
-    if "return" in scores:
-        title = f"{plan.env}: mean return of {episodes or plan.episodes} episodes after {where}"
-    out, columns = Table(title=title), []
+    acts = "return" in scores
+    what = f"{plan.env}: mean return of {episodes or plan.episodes} episodes" if acts else plan.task
+    out, columns = Table(title=f"{what} after {where}"), []
     out.add_column("member", justify="right")
     for name, found in scores.items():
         heads = {"trained": f"trained ({mode})", "random": "random"} if name == "return" else {"trained": name}
@@ -317,7 +305,7 @@ def table(
             columns.append(found[key])
     for m in range(plan.members):
         out.add_row(str(m), *(f"{column[m]:.2f}" for column in columns))
-    if "return" in scores:
+    if acts:
         out.add_section()
         out.add_row("minimum", *(f"{min(column):.2f}" for column in columns), style="bold")
     return out
@@ -338,9 +326,7 @@ def resume(
 ) -> dict[str, Any]:
     """Go on with the run in `folder` to the end of its plan, or of one with more `steps` or `updates`.
 
-    Raises:
-        BlockingIOError: another process is working on it.
-        ValueError: it is finished, or was longer before.
+    BlockingIOError where another process is working on it, ValueError where it was longer before.
     """
     console = console or Console(quiet=not processes.first())
     old = read_plan(folder)
@@ -363,8 +349,8 @@ def _check_same_jax(folder: Path) -> None:
     now = jax_settings()
     for name, before in directory.read_config(folder).get("jax_settings", now).items():
         if now.get(name) != before:
-            raise ValueError(f"{folder} was begun with {name}={before}, and now it is {now.get(name)}: set "
-                             f"{name.upper()} as it was, or its numbers would change")  # fmt: skip
+            text = f"{folder} was begun with {name}={before}, and now it is {now.get(name)}"
+            raise ValueError(f"{text}: set {name.upper()} as it was, or its numbers would change")
 
 
 def _longer(plan: Plan, steps: int | None, updates: int | None) -> Plan:
@@ -381,17 +367,15 @@ def _longer(plan: Plan, steps: int | None, updates: int | None) -> Plan:
 
 def _in_first(action: Callable[[], directory.Lock]) -> directory.Lock | None:
     """What `action` gives in the first process, None in the others; none of them goes on where it fails."""
-    lock, problem = None, None
+    lock = problem = None
     if processes.first():
         try:
             lock = action()
         except Exception as error:
             problem = error
     failed, _ = processes.agree(problem is not None)
-    if problem:
-        raise problem
     if failed:
-        raise ValueError("the first process of this run could not start: see what it says")
+        raise problem or ValueError("the first process of this run could not start: see what it says")
     return lock
 
 

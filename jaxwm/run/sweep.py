@@ -51,10 +51,7 @@ def load(file: Path) -> Any:
 
 
 def plans(file: Path, call: Callable[[Callable[..., Any]], Any] = lambda runs: runs()) -> dict[str, Plan]:
-    """What an experiment file wants to run; `call` calls its `runs`, with arguments perhaps.
-
-    FileNotFoundError or ValueError where it is no experiment.
-    """
+    """What an experiment file wants to run; `call` calls its `runs`, with arguments perhaps. Errors as in `load`."""
     module = load(file)
     try:
         found = call(module.runs)
@@ -152,9 +149,7 @@ def sweep(
     console: Console | None = None,
     runner: Callable[[dict[str, Plan], Path, int, Console], Outcome] = one_by_one,
 ) -> Outcome:
-    """Run what is not finished yet and print the table.
-
-    `runner` is `one_by_one` or a part of `jaxwm.run.cluster.on_ray`.
+    """Run what is not finished yet and print the table; `runner` is `one_by_one` or a part of `cluster.on_ray`.
 
     Raises:
         ValueError: a directory holds a run of another plan, or a task wants more than there is.

@@ -30,9 +30,7 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
     def __init__(self, path: str | Path, tensorboard: bool = False):
         """Opens the files of the run directory `path` and cuts a line that a killed run left unfinished.
 
-        Raises:
-            OSError: the files cannot be opened.
-            ImportError: `tensorboard` is asked for and tensorboardX is not installed.
+        OSError where they cannot be opened, ImportError where `tensorboard` needs a missing tensorboardX.
         """
         self._path = Path(path)
         self._warned = False
@@ -52,8 +50,7 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
     def scores(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append finished episodes: `{"member": int, "env_steps": int, "return": float, "length": int}` each.
 
-        Raises:
-            ValueError: a row has other fields; nothing is written.
+        ValueError where a row has other fields: nothing is written.
         """
         plain = [finite(to_plain(row)) for row in rows]
         for row in plain:
@@ -86,13 +83,10 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
     def truncate(self, offsets: Mapping[str, int]) -> None:
         """Forget what was written after `offsets` were taken: a resumed run writes it again.
 
-        A file that is shorter than its offset stays as it is, with a warning: it lost rows.
-
-        Raises:
-            ValueError: `offsets` names a file that is not written here.
+        A file that is shorter than its offset stays as it is, with a warning: it lost rows. ValueError for a file that
+        is not written here.
         """
-        unknown = offsets.keys() - self._files.keys()
-        if unknown:
+        if unknown := offsets.keys() - self._files.keys():
             raise ValueError(f"offsets of unknown files: {', '.join(sorted(unknown))}")
         for name, size in offsets.items():
             if self._files[name].size() < size:
@@ -156,11 +150,19 @@ def _scalars(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 class _Lines:
-    """One .jsonl file, open for appending without a buffer: no half-written row waits in memory."""
+    """One .jsonl file, open for appending without a buffer: no half-written row waits in memory. A last line that was
+    left unfinished is cut."""
 
     def __init__(self, path: Path):
         self._file = open(path, "ab+", buffering=0)
-        self._cut_unfinished_line()
+        if self.size():
+            with mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                end = content.rfind(b"\n") + 1
+                tail = content[end:]
+            if parses(tail):  # a whole row, but for its line break: an editor may leave it so
+                self._file.write(b"\n")
+            else:
+                self._file.truncate(end)
 
     def append(self, rows: list[dict[str, Any]]) -> None:
         start = self.size()
@@ -184,27 +186,15 @@ class _Lines:
     def close(self) -> None:
         self._file.close()
 
-    def _cut_unfinished_line(self) -> None:
-        if not self.size():
-            return
-        with mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            end = content.rfind(b"\n") + 1
-            tail = content[end:]
-        if tail and parses(tail):  # whole, but for its line break: an editor may leave it so
-            self._file.write(b"\n")
-        elif tail:
-            self._file.truncate(end)
-
 
 def import_tensorboard() -> tuple[Any, Any, Any]:
     """tensorboardX's `EventsWriter`, `event_pb2` and `scalar`; ImportError tells how to install it."""
     try:
-        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX import event_file_writer, summary
         from tensorboardX.proto import event_pb2
-        from tensorboardX.summary import scalar
     except ImportError as error:
         raise ImportError("TensorBoard output needs tensorboardX: pip install 'jaxwm[log]'") from error
-    return EventsWriter, event_pb2, scalar
+    return event_file_writer.EventsWriter, event_pb2, summary.scalar
 
 
 class _Board:

@@ -62,8 +62,6 @@ class Program:
             self.programs[name] = mapped.lower(*arguments()).compile()
         return self.programs[name]
 
-    # --- The start ------------------------------------------------------------------------------------------------
-
     def start(self, state: Any, env: PyTree, step: Any, key: Key) -> Life:
         """A life before its first word, of one member, for the whole of its environments."""
         zero, num = jnp.zeros((), jnp.int32), self.source.num_envs
@@ -108,8 +106,6 @@ class Program:
         sampler = replay.sampler(step.sampler, step.batch_size, step.length)
         return sampler.draw(life.agent, _read(life, step), life.cursors[name], life.key)[0]
 
-    # --- One row, one update --------------------------------------------------------------------------------------
-
     def _record(self, state: Any, carry: PyTree, step: Step, key: Key, mode: str) -> tuple[PyTree, Record]:
         carry, action, extras = self.agent.act(state, carry, step, key, mode)
         return carry, Record(kept(step.obs), *step[1:], action, extras)
@@ -149,8 +145,6 @@ class Program:
         counters = life.counters._replace(updates=life.counters.updates + 1)
         cursors = life.cursors | {name: cursor}
         return life._replace(agent=state, rings=rings, cursors=cursors, skipped=skipped, counters=counters), metrics
-
-    # --- Words ----------------------------------------------------------------------------------------------------
 
     def empty_log(self, life: Life, rows: int) -> Log:
         """A log with room for the episodes that end in so many rows."""

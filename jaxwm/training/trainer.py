@@ -40,10 +40,9 @@ class Trainer:
     With `shards` above 1, every member is spread over so many devices: each holds the weights, and the replay of its
     part of the environments, of which it samples its part of every batch. Acting is repeated on each.
 
-    Raises:
-        ValueError: the schedule reads sequences longer than the replay or than what was collected before; it asks for
-            an environment where there are recordings, or the other way round; `shards` does not divide the devices,
-            the environments or a batch.
+    ValueError where the schedule reads sequences longer than the replay or than what was collected before, where it
+    asks for an environment and there are recordings, or the other way round, and where `shards` does not divide the
+    devices, the environments or a batch.
     """
 
     def __init__(
@@ -84,8 +83,6 @@ class Trainer:
                 raise ValueError(f"{name} must be one number or {self.members}, one per member, not {np.shape(value)}")
         values = self.agent.hyper | given
         return {name: jnp.broadcast_to(jnp.asarray(v, jnp.float32), (self.members,)) for name, v in values.items()}
-
-    # --- Starting -------------------------------------------------------------------------------------------------
 
     def init(self, seed: int = 0) -> Life:
         """A fresh run. Every leaf is owned by the result alone, because chunks donate it."""
@@ -130,8 +127,6 @@ class Trainer:
         """A life that comes from a checkpoint, ready to go on: a host environment starts episodes with new seeds."""
         return self._host.restored(life)
 
-    # --- Programs -------------------------------------------------------------------------------------------------
-
     def compile(self, life: Life) -> None:
         """Compile all programs of the schedule now, so that running never waits for the compiler."""
         for segment in self.segments:
@@ -171,8 +166,6 @@ class Trainer:
             rings["real"] = life.ring.data._replace(extras=rings["real"].extras)
         count = sum(math.prod(x.shape) for x in jax.tree.leaves(state.params))
         return dict(parameters=count, state=several(state), replay=rings, updates=updates)
-
-    # --- Running --------------------------------------------------------------------------------------------------
 
     def run(self, life: Life, cursor: Cursor, iterations: int) -> tuple[Life, Cursor, Report]:
         """Run up to `iterations` of the current segment; `life` is consumed. See `finished` for the end."""
@@ -241,9 +234,6 @@ def _fill(prefix: Any, tree: Any) -> Any:
     """A prefix of a tree with a leaf for each leaf of it, as `out_shardings` wants them."""
     spread_out = lambda leaf, part: jax.tree.map(lambda _: leaf, part)  # noqa: E731
     return jax.tree.map(spread_out, prefix, tree, is_leaf=lambda x: isinstance(x, jax.sharding.Sharding))
-
-
-# --- Checks -------------------------------------------------------------------------------------------------------
 
 
 def _frozen(agent: Agent, names: Sequence[str]) -> tuple[str, ...]:
