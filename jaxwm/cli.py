@@ -456,8 +456,8 @@ def _sweep(arguments: list[str]) -> int:
     if options.ray and not cluster.available():
         print("Ray is not installed: tasks run one after another in this process (pip install 'jaxwm[sweep]')")
     if options.ray and cluster.available():
-        resources = cluster.Resources(options.address, options.cores, options.gpus)
-        runner: Any = partial(cluster.on_ray, resources=resources, file=options.file)
+        wish = dict(file=options.file, address=options.address, cores=options.cores, gpus=options.gpus)
+        runner: Any = partial(cluster.on_ray, **wish)
     else:
         if options.address:
             raise ValueError(f"a cluster ({options.address}) needs Ray: install jaxwm[sweep], and leave --no-ray out")

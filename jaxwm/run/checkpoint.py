@@ -46,9 +46,7 @@ class Restored(NamedTuple):
 
 class _Best:
     """An orbax preservation policy: keep the checkpoint with the highest score, the newest of them if there are more.
-
-    Orbax has such a policy, but its scores lie in files whose damage keeps the whole folder from being opened.
-    """
+    Orbax has such a policy, but its scores lie in files whose damage keeps the whole folder from being opened."""
 
     def __init__(self, scores: dict[int, float]):
         self.scores = scores
@@ -165,10 +163,8 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         return Restored(Life(**{**item["rest"], "agent": item["agent"]}), self.saved, about, step)
 
     def restore_agent(self, like: Any, which: str = "newest") -> tuple[Any, int]:
-        """The agent's state `[M, ...]` and its environment step; errors as in `restore`.
-
-        `which` is "newest", "best" (highest training return) or a step.
-        """
+        """The agent's state `[M, ...]` and its environment step; errors as in `restore`. `which` is "newest", "best"
+        (highest training return) or a step."""
         items = {"agent": ocp.args.StandardRestore(_shapes(like))}
         step, item = self._newest_good(items, {"agent": like}, which)
         return item["agent"], step
@@ -188,10 +184,8 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         return [int(which)]
 
     def check(self, like: dict[str, Any]) -> None:
-        """ValueError where the newest checkpoint has other arrays than `like`, `{"rest/rings/real/data": pytree}`.
-
-        For those who want to know before they compile. A damaged checkpoint is left for `restore` to pass over.
-        """
+        """ValueError where the newest checkpoint has other arrays than `like`, `{"rest/rings/real/data": pytree}`. For
+        those who want to know before they compile. A damaged checkpoint is left for `restore` to pass over."""
         if self.steps() and check_digest(place := self.folder / str(self.steps()[-1])) is None:
             _check_arrays(place, like)
 
@@ -262,9 +256,7 @@ def by_path(tree: Any) -> dict[str, Any]:
 
 def misfit(found: Any, wanted: Any) -> tuple[str, Any, Any] | None:
     """Where two pytrees have other shapes: the path and both of its shapes, "absent" for none; None where they agree.
-
-    Of several places one of parameters is named, not of an optimiser, as it says more.
-    """
+    Of several places one of parameters is named, not of an optimiser, as it says more."""
     a, b = ({path: tuple(leaf.shape) for path, leaf in by_path(tree).items()} for tree in (found, wanted))
     wrong = [path for path in a.keys() | b.keys() if a.get(path) != b.get(path)]
     path = min(wrong, key=lambda path: ("opt" in path.split("/"), len(path), path), default=None)

@@ -39,15 +39,6 @@ STATES = ("running", "failed", "queued", "stopped", "done")  # of a task, in the
 STOPPING = "stopping: running tasks save their state (Ctrl-C again to leave at once)"
 
 
-@dataclass(frozen=True)
-class Resources:
-    """What tasks get. `gpus=None`: one where the cluster has any."""
-
-    address: str | None = None
-    cores: int = 1
-    gpus: int | None = None
-
-
 def available() -> bool:
     """Whether Ray is installed."""
     return importlib.util.find_spec("ray") is not None
@@ -113,29 +104,32 @@ def on_ray(
     root: Path,
     retries: int,
     console: Console,
-    resources: Resources = Resources(),
     file: Path | None = None,
+    address: str | None = None,
+    cores: int = 1,
+    gpus: int | None = None,
 ) -> sweep.Outcome:
-    """All tasks, side by side as the devices allow; workers load `file` first. For `sweep.sweep`.
+    """All tasks, side by side as the devices allow, for `sweep.sweep`. Workers load `file` first; each task gets
+    `cores` and `gpus` (None: one where the cluster has any).
 
     ConnectionError where no cluster answers at the address, ValueError where no task would ever fit.
     """
     out = sweep.Outcome({name: found for name in plans if (found := sweep.outcome(root / name))})
-    logs, cores = root / sweep.LOGS, resources.cores
+    logs = root / sweep.LOGS
     logs.mkdir(exist_ok=True)
     left = {name: plan for name, plan in plans.items() if name not in out.results}
     todo = [Task(n, p, (root / n).absolute(), (logs / f"{n}.txt").absolute()) for n, p in left.items()]
     if not todo:
         return out
-    with _ray(resources) as ray:
+    with _ray(address) as ray:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        gpus = _gpus(todo, resources.gpus, nodes)
+        rest = (str(file.absolute()) if file else "", cores, gpus == 0)
+        gpus = _gpus(todo, gpus, nodes)
         side = _side(cores, gpus, nodes)
         each = f"{gpus} GPU{'s' * (gpus > 1)}" if gpus else f"{cores} core{'s' * (cores > 1)}"
         console.print(f"{len(todo)} tasks, up to {side} at once with {each} each; what they print is in {logs}")
         # one process a task: JAX sees only its device, and the memory is free again afterwards
         remote = ray.remote(num_cpus=cores, num_gpus=gpus, max_calls=1, max_retries=0)(work).remote
-        rest = (str(file.absolute()) if file else "", cores, resources.gpus == 0)
         start = lambda task: remote(task.plan.to_json(), str(task.folder), str(task.log), *rest)  # noqa: E731
         _Driver(ray, start, retries, console, len(plans), out).loop(todo)
     return out
@@ -162,7 +156,7 @@ def _side(cores: int, gpus: int, nodes: list[dict[str, float]]) -> int:
 
 
 @contextlib.contextmanager
-def _ray(resources: Resources) -> Iterator[Any]:
+def _ray(address: str | None) -> Iterator[Any]:
     """Ray, connected to the cluster at the address, or started here on the loopback interface alone."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -171,16 +165,16 @@ def _ray(resources: Resources) -> Iterator[Any]:
 
     quiet: Any = dict(log_to_driver=False, configure_logging=False)
     try:
-        if resources.address:
-            _knock(resources.address)
-            ray.init(resources.address, **quiet)
+        if address:
+            _knock(address)
+            ray.init(address, **quiet)
         else:
             here = dict(_node_ip_address="127.0.0.1", include_dashboard=False, object_store_memory=100 * 2**20)
             ray.init("local", **here, **quiet)
     except Exception as error:
         where, way = "Ray does not start", "run the tasks in this process with --no-ray"
-        if resources.address:
-            where = f"no Ray cluster answers at {resources.address}"
+        if address:
+            where = f"no Ray cluster answers at {address}"
             way = "start one with `ray start --head`, or leave --address out to use this machine"
         raise ConnectionError(f"{where} ({sweep.message(error)}): {way}") from error
     try:
@@ -197,10 +191,8 @@ def _knock(address: str) -> None:
 
 
 class _Driver:
-    """Hands tasks out, watches them, and tries those again that failed.
-
-    `start(task)` begins one and returns Ray's reference of its result.
-    """
+    """Hands tasks out, watches them, and tries those again that failed. `start(task)` begins one and returns Ray's
+    reference of its result."""
 
     def __init__(self, ray: Any, start: Any, retries: int, console: Console, count: int, out: sweep.Outcome):
         self.ray, self.start, self.retries, self.console = ray, start, retries, console

@@ -96,10 +96,8 @@ class Lock(contextlib.AbstractContextManager["Lock"]):
 
 
 def lock(path: str | Path, what: str = "run", wait: float = 0.0) -> Lock:
-    """Hold the directory `path` until the lock is closed, or this process ends in whatever way.
-
-    Waits up to `wait` seconds for another process to let go. BlockingIOError names that process.
-    """
+    """Hold the directory `path` until the lock is closed, or this process ends in whatever way. Waits up to `wait`
+    seconds for another process to let go. BlockingIOError names that process."""
     until = time.monotonic() + wait
     while not (file := _try_lock(Path(path) / LOCK)):
         if time.monotonic() > until:

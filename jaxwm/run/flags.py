@@ -17,10 +17,8 @@ TITLE = re.compile(r"[A-Z][a-z ]{3,40}")  # of a box ("Value error"), in a line 
 
 
 def read(kind: Any, arguments: Sequence[str], prog: str, **options: Any) -> Any:
-    """An instance of `kind` out of the words after `prog`; options as of `tyro.cli`.
-
-    ValueError for words that do not fit, in one line; SystemExit where --help was asked for, and printed.
-    """
+    """An instance of `kind` out of the words after `prog`; options as of `tyro.cli`. ValueError for words that do not
+    fit, in one line; SystemExit where --help was asked for, and printed."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):

@@ -74,9 +74,7 @@ def read_json(file: Path) -> Any:
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     """The rows of a .jsonl file. An unfinished last line, as a killed or still running program leaves it, is skipped.
-
-    FileNotFoundError where there is no such file, ValueError where another line is damaged.
-    """
+    FileNotFoundError where there is no such file, ValueError where another line is damaged."""
     *lines, tail = Path(path).read_bytes().split(b"\n")
     rows = []
     for number, line in enumerate([*lines, tail] if parses(tail) else lines, start=1):

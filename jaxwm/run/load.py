@@ -179,7 +179,7 @@ def score(plan: Plan, agent: Agent, state: Any, episodes: int, mode: Any = "gree
     return evaluate(agent, env, state, member_keys(seed, plan.members), episodes, mode)
 
 
-def held_out(plan: Plan, agent: Agent, state: Any, batches: int = 16) -> dict[str, np.ndarray]:
+def held_out(plan: Plan, agent: Agent, state: Any) -> dict[str, np.ndarray]:
     """An agent's own scores `{name: [M]}` on recorded episodes that it did not learn from; {} where it has none."""
     if (score := agent.scores) is None or plan.data is None:
         return {}
@@ -192,7 +192,7 @@ def held_out(plan: Plan, agent: Agent, state: Any, batches: int = 16) -> dict[st
         k_batch, k_score = jax.random.split(jax.random.fold_in(key, i))
         return score(state, replay.sample(ring, k_batch, step.batch_size, step.length), k_score)
 
-    mean = lambda *member: jax.tree.map(jnp.mean, jax.lax.map(partial(one, *member), jnp.arange(batches)))  # noqa: E731
+    mean = lambda *member: jax.tree.map(jnp.mean, jax.lax.map(partial(one, *member), jnp.arange(16)))  # noqa: E731
     keys = jax.vmap(lambda key: stream(key, EVAL))(member_keys(plan.seed, plan.members))
     return jax.device_get(jax.jit(jax.vmap(mean))(state, keys))
 
@@ -200,11 +200,8 @@ def held_out(plan: Plan, agent: Agent, state: Any, batches: int = 16) -> dict[st
 def scores(
     plan: Plan, agent: Agent, state: Any, episodes: int, mode: Any = "greedy", seed: int = 0
 ) -> tuple[dict[str, dict[str, list[float]]], bool]:
-    """The named scores of every member, and whether all episodes came to their end.
-
-    `return` (where the agent acts) is that of the policy (`trained`) and of random play (`random`); others are the
-    agent's own, on held-out recordings.
-    """
+    """The named scores of every member, and whether all episodes came to their end. `return` (where the agent acts) is
+    that of the policy (`trained`) and of random play (`random`); others are the agent's own, on held-out recordings."""
     own = held_out(plan, agent, state)
     others = {name: {"trained": np.asarray(value).tolist()} for name, value in own.items()}
     if agent.act is None or plan.env is None:

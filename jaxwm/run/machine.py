@@ -45,10 +45,8 @@ def use_compilation_cache() -> None:
 
 
 def use_cores(members: int, cores: int | None = None, shards: int = 1) -> None:
-    """On a CPU, give members (and their shards) devices of their own, several where there are cores enough.
-
-    `cores` are all of the machine unless given. Call before JAX starts.
-    """
+    """On a CPU, give members (and their shards) devices of their own, several where there are cores enough. `cores` are
+    all of the machine unless given. Call before JAX starts."""
     cores = cores or os.cpu_count() or 1
     if shards > 1:
         count = members * shards

@@ -229,10 +229,8 @@ class Command(Generic[C]):
 
 
 def parse(arguments: Sequence[str], members: int = 3) -> Command:
-    """What the words after `jaxwm train` ask for; `members` is the default.
-
-    ValueError for an unknown system, preset or flag, a missing or wrong value; SystemExit for --help.
-    """
+    """What the words after `jaxwm train` ask for; `members` is the default. ValueError for an unknown system, preset or
+    flag, a missing or wrong value; SystemExit for --help."""
     name, rest = arguments[0], list(arguments[1:])
     entry = agents.find(name)
     own = {f.name for f in fields(Plan)}  # a flag of the run itself is never an old name

@@ -324,10 +324,8 @@ def train(plan: Plan, folder: Path, console: Console | None = None) -> dict[str,
 def resume(
     folder: Path, console: Console | None = None, steps: int | None = None, updates: int | None = None
 ) -> dict[str, Any]:
-    """Go on with the run in `folder` to the end of its plan, or of one with more `steps` or `updates`.
-
-    BlockingIOError where another process is working on it, ValueError where it was longer before.
-    """
+    """Go on with the run in `folder` to the end of its plan, or of one with more `steps` or `updates`. BlockingIOError
+    where another process is working on it, ValueError where it was longer before."""
     console = console or Console(quiet=not processes.first())
     old = read_plan(folder)
     _check_same_jax(folder)

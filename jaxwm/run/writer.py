@@ -28,20 +28,16 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
     """
 
     def __init__(self, path: str | Path, tensorboard: bool = False):
-        """Opens the files of the run directory `path` and cuts a line that a killed run left unfinished.
-
-        OSError where they cannot be opened, ImportError where `tensorboard` needs a missing tensorboardX.
-        """
+        """Opens the files of the run directory `path` and cuts a line that a killed run left unfinished. OSError where
+        they cannot be opened, ImportError where `tensorboard` needs a missing tensorboardX."""
         self._path = Path(path)
         self._warned = False
         self._board = _Board(self._path / TENSORBOARD) if tensorboard else None
         self._files = {name: _Lines(self._path / name) for name in (METRICS, SCORES)}
 
     def metrics(self, row: Mapping[str, Any]) -> None:
-        """Append one row of numbers, arrays (`[M]` for one value a member), text or None.
-
-        TensorBoard plots it against its entry `env_steps`, or else `updates`; a row without them is not plotted.
-        """
+        """Append one row of numbers, arrays (`[M]` for one value a member), text or None. TensorBoard plots it against
+        its entry `env_steps`, or else `updates`; a row without them is not plotted."""
         plain = finite(to_plain(row))
         with self._surviving_full_disk():
             self._files[METRICS].append([plain])
@@ -49,9 +45,7 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
 
     def scores(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append finished episodes: `{"member": int, "env_steps": int, "return": float, "length": int}` each.
-
-        ValueError where a row has other fields: nothing is written.
-        """
+        ValueError where a row has other fields: nothing is written."""
         plain = [finite(to_plain(row)) for row in rows]
         for row in plain:
             if row.keys() != set(SCORE_FIELDS):
@@ -81,11 +75,8 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
         return {name: file.size() for name, file in self._files.items()}
 
     def truncate(self, offsets: Mapping[str, int]) -> None:
-        """Forget what was written after `offsets` were taken: a resumed run writes it again.
-
-        A file that is shorter than its offset stays as it is, with a warning: it lost rows. ValueError for a file that
-        is not written here.
-        """
+        """Forget what was written after `offsets` were taken: a resumed run writes it again. A file that is shorter
+        than its offset stays as it is, with a warning: it lost rows. ValueError for a file that is not written here."""
         if unknown := offsets.keys() - self._files.keys():
             raise ValueError(f"offsets of unknown files: {', '.join(sorted(unknown))}")
         for name, size in offsets.items():

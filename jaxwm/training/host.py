@@ -112,8 +112,7 @@ class HostLoop:
     def open(self, keys: Key) -> Step:
         """Build the environments of member keys `[M]`; their first steps `[M, N, ...]`, on the host."""
         self.close()
-        assert isinstance(self.program.source, Env)
-        self.pool = Pool(self.program.source, self._local(keys))
+        self.pool = Pool(self.program.source, self._local(keys))  # type: ignore[arg-type]
         return processes.fetch(self._global(self.pool.step))
 
     def close(self) -> None:
@@ -122,11 +121,11 @@ class HostLoop:
             self.pool.close()
             self.pool = None
 
-    def restored(self, life: Life) -> Life:
-        """A life out of a checkpoint, ready to go on: environments start episodes with new seeds."""
+    def renewed(self, life: Life) -> Life:
+        """The life with new episodes, under other seeds, in all environments of the pool, where there is one."""
         if self.pool is None:  # a pure environment, or recordings
             return life
-        self.pool.reset(self._later_keys(life))
+        self.pool.reset(self._local(jax.vmap(lambda key: stream(key, ENV, life.counters.rows + 1))(life.key)))
         return _cut(life)
 
     def _local(self, keys: Key) -> Key:
@@ -140,10 +139,6 @@ class HostLoop:
     def _global(self, step: Step) -> Step:
         """The steps of all processes' environments `[M, N, ...]`."""
         return processes.global_array(step, NamedSharding(self.spread.mesh, PartitionSpec("device")))
-
-    def _later_keys(self, life: Life) -> Key:
-        """Environment keys of this process's members at this point of a run."""
-        return self._local(jax.vmap(lambda key: stream(key, ENV, life.counters.rows + 1))(life.key))
 
     def compile(self, body: tuple[Word, ...], life: Life) -> None:
         """Compile what the words of a body need."""
@@ -201,8 +196,8 @@ class HostLoop:
         turn, num = self._turn(word.mode, life), self.program.source.num_envs
         pool: Any = self.pool
         if word.fresh:
-            pool.reset(self._later_keys(life))
-            life = _cut(life._replace(carry=jax.vmap(lambda state: self.program.agent.reset(state, num))(life.agent)))
+            life = self.renewed(life)
+            life = life._replace(carry=jax.vmap(lambda state: self.program.agent.reset(state, num))(life.agent))
         acting, rest = _acting(life), life._replace(agent=None, step=None)
         for _ in range(rows_of(word, num)):
             step = pool.advance()

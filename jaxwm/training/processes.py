@@ -54,10 +54,8 @@ def fetch(tree: PyTree) -> PyTree:
 
 
 def place(tree: PyTree, shardings: PyTree) -> PyTree:
-    """Arrays that every process has as a whole, spread as `shardings` say; the result owns its memory.
-
-    `shardings` is a prefix of the tree, as for `jax.device_put`.
-    """
+    """Arrays that every process has as a whole, spread as `shardings` say; the result owns its memory. `shardings` is a
+    prefix of the tree, as for `jax.device_put`."""
     if not several():
         return jax.device_put(jax.tree.map(jax.numpy.copy, tree), shardings)
 

@@ -213,10 +213,8 @@ class Program:
         return life, log, metrics
 
     def _run_until(self, word: Train, cap: Array | int, life: Life, log: Log) -> tuple[Life, Log]:
-        """Members stop where `until` says; the loop ends when all have, the counters advance by the cap.
-
-        Only the agent's state is carried: a loop whose end differs between members selects every leaf at every trip.
-        """
+        """Members stop where `until` says; the loop ends when all have, the counters advance by the cap. Only the
+        agent's state is carried: a loop whose end differs between members selects every leaf at every trip."""
         first = life.counters.updates
 
         def trip(carry):

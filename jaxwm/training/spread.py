@@ -71,10 +71,8 @@ class Spread(NamedTuple):
 
 
 def spread(agent: Agent, source: Source, members: int, shards: int, devices: Sequence[Any] | None) -> Spread:
-    """Choose devices (all of this machine unless given): as many of every process as divide the members evenly.
-
-    Raises ValueError where members or shards cannot be divided evenly.
-    """
+    """Choose devices (all of this machine unless given): as many of every process as divide the members evenly. Raises
+    ValueError where members or shards cannot be divided evenly."""
     devices = list(devices or jax.devices())
     if shards > 1:
         _check_shards(agent, source, shards, len(devices))

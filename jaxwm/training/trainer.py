@@ -69,7 +69,11 @@ class Trainer:
         _check_source(agent, source)
         _check_replay(agent, source, capacity // source.num_envs, agent.schedule)
         self.spread = spread(agent, source, members, shards, devices)
-        self._program = Program(agent, source, self.spread, capacity, _frozen(agent, freeze))
+        known = jax.eval_shape(lambda: agent.init(jax.random.key(0), agent.hyper)).params if freeze else {}
+        for name in freeze:
+            if name not in known:
+                raise ValueError(f"there is no component {name!r} to freeze; {suggest(name, known)}")
+        self._program = Program(agent, source, self.spread, capacity, tuple(freeze))
         self._host = HostLoop(self._program)
         self._programs = self._program.programs
 
@@ -125,7 +129,7 @@ class Trainer:
 
     def restored(self, life: Life) -> Life:
         """A life that comes from a checkpoint, ready to go on: a host environment starts episodes with new seeds."""
-        return self._host.restored(life)
+        return self._host.renewed(life)
 
     def compile(self, life: Life) -> None:
         """Compile all programs of the schedule now, so that running never waits for the compiler."""
@@ -234,15 +238,6 @@ def _fill(prefix: Any, tree: Any) -> Any:
     """A prefix of a tree with a leaf for each leaf of it, as `out_shardings` wants them."""
     spread_out = lambda leaf, part: jax.tree.map(lambda _: leaf, part)  # noqa: E731
     return jax.tree.map(spread_out, prefix, tree, is_leaf=lambda x: isinstance(x, jax.sharding.Sharding))
-
-
-def _frozen(agent: Agent, names: Sequence[str]) -> tuple[str, ...]:
-    """Components that keep their weights. ValueError for one that there is not."""
-    known = jax.eval_shape(lambda: agent.init(jax.random.key(0), agent.hyper)).params if names else {}
-    for name in names:
-        if name not in known:
-            raise ValueError(f"there is no component {name!r} to freeze; {suggest(name, known)}")
-    return tuple(names)
 
 
 def _check_source(agent: Agent, source: Source) -> None:
