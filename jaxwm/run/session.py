@@ -379,10 +379,8 @@ def _in_first(action: Callable[[], directory.Lock]) -> directory.Lock | None:
 
 def _complete(run: Run) -> dict[str, Any]:
     with run.lock or contextlib.nullcontext():
-        try:
+        with contextlib.closing(run):
             run.loop()
-        finally:
-            run.close()
         if run.stopping:
             run.console.print(f"stopped and saved; go on with: {machine.resume_command(run.folder)}")
             return {}

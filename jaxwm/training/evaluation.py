@@ -6,6 +6,7 @@ favour short ones. Returns are sums of the raw reward until `is_last`.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, get_args
@@ -97,33 +98,30 @@ def _pure(agent: Agent, env: Env, rounds: int, mode: Mode) -> Callable[[Any, Key
 
 def _host(agent: Agent, env: Env, rounds: int, mode: Mode) -> Callable[[Any, Key], Scores]:
     act = jax.jit(jax.vmap(lambda s, c, x, k, t: agent.act(s, c, x, stream(k, ACT, t), mode)[:2], (0, 0, 0, 0, None)))
-    return partial(_play_host, agent, env, rounds, act)
+    num, longest = env.num_envs, env.spec.max_steps or UNBOUNDED
 
+    def play(state: Any, keys: Key) -> Scores:
+        members = len(keys)
+        memory = jax.vmap(lambda s: agent.reset(s, num))(state)
+        total, length = np.zeros((members, num)), np.zeros((members, num), int)
+        results: list[list[tuple[float, int, bool]]] = [[] for _ in range(members * num)]
+        limit, t = rounds * (longest + 1), 0
+        with contextlib.closing(Pool(env, jax.vmap(partial(stream, which=ENV))(keys))) as pool:
+            step = pool.step
+            while min(map(len, results)) < rounds and t <= limit:
+                memory, action = act(state, memory, step, keys, t)
+                pool.action = np.asarray(action)
+                step = pool.advance()
+                if pool.fresh:  # it died: the episodes that were going on are played again
+                    limit, pool.fresh = limit + longest + 1, False
+                total, length = np.where(step.is_first, 0, total) + step.reward, np.where(step.is_first, 0, length + 1)
+                for m, n in np.argwhere(step.is_last):
+                    results[m * num + n].append((total[m, n], length[m, n], True))
+                t += 1
+        for i, played in enumerate(results):  # a step limit without an end: what was collected so far, marked
+            m, n = divmod(i, num)
+            played += [(total[m, n], length[m, n], False)] * max(0, rounds - len(played))
+        table = np.array([played[:rounds] for played in results]).reshape(members, num * rounds, 3)
+        return Scores(table[..., 0], table[..., 1].astype(int), table[..., 2] > 0)
 
-def _play_host(agent: Agent, env: Env, rounds: int, act: Callable, state: Any, keys: Key) -> Scores:
-    members, num = len(keys), env.num_envs
-    memory = jax.vmap(lambda s: agent.reset(s, num))(state)
-    total, length = np.zeros((members, num)), np.zeros((members, num), int)
-    results: list[list[tuple[float, int, bool]]] = [[] for _ in range(members * num)]
-    longest, t = env.spec.max_steps or UNBOUNDED, 0
-    limit = rounds * (longest + 1)
-    pool = Pool(env, jax.vmap(partial(stream, which=ENV))(keys))
-    try:
-        step = pool.step
-        while min(map(len, results)) < rounds and t <= limit:
-            memory, action = act(state, memory, step, keys, t)
-            pool.action = np.asarray(action)
-            step = pool.advance()
-            if pool.fresh:  # it died: the episodes that were going on are played again
-                limit, pool.fresh = limit + longest + 1, False
-            total, length = np.where(step.is_first, 0, total) + step.reward, np.where(step.is_first, 0, length + 1)
-            for m, n in np.argwhere(step.is_last):
-                results[m * num + n].append((total[m, n], length[m, n], True))
-            t += 1
-    finally:
-        pool.close()
-    for i, played in enumerate(results):  # a step limit without an end: what was collected so far, marked
-        m, n = divmod(i, num)
-        played += [(total[m, n], length[m, n], False)] * max(0, rounds - len(played))
-    table = np.array([played[:rounds] for played in results]).reshape(members, num * rounds, 3)
-    return Scores(table[..., 0], table[..., 1].astype(int), table[..., 2] > 0)
+    return play

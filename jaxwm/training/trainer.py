@@ -105,7 +105,7 @@ class Trainer:
         # replays are made where they belong: they may not fit on one device
         empty = jax.eval_shape(start, *arguments).rings
         zeros = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), empty)  # noqa: E731
-        rings = jax.jit(zeros, out_shardings=_fill(place.rings, empty))()
+        rings = jax.jit(zeros, out_shardings=place.rings)()
         return processes.place(life, place._replace(rings=None))._replace(rings=rings)
 
     def init_agents(self, keys: Key) -> Any:
@@ -232,12 +232,6 @@ class Trainer:
             for row, m, n in np.argwhere(done.swapaxes(0, 1))
         ]
         return Report(metrics, episodes, faults)
-
-
-def _fill(prefix: Any, tree: Any) -> Any:
-    """A prefix of a tree with a leaf for each leaf of it, as `out_shardings` wants them."""
-    spread_out = lambda leaf, part: jax.tree.map(lambda _: leaf, part)  # noqa: E731
-    return jax.tree.map(spread_out, prefix, tree, is_leaf=lambda x: isinstance(x, jax.sharding.Sharding))
 
 
 def _check_source(agent: Agent, source: Source) -> None:
