@@ -25,7 +25,12 @@ def show_card(console: Console, plan: Plan, trainer: Trainer, sizes: dict[str, A
     copies = trainer.spread.copies  # each holds all of the member; shards split the replay
     replay, state = copies * cost.tree_bytes(sizes["replay"]), cost.tree_bytes(sizes["state"])
     state *= copies * plan.shards
-    _check_memory(state + replay)
+    need, free = state + replay, cost.available_memory()
+    devices = 1 if jax.default_backend() == "cpu" else jax.local_device_count()  # members are spread over devices
+    all_free = free * devices * jax.process_count()
+    if processes.agree(need > all_free)[0]:  # the machine would end the program without a word
+        text = f"the run needs more than {cost.human(need, 'B')} of memory and {cost.human(all_free, 'B')} are free"
+        raise ValueError(f"{text}: lower --capacity, --members or --envs, or take a smaller preset")
     say, noun = console.print, "member" if plan.members == 1 else "members"
     where = f"{plan.members} {noun}, seed {plan.seed}, {jax.default_backend()}"
     say(f"[bold]{plan.agent}[/bold] on [bold]{plan.task}[/bold], {where}")
@@ -38,19 +43,10 @@ def show_card(console: Console, plan: Plan, trainer: Trainer, sizes: dict[str, A
     if idle := trainer.spread.idle:
         noun = "device" if idle == 1 else "devices"
         say(f"  idle           {idle} {noun}: make --members a multiple of {idle + trainer.spread.mesh.size}")
-    need, free = 2 * state + replay, cost.available_memory()  # gradients and temporaries at least double the state
+    need += state  # gradients and temporaries at least double it
     if need > 0.9 * free:
         text = f"  warning: {cost.human(need, 'B')} needed, {cost.human(free, 'B')} free:"
         say(f"[bold red]{text}[/bold red] lower --capacity, --members or the preset")
-
-
-def _check_memory(need: int) -> None:
-    """ValueError where not even the state and the replay fit: the machine would end the program without a word."""
-    devices = 1 if jax.default_backend() == "cpu" else jax.local_device_count()  # members are spread over devices
-    free = cost.available_memory() * devices * jax.process_count()
-    if processes.agree(need > free)[0]:
-        text = f"the run needs more than {cost.human(need, 'B')} of memory and {cost.human(free, 'B')} are free"
-        raise ValueError(f"{text}: lower --capacity, --members or --envs, or take a smaller preset")
 
 
 class Stage(NamedTuple):

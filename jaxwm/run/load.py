@@ -58,13 +58,6 @@ def environment(plan: Plan, num_envs: int = 1, **options: Any) -> Env:
     return envs.make(plan.env, num_envs=num_envs, **{**plan.env_options, **options})
 
 
-def source(plan: Plan) -> Source:
-    """Where the records of a plan come from."""
-    if plan.data is not None:
-        return data.open_data(plan.data, plan.settings.envs, plan.seed)
-    return environment(plan, plan.settings.envs)
-
-
 def capacity(plan: Plan, records: Source) -> int:
     """Records that the replay holds: never more than the run writes."""
     if not isinstance(records, Env):
@@ -74,7 +67,8 @@ def capacity(plan: Plan, records: Source) -> int:
 
 def build(plan: Plan) -> tuple[Source, Agent, Trainer]:
     """Source of records, agent and trainer of a plan."""
-    records = source(plan)
+    num = plan.settings.envs
+    records = environment(plan, num) if plan.data is None else data.open_data(plan.data, num, plan.seed)
     agent = agents.build(plan.agent, records.spec, plan.settings)
     room = capacity(plan, records)
     if not isinstance(records, Env) and any(isinstance(word, Collect) for word in words(agent.schedule)):
