@@ -12,15 +12,21 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+from rich.console import Console
+from rich.table import Table
 
 import jaxwm
+from jaxwm import agents, data, envs
 from jaxwm.errors import check_choice, check_number, suggest
-from jaxwm.run import flags, machine
+from jaxwm.run import cluster, cost, directory, flags, load, machine, session, sweep
+from jaxwm.run import plan as planning
 from jaxwm.run.flags import optional
+from jaxwm.training import processes
 from jaxwm.training.host import EnvironmentDied
 
 ERRORS = (ValueError, OSError, ImportError, EnvironmentDied)
@@ -51,32 +57,20 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; the exit status (0 fine, 1 stopped by a signal, 2 bad input, 130 interrupted)."""
     arguments = sys.argv[1:] if arguments is None else arguments
     command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
-    commands = {
-        "list": _list,
-        "train": _train,
-        "resume": _resume,
-        "eval": _eval,
-        "dream": _dream,
-        "watch": _watch,
-        "play": _play,
-        "record": _record,
-        "report": _report,
-        "export": _export,
-        "sweep": _sweep,
-    }
     if command in ("-h", "--help", "help"):
         print(USAGE)
         return 0
     if command in ("--version", "version"):
         print(f"jaxwm {jaxwm.__version__}")
         return 0
-    if command not in commands:
-        return _fail(f"unknown command {command!r}; {suggest(command, commands)} (see jaxwm --help)")
+    if command not in COMMANDS:
+        return _fail(f"unknown command {command!r}; {suggest(command, COMMANDS)} (see jaxwm --help)")
     machine.use_compilation_cache()
     warnings.showwarning = _show_warning
-    # a run first meets its other processes; the driver of a sweep leaves the devices to its tasks
-    early = command not in ("train", "resume", "sweep")
-    return guarded(lambda: (_check_device() if early else None) or commands[command](rest))
+    action = COMMANDS[command]
+    if isinstance(action, type):
+        return guarded(lambda: _check_device() or flags.read(action, rest, f"jaxwm {command}")() or 0)
+    return guarded(lambda: action(rest))
 
 
 def guarded(action: Callable[[], int]) -> int:
@@ -115,10 +109,9 @@ def _check_device() -> None:
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # the latter where not even JAX's plugin is installed
-        raise ValueError(
-            f"JAX finds no device for JAX_PLATFORMS={asked}: unset it or set it to cpu; for an NVIDIA GPU install "
-            "jaxwm[cuda] and check that nvidia-smi lists it"
-        ) from error
+        text = f"JAX finds no device for JAX_PLATFORMS={asked}: unset it or set it to cpu"
+        text = f"{text}; for an NVIDIA GPU install jaxwm[cuda] and check that nvidia-smi lists it"
+        raise ValueError(text) from error
 
 
 def _fail(message: object, status: int = 2) -> int:
@@ -134,10 +127,7 @@ def _next(commands: dict[str, str]) -> str:
 
 
 def _list(arguments: list[str]) -> int:
-    from rich.console import Console
-    from rich.table import Table
-
-    from jaxwm import agents, envs
+    _check_device()
     from jaxwm.report import lineage
 
     if len(arguments) > 1:
@@ -156,14 +146,7 @@ def _list(arguments: list[str]) -> int:
     return 0
 
 
-# --- Training -----------------------------------------------------------------------------------------------------
-
-
 def _train(arguments: list[str]) -> int:
-    from jaxwm import agents, data
-    from jaxwm.run import directory, plan, session
-    from jaxwm.training import processes
-
     if arguments and arguments[0] in ("-h", "--help"):
         width = max(map(len, agents.table()))
         print("usage: jaxwm train AGENT [--help] [OPTIONS]\n\nAGENT is one of")
@@ -172,7 +155,7 @@ def _train(arguments: list[str]) -> int:
         return 0
     if not arguments or arguments[0].startswith("-"):
         raise ValueError(f"which agent? jaxwm train AGENT, with AGENT one of {', '.join(agents.AGENTS)}")
-    found = plan.parse(arguments)
+    found = planning.parse(arguments)
     asked = found.plan
     if asked.data and not asked.env:
         asked = replace(asked, env=data.recorded_env(asked.data))
@@ -188,7 +171,7 @@ def _train(arguments: list[str]) -> int:
 
 def _start_jax(meet: machine.Hosts, members: int, shards: int) -> int:
     """Decide on devices and meet the other processes; how many there are."""
-    count = max(1, machine.expected(meet.processes))
+    count = max(1, meet.expected())
     machine.use_cores(max(1, members // count), shards=max(1, shards) if count == 1 else 1)
     count = meet.join()
     _check_device()
@@ -197,13 +180,10 @@ def _start_jax(meet: machine.Hosts, members: int, shards: int) -> int:
 
 def _after_training(folder: Path, env: str) -> dict[str, str]:
     run = shlex.quote(str(folder))
-    if env.startswith("pgx/"):
-        look = {f"play {run}": "play against it"}
-    else:
-        look = {f"dream {run}": "see what the world model dreams", f"watch {run}": "see the policy play"}
+    look = {f"dream {run}": "see what the world model dreams", f"watch {run}": "see the policy play"}
     return {
         f"eval {run}": "score the checkpoint again",
-        **look,
+        **({f"play {run}": "play against it"} if env.startswith("pgx/") else look),
         f"report {run}": "curves, losses and the exploitation gauge as a page",
         "train dreamer-v3 --env minatar/Breakout --help": "another environment, every setting",
         "list": "all agents and environments",
@@ -225,17 +205,12 @@ class ResumeOptions:
 
 
 def _resume(arguments: list[str]) -> int:
-    from jaxwm.run import plan, session
-
     if not arguments:
         raise ValueError("usage: jaxwm resume RUN, with a run directory; got nothing")
     options = flags.read(ResumeOptions, arguments, "jaxwm resume")
-    planned = plan.read_plan(options.run)
+    planned = planning.read_plan(options.run)
     _start_jax(options.hosts, planned.members, planned.shards)  # as when it started: the same bits
     return 0 if session.resume(options.run, steps=options.steps, updates=options.updates) else STOPPED
-
-
-# --- Looking at a run ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -259,7 +234,7 @@ class MemberOptions(RunOptions):
 
 
 @dataclass(frozen=True)
-class EvalOptions(RunOptions):
+class Eval(RunOptions):
     """Score a checkpoint of a run next to a random policy."""
 
     episodes: int = 100
@@ -271,43 +246,31 @@ class EvalOptions(RunOptions):
     score_option: Annotated[dict[str, Any], flags.OPTIONS, optional("NAME=VALUE")] = field(default_factory=dict)
     """Options of the environment, over those of the run (opponent=mcts side=first)."""
 
-
-def _eval(arguments: list[str]) -> int:
-    from rich.console import Console
-
-    from jaxwm.run import load, session
-
-    options = flags.read(EvalOptions, arguments, "jaxwm eval")
-    check_choice("--mode", options.mode, ("greedy", "explore"))
-    check_number("--episodes", options.episodes, least=1, most=2**31 - 1, whole=True)
-    check_number("--seed", options.seed, least=0, most=2**32 - 1, whole=True)
-    plan, agent, state, steps = load.load(options.run, options.checkpoint)
-    plan = replace(plan, score_options=plan.score_options | options.score_option)
-    scores, _ = load.scores(plan, agent, state, options.episodes, options.mode, options.seed)
-    where = f"{steps:,} {'environment steps' if plan.data is None else 'updates'}"
-    Console().print(session.table(plan, scores, where, options.mode, options.episodes))
-    return 0
+    def __call__(self) -> None:
+        check_choice("--mode", self.mode, ("greedy", "explore"))
+        check_number("--episodes", self.episodes, least=1, most=2**31 - 1, whole=True)
+        check_number("--seed", self.seed, least=0, most=2**32 - 1, whole=True)
+        plan, agent, state, steps = load.load(self.run, self.checkpoint)
+        plan = replace(plan, score_options=plan.score_options | self.score_option)
+        scores, _ = load.scores(plan, agent, state, self.episodes, self.mode, self.seed)
+        where = f"{steps:,} {'environment steps' if plan.data is None else 'updates'}"
+        Console().print(session.table(plan, scores, where, self.mode, self.episodes))
 
 
 @dataclass(frozen=True)
-class ExportOptions(RunOptions):
+class Export(RunOptions):
     """Write the weights of all members, without optimiser and replay, as one safetensors file. `jaxwm eval`,
     `jaxwm.load` and `jaxwm train --from` read it, and so does any other framework."""
 
     out: Annotated[Path | None, optional("FILE")] = None
     """File to write (default: RUN/weights.safetensors)."""
 
-
-def _export(arguments: list[str]) -> int:
-    from jaxwm.run import cost, load
-
-    options = flags.read(ExportOptions, arguments, "jaxwm export")
-    file = options.out or options.run / "weights.safetensors"
-    if options.out and (file.suffix != ".safetensors" or not file.parent.is_dir()):
-        raise ValueError(f"--out must be FOLDER/NAME.safetensors in a folder that exists, got {file}")
-    size = load.export_params(options.run, file, options.checkpoint)
-    print(f"{file}: {cost.human(size, 'B')}\n\n{_next({f'eval {shlex.quote(str(file))}': 'score it'})}")
-    return 0
+    def __call__(self) -> None:
+        file = self.out or self.run / "weights.safetensors"
+        if self.out and (file.suffix != ".safetensors" or not file.parent.is_dir()):
+            raise ValueError(f"--out must be FOLDER/NAME.safetensors in a folder that exists, got {file}")
+        size = load.export_params(self.run, file, self.checkpoint)
+        print(f"{file}: {cost.human(size, 'B')}\n\n{_next({f'eval {shlex.quote(str(file))}': 'score it'})}")
 
 
 def _player(options: Any) -> Any:
@@ -323,7 +286,7 @@ def _home(run: Path) -> Path:
 
 
 @dataclass(frozen=True)
-class DreamOptions(MemberOptions):
+class Dream(MemberOptions):
     """Show what the world model of a run dreams, next to what really happens.
 
     The exploring policy plays; the model sees some records of an episode and dreams on, open loop, under the same
@@ -346,20 +309,15 @@ class DreamOptions(MemberOptions):
     format: str = "gif"
     """Video format: gif, or mp4 (needs pip install 'jaxwm[video]')."""
 
+    def __call__(self) -> None:
+        from jaxwm.studio import dream
 
-def _dream(arguments: list[str]) -> int:
-    from rich.console import Console
-
-    from jaxwm.studio import dream
-
-    options = flags.read(DreamOptions, arguments, "jaxwm dream")
-    settings = dream.Settings(options.context, options.horizon, options.episodes, options.sequences, options.format)
-    dream.dream(_player(options), options.out or _home(options.run) / "dreams", settings, Console())
-    return 0
+        settings = dream.Settings(self.context, self.horizon, self.episodes, self.sequences, self.format)
+        dream.dream(_player(self), self.out or _home(self.run) / "dreams", settings, Console())
 
 
 @dataclass(frozen=True)
-class WatchOptions(MemberOptions):
+class Watch(MemberOptions):
     """Record the policy of a run in the real environment, as a video.
 
     Images and 0/1 planes are shown as they are; CartPole, Pendulum, MountainCar and Acrobot are drawn; other numbers
@@ -376,39 +334,29 @@ class WatchOptions(MemberOptions):
     format: str = "gif"
     """Video format where --out has no suffix: gif, or mp4 (needs pip install 'jaxwm[video]')."""
 
+    def __call__(self) -> None:
+        from jaxwm.studio import video, watch
 
-def _watch(arguments: list[str]) -> int:
-    from rich.console import Console
-
-    from jaxwm.studio import video, watch
-
-    options = flags.read(WatchOptions, arguments, "jaxwm watch")
-    settings = watch.Settings(options.episodes, options.max_steps, options.mode)
-    out = video.named(options.out or _home(options.run) / "watch", options.format)
-    watch.watch(_player(options), out, settings, Console())
-    return 0
+        settings = watch.Settings(self.episodes, self.max_steps, self.mode)
+        out = video.named(self.out or _home(self.run) / "watch", self.format)
+        watch.watch(_player(self), out, settings, Console())
 
 
 @dataclass(frozen=True)
-class PlayOptions(MemberOptions):
+class Play(MemberOptions):
     """Play a board game against the agent of a run, in the terminal. It answers with its greedy policy."""
 
     side: str = "first"
     """Your side: first or second."""
 
+    def __call__(self) -> None:
+        from jaxwm.studio import play
 
-def _play(arguments: list[str]) -> int:
-    from rich.console import Console
-
-    from jaxwm.studio import play
-
-    options = flags.read(PlayOptions, arguments, "jaxwm play")
-    play.play(_player(options), Console(), options.side)
-    return 0
+        play.play(_player(self), Console(), self.side)
 
 
 @dataclass(frozen=True)
-class RecordOptions:
+class Record:
     """Write whole episodes into a folder of NumPy arrays (docs/data.md), for `jaxwm train AGENT --data DIR`. A folder
     that holds a recording of the same environment grows."""
 
@@ -437,32 +385,24 @@ class RecordOptions:
     seed: int = 1
     """Seed of environments and policy."""
 
+    def __call__(self) -> None:
+        from jaxwm.studio import record
 
-def _record(arguments: list[str]) -> int:
-    from rich.console import Console
-
-    from jaxwm.studio import record
-
-    options = flags.read(RecordOptions, arguments, "jaxwm record")
-    check_choice("--mode", options.mode, ("greedy", "explore"))
-    check_number("--episodes", options.episodes, least=1, whole=True)
-    if options.run is None and options.env is None:
-        raise ValueError("record what? jaxwm record RUN, or jaxwm record --random --env SUITE/TASK")
-    mode = "random" if options.random or options.run is None else options.mode
-    what = record.Settings(options.episodes, options.steps, mode, options.seed)
-    where = record.place(options.run, options.env, options.env_option, options.imports)
-    out = options.out or Path("recordings") / where.env.split("/")[-1]
-    record.record(None if mode == "random" else _player(options), where, out, what, Console())
-    folder = shlex.quote(str(out))
-    print(_next({f"train dreamer-v3 --data {folder} --updates 3000": "learn from it, and nothing else"}))
-    return 0
-
-
-# --- Many runs ----------------------------------------------------------------------------------------------------
+        check_choice("--mode", self.mode, ("greedy", "explore"))
+        check_number("--episodes", self.episodes, least=1, whole=True)
+        if self.run is None and self.env is None:
+            raise ValueError("record what? jaxwm record RUN, or jaxwm record --random --env SUITE/TASK")
+        mode: Any = "random" if self.random or self.run is None else self.mode
+        what = record.Settings(self.episodes, self.steps, mode, self.seed)
+        where = record.place(self.run, self.env, self.env_option, self.imports)
+        out = self.out or Path("recordings") / where.env.split("/")[-1]
+        record.record(None if mode == "random" else _player(self), where, out, what, Console())
+        folder = shlex.quote(str(out))
+        print(_next({f"train dreamer-v3 --data {folder} --updates 3000": "learn from it, and nothing else"}))
 
 
 @dataclass(frozen=True)
-class ReportOptions:
+class Report:
     """Write report.html and report.md about runs: learning curves, losses, evaluations, throughput, settings."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
@@ -470,21 +410,15 @@ class ReportOptions:
     out: Annotated[Path | None, optional("DIR")] = None
     """Where to write (default: RUN/report for one run, runs/report-TIME for several below runs/)."""
 
+    def __call__(self) -> None:
+        from jaxwm.report.page import opening, report
 
-def _report(arguments: list[str]) -> int:
-    from rich.console import Console
-
-    from jaxwm.report.page import opening, report
-    from jaxwm.run.sweep import default_root
-
-    options = flags.read(ReportOptions, arguments, "jaxwm report")
-    paths, out = [default_root(path) if path.suffix == ".py" else path for path in options.runs], options.out
-    if not out and len(paths) == 1 and paths != list(options.runs):
-        out = paths[0] / "report"
-    with Console().status("drawing figures (about a second for each environment)"):
-        page = report(paths, out)
-    print(opening(page))
-    return 0
+        paths, out = [sweep.default_root(path) if path.suffix == ".py" else path for path in self.runs], self.out
+        if not out and len(paths) == 1 and paths != list(self.runs):
+            out = paths[0] / "report"
+        with Console().status("drawing figures (about a second for each environment)"):
+            page = report(paths, out)
+        print(opening(page))
 
 
 @dataclass(frozen=True)
@@ -514,16 +448,10 @@ class SweepOptions:
 
 
 def _sweep(arguments: list[str]) -> int:
-    from functools import partial
-
-    from rich.console import Console
-
     from jaxwm.report.page import report
-    from jaxwm.run import cluster, sweep
 
-    wants_help = bool({"-h", "--help"} & set(arguments))
     files = [argument for argument in arguments if argument.endswith(".py")]
-    if wants_help:
+    if {"-h", "--help"} & set(arguments):
         with contextlib.suppress(SystemExit):
             flags.read(SweepOptions, ["--help"], "jaxwm sweep FILE" if files else "jaxwm sweep")
         if files:
@@ -532,15 +460,14 @@ def _sweep(arguments: list[str]) -> int:
     options, rest = flags.read(SweepOptions, arguments, "jaxwm sweep", return_unknown_args=True)
     check_number("--retries", options.retries, least=0, whole=True)
     check_number("--cores", options.cores, least=1, whole=True)
-    if options.gpus is not None:
-        check_number("--gpus", options.gpus, least=0, whole=True)
+    check_number("--gpus", options.gpus or 0, least=0, whole=True)
     plans = sweep.plans(options.file, lambda runs: flags.read(runs, rest, f"jaxwm sweep {options.file}"))
     root = options.root or sweep.default_root(options.file)
     if options.ray and not cluster.available():
         print("Ray is not installed: tasks run one after another in this process (pip install 'jaxwm[sweep]')")
     if options.ray and cluster.available():
-        resources = cluster.Resources(options.address, options.cores, options.gpus)
-        runner: Any = partial(cluster.on_ray, resources=resources, file=options.file)
+        wish = dict(file=options.file, address=options.address, cores=options.cores, gpus=options.gpus)
+        runner: Any = partial(cluster.on_ray, **wish)
     else:
         if options.address:
             raise ValueError(f"a cluster ({options.address}) needs Ray: install jaxwm[sweep], and leave --no-ray out")
@@ -552,6 +479,12 @@ def _sweep(arguments: list[str]) -> int:
             page = report([root / name for name in plans if name in out.results], root / "report")
         print(f"report: {page}")
     return 1 if out.stopped or out.failures else 0
+
+
+COMMANDS: dict[str, Any]
+COMMANDS = dict(list=_list, train=_train, resume=_resume, eval=Eval, dream=Dream, watch=Watch, play=Play)
+COMMANDS |= dict(record=Record, report=Report, export=Export, sweep=_sweep)
+"""A command is a class of its options, called without arguments, or a function of the words that follow."""
 
 
 if __name__ == "__main__":

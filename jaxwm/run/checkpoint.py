@@ -11,7 +11,6 @@ import contextlib
 import itertools
 import json
 import math
-import shlex
 import shutil
 import threading
 import warnings
@@ -26,16 +25,14 @@ from etils import epath
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, LatestN
 
 from jaxwm.run import machine
+from jaxwm.run.json_files import write_json
 from jaxwm.training import processes
 from jaxwm.training.life import Cursor, Life
 
 ITEMS = ("agent", "rest", "about")
 DIGEST = "checksums.json"
-FORMAT = 2
-"""How a whole run is laid out in a checkpoint: 1 had one unnamed replay. Weights are the same in both."""
-
-DAMAGED = "damaged"
-"""Where damaged checkpoints are moved to, beside the good ones' folder."""
+FORMAT = 2  # how a whole run is laid out: 1 had one unnamed replay. Weights are the same in both
+DAMAGED = "damaged"  # where damaged checkpoints are moved to, beside the good ones' folder
 
 
 class Restored(NamedTuple):
@@ -49,9 +46,7 @@ class Restored(NamedTuple):
 
 class _Best:
     """An orbax preservation policy: keep the checkpoint with the highest score, the newest of them if there are more.
-
-    Orbax has such a policy, but its scores lie in files whose damage keeps the whole folder from being opened.
-    """
+    Orbax has such a policy, but its scores lie in files whose damage keeps the whole folder from being opened."""
 
     def __init__(self, scores: dict[int, float]):
         self.scores = scores
@@ -61,7 +56,7 @@ class _Best:
         return [best[0] > -math.inf and c.step == best[1] for c in checkpoints]
 
 
-class Checkpoints:
+class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
     """The checkpoints of a run: the newest `keep` and the best one, saved in the background.
 
     A checkpoint that cannot be written costs itself, not the run: that is told once, as a warning, training goes on,
@@ -74,25 +69,19 @@ class Checkpoints:
             raise FileNotFoundError(_nothing(self.folder))
         self.failed = 0
         self.scores = {int(path.parent.name): _score(path) for path in self.folder.glob(f"*/{DIGEST}")}
+        self.saved: Cursor | None = None  # of the newest checkpoint
         self._job: threading.Thread | None = None
         self._error: Exception | None = None
-        self.saved: Cursor | None = None  # of the newest checkpoint
-        if writing:
-            self._clean()
-        processes.barrier("checkpoints")
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
+        """A manager, after what an interrupted save left is removed, as it may be what fills the disk."""
+        for path in self.folder.glob("*.orbax-checkpoint-tmp*") if self.writing and processes.first() else ():
+            shutil.rmtree(path, ignore_errors=True)
+        processes.barrier("checkpoints")
         policy = AnyPreservationPolicy([LatestN(self.keep), _Best(self.scores)])
         options = ocp.CheckpointManagerOptions(preservation_policy=policy, create=self.writing)
         return ocp.CheckpointManager(self.folder, item_names=ITEMS, options=options)
-
-    def _clean(self) -> None:
-        """Remove what an interrupted save left, as it may be what fills the disk."""
-        for path in self.folder.glob("*.orbax-checkpoint-tmp*") if processes.first() else ():
-            shutil.rmtree(path, ignore_errors=True)
-
-    # --- Saving ---------------------------------------------------------------------------------------------------
 
     def save(self, step: int, life: Life, cursor: Cursor, about: dict[str, Any], score: float = -math.inf) -> None:
         """Save under the environment step, or the next free number where learning went on without new steps.
@@ -105,13 +94,12 @@ class Checkpoints:
             if cursor == self.saved:
                 return
             step = newest + 1
-        self.saved = cursor
+        self.saved, self.scores[step] = cursor, score
         arguments = ocp.args.Composite(
             agent=ocp.args.StandardSave(life.agent),
             rest=ocp.args.StandardSave(life._replace(agent=None)._asdict()),
             about=ocp.args.JsonSave({"format": FORMAT, "cursor": list(cursor), **about}),
         )
-        self.scores[step] = score
         try:
             self._manager.save(step, args=arguments, force=True)
         except Exception as error:  # orbax raises OSError, ValueError and its own
@@ -134,39 +122,25 @@ class Checkpoints:
             return
         self._job.join()
         error, self._job, self._error = self._error, None, None
-        failed, _ = processes.agree(error is not None)  # a fresh manager is opened by all processes or by none
-        if not failed:
+        if not processes.agree(error is not None)[0]:  # a fresh manager is opened by all processes or by none
             return
         self.failed, self.saved = self.failed + 1, None
-        self._reopen()
+        with contextlib.suppress(Exception):  # a manager whose save failed does not get over it
+            self._manager.close()
+        self._manager = self._open()
         if self.failed == 1:
             good = f"the last good one is at step {self.steps()[-1]:,}" if self.steps() else "there is none yet"
             cause = _cause(error) if error else "in another process"
-            warnings.warn(
-                f"a checkpoint could not be written ({cause}); training goes on, {good}. Make room: the next one is "
-                "tried at its time",
-                stacklevel=3,
-            )
-
-    def _reopen(self) -> None:
-        """A fresh manager: one whose save failed does not get over it."""
-        with contextlib.suppress(Exception):
-            self._manager.close()
-        self._clean()
-        self._manager = self._open()
+            text = f"a checkpoint could not be written ({cause}); training goes on, {good}"
+            warnings.warn(f"{text}. Make room: the next one is tried at its time", stacklevel=3)
 
     def close(self) -> None:
         """Wait and close. A second call does nothing."""
         self.wait()
         self._manager.close()
 
-    def __enter__(self) -> Checkpoints:
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    # --- Restoring ------------------------------------------------------------------------------------------------
 
     def steps(self) -> list[int]:
         """Environment steps of all checkpoints, oldest first."""
@@ -185,54 +159,35 @@ class Checkpoints:
         }
         step, item = self._newest_good(items, {"agent": like.agent, "rest/rings/real/data": like.ring.data})
         about = {name: value for name, value in item["about"].items() if name != "format"}
-        life = Life(**{**item["rest"], "agent": item["agent"]})
         self.saved = Cursor(*about.pop("cursor"))
-        return Restored(life, self.saved, about, step)
+        return Restored(Life(**{**item["rest"], "agent": item["agent"]}), self.saved, about, step)
 
     def restore_agent(self, like: Any, which: str = "newest") -> tuple[Any, int]:
-        """The agent's state `[M, ...]` and its environment step; errors as in `restore`.
-
-        `which` is "newest", "best" (highest training return) or a step.
-        """
+        """The agent's state `[M, ...]` and its environment step; errors as in `restore`. `which` is "newest", "best"
+        (highest training return) or a step."""
         items = {"agent": ocp.args.StandardRestore(_shapes(like))}
-        step, item = self._newest_good(items, {"agent": like}, None if which == "newest" else self._find(which))
+        step, item = self._newest_good(items, {"agent": like}, which)
         return item["agent"], step
 
-    def _find(self, which: str) -> int:
-        self._need()
+    def _candidates(self, which: str) -> list[int]:
+        """Steps to try, in this order."""
+        steps = self.steps()
+        if not steps:
+            raise FileNotFoundError(_nothing(self.folder))
+        if which == "newest":
+            return steps[::-1]
         if which == "best":
-            return max(self.steps(), key=lambda step: (self.scores.get(step, -math.inf), step))
-        if not which.isdigit() or int(which) not in self.steps():
-            known = ", ".join(map(str, self.steps()))
+            return [max(steps, key=lambda step: (self.scores.get(step, -math.inf), step))]
+        if not which.isdigit() or int(which) not in steps:
+            known = ", ".join(map(str, steps))
             raise ValueError(f"no checkpoint {which!r} in {self.folder}; there are newest, best and {known}")
-        return int(which)
+        return [int(which)]
 
     def check(self, like: dict[str, Any]) -> None:
-        """ValueError where the newest checkpoint has other arrays than `like`, `{"rest/rings/real/data": pytree}`.
-
-        For those who want to know before they compile. A damaged checkpoint is left for `restore` to pass over.
-        """
+        """ValueError where the newest checkpoint has other arrays than `like`, `{"rest/rings/real/data": pytree}`. For
+        those who want to know before they compile. A damaged checkpoint is left for `restore` to pass over."""
         if self.steps() and check_digest(place := self.folder / str(self.steps()[-1])) is None:
-            self._check(place, like)
-
-    def _check(self, place: Path, like: dict[str, Any]) -> None:
-        """A checkpoint whose description cannot be read is left for `restore` to judge."""
-        for name, tree in like.items():
-            item, *inner = name.split("/")
-            try:
-                stored: Any = ocp.PyTreeCheckpointHandler().metadata(epath.Path(place / item)).tree
-                for key in inner:
-                    stored = stored[key]
-            except Exception:
-                continue
-            found, wanted = _by_path(stored), _by_path(tree)
-            if wrong := [path for path in found.keys() | wanted.keys() if found.get(path) != wanted.get(path)]:
-                path = min(wrong, key=lambda path: ("opt" in path.split("/"), len(path), path))  # parameters say more
-                shapes = f"{found.get(path, 'absent')} in the checkpoint, {wanted.get(path, 'absent')} by config.json"
-                raise ValueError(
-                    f"the checkpoint {place} does not fit its config.json ({name}/{path} is {shapes}): put back the "
-                    "config.json that the run was started with, or train a new run"
-                )
+            _check_arrays(place, like)
 
     def _check_format(self, step: int) -> None:
         """ValueError for a run that was laid out otherwise; one that cannot be read is left for others to judge."""
@@ -246,29 +201,26 @@ class Checkpoints:
                 f"its weights can be used (eval, dream, watch, export, or train --from {self.folder.parent})"
             )
 
-    def _need(self) -> None:
-        if not self.steps():
-            raise FileNotFoundError(_nothing(self.folder))
-
-    def _newest_good(self, items: dict[str, Any], like: dict[str, Any], only: int | None = None) -> tuple[int, Any]:
-        self._need()
+    def _newest_good(self, items: dict[str, Any], like: dict[str, Any], which: str = "newest") -> tuple[int, Any]:
         damaged = []
-        for step in [only] if only is not None else reversed(self.steps()):
+        for step in self._candidates(which):
             folder = self.folder / str(step)
-            problem = check_digest(folder)
-            if problem is None:
+            if (problem := check_digest(folder)) is None:
                 if "about" in items:
                     self._check_format(step)
-                self._check(folder, like)
+                _check_arrays(folder, like)
                 try:
                     return step, self._manager.restore(step, args=ocp.args.Composite(**items))
                 except Exception as error:
-                    if (folder / DIGEST).exists():
-                        raise ValueError(_misfit(folder, error)) from error
-                    problem = _cause(error)  # killed before the checksums were added
-            damaged.append(step)
+                    problem = _cause(error)
+                    if (folder / DIGEST).exists():  # else it was killed before the checksums were added
+                        raise ValueError(
+                            f"checkpoint {folder} does not fit the run's config.json, or was made by another version "
+                            f"of jaxwm: restore config.json, or start a new run ({problem})"
+                        ) from error
+            damaged.append(str(step))
             warnings.warn(f"checkpoint {folder} is damaged ({problem}){self._put_away(step)}", stacklevel=3)
-        raise ValueError(f"no checkpoint in {self.folder} can be read: {', '.join(map(str, damaged))} damaged")
+        raise ValueError(f"no checkpoint in {self.folder} can be read: {', '.join(damaged)} damaged")
 
     def _put_away(self, step: int) -> str:
         """Move a damaged checkpoint out of the way of the one that will be written in its place."""
@@ -286,17 +238,8 @@ class Checkpoints:
 
 
 def _nothing(folder: Path) -> str:
-    return (
-        f"no checkpoint in {folder}: the run stopped before its first one. Start it again with "
-        f"`{machine.program()} resume {shlex.quote(str(folder.parent))}`"
-    )
-
-
-def _misfit(folder: Path, error: Exception) -> str:
-    return (
-        f"checkpoint {folder} does not fit the run's config.json, or was made by another version of jaxwm: restore "
-        f"config.json, or start a new run ({_cause(error)})"
-    )
+    command = machine.resume_command(folder.parent)
+    return f"no checkpoint in {folder}: the run stopped before its first one. Start it again with `{command}`"
 
 
 def _cause(error: BaseException) -> str:
@@ -305,9 +248,37 @@ def _cause(error: BaseException) -> str:
     return text if len(text) < 200 else text[:200] + " ..."
 
 
-def _by_path(tree: Any) -> dict[str, tuple[int, ...]]:
+def by_path(tree: Any) -> dict[str, Any]:
+    """The leaves of a pytree by their place in it: `pol/params/out/kernel`."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def misfit(found: Any, wanted: Any) -> tuple[str, Any, Any] | None:
+    """Where two pytrees have other shapes: the path and both of its shapes, "absent" for none; None where they agree.
+    Of several places one of parameters is named, not of an optimiser, as it says more."""
+    a, b = ({path: tuple(leaf.shape) for path, leaf in by_path(tree).items()} for tree in (found, wanted))
+    wrong = [path for path in a.keys() | b.keys() if a.get(path) != b.get(path)]
+    path = min(wrong, key=lambda path: ("opt" in path.split("/"), len(path), path), default=None)
+    return None if path is None else (path, a.get(path, "absent"), b.get(path, "absent"))
+
+
+def _check_arrays(place: Path, like: dict[str, Any]) -> None:
+    """ValueError for other arrays; a checkpoint whose description cannot be read is left for `restore` to judge."""
+    for name, tree in like.items():
+        item, *inner = name.split("/")
+        try:
+            stored: Any = ocp.PyTreeCheckpointHandler().metadata(epath.Path(place / item)).tree
+            for key in inner:
+                stored = stored[key]
+        except Exception:
+            continue
+        if wrong := misfit(stored, tree):
+            path, found, wanted = wrong
+            raise ValueError(
+                f"the checkpoint {place} does not fit its config.json ({name}/{path} is {found} in the checkpoint, "
+                f"{wanted} by config.json): put back the config.json that the run was started with, or train a new run"
+            )
 
 
 def _shapes(tree: Any) -> Any:
@@ -317,34 +288,26 @@ def _shapes(tree: Any) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place(x)), tree)
 
 
-# --- Checksums ----------------------------------------------------------------------------------------------------
-
-
 def _write_digest(folder: Path, score: float) -> None:
     """Add the score of a complete checkpoint, and `{file: [bytes, crc32]}` of all its files."""
     files = {str(path.relative_to(folder)): _crc(path) for path in sorted(folder.rglob("*")) if path.is_file()}
-    temporary = folder / f".{DIGEST}"
-    temporary.write_text(json.dumps({"score": score if math.isfinite(score) else None, "files": files}, indent=0))
-    temporary.rename(folder / DIGEST)
+    write_json(folder / DIGEST, {"score": score if math.isfinite(score) else None, "files": files})
 
 
 def _score(path: Path) -> float:
     """The score in a list of checksums; minus infinity if there is none."""
     try:
-        score = json.loads(path.read_bytes())["score"]
-    except (OSError, ValueError, KeyError, TypeError):
-        score = None
-    return -math.inf if score is None else float(score)
+        return float(json.loads(path.read_bytes())["score"])
+    except (OSError, ValueError, KeyError, TypeError):  # a TypeError for null
+        return -math.inf
 
 
 def check_digest(folder: Path) -> str | None:
     """What is wrong with a checkpoint's files; None if nothing is, or if there are no checksums."""
-    try:
-        content = (folder / DIGEST).read_bytes()
-    except FileNotFoundError:
+    if not (folder / DIGEST).exists():
         return None
     try:
-        for name, expected in json.loads(content)["files"].items():
+        for name, expected in json.loads((folder / DIGEST).read_bytes())["files"].items():
             if not (folder / name).is_file():
                 return f"{name} is missing"
             if _crc(folder / name) != expected:

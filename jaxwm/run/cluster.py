@@ -30,31 +30,13 @@ from jaxwm.run.machine import stoppable
 from jaxwm.run.plan import Plan
 
 POLL_SECONDS = 0.5
-STOP_SECONDS = 120.0
-"""How long Ctrl-C waits for running tasks to save."""
-
+STOP_SECONDS = 120.0  # how long Ctrl-C waits for running tasks to save
+KNOCK_SECONDS = 10.0  # how long a cluster may take to answer
+PACE_SECONDS = 60.0  # stretch over which speed is measured
+QUIET_SECONDS = 60.0  # time between progress lines where the output is no terminal and nothing else happens
+LIVE_ROWS = 20  # most tasks of the live table; the others are counted
+STATES = ("running", "failed", "queued", "stopped", "done")  # of a task, in the order of the live table
 STOPPING = "stopping: running tasks save their state (Ctrl-C again to leave at once)"
-
-KNOCK_SECONDS = 10.0
-"""How long a cluster may take to answer."""
-
-PACE_SECONDS = 60.0
-"""Stretch over which speed is measured."""
-
-QUIET_SECONDS = 60.0
-"""Time between progress lines where the output is no terminal and nothing else happens."""
-
-LIVE_ROWS = 20
-"""Most tasks of the live table; the others are counted."""
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What tasks get. `gpus=None`: one where the cluster has any."""
-
-    address: str | None = None
-    cores: int = 1
-    gpus: int | None = None
 
 
 def available() -> bool:
@@ -62,10 +44,7 @@ def available() -> bool:
     return importlib.util.find_spec("ray") is not None
 
 
-# --- In a worker --------------------------------------------------------------------------------------------------
-
-
-def work(plan: dict[str, Any], file: str, folder: str, log: str, cores: int, cpu: bool) -> dict[str, Any]:
+def work(plan: dict[str, Any], folder: str, log: str, file: str, cores: int, cpu: bool) -> dict[str, Any]:
     """Do a task in this process, printing to `log`. `{"result": evaluation}`, {} when stopped, or what went wrong:
     `{"error": message, "retry": bool}`; errors travel as text, because not all of them can be pickled."""
     if cpu:  # Ray hides no GPUs from a task that asked for none
@@ -84,9 +63,6 @@ def work(plan: dict[str, Any], file: str, folder: str, log: str, cores: int, cpu
     return {"result": found} if found else {}
 
 
-# --- In the driver ------------------------------------------------------------------------------------------------
-
-
 @dataclass
 class Task:
     """A task as the driver sees it."""
@@ -95,7 +71,7 @@ class Task:
     plan: Plan
     folder: Path
     log: Path
-    state: str = "queued"  # running, done, failed, stopped
+    state: str = "queued"
     attempts: int = 0
     log_size: int = 0
     note: str = ""
@@ -111,9 +87,13 @@ class Task:
         """Whether something is still to be done."""
         return self.state in ("queued", "running")
 
+    def logged(self) -> int:
+        """Bytes of its log."""
+        return self.log.stat().st_size if self.log.exists() else 0
+
     def look(self) -> None:
         """Read from its files how far it is."""
-        if self.state == "queued" and self.log.exists() and self.log.stat().st_size > self.log_size:
+        if self.state == "queued" and self.logged() > self.log_size:
             self.state = "running"
         if self.open:
             self.steps = max(self.steps, _steps(self.folder / directory.METRICS))
@@ -124,32 +104,33 @@ def on_ray(
     root: Path,
     retries: int,
     console: Console,
-    resources: Resources = Resources(),
     file: Path | None = None,
+    address: str | None = None,
+    cores: int = 1,
+    gpus: int | None = None,
 ) -> sweep.Outcome:
-    """All tasks, side by side as the devices allow; workers load `file` first. For `sweep.sweep`.
+    """All tasks, side by side as the devices allow, for `sweep.sweep`. Workers load `file` first; each task gets
+    `cores` and `gpus` (None: one where the cluster has any).
 
     ConnectionError where no cluster answers at the address, ValueError where no task would ever fit.
     """
     out = sweep.Outcome({name: found for name in plans if (found := sweep.outcome(root / name))})
     logs = root / sweep.LOGS
     logs.mkdir(exist_ok=True)
-    todo = [Task(n, p, (root / n).absolute(), (logs / f"{n}.txt").absolute()) for n, p in plans.items()]
-    todo = [task for task in todo if task.name not in out.results]
+    left = {name: plan for name, plan in plans.items() if name not in out.results}
+    todo = [Task(n, p, (root / n).absolute(), (logs / f"{n}.txt").absolute()) for n, p in left.items()]
     if not todo:
         return out
-    with _ray(resources) as ray:
+    with _ray(address) as ray:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        gpus = _gpus(todo, resources.gpus, nodes)
-        side = _side(resources.cores, gpus, nodes)
-        each = f"{gpus} GPU{'s' * (gpus > 1)}" if gpus else f"{resources.cores} core{'s' * (resources.cores > 1)}"
+        rest = (str(file.absolute()) if file else "", cores, gpus == 0)
+        gpus = _gpus(todo, gpus, nodes)
+        side = _side(cores, gpus, nodes)
+        each = f"{gpus} GPU{'s' * (gpus > 1)}" if gpus else f"{cores} core{'s' * (cores > 1)}"
         console.print(f"{len(todo)} tasks, up to {side} at once with {each} each; what they print is in {logs}")
         # one process a task: JAX sees only its device, and the memory is free again afterwards
-        remote = ray.remote(num_cpus=resources.cores, num_gpus=gpus, max_calls=1, max_retries=0)(work)
-        source, cpu = str(file.absolute()) if file else "", resources.gpus == 0
-        start = lambda task: remote.remote(  # noqa: E731
-            task.plan.to_json(), source, str(task.folder), str(task.log), resources.cores, cpu
-        )
+        remote = ray.remote(num_cpus=cores, num_gpus=gpus, max_calls=1, max_retries=0)(work).remote
+        start = lambda task: remote(task.plan.to_json(), str(task.folder), str(task.log), *rest)  # noqa: E731
         _Driver(ray, start, retries, console, len(plans), out).loop(todo)
     return out
 
@@ -169,14 +150,13 @@ def _side(cores: int, gpus: int, nodes: list[dict[str, float]]) -> int:
     fits = [min(node.get("CPU", 0) // cores, node.get("GPU", 0) // gpus if gpus else math.inf) for node in nodes]
     if not (side := int(sum(fits))):
         have = ", ".join(f"{node.get('CPU', 0):g} cores and {node.get('GPU', 0):g} GPUs" for node in nodes)
-        raise ValueError(
-            f"a task wants {cores} cores and {gpus} GPUs, the machines have {have}: lower --cores or --gpus"
-        )
+        wants = f"a task wants {cores} cores and {gpus} GPUs"
+        raise ValueError(f"{wants}, the machines have {have}: lower --cores or --gpus")
     return side
 
 
 @contextlib.contextmanager
-def _ray(resources: Resources) -> Iterator[Any]:
+def _ray(address: str | None) -> Iterator[Any]:
     """Ray, connected to the cluster at the address, or started here on the loopback interface alone."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -185,19 +165,18 @@ def _ray(resources: Resources) -> Iterator[Any]:
 
     quiet: Any = dict(log_to_driver=False, configure_logging=False)
     try:
-        if resources.address:
-            _knock(resources.address)
-            ray.init(resources.address, **quiet)
+        if address:
+            _knock(address)
+            ray.init(address, **quiet)
         else:
             here = dict(_node_ip_address="127.0.0.1", include_dashboard=False, object_store_memory=100 * 2**20)
             ray.init("local", **here, **quiet)
     except Exception as error:
-        where = f"no Ray cluster answers at {resources.address}" if resources.address else "Ray does not start"
-        raise ConnectionError(
-            f"{where} ({sweep.message(error)}): "
-            + ("start one with `ray start --head`, or leave --address out to use this machine" if resources.address
-               else "run the tasks in this process with --no-ray")
-        ) from error  # fmt: skip
+        where, way = "Ray does not start", "run the tasks in this process with --no-ray"
+        if address:
+            where = f"no Ray cluster answers at {address}"
+            way = "start one with `ray start --head`, or leave --address out to use this machine"
+        raise ConnectionError(f"{where} ({sweep.message(error)}): {way}") from error
     try:
         yield ray
     finally:
@@ -212,19 +191,17 @@ def _knock(address: str) -> None:
 
 
 class _Driver:
-    """Hands tasks out, watches them, and tries those again that failed.
-
-    `start(task)` begins one and returns Ray's reference of its result.
-    """
+    """Hands tasks out, watches them, and tries those again that failed. `start(task)` begins one and returns Ray's
+    reference of its result."""
 
     def __init__(self, ray: Any, start: Any, retries: int, console: Console, count: int, out: sweep.Outcome):
         self.ray, self.start, self.retries, self.console = ray, start, retries, console
         self.out, self.count = out, count
-        self.stopping = False
+        self.stopping, self.told, self.said = False, 0.0, ""
         self.marks: list[tuple[float, int]] = []
-        self.told, self.said = 0.0, ""
 
     def loop(self, tasks: list[Task]) -> None:
+        """All tasks to their end, or until a signal asks to stop."""
         running = {self._submit(task): task for task in tasks}
         live = Live(console=self.console, refresh_per_second=2) if self.console.is_terminal else None
         with live or contextlib.nullcontext(), stoppable(self, STOPPING):
@@ -232,7 +209,7 @@ class _Driver:
                 ready, _ = self.ray.wait(list(running), timeout=POLL_SECONDS)
                 for reference in ready:
                     task = running.pop(reference)
-                    if self._again(task, *self._result(reference)):
+                    if self._again(task, reference):
                         running[self._submit(task)] = task
                 self._show(tasks, live)
             if self.stopping:
@@ -240,32 +217,26 @@ class _Driver:
         self._show(tasks, None, last=True)
 
     def _submit(self, task: Task) -> Any:
-        task.state, task.attempts = "queued", task.attempts + 1
-        task.log_size = task.log.stat().st_size if task.log.exists() else 0
+        task.state, task.attempts, task.log_size = "queued", task.attempts + 1, task.logged()
         return self.start(task)
 
-    def _result(self, reference: Any) -> tuple[dict[str, Any], str, bool]:
-        """The result of a task that is over, or what went wrong and whether trying again may help."""
-        try:
-            found = self.ray.get(reference)
-        except Exception as error:  # the process or its machine died, or was killed for lack of memory
-            return {}, sweep.message(error), True
-        return found.get("result", {}), found.get("error", ""), found.get("retry", True)
-
-    def _again(self, task: Task, result: dict[str, Any], error: str, retry: bool) -> bool:
+    def _again(self, task: Task, reference: Any) -> bool:
         """Take note of the end of an attempt; whether another one follows."""
-        if result:
+        try:
+            found: dict[str, Any] = self.ray.get(reference)
+        except Exception as error:  # the process or its machine died, or was killed for lack of memory
+            found = {"error": sweep.message(error)}
+        if result := found.get("result"):
             task.state, task.steps = "done", task.length
             self.out.results[task.name] = result
             self.console.print(f"{escape(task.name)}: {sweep.summary(result)}")
             return False
-        task.note = error or "stopped by a signal"
-        if again := retry and task.attempts <= self.retries:
+        task.note = found.get("error") or "stopped by a signal"
+        if again := bool(found.get("retry", True)) and task.attempts <= self.retries:
             how = f"attempt {task.attempts + 1} of {self.retries + 1} goes on from its checkpoint"
             self.console.print(f"[yellow]{escape(task.name)}: {escape(task.note)}; {how}[/yellow]")
         else:
-            task.state = "failed"
-            self.out.failures[task.name] = f"{task.note} (see {task.log})"
+            task.state, self.out.failures[task.name] = "failed", f"{task.note} (see {task.log})"
             self.console.print(f"[red]{escape(task.name)} failed: {escape(self.out.failures[task.name])}[/red]")
         return again
 
@@ -278,8 +249,6 @@ class _Driver:
             self.ray.wait(list(running), num_returns=len(running), timeout=STOP_SECONDS)
         for task in running.values():
             task.state = "stopped"
-
-    # --- What is seen ---------------------------------------------------------------------------------------------
 
     def _show(self, tasks: list[Task], live: Live | None, last: bool = False) -> None:
         for task in tasks:
@@ -311,9 +280,8 @@ class _Driver:
 
 def _rows(tasks: list[Task]) -> Table:
     """Tasks that run, then failed ones, queued ones and those that are done, as many as there is room for."""
-    order = ("running", "failed", "queued", "stopped", "done")
     rows = Table("task", "environment", "state", "steps", "attempt", "note")
-    for task in sorted(tasks, key=lambda task: order.index(task.state))[:LIVE_ROWS]:
+    for task in sorted(tasks, key=lambda task: STATES.index(task.state))[:LIVE_ROWS]:
         steps, note = f"{task.steps:,} of {task.length:,}", task.note[:60] if task.attempts > 1 else ""
         rows.add_row(escape(task.name), task.plan.env, task.state, steps, str(task.attempts), escape(note))
     return rows
@@ -324,8 +292,7 @@ def _steps(metrics: Path) -> int:
     try:
         with open(metrics, "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - 65536))
-            lines = file.read().split(b"\n")[:-1]
-        row = json.loads(lines[-1]) if lines else {"updates": 0}
+            row = json.loads(file.read().split(b"\n")[-2])
         return int(row.get("env_steps", row["updates"]))
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, LookupError):
         return 0

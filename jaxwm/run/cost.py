@@ -5,6 +5,7 @@ Everything here works on shapes: nothing is compiled, run or allocated.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -14,8 +15,6 @@ from typing import Any
 import jax
 from jax.extend import core
 from jax.interpreters import partial_eval
-
-# --- Floating-point operations ------------------------------------------------------------------------------------
 
 
 def flops(fn: Callable[..., Any], *args: Any) -> float:
@@ -46,16 +45,10 @@ def _count_equation(equation: core.JaxprEqn) -> float:
     inner = [_count(jaxpr) for value in params.values() for jaxpr in _jaxprs(value)]
     if name == "cond":
         return max(inner)
-    return sum(inner) * _repetitions(name, params)
-
-
-def _repetitions(name: str, params: dict[str, Any]) -> int:
-    """How often an equation runs the programs inside it."""
-    if name == "scan":
-        return params["length"]
+    times = params["length"] if name == "scan" else 1
     if name == "shard_map":  # the shapes inside are those of one device
-        return math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
-    return 1
+        times = math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
+    return sum(inner) * times
 
 
 def _jaxprs(value: Any) -> Iterator[core.Jaxpr]:
@@ -87,15 +80,12 @@ def _conv(equation: core.JaxprEqn) -> float:
     return 2 * math.prod(_shape(equation.outvars[0])) * taps / inserted
 
 
-def _linear_solve(equation: core.JaxprEqn) -> float:
-    """The equation also carries its transpose and its products, which only differentiation uses."""
-    return _count(equation.params["jaxprs"].solve.jaxpr)
-
-
-_COUNTS = {"dot_general": _dot_general, "conv_general_dilated": _conv, "custom_linear_solve": _linear_solve}
-
-
-# --- Memory -------------------------------------------------------------------------------------------------------
+_COUNTS = {
+    "dot_general": _dot_general,
+    "conv_general_dilated": _conv,
+    # it also carries its transpose and its products, which only differentiation uses
+    "custom_linear_solve": lambda equation: _count(equation.params["jaxprs"].solve.jaxpr),
+}
 
 
 def tree_bytes(tree: Any) -> int:
@@ -118,17 +108,11 @@ def _default_device() -> Any:
 
 def _host_memory(meminfo: str = "/proc/meminfo") -> int:
     """Linux tells what can be had without swapping; elsewhere all physical memory is the best guess there is."""
-    try:
-        lines = Path(meminfo).read_text().splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
+    with contextlib.suppress(OSError):
+        for line in Path(meminfo).read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-# --- For people ---------------------------------------------------------------------------------------------------
 
 
 def human(number: float, unit: str = "") -> str:

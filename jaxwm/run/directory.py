@@ -4,6 +4,7 @@ config.json      what was asked for
 metrics.jsonl    one line for each row of metrics
 scores.jsonl     one line for each finished episode: member, env_steps, return, length
 checkpoints/     what a resumed run starts from
+evaluation.json  written last: a run directory that has it is finished
 .lock            held by the process that writes
 tensorboard/     the same metrics for TensorBoard, on request
 """
@@ -13,10 +14,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import json
 import os
 import re
-import shlex
 import shutil
 import socket
 import time
@@ -26,24 +25,10 @@ from typing import IO, Any
 
 from jaxwm.errors import nearest
 from jaxwm.run import machine
-from jaxwm.run.json_files import finite, to_plain, write_json
+from jaxwm.run.json_files import finite, read_json, to_plain, write_json
 
-CONFIG = "config.json"
-
-
-METRICS = "metrics.jsonl"
-
-
-SCORES = "scores.jsonl"
-
-
-CHECKPOINTS = "checkpoints"
-
-
-LOCK = ".lock"
-
-
-# --- The directory ----------------------------------------------------------------------------------------------------
+CONFIG, METRICS, SCORES, EVALUATION = "config.json", "metrics.jsonl", "scores.jsonl", "evaluation.json"
+CHECKPOINTS, LOCK = "checkpoints", ".lock"
 
 
 def default_path(agent: str, env: str, root: str | Path = "runs") -> Path:
@@ -62,10 +47,7 @@ def create(path: str | Path) -> Path:
     """Make a run directory with its `checkpoints/`, and return it.
 
     An existing empty directory will do, and so will one that was left before its configuration was written.
-
-    Raises:
-        FileExistsError: there is something at `path` already; the message tells the way out.
-        OSError: `path` cannot be made: no permission, a file on the way, a name too long.
+    FileExistsError for any other, with the way out; OSError where `path` cannot be made.
     """
     path = Path(path)
     try:
@@ -87,7 +69,15 @@ def _unused(path: Path) -> bool:
     return inside <= {CHECKPOINTS, LOCK} and not (CHECKPOINTS in inside and any((path / CHECKPOINTS).iterdir()))
 
 
-class Lock:
+def _occupied(path: Path) -> str:
+    if (path / CONFIG).exists() or (path / CHECKPOINTS).exists():
+        command = machine.resume_command(path)
+        return f"{path} holds a run already: choose another directory with --run, or go on with `{command}`"
+    what = "is not empty" if path.is_dir() else "is a file"
+    return f"{path} {what}: choose another directory with --run"
+
+
+class Lock(contextlib.AbstractContextManager["Lock"]):
     """A directory that is held by this process; another one that wants it meets an error, or waits."""
 
     def __init__(self, file: IO[str]):
@@ -101,18 +91,13 @@ class Lock:
                     os.unlink(self._file.name)
             self._file.close()
 
-    def __enter__(self) -> Lock:
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.close()
 
 
 def lock(path: str | Path, what: str = "run", wait: float = 0.0) -> Lock:
-    """Hold the directory `path` until the lock is closed, or this process ends in whatever way.
-
-    Waits up to `wait` seconds for another process to let go. BlockingIOError names that process.
-    """
+    """Hold the directory `path` until the lock is closed, or this process ends in whatever way. Waits up to `wait`
+    seconds for another process to let go. BlockingIOError names that process."""
     until = time.monotonic() + wait
     while not (file := _try_lock(Path(path) / LOCK)):
         if time.monotonic() > until:
@@ -176,52 +161,30 @@ def created(path: str | Path, wait: float = 0.0) -> Iterator[Lock]:
         raise
 
 
-def _occupied(path: Path) -> str:
-    if (path / CONFIG).exists() or (path / CHECKPOINTS).exists():
-        command = f"{machine.program()} resume {shlex.quote(str(path))}"
-        return f"{path} holds a run already: choose another directory with --run, or go on with `{command}`"
-    what = "is not empty" if path.is_dir() else "is a file"
-    return f"{path} {what}: choose another directory with --run"
-
-
-# --- The configuration ------------------------------------------------------------------------------------------------
-
-
 def write_config(path: str | Path, config: Mapping[str, Any]) -> None:
     """Write `config` into the run directory `path`; a reader sees the old file or the whole new one.
 
-    Raises:
-        TypeError: a value has no place in JSON; the message names its entry.
-        ValueError: a value is NaN or infinite: a configuration must come back as it went in.
-        OSError: the file cannot be written.
+    A configuration must come back as it went in: TypeError names an entry that has no place in JSON, ValueError one
+    that is NaN or infinite.
     """
-    write_json(Path(path) / CONFIG, {str(name): _config_entry(name, value) for name, value in config.items()})
-
-
-def _config_entry(name: str, value: Any) -> Any:
-    try:
-        plain = to_plain(value)
-    except TypeError as error:
-        raise TypeError(f"config entry {name!r}: {error}") from None
-    if finite(plain) != plain:
-        raise ValueError(f"config entry {name!r} holds NaN or infinity, which JSON has no word for: {value!r}")
-    return plain
+    entries = {}
+    for name, value in config.items():
+        try:
+            entries[name] = plain = to_plain(value)
+        except TypeError as error:
+            raise TypeError(f"config entry {name!r}: {error}") from None
+        if finite(plain) != plain:
+            raise ValueError(f"config entry {name!r} holds NaN or infinity, which JSON has no word for: {value!r}")
+    write_json(Path(path) / CONFIG, entries)
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """The configuration of the run directory `path`.
-
-    Raises:
-        FileNotFoundError: there is no config.json, so this is no run directory.
-        ValueError: config.json is damaged.
-    """
+    """The configuration of the run directory `path`. FileNotFoundError without one, ValueError for a damaged one."""
     file = Path(path) / CONFIG
     try:
-        config = json.loads(file.read_bytes())
+        config = read_json(file)
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(f"{path} is no run directory: there is no {CONFIG} in it{_runs_near(path)}") from None
-    except ValueError as error:  # bad JSON, or bad UTF-8
-        raise ValueError(f"{file} is damaged: {error}") from None
     if not isinstance(config, dict):
         raise ValueError(f"{file} is damaged: expected an object, found {type(config).__name__}")
     return config
@@ -233,7 +196,3 @@ def _runs_near(path: str | Path) -> str:
     runs = sorted(folder.parent.name for folder in parent.glob(f"*/{CONFIG}"))
     close = nearest(name, runs) or runs[-3:]
     return f"; did you mean {', '.join(str(parent / run) for run in close)}?" if close else ""
-
-
-EVALUATION = "evaluation.json"
-"""Written last: a run directory that has it is finished."""

@@ -1,19 +1,52 @@
-"""Progress of a run: a bar on a terminal, plain lines now and then elsewhere."""
+"""What a run shows: the card before it starts, and then its progress, as a bar on a terminal and as lines elsewhere."""
 
 from __future__ import annotations
 
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-QUIET_SECONDS = 10.0
-"""Time between progress lines where the output is no terminal."""
+from jaxwm.run import cost
+from jaxwm.run.plan import Plan
+from jaxwm.training import processes
+from jaxwm.training.trainer import Trainer
+from jaxwm.types import Env
 
-SHOWN = ("loss", "loss/rec", "loss/dyn")
-"""Metrics that the progress shows, where they exist."""
+QUIET_SECONDS = 10.0  # time between progress lines where the output is no terminal
+SHOWN = ("loss", "loss/rec", "loss/dyn")  # metrics that the progress shows, where they exist
+
+
+def show_card(console: Console, plan: Plan, trainer: Trainer, sizes: dict[str, Any]) -> None:
+    """Print sizes and costs (`sizes` are a `Trainer.footprint`). ValueError where not even state and replay fit."""
+    copies = trainer.spread.copies  # each holds all of the member; shards split the replay
+    replay, state = copies * cost.tree_bytes(sizes["replay"]), cost.tree_bytes(sizes["state"])
+    state *= copies * plan.shards
+    need, free = state + replay, cost.available_memory()
+    devices = 1 if jax.default_backend() == "cpu" else jax.local_device_count()  # members are spread over devices
+    all_free = free * devices * jax.process_count()
+    if processes.agree(need > all_free)[0]:  # the machine would end the program without a word
+        text = f"the run needs more than {cost.human(need, 'B')} of memory and {cost.human(all_free, 'B')} are free"
+        raise ValueError(f"{text}: lower --capacity, --members or --envs, or take a smaller preset")
+    say, noun = console.print, "member" if plan.members == 1 else "members"
+    where = f"{plan.members} {noun}, seed {plan.seed}, {jax.default_backend()}"
+    say(f"[bold]{plan.agent}[/bold] on [bold]{plan.task}[/bold], {where}")
+    say(f"  parameters     {sizes['parameters']:,} each")
+    say(f"  agent state    {cost.human(state, 'B')}")
+    each = "steps of each member" if isinstance(trainer.source, Env) else "records, one copy for all members"
+    say(f"  replay         {cost.human(replay, 'B')} for {trainer.capacity:,} {each}")
+    for name, (fn, args) in sizes["updates"].items():
+        say(f"  update {name:<7} {cost.human(cost.flops(fn, *args), 'FLOP')} each")
+    if idle := trainer.spread.idle:
+        noun = "device" if idle == 1 else "devices"
+        say(f"  idle           {idle} {noun}: make --members a multiple of {idle + trainer.spread.mesh.size}")
+    need += state  # gradients and temporaries at least double it
+    if need > 0.9 * free:
+        text = f"  warning: {cost.human(need, 'B')} needed, {cost.human(free, 'B')} free:"
+        say(f"[bold red]{text}[/bold red] lower --capacity, --members or the preset")
 
 
 class Stage(NamedTuple):
@@ -26,15 +59,12 @@ class Stage(NamedTuple):
 
 
 class Display:
-    """Shows the stage of a run, recent returns, losses, speed and the time left in the stage."""
+    """Shows the stage of a run, recent returns, losses, speed and the time left in the stage, while in `progress`."""
 
     def __init__(self, console: Console, members: int):
         self.console, self.members, self.live = console, members, console.is_terminal
-        columns = [
-            TextColumn("{task.fields[title]}{task.completed:,.0f}/{task.total:,.0f}{task.fields[unit]}"),
-            BarColumn(20),
-            TextColumn("{task.fields[text]}"),
-        ]
+        counts = "{task.fields[title]}{task.completed:,.0f}/{task.total:,.0f}{task.fields[unit]}"
+        columns = [TextColumn(counts), BarColumn(20), TextColumn("{task.fields[text]}")]
         self.progress = Progress(*columns, console=console, disable=not self.live, transient=True)
         self.task = self.progress.add_task("train", total=1, text="", title="", unit="")
         self.recent: list[list[float]] = [[] for _ in range(members)]
@@ -42,54 +72,42 @@ class Display:
         self.last = Stage("", 0, 1, "")
         self.printed = 0.0
 
-    def __enter__(self) -> Display:
-        self.progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()
-
     def update(
         self, stage: Stage, steps: int, updates: int, returns: list[float | None], metrics: dict[str, np.ndarray]
     ) -> None:
         """Show where the run is after a chunk."""
-        now = time.time()
+        now, (title, done, total, unit) = time.time(), stage
         for seen, value in zip(self.recent, returns, strict=True):
             if value is not None:
-                seen.append(value)
-                del seen[:-5]
-        if (stage.title, stage.unit) != (self.last.title, self.last.unit):
+                seen[:] = [*seen[-4:], value]
+        if (title, unit) != (self.last.title, self.last.unit):
             self.marks = []
         began = bool(self.marks) and updates > 0 and self.marks[0][3] == 0 and bool(metrics)
-        self.marks = [*([] if began else self.marks[-20:]), (now, stage.done, steps, updates)]  # learning is slower
-        text = self._text(stage, metrics)
-        unit = f" {stage.unit}" if stage.unit else ""
-        self.progress.update(
-            self.task, completed=stage.done, total=stage.total, text=text, title=stage.title, unit=unit
-        )
-        turn = stage.title != self.last.title or stage.done >= stage.total > self.last.done
+        self.marks = [*([] if began else self.marks[-20:]), (now, done, steps, updates)]  # learning is slower
+        text, unit = self._text(stage, metrics), f" {unit}" if unit else ""
+        self.progress.update(self.task, completed=done, total=total, text=text, title=title, unit=unit)
+        turn = title != self.last.title or done >= total > self.last.done
         if not self.live and (turn or now - self.printed > QUIET_SECONDS):
             self.printed = now
-            line = f"{stage.title}{stage.done:>{len(f'{stage.total:,}')},}/{stage.total:,}{unit}  {text}"
+            line = f"{title}{done:>{len(f'{total:,}')},}/{total:,}{unit}  {text}"
             self.console.print(line, highlight=False, soft_wrap=True)
         self.last = stage
 
     def _text(self, stage: Stage, metrics: dict[str, np.ndarray]) -> str:
         parts = []
         if any(self.recent):
-            means = [f"{np.mean(seen):.2f}" if seen else "-" for seen in self.recent[:8]]
-            parts.append("return " + " ".join(means))
+            parts.append("return " + " ".join(f"{np.mean(seen):.2f}" if seen else "-" for seen in self.recent[:8]))
         for name, value in metrics.items():
-            if (short := name.split("/", 1)[-1] if name not in SHOWN else name) in SHOWN:
+            if (short := name if name in SHOWN else name.split("/", 1)[-1]) in SHOWN:
                 parts.append(f"{short.removeprefix('loss/')} {np.nanmean(value):.3g}")
         if len(self.marks) > 1:
-            (t0, w0, s0, u0), (t1, w1, s1, u1) = self.marks[0], self.marks[-1]
-            seconds = max(t1 - t0, 1e-6)
-            for name, rate in (("steps", (s1 - s0) / seconds), ("updates", (u1 - u0) / seconds)):
+            seconds, work, *rates = np.subtract(self.marks[-1], self.marks[0]).tolist()
+            seconds = max(seconds, 1e-6)
+            for name, rate in zip(("steps", "updates"), rates, strict=True):
                 if rate:
-                    parts.append(f"{rate * self.members:,.0f} {name}/s")
-            left = max(0, stage.total - stage.done) * seconds / max(w1 - w0, 1e-6)
-            if w1 > w0:
-                parts.append(f"ETA {int(left) // 3600}:{int(left) // 60 % 60:02d}:{int(left) % 60:02d}" if left >= 3600
-                             else f"ETA {int(left) // 60}:{int(left) % 60:02d}")  # fmt: skip
+                    parts.append(f"{rate / seconds * self.members:,.0f} {name}/s")
+            if work > 0:
+                minutes, left = divmod(int(max(0, stage.total - stage.done) * seconds / work), 60)
+                hours = f"{minutes // 60}:{minutes % 60:02d}" if minutes >= 60 else f"{minutes}"
+                parts.append(f"ETA {hours}:{left:02d}")
         return "  ".join(parts)

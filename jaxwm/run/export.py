@@ -15,12 +15,14 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from jaxwm.run.checkpoint import by_path
+
 FORMAT = "jaxwm parameters 1"
 
 
 def write(file: Path, params: Any, about: dict[str, Any]) -> int:
     """Write parameters and JSON-able facts about them; the size in bytes. An existing file is replaced at once."""
-    named = {_name(path): np.asarray(x) for path, x in jax.tree.leaves_with_path(jax.device_get(params))}
+    named = {name: np.asarray(x) for name, x in by_path(jax.device_get(params)).items()}
     temporary = file.with_name(f".{file.name}.part")
     try:
         save_file(named, temporary, metadata={"format": FORMAT, "about": json.dumps(about)})
@@ -38,20 +40,15 @@ def read_about(file: Path) -> dict[str, Any]:
 
 def read(file: Path, like: Any) -> Any:
     """The parameters, in the structure of `like` (shape structs); ValueError where they do not fit it."""
+    wanted = by_path(like)
     with _open(file) as content:
-        wanted = {_name(path): x for path, x in jax.tree.leaves_with_path(like)}
-        if wanted.keys() != set(content.keys()):
-            names = sorted(wanted.keys() ^ set(content.keys()))
+        if names := sorted(wanted.keys() ^ set(content.keys())):
             raise ValueError(f"{file} was written by another version of jaxwm: it differs in {', '.join(names[:3])}")
         arrays = {name: content.get_tensor(name) for name in wanted}
     for name, x in wanted.items():
         if arrays[name].shape != x.shape:
             raise ValueError(f"{file} holds {name} as {arrays[name].shape}, its settings say {x.shape}")
-    return jax.tree.map_with_path(lambda path, x: arrays[_name(path)].astype(x.dtype), like)
-
-
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+    return jax.tree.unflatten(jax.tree.structure(like), [arrays[name].astype(x.dtype) for name, x in wanted.items()])
 
 
 def _open(file: Path) -> Any:

@@ -13,14 +13,12 @@ from typing import Any
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
+TITLE = re.compile(r"[A-Z][a-z ]{3,40}")  # of a box ("Value error"), in a line of its own where it is drawn in ASCII
+
 
 def read(kind: Any, arguments: Sequence[str], prog: str, **options: Any) -> Any:
-    """An instance of `kind` out of the words after `prog`; options as of `tyro.cli`.
-
-    Raises:
-        ValueError: words that do not fit, in one line.
-        SystemExit: --help was asked for, and printed.
-    """
+    """An instance of `kind` out of the words after `prog`; options as of `tyro.cli`. ValueError for words that do not
+    fit, in one line; SystemExit where --help was asked for, and printed."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -38,14 +36,9 @@ def _plain(box: str) -> str:
     parts = [part for part in parts if part and not TITLE.fullmatch(part)] or [""]
     body = [parts[0].split("Got errors")[0].strip()]
     text = re.sub(r"^Error parsing (plan[.\w]*: )?", "", " ".join(filter(None, body)))
-    near = [
-        line.split()[0] for line in itertools.dropwhile(lambda line: "Perhaps" not in line, lines) if line[:2] == "--"
-    ]
+    hints = itertools.dropwhile(lambda line: "Perhaps" not in line, lines)
+    near = [line.split()[0] for line in hints if line[:2] == "--"]
     return f"{text or 'these words cannot be read'}{f'; did you mean {near[0]}?' if near else ''}"
-
-
-TITLE = re.compile(r"[A-Z][a-z ]{3,40}")
-"""What a box is about ("Value error"), in a line of its own where it is drawn in ASCII."""
 
 
 def _border(line: str) -> bool:
@@ -56,9 +49,6 @@ def _border(line: str) -> bool:
 def optional(metavar: str, name: str | None = None) -> Any:
     """A flag that may be left out, and then is None or nothing."""
     return tyro.conf.arg(name=name, metavar=metavar, help_behavior_hint="")
-
-
-# --- NAME=VALUE ---------------------------------------------------------------------------------------------------
 
 
 def option(text: str) -> tuple[str, Any]:
@@ -103,8 +93,5 @@ def _pairs(parse: Callable[[str], tuple[str, Any]], write: Callable[[Any], str])
     )
 
 
-OPTIONS = _pairs(option, literal)
-"""A dict of options: `a=1 b=text`."""
-
-VALUES = _pairs(values, write_values)
-"""A dict of lists of numbers: `lr=1e-3,1e-4`."""
+OPTIONS = _pairs(option, literal)  # a dict of options: `a=1 b=text`
+VALUES = _pairs(values, write_values)  # a dict of lists of numbers: `lr=1e-3,1e-4`

@@ -17,11 +17,10 @@ import numpy as np
 
 def write_json(file: Path, data: Any) -> None:
     """Write a whole file at once: a reader, or a machine that comes back, finds the old one or the new one."""
-    text = json.dumps(data, indent=2) + "\n"
     handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
     try:
         with open(handle, "w", encoding="utf-8") as out:
-            out.write(text)
+            out.write(json.dumps(data, indent=2) + "\n")
             out.flush()
             os.fsync(out.fileno())
         os.chmod(temporary, 0o644)  # mkstemp lets nobody else read it
@@ -35,8 +34,8 @@ def write_json(file: Path, data: Any) -> None:
 def to_plain(value: Any) -> Any:
     """`value` out of nothing but dict, list, str, int, float, bool and None.
 
-    Raises:
-        TypeError: for anything that is no number, array, text, path, list, tuple or mapping.
+    Floats of an array go by their own shortest text: float32 0.1 is written 0.1, not 0.10000000149011612. TypeError
+    for anything that is no number, array, text, path, list, tuple or mapping.
     """
     if value is None or isinstance(value, str | bool | int):
         return value
@@ -49,17 +48,11 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, np.ndarray | np.generic | jax.Array):
-        return _plain_array(np.asarray(jax.device_get(value)))
+        array = np.asarray(jax.device_get(value))
+        if array.dtype.kind in "biu":
+            return array.tolist()
+        return [to_plain(row) for row in array] if array.ndim else float(str(array[()]))
     raise TypeError(f"cannot write {value!r} ({type(value).__name__}) as JSON")
-
-
-def _plain_array(array: np.ndarray) -> Any:
-    """Floats go by their own shortest text: float32 0.1 is written 0.1, not 0.10000000149011612."""
-    if array.dtype.kind in "biu":
-        return array.tolist()
-    if array.ndim:
-        return [_plain_array(np.asarray(row)) for row in array]
-    return float(str(array[()]))
 
 
 def finite(plain: Any) -> Any:
@@ -75,22 +68,16 @@ def read_json(file: Path) -> Any:
     """What `write_json` wrote. FileNotFoundError where there is none, ValueError where it is damaged."""
     try:
         return json.loads(file.read_bytes())
-    except ValueError as error:
+    except ValueError as error:  # bad JSON, or bad UTF-8
         raise ValueError(f"{file} is damaged: {error}") from None
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     """The rows of a .jsonl file. An unfinished last line, as a killed or still running program leaves it, is skipped.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: another line is damaged; the message tells which.
-    """
+    FileNotFoundError where there is no such file, ValueError where another line is damaged."""
     *lines, tail = Path(path).read_bytes().split(b"\n")
-    if tail and parses(tail):
-        lines.append(tail)
     rows = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate([*lines, tail] if parses(tail) else lines, start=1):
         try:
             rows.append(json.loads(line))
         except ValueError as error:

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,30 +24,30 @@ from jaxwm.training.life import EVAL, member_keys, stream
 from jaxwm.training.trainer import Trainer
 from jaxwm.types import Agent, Collect, Env, Source
 
-# --- Building -----------------------------------------------------------------------------------------------------
-
 
 def import_own(names: tuple[str, ...]) -> None:
-    """Import files and modules that register environments of the user's own, each once.
-
-    Raises:
-        ValueError: there is no such file or module, or it fails.
-    """
+    """Import files and modules that register the user's own environments, each once. ValueError where one fails."""
     for name in names:
         module = f"jaxwm_import_{Path(name).stem}" if name.endswith(".py") else name
-        if module in sys.modules:
-            continue
-        try:
-            if name.endswith(".py"):
-                spec = importlib.util.spec_from_file_location(module, name)
-                assert spec and spec.loader
-                found = sys.modules[module] = importlib.util.module_from_spec(spec)
-                spec.loader.exec_module(found)
-            else:
-                importlib.import_module(name)
-        except Exception as error:
-            sys.modules.pop(module, None)
-            raise ValueError(f"--import {name} failed: {type(error).__name__}: {error}") from error
+        if module not in sys.modules:
+            try:
+                import_file(name, module) if name.endswith(".py") else importlib.import_module(name)
+            except Exception as error:
+                raise ValueError(f"--import {name} failed: {type(error).__name__}: {error}") from error
+
+
+def import_file(file: str | Path, name: str) -> Any:
+    """Run a Python file as the module `name`, and return it."""
+    spec = importlib.util.spec_from_file_location(name, file)
+    if not spec or not spec.loader:
+        raise ValueError(f"{file} is no Python file")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
 
 
 def environment(plan: Plan, num_envs: int = 1, **options: Any) -> Env:
@@ -55,13 +56,6 @@ def environment(plan: Plan, num_envs: int = 1, **options: Any) -> Env:
     if plan.env is None:
         raise ValueError(f"the recordings in {plan.data} name no environment: say which with --env SUITE/TASK")
     return envs.make(plan.env, num_envs=num_envs, **{**plan.env_options, **options})
-
-
-def source(plan: Plan) -> Source:
-    """Where the records of a plan come from."""
-    if plan.data is not None:
-        return data.open_data(plan.data, plan.settings.envs, plan.seed)
-    return environment(plan, plan.settings.envs)
 
 
 def capacity(plan: Plan, records: Source) -> int:
@@ -73,7 +67,8 @@ def capacity(plan: Plan, records: Source) -> int:
 
 def build(plan: Plan) -> tuple[Source, Agent, Trainer]:
     """Source of records, agent and trainer of a plan."""
-    records = source(plan)
+    num = plan.settings.envs
+    records = environment(plan, num) if plan.data is None else data.open_data(plan.data, num, plan.seed)
     agent = agents.build(plan.agent, records.spec, plan.settings)
     room = capacity(plan, records)
     if not isinstance(records, Env) and any(isinstance(word, Collect) for word in words(agent.schedule)):
@@ -82,9 +77,6 @@ def build(plan: Plan) -> tuple[Source, Agent, Trainer]:
         agent = agent._replace(schedule=offline(agent.schedule, room // records.num_envs, records.rows))
     trainer = Trainer(agent, records, plan.members, room, plan.vary, shards=plan.shards, freeze=plan.freeze)
     return records, agent, trainer
-
-
-# --- Weights ------------------------------------------------------------------------------------------------------
 
 
 class Loaded(NamedTuple):
@@ -101,29 +93,23 @@ def load(path: str | Path, which: str = "newest") -> Loaded:
     """A run's plan, agent and agent state, from its directory or from a file that `export` wrote.
 
     `which` is "newest", "best" (highest training return) or the environment step of a checkpoint; from an exported
-    file the optimiser's state is a fresh one. Damaged checkpoints are passed over.
-
-    Raises:
-        FileNotFoundError: there is no run or no checkpoint.
-        ValueError: it cannot be read.
+    file the optimiser's state is a fresh one. Damaged checkpoints are passed over. FileNotFoundError where there is no
+    run or no checkpoint, ValueError where it cannot be read.
     """
     path = Path(path)
+    alone: dict[str, Any] = dict(shards=1, start=None, start_parts=())
     if path.is_file():
-        return _load_export(path)
+        about = export.read_about(path)
+        plan = Plan.from_json(about["plan"])
+        _, agent, trainer = build(replace(plan, **alone))
+        state = trainer.init_agents(member_keys(plan.seed, plan.members))
+        params = export.read(path, jax.eval_shape(lambda: state.params))
+        return Loaded(plan, agent, with_params(plan.agent, state, params), about["steps"])
     plan = read_plan(path)
     with checkpoint.Checkpoints(path / directory.CHECKPOINTS, writing=False) as checkpoints:
-        _, agent, trainer = build(replace(plan, shards=1, start=None, start_parts=()))
+        _, agent, trainer = build(replace(plan, **alone))
         state, steps = checkpoints.restore_agent(trainer.footprint()["state"], which)
     return Loaded(plan, agent, state, steps)
-
-
-def _load_export(file: Path) -> Loaded:
-    about = export.read_about(file)
-    plan = Plan.from_json(about["plan"])
-    _, agent, trainer = build(replace(plan, shards=1, start=None, start_parts=()))
-    state = trainer.init_agents(member_keys(plan.seed, plan.members))
-    params = export.read(file, jax.eval_shape(lambda: state.params))
-    return Loaded(plan, agent, with_params(plan.agent, state, params), about["steps"])
 
 
 def with_params(agent: str, state: Any, params: dict[str, Any]) -> Any:
@@ -142,10 +128,7 @@ def begin(plan: Plan, state: Any) -> Any:
     """A fresh state `[M, ...]` with the weights of the run that `plan.start` names, whole or by component.
 
     Members of that run are taken in turn. What else its state holds comes along where it is taken as a whole, but for
-    optimiser, hyper-parameters and counters.
-
-    Raises:
-        ValueError: a component is unknown there, or has other shapes.
+    optimiser, hyper-parameters and counters. ValueError where a component is unknown there, or has other shapes.
     """
     assert plan.start is not None
     there = load(plan.start).state
@@ -158,26 +141,17 @@ def begin(plan: Plan, state: Any) -> Any:
     take = lambda tree: jax.tree.map(lambda x: jnp.asarray(x)[np.arange(count) % have], tree)  # noqa: E731
     params = {name: take(there.params[name]) for name in names}
     for name in names:
-        _check_shapes(name, params[name], state.params[name], plan)
+        one = [jax.tree.map(lambda x: x[0], tree[name]) for tree in (params, state.params)]
+        if wrong := checkpoint.misfit(*one):
+            raise ValueError(
+                "component {!r} of {} does not fit: {} is {} there and {} here: use that run's settings, or take other "
+                "components with --from-parts".format(name, plan.start, *wrong)
+            )
     state = with_params(plan.agent, state, params)
     if plan.start_parts or type(there) is not type(state) or Path(plan.start).is_file():
         return state
     others = [f for f in state._fields if f not in ("params", "opt", "hyper", "step")]
     return state._replace(**{name: take(getattr(there, name)) for name in others})
-
-
-def _check_shapes(name: str, found: Any, wanted: Any, plan: Plan) -> None:
-    def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-        leaves = jax.tree_util.tree_leaves_with_path(tree)
-        return {jax.tree_util.keystr(path, simple=True, separator="/"): x.shape[1:] for path, x in leaves}
-
-    a, b = shapes(found), shapes(wanted)
-    for path in sorted(a.keys() | b.keys()):
-        if a.get(path) != b.get(path):
-            raise ValueError(
-                f"component {name!r} of {plan.start} does not fit: {path} is {a.get(path, 'absent')} there and "
-                f"{b.get(path, 'absent')} here: use that run's settings, or take other components with --from-parts"
-            )
 
 
 def export_params(folder: Path, file: Path, which: str = "newest") -> int:
@@ -186,15 +160,11 @@ def export_params(folder: Path, file: Path, which: str = "newest") -> int:
     return export.write(file, state.params, {"plan": plan.to_json(), "steps": steps})
 
 
-# --- Scores -------------------------------------------------------------------------------------------------------
-
-
 def scoring_env(plan: Plan, episodes: int) -> Env:
     """The environment in which a policy is scored: that of the plan, with options of its own where there are any."""
     suite = (plan.env or "").split("/")[0]
     options = envs.SCORED.get(suite, {}) | plan.env_options | plan.score_options
-    pure = environment(plan, **options).pure
-    return environment(plan, parallel(pure, episodes), **options)
+    return environment(plan, parallel(environment(plan, **options).pure, episodes), **options)
 
 
 def score(plan: Plan, agent: Agent, state: Any, episodes: int, mode: Any = "greedy", seed: int = 0) -> Scores:
@@ -203,40 +173,33 @@ def score(plan: Plan, agent: Agent, state: Any, episodes: int, mode: Any = "gree
     return evaluate(agent, env, state, member_keys(seed, plan.members), episodes, mode)
 
 
-def held_out(plan: Plan, agent: Agent, state: Any, batches: int = 16) -> dict[str, np.ndarray]:
+def held_out(plan: Plan, agent: Agent, state: Any) -> dict[str, np.ndarray]:
     """An agent's own scores `{name: [M]}` on recorded episodes that it did not learn from; {} where it has none."""
-    score = agent.scores
-    if score is None or plan.data is None:
+    if (score := agent.scores) is None or plan.data is None:
         return {}
     records = data.open_data(plan.data, 1, plan.seed, held_out=True)
     step = next(iter(agent.train_steps.values()))
     rows = records.read(0, max(records.rows, step.length))._replace(extras={})
     ring = replay.Ring(jax.tree.map(jnp.asarray, rows), jnp.asarray(len(rows.reward)))
 
-    def one(state: Any, key: Any) -> dict[str, jax.Array]:
-        def draw(i: jax.Array) -> dict[str, jax.Array]:
-            k_batch, k_score = jax.random.split(jax.random.fold_in(key, i))
-            return score(state, replay.sample(ring, k_batch, step.batch_size, step.length), k_score)
+    def one(state: Any, key: Any, i: jax.Array) -> dict[str, jax.Array]:
+        k_batch, k_score = jax.random.split(jax.random.fold_in(key, i))
+        return score(state, replay.sample(ring, k_batch, step.batch_size, step.length), k_score)
 
-        return jax.tree.map(jnp.mean, jax.lax.map(draw, jnp.arange(batches)))
-
+    mean = lambda *member: jax.tree.map(jnp.mean, jax.lax.map(partial(one, *member), jnp.arange(16)))  # noqa: E731
     keys = jax.vmap(lambda key: stream(key, EVAL))(member_keys(plan.seed, plan.members))
-    return jax.device_get(jax.jit(jax.vmap(one))(state, keys))
+    return jax.device_get(jax.jit(jax.vmap(mean))(state, keys))
 
 
 def scores(
     plan: Plan, agent: Agent, state: Any, episodes: int, mode: Any = "greedy", seed: int = 0
 ) -> tuple[dict[str, dict[str, list[float]]], bool]:
-    """The named scores of every member, and whether all episodes came to their end.
-
-    `return` (where the agent acts) is that of the policy (`trained`) and of random play (`random`); others are the
-    agent's own, on held-out recordings.
-    """
-    found: dict[str, dict[str, list[float]]] = {}
-    complete = True
-    if agent.act is not None and plan.env is not None:
-        trained, chance = (score(plan, agent, state, episodes, how, seed) for how in (mode, "random"))
-        found["return"] = {"trained": trained.means().tolist(), "random": chance.means().tolist()}
-        complete = bool(trained.complete.all())
+    """The named scores of every member, and whether all episodes came to their end. `return` (where the agent acts) is
+    that of the policy (`trained`) and of random play (`random`); others are the agent's own, on held-out recordings."""
     own = held_out(plan, agent, state)
-    return found | {name: {"trained": np.asarray(value).tolist()} for name, value in own.items()}, complete
+    others = {name: {"trained": np.asarray(value).tolist()} for name, value in own.items()}
+    if agent.act is None or plan.env is None:
+        return others, True
+    trained, chance = (score(plan, agent, state, episodes, how, seed) for how in (mode, "random"))
+    found = {"trained": trained.means().tolist(), "random": chance.means().tolist()}
+    return {"return": found, **others}, bool(trained.complete.all())

@@ -31,6 +31,11 @@ def program() -> str:
     return shlex.quote(str(own))
 
 
+def resume_command(run: Path) -> str:
+    """The command that goes on with a run."""
+    return f"{program()} resume {shlex.quote(str(run))}"
+
+
 def use_compilation_cache() -> None:
     """Programs compiled once are kept on disk, unless JAX_COMPILATION_CACHE_DIR says where (or, empty, that not)."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -40,16 +45,15 @@ def use_compilation_cache() -> None:
 
 
 def use_cores(members: int, cores: int | None = None, shards: int = 1) -> None:
-    """On a CPU, give members (and their shards) devices of their own, several where there are cores enough.
-
-    `cores` are all of the machine unless given. Call before JAX starts.
-    """
+    """On a CPU, give members (and their shards) devices of their own, several where there are cores enough. `cores` are
+    all of the machine unless given. Call before JAX starts."""
     cores = cores or os.cpu_count() or 1
-    if members <= 2 * cores:
+    if shards > 1:
+        count = members * shards
+    elif members <= 2 * cores:
         count = members * max(1, cores // members)
     else:
         count = max(n for n in range(1, cores + 1) if members % n == 0)
-    count = members * shards if shards > 1 else count
     with contextlib.suppress(RuntimeError):  # JAX runs already, in a test or a notebook: leave it as it is
         jax.config.update("jax_num_cpu_devices", count)
 
@@ -78,38 +82,6 @@ def stoppable(owner: Any, text: str) -> Iterator[None]:
 COORDINATOR, PROCESSES, PROCESS = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
 
-def join(coordinator: str | None, processes: int | None, process: int | None, detect: bool = False) -> int:
-    """Meet the other processes of this run, before JAX starts; how many there are.
-
-    What is not given is taken from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. With `detect`, JAX
-    finds out from the variables of Slurm, Open MPI, Kubernetes or a TPU pod. ValueError where something is missing,
-    ConnectionError where they do not meet.
-    """
-    coordinator = coordinator or os.environ.get(COORDINATOR)
-    processes = _number("--processes", processes, PROCESSES)
-    process = _number("--process", process, PROCESS)
-    if not coordinator and not detect:
-        if processes is not None or process is not None:
-            raise ValueError(f"--processes and --process need --coordinator HOST:PORT (or {COORDINATOR})")
-        return 1
-    if not detect and (processes is None or process is None):
-        raise ValueError(
-            f"--coordinator needs --processes and --process (or {PROCESSES} and {PROCESS}); under Slurm or Open MPI "
-            "use --distributed alone"
-        )
-    if processes is not None and process is not None and not 0 <= process < processes:
-        raise ValueError(f"--process counts from 0 to {processes - 1}, got {process}")
-    try:
-        jax.distributed.initialize(coordinator, processes, process)
-    except Exception as error:
-        raise ConnectionError(
-            f"the processes of this run did not meet at {coordinator or 'the detected address'} "
-            f"({str(error).strip().splitlines()[0][:200]}): start as many as --processes says, each with its own "
-            "--process and the same --coordinator"
-        ) from error
-    return jax.process_count()
-
-
 def _number(flag: str, value: int | None, variable: str) -> int | None:
     text = os.environ.get(variable)
     if value is not None or not text:
@@ -132,11 +104,34 @@ class Hosts:
     distributed: bool = False
     """Find all of this out from Slurm, Open MPI, Kubernetes or a TPU pod."""
 
+    def expected(self) -> int:
+        """How many processes `join` will meet, as far as flags and variables tell."""
+        return _number("--processes", self.processes, PROCESSES) or 1
+
     def join(self) -> int:
-        """Meet the others, before JAX starts; how many processes there are."""
-        return join(self.coordinator, self.processes, self.process, self.distributed)
+        """Meet the other processes, before JAX starts; how many there are.
 
-
-def expected(processes: int | None) -> int:
-    """How many processes `join` will meet, as far as flags and variables tell."""
-    return _number("--processes", processes, PROCESSES) or 1
+        What is not given is taken from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. ValueError where
+        something is missing, ConnectionError where they do not meet.
+        """
+        coordinator = self.coordinator or os.environ.get(COORDINATOR)
+        processes = _number("--processes", self.processes, PROCESSES)
+        process = _number("--process", self.process, PROCESS)
+        if not coordinator and not self.distributed:
+            if processes is not None or process is not None:
+                raise ValueError(f"--processes and --process need --coordinator HOST:PORT (or {COORDINATOR})")
+            return 1
+        if not self.distributed and (processes is None or process is None):
+            text = f"--coordinator needs --processes and --process (or {PROCESSES} and {PROCESS})"
+            raise ValueError(f"{text}; under Slurm or Open MPI use --distributed alone")
+        if processes is not None and process is not None and not 0 <= process < processes:
+            raise ValueError(f"--process counts from 0 to {processes - 1}, got {process}")
+        try:
+            jax.distributed.initialize(coordinator, processes, process)
+        except Exception as error:
+            why = str(error).strip().splitlines()[0][:200]
+            raise ConnectionError(
+                f"the processes of this run did not meet at {coordinator or 'the detected address'} ({why}): start as "
+                "many as --processes says, each with its own --process and the same --coordinator"
+            ) from error
+        return jax.process_count()

@@ -4,6 +4,7 @@ print it as a command.
 
 from __future__ import annotations
 
+import argparse
 import shlex
 from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
@@ -22,22 +23,22 @@ from jaxwm.run.machine import Hosts
 
 C = TypeVar("C")
 
-NOT_SETTINGS = ("jaxwm", "jax", "jax_settings")
-"""Entries of config.json that say by what it was written."""
-
+NOT_SETTINGS = ("jaxwm", "jax", "jax_settings")  # entries of config.json that say by what it was written
 JAX_SETTINGS = ("jax_default_matmul_precision", "jax_random_seed_offset", "jax_threefry_partitionable")
 """Settings of JAX that may be any, but on which the numbers of a run depend."""
 
+ALWAYS = ("env", "steps", "members", "seed", "episodes")  # entries that a command always shows
+FLAGS = dict(
+    env_options="env-option", score_options="score-option", start="from", start_parts="from-parts", imports="import"
+)
+"""Entries with another name on the command line."""
 
-_ENV_OPTION, _SCORE_OPTION = (optional("NAME=VALUE", name) for name in ("env-option", "score-option"))
+_ENV_OPTION, _SCORE_OPTION = (optional("NAME=VALUE", FLAGS[name]) for name in ("env_options", "score_options"))
 
 
 def jax_settings() -> dict[str, Any]:
     """`JAX_SETTINGS` as they are now."""
     return {name: getattr(jax.config, name) for name in JAX_SETTINGS}
-
-
-# --- The plan -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -96,10 +97,8 @@ class Plan(Generic[C]):
             parts = parts if name == "imports" else [p for part in parts for p in part.split(",") if p]
             object.__setattr__(self, name, tuple(parts))  # a list where it comes out of a file
         check_types(self)
-        check_range(self, "members episodes keep shards", least=1, most=2**31 - 1)
-        for name in ("steps", "updates"):
-            if getattr(self, name) is not None:
-                check_range(self, name, least=1, most=2**31 - 1)
+        lengths = [name for name in ("steps", "updates") if getattr(self, name) is not None]
+        check_range(self, " ".join(["members episodes keep shards", *lengths]), least=1, most=2**31 - 1)
         check_range(self, "seed", least=0, most=2**32 - 1)
         check_range(self, "checkpoint_minutes gauge", least=0)
         self._check_source()
@@ -127,10 +126,8 @@ class Plan(Generic[C]):
             raise ValueError(f"vary must be a dict of lists with a value for each member, not {self.vary!r}")
         for name, values in self.vary.items():
             if not isinstance(values, list | tuple) or len(values) != self.members:
-                raise ValueError(
-                    f"vary {name} must be {self.members} numbers, one per member, not {values!r}: give as many, or "
-                    "another --members"
-                )
+                text = f"vary {name} must be {self.members} numbers, one per member, not {values!r}"
+                raise ValueError(f"{text}: give as many, or another --members")
             for value in values:
                 check_number(f"vary {name}", value)
                 if hasattr(self.settings, name):
@@ -140,8 +137,6 @@ class Plan(Generic[C]):
     def task(self) -> str:
         """Where records come from, for headings: the environment, or the recordings."""
         return self.env if self.data is None else f"recordings of {self.env}" if self.env else str(self.data)  # type: ignore[return-value]
-
-    # --- As JSON --------------------------------------------------------------------------------------------------
 
     def to_json(self) -> dict[str, Any]:
         """What config.json holds: all entries, and the versions that wrote them."""
@@ -159,8 +154,6 @@ class Plan(Generic[C]):
         _check_entries("settings.", settings, entry.config)
         return Plan(**{**entries, "settings": entry.config(**settings)})
 
-    # --- As a command ---------------------------------------------------------------------------------------------
-
     def command(self, program: str = "jaxwm") -> str:
         """The command that makes this run again, from the preset that leaves the fewest flags."""
         entry = agents.find(self.agent)
@@ -176,19 +169,6 @@ class Plan(Generic[C]):
             elif value is not None and name != "agent" and (name in ALWAYS or value != _default(entry_field)):
                 words += _words(FLAGS.get(name, name), value)
         return f"{program} {shlex.join(words)}"
-
-
-ALWAYS = ("env", "steps", "members", "seed", "episodes")
-"""Entries that a command always shows."""
-
-FLAGS = {
-    "env_options": "env-option",
-    "score_options": "score-option",
-    "start": "from",
-    "start_parts": "from-parts",
-    "imports": "import",
-}
-"""Entries with another name on the command line."""
 
 
 def _default(entry: Any) -> Any:
@@ -218,10 +198,8 @@ def _check_entries(prefix: str, entries: Any, config: type) -> None:
     if not isinstance(entries, dict):
         raise ValueError(f"{prefix.rstrip('.')} is no object but {entries!r}")
     known = config.__dataclass_fields__
-    for name in entries:
-        if name not in known:
-            near = suggest(prefix + name, [prefix + field for field in known])
-            raise ValueError(f"unknown entry {prefix + name!r}; {near}")
+    if unknown := [prefix + name for name in entries if name not in known]:
+        raise ValueError(f"unknown entry {unknown[0]!r}; {suggest(unknown[0], [prefix + name for name in known])}")
     needed = [name for name, entry in known.items() if entry.default is entry.default_factory is MISSING]
     if missing := [prefix + name for name in needed if name not in entries]:
         raise ValueError(f"the entry {missing[0]!r} is missing")
@@ -235,9 +213,6 @@ def read_plan(folder: str | Path) -> Plan:
     except ValueError as error:
         made = f"the run was made by jaxwm {data.get('jaxwm', 'of unknown version')}, this is {jaxwm.__version__}"
         raise ValueError(f"{Path(folder) / directory.CONFIG}: {error} ({made})") from error
-
-
-# --- The command line ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -254,32 +229,29 @@ class Command(Generic[C]):
 
 
 def parse(arguments: Sequence[str], members: int = 3) -> Command:
-    """What the words after `jaxwm train` ask for; `members` is the default.
-
-    Raises:
-        ValueError: an unknown system or preset, a missing or wrong value.
-        SystemExit: --help, or words that are no flags.
-    """
+    """What the words after `jaxwm train` ask for; `members` is the default. ValueError for an unknown system, preset or
+    flag, a missing or wrong value; SystemExit for --help."""
     name, rest = arguments[0], list(arguments[1:])
     entry = agents.find(name)
     own = {f.name for f in fields(Plan)}  # a flag of the run itself is never an old name
     for old, new in entry.renamed.items():
         rest = rest if old in own else [_renamed(word, old, new) for word in rest]
-    preset = _value(rest, "preset") or entry.default
-    data = _value(rest, "data")
-    steps = entry.steps if data is None and _value(rest, "updates") is None else None
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # what decides on the real one's defaults
+    for flag in ("--preset", "--data", "--updates"):
+        early.add_argument(flag, nargs="?")
+    given, _ = early.parse_known_args(rest)
+    preset, data = given.preset or entry.default, given.data
+    steps = entry.steps if data is None and given.updates is None else None
     plan = Plan.__new__(Plan)  # a default for the parser, which may be no plan yet: it is checked with what is parsed
     values = {f.name: _default(f) for f in fields(Plan)}
     values |= dict(agent=name, env=None if data else entry.env, steps=steps, members=members)
     values["settings"] = agents.settings(name, preset)
-    for key, value in values.items():
-        object.__setattr__(plan, key, value)
+    plan.__dict__.update(values)
     kind: Any = Command[entry.config]  # type: ignore[valid-type]
-    default = Command(plan, preset)
-    found = flags.read(kind, rest, f"jaxwm train {name}", default=default, description=_help(name))
-    imports = tuple(str(Path(x).resolve()) if x.endswith(".py") else x for x in found.plan.imports)
-    start = found.plan.start and (str(Path(found.plan.start).resolve()))
-    data = found.plan.data and str(Path(found.plan.data).resolve())
+    found = flags.read(kind, rest, f"jaxwm train {name}", default=Command(plan, preset), description=_help(name))
+    place = lambda path: path and str(Path(path).resolve())  # noqa: E731
+    imports = tuple(str(place(x)) if x.endswith(".py") else x for x in found.plan.imports)
+    start, data = place(found.plan.start), place(found.plan.data)
     return replace(found, plan=replace(found.plan, agent=name, imports=imports, start=start, data=data))
 
 
@@ -290,16 +262,6 @@ def _renamed(word: str, old: str, new: str) -> str:
         if word == before or word.startswith(f"{before}="):
             return now + word[len(before) :]
     return word
-
-
-def _value(arguments: Sequence[str], name: str) -> str | None:
-    """The value of `--name VALUE` or `--name=VALUE`, read before the real parser knows the settings."""
-    for i, argument in enumerate(arguments):
-        if argument == f"--{name}" and i + 1 < len(arguments):
-            return arguments[i + 1]
-        if argument.startswith(f"--{name}="):
-            return argument.split("=", 1)[1]
-    return None
 
 
 def _help(name: str) -> str:

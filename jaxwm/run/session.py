@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import shlex
 import time
 import warnings
 from collections import deque
@@ -22,9 +21,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from jaxwm.run import card, checkpoint, directory, json_files, machine
+from jaxwm.run import checkpoint, directory, json_files, machine
 from jaxwm.run import load as loading
-from jaxwm.run.display import Display, Stage
+from jaxwm.run.display import Display, Stage, show_card
 from jaxwm.run.plan import Plan, jax_settings, read_plan
 from jaxwm.run.writer import Silent, Writer, import_tensorboard
 from jaxwm.schedule import describe, updates_of
@@ -35,22 +34,9 @@ from jaxwm.types import Env
 CHUNK_SECONDS = float(os.environ.get("JAXWM_CHUNK_SECONDS", "1"))
 """How long a chunk should take: the pace of the progress display. Results do not depend on it."""
 
-LOCK_SECONDS = 10.0
-"""How long a resumed run waits for the process that had it before: one that was killed takes a moment to be gone."""
-
-SKIP_LIMIT = 100
-"""Skipped updates in a row, of any member, after which a run stops."""
-
-RECENT = 20
-"""Newest episodes of each member whose mean return decides which checkpoint is the best."""
-
-
-def _grow(old: Any, new: Any) -> Any:
-    """The rows `[M, P, ...]` of a smaller replay in one of the shape and place of `new`."""
-    if old.shape == new.shape:
-        return old
-    more = [(0, 0), (0, new.shape[1] - old.shape[1])] + [(0, 0)] * (old.ndim - 2)
-    return jax.jit(lambda x: jax.numpy.pad(x, more), out_shardings=new.sharding)(old)
+LOCK_SECONDS = 10.0  # how long a resumed run waits for the one before: one that was killed takes a moment to be gone
+SKIP_LIMIT = 100  # skipped updates in a row, of any member, after which a run stops
+RECENT = 20  # newest episodes of each member whose mean return decides which checkpoint is the best
 
 
 class Diverged(ValueError):
@@ -67,30 +53,33 @@ class Run:
         if plan.score_options:
             loading.scoring_env(plan, plan.episodes)  # a wrong option is an error now and not after training
         self.source, self.agent, self.trainer = loading.build(plan)
+        self.acts = isinstance(self.source, Env)  # else it learns from recordings, and has no environment steps
         self.cursor, self.began, self.stopping = Cursor(), time.time(), False
-        self.before = self.compile_before = 0.0  # seconds of earlier sessions
-        self.compile_seconds = 0.0
+        self.before = self.compile_seconds = 0.0  # of earlier sessions, too
         self.warned: set[str] = set()
         self.recent: list[deque[float]] = [deque(maxlen=RECENT) for _ in range(plan.members)]
 
-    # --- Starting -------------------------------------------------------------------------------------------------
+    @property
+    def done(self) -> tuple[int, int]:
+        """Environment steps and updates of each member so far."""
+        return int(self.life.counters.steps), int(self.life.counters.updates)
 
     def start(self) -> None:
         """Check the memory, allocate, write config.json, open the files, compile. The folder exists."""
-        card.show(self.console, self.plan, self.trainer, self.trainer.footprint())
-        self.life = self.trainer.init(self.plan.seed)
-        if self.plan.start:
-            self.life = self._begin(self.life)
+        show_card(self.console, self.plan, self.trainer, self.trainer.footprint())
+        self._init()
         if processes.first():
             directory.write_config(self.folder, self.plan.to_json())
         self._open()
 
-    def _begin(self, life: Life) -> Life:
-        """A fresh life with the weights of another run."""
-        state = loading.begin(self.plan, processes.fetch(life.agent))
-        self.console.print(f"  weights        of {self.plan.start}")
-        place = lambda new, old: jax.device_put(jax.numpy.copy(new), old.sharding)  # noqa: E731
-        return life._replace(agent=jax.tree.map(place, state, life.agent))
+    def _init(self, begin: bool = True) -> None:
+        """A fresh life, with the weights of another run where the plan says so."""
+        self.life = self.trainer.init(self.plan.seed)
+        if self.plan.start and begin:
+            state = loading.begin(self.plan, processes.fetch(self.life.agent))
+            self.console.print(f"  weights        of {self.plan.start}")
+            place = lambda new, old: jax.device_put(jax.numpy.copy(new), old.sharding)  # noqa: E731
+            self.life = self.life._replace(agent=jax.tree.map(place, state, self.life.agent))
 
     def resume(self, old: Plan) -> None:
         """Go on from the newest good checkpoint, or from the start if there is none yet. What was written after it is
@@ -98,31 +87,27 @@ class Run:
         sizes = self.trainer.footprint()
         rows = loading.capacity(old, self.source) // self.source.num_envs
         with checkpoint.Checkpoints(self.folder / directory.CHECKPOINTS, self.plan.keep) as checkpoints:
-            checkpoints.check(
-                {"agent": sizes["state"], "rest/rings/real/data": self._old(sizes["replay"]["real"], rows)}
-            )
-            card.show(self.console, self.plan, self.trainer, sizes)
-            self.life = self.trainer.init(self.plan.seed)
-            like = self._with_ring(self._old(self.life.ring.data, rows))
-            saved = checkpoints.restore(like) if checkpoints.steps() else None
+            replay = self._old(sizes["replay"]["real"], rows)
+            checkpoints.check({"agent": sizes["state"], "rest/rings/real/data": replay})
+            show_card(self.console, self.plan, self.trainer, sizes)
+            there = bool(checkpoints.steps())
+            self._init(begin=not there)
+            saved = checkpoints.restore(_with_ring(self.life, self._old(self.life.ring.data, rows))) if there else None
         if self.plan != old and processes.first():
             (self.folder / directory.EVALUATION).unlink(missing_ok=True)  # it is no longer finished
             directory.write_config(self.folder, self.plan.to_json())
         if saved is None:
-            if self.plan.start:
-                self.life = self._begin(self.life)
             self._open()
             self.writer.truncate(dict.fromkeys(self.writer.offsets(), 0))
             self.console.print("the run stopped before its first checkpoint: starting it again")
             return
         grown = jax.tree.map(_grow, saved.life.ring.data, self.life.ring.data)
-        life = saved.life._replace(rings=saved.life.rings | {"real": saved.life.ring._replace(data=grown)})
-        self.life = life
+        self.life, self.cursor = _with_ring(saved.life, grown), saved.cursor
+        self.before, self.compile_seconds = saved.about["seconds"], saved.about.get("compile_seconds", 0.0)
         self._open()
-        self.life, self.cursor = self.trainer.restored(life), saved.cursor
+        self.life = self.trainer.restored(self.life)
         self.checkpoints.saved = saved.cursor
         self.writer.truncate(saved.about["offsets"])
-        self.before, self.compile_before = saved.about["seconds"], saved.about.get("compile_seconds", 0.0)
         processes.barrier("truncated")
         for row in json_files.read_jsonl(self.folder / directory.SCORES):
             self.recent[row["member"]].append(row["return"])
@@ -130,21 +115,16 @@ class Run:
 
     def _old(self, data: Any, rows: int) -> Any:
         """The shapes of a replay `[M, P, ...]` that holds `rows` rows, where a longer plan has made it larger."""
-        if not isinstance(self.source, Env) or rows == self.trainer.capacity // self.source.num_envs:
+        if not self.acts or rows == self.trainer.capacity // self.source.num_envs:
             return data
         shape = lambda x: (x.shape[0], rows, *x.shape[2:])  # noqa: E731
         place = lambda x: getattr(x, "sharding", None)  # noqa: E731
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(shape(x), x.dtype, sharding=place(x)), data)
 
-    def _with_ring(self, data: Any) -> Life:
-        return self.life._replace(rings=self.life.rings | {"real": self.life.ring._replace(data=data)})
-
     def _where(self) -> str:
         """How far the run is, in words."""
-        counters = self.life.counters
-        if isinstance(self.source, Env):
-            return f"{int(counters.steps):,} environment steps"
-        return f"{int(counters.updates):,} updates"
+        steps, updates = self.done
+        return f"{steps:,} environment steps" if self.acts else f"{updates:,} updates"
 
     def _open(self) -> None:
         self.checkpoints = checkpoint.Checkpoints(self.folder / directory.CHECKPOINTS, self.plan.keep)
@@ -152,17 +132,14 @@ class Run:
         began = time.time()
         with self.console.status("compiling (once; the result is cached)"):
             self.trainer.compile(self.life)
-        self.compile_seconds = time.time() - began
-        self.console.print(f"  compile time   {self.compile_seconds:.1f} s")
-        self.compile_seconds += self.compile_before
-
-    # --- Training -------------------------------------------------------------------------------------------------
+        self.console.print(f"  compile time   {(seconds := time.time() - began):.1f} s")
+        self.compile_seconds += seconds
 
     def loop(self) -> None:
         """Train until the plan's steps are done or a signal asks to stop; saves on the way and at the end."""
         iterations, saved = 1, time.time()
         display = Display(self.console, self.plan.members)
-        with display, machine.stoppable(self, "stopping after this chunk; a checkpoint will be saved"):
+        with display.progress, machine.stoppable(self, "stopping after this chunk; a checkpoint will be saved"):
             while (left := self._left()) > 0:
                 due = time.time() - saved > 60 * self.plan.checkpoint_minutes
                 stop, (iterations, due) = processes.agree(self.stopping, iterations, due)
@@ -186,7 +163,7 @@ class Run:
         """Iterations until the plan is done."""
         if self.trainer.finished(self.cursor):
             return 0
-        steps, updates = int(self.life.counters.steps), int(self.life.counters.updates)
+        steps, updates = self.done
         if self.plan.updates is not None and updates >= self.plan.updates:
             return 0
         segment, each = self.trainer.segments[self.cursor.segment], self.trainer.steps_per_iteration(self.cursor)
@@ -202,7 +179,7 @@ class Run:
         if self.trainer.finished(self.cursor):
             return Stage("done", 1, 1, "")
         segment, count = self.trainer.segments[self.cursor.segment], len(self.trainer.segments)
-        steps, updates = int(self.life.counters.steps), int(self.life.counters.updates)
+        steps, updates = self.done
         if self.plan.steps is not None and self.trainer.steps_per_iteration(self.cursor):
             return Stage("", min(steps, self.plan.steps), self.plan.steps, "steps")
         if self.plan.updates is not None and updates_of(segment.body) and segment.times > self.plan.updates:
@@ -212,11 +189,11 @@ class Run:
 
     def _advance(self, iterations: int, display: Display) -> None:
         self.life, self.cursor, report = self.trainer.run(self.life, self.cursor, iterations)
-        steps, updates = int(self.life.counters.steps), int(self.life.counters.updates)
+        steps, updates = self.done
         self.writer.scores(report.episodes)
         returns = self._returns(report)
-        where = {"env_steps": steps} if isinstance(self.source, Env) else {}
-        row = where | {"updates": updates, "seconds": round(self.seconds(), 2), "return": returns}
+        row: dict[str, Any] = {"env_steps": steps} if self.acts else {}
+        row |= {"updates": updates, "seconds": round(self.seconds(), 2), "return": returns}
         if report.metrics:
             gauge = self.trainer.gauge(self.life, self.plan.gauge) if self.plan.gauge else {}
             row |= {f"gauge/{name}": value for name, value in gauge.items()}
@@ -225,10 +202,9 @@ class Run:
             row["env_restarts"] = self.trainer.restarts
         if replaced := self.trainer.replaced(self.life):
             row["replaced"] = replaced
-            text = (
-                f"{self.source.spec.name} gave numbers that are not finite in {replaced:,} steps so far: each is taken"
-            )
-            self._warn_once("replaced", f"{text} as 0, and metrics.jsonl counts the steps (replaced)")
+            text = f"{self.source.spec.name} gave numbers that are not finite in {replaced:,} steps so far"
+            text = f"{text}: each is taken as 0, and metrics.jsonl counts the steps (replaced)"
+            self._warn_once("replaced", text)
         self.writer.metrics(row | report.metrics)
         display.update(self._stage(), steps, updates, returns, report.metrics)
         self._check_finite(report)
@@ -246,15 +222,13 @@ class Run:
         member, at = int(runs.argmax()), self._where()
         terms = ", ".join(name for name, count in report.faults.items() if count[member]) or ", ".join(report.faults)
         if runs[member] < SKIP_LIMIT:
-            self._warn_once("skipped", f"not finite after {at}: {terms}; such updates are skipped and counted (so far "
-                            f"{total.tolist()} of the members)")  # fmt: skip
-            return
+            text = f"not finite after {at}: {terms}; such updates are skipped and counted"
+            return self._warn_once("skipped", f"{text} (so far {total.tolist()} of the members)")
         good = self.checkpoints.steps()
         where = f"the last good checkpoint is at step {good[-1]:,}" if good else "there is no checkpoint yet"
-        raise Diverged(
-            f"member {member} had {runs[member]} updates in a row that were not finite, until {at}: {terms}. "
-            f"Lower --lr, or look for values that are not finite in observations and rewards; {where} in {self.folder}"
-        )
+        text = f"member {member} had {runs[member]} updates in a row that were not finite, until {at}: {terms}"
+        text = f"{text}. Lower --lr, or look for values that are not finite in observations and rewards"
+        raise Diverged(f"{text}; {where} in {self.folder}")
 
     def _returns(self, report: Report) -> list[float | None]:
         """Mean return of each member's episodes in a chunk; None, not 0, where no episode ended."""
@@ -270,17 +244,10 @@ class Run:
 
     def save(self) -> None:
         """Write a checkpoint of where the run is now."""
-        about = {
-            "offsets": self.writer.offsets(),
-            "seconds": self.seconds(),
-            "compile_seconds": self.compile_seconds,
-        }
+        times = {"seconds": self.seconds(), "compile_seconds": self.compile_seconds}
+        about = {"offsets": self.writer.offsets(), **times}
         score = float(np.mean([np.mean(seen) for seen in self.recent])) if all(self.recent) else -math.inf
-        counters = self.life.counters
-        step = int(counters.steps) if isinstance(self.source, Env) else int(counters.updates)
-        self.checkpoints.save(step, self.life, self.cursor, about, score)
-
-    # --- The end --------------------------------------------------------------------------------------------------
+        self.checkpoints.save(self.done[0 if self.acts else 1], self.life, self.cursor, about, score)
 
     def close(self) -> None:
         """Close files, checkpoints and environments. The directory stays locked until the evaluation is written."""
@@ -291,9 +258,9 @@ class Run:
     def finish(self) -> dict[str, Any]:
         """Score the agent, write evaluation.json, print the table: returns next to a random policy's where the agent
         acts, and its own scores on held-out recordings."""
-        plan, counters = self.plan, self.life.counters
-        result: dict[str, Any] = {"env_steps": int(counters.steps)} if isinstance(self.source, Env) else {}
-        result |= dict(updates=int(counters.updates), seconds=0.0, compile_seconds=round(self.compile_seconds, 1))
+        plan, (steps, updates) = self.plan, self.done
+        result: dict[str, Any] = {"env_steps": steps} if self.acts else {}
+        result |= dict(updates=updates, seconds=0.0, compile_seconds=round(self.compile_seconds, 1))
         with self.console.status(f"evaluating {plan.episodes} episodes"):
             scores, complete = loading.scores(plan, self.agent, processes.fetch(self.life.agent), plan.episodes)
         if "return" in scores:
@@ -302,33 +269,34 @@ class Run:
         if processes.first():
             json_files.write_json(self.folder / directory.EVALUATION, result)
         self.console.print(table(plan, scores, self._where()))
-        for line in closing(scores, result):
-            self.console.print(line)
+        if not updates:
+            self.console.print("nothing was learned: the run ended before its first update; raise --steps")
+        elif worse := [m for m, (a, b) in enumerate(zip(*scores.get("return", {}).values(), strict=True)) if a < b]:
+            who = "every member" if len(worse) == plan.members else f"member {', '.join(map(str, worse))}"
+            text = f"below random play: the greedy policy of {who}. It may need more steps, or a look at how the"
+            self.console.print(f"{text} exploring policy does: jaxwm eval RUN --mode explore")
         return result
 
 
-def closing(scores: dict[str, Any], result: dict[str, Any]) -> list[str]:
-    """Sentences about an evaluation that a reader should not miss."""
-    lines = []
-    if not result["updates"]:
-        lines.append("nothing was learned: the run ended before its first update; raise --steps")
-    elif "random" in (found := scores.get("return", {})):
-        worse = [m for m, (a, b) in enumerate(zip(found["trained"], found["random"], strict=True)) if a < b]
-        if worse:
-            who = "every member" if len(worse) == len(found["trained"]) else f"member {', '.join(map(str, worse))}"
-            lines.append(f"below random play: the greedy policy of {who}. It may need more steps, or a look at how the "
-                         "exploring policy does: jaxwm eval RUN --mode explore")  # fmt: skip
-    return lines
+def _with_ring(life: Life, data: Any) -> Life:
+    return life._replace(rings=life.rings | {"real": life.ring._replace(data=data)})
+
+
+def _grow(old: Any, new: Any) -> Any:
+    """The rows `[M, P, ...]` of a smaller replay in one of the shape and place of `new`."""
+    if old.shape == new.shape:
+        return old
+    more = [(0, 0), (0, new.shape[1] - old.shape[1])] + [(0, 0)] * (old.ndim - 2)
+    return jax.jit(lambda x: jax.numpy.pad(x, more), out_shardings=new.sharding)(old)
 
 
 def table(
     plan: Plan, scores: dict[str, dict[str, Any]], where: str, mode: str = "greedy", episodes: int | None = None
 ) -> Table:
     """The named scores of every member, and the worst; a return next to that of random play."""
-    title = f"{plan.task} after {where}"
-    if "return" in scores:
-        title = f"{plan.env}: mean return of {episodes or plan.episodes} episodes after {where}"
-    out, columns = Table(title=title), []
+    acts = "return" in scores
+    what = f"{plan.env}: mean return of {episodes or plan.episodes} episodes" if acts else plan.task
+    out, columns = Table(title=f"{what} after {where}"), []
     out.add_column("member", justify="right")
     for name, found in scores.items():
         heads = {"trained": f"trained ({mode})", "random": "random"} if name == "return" else {"trained": name}
@@ -337,7 +305,7 @@ def table(
             columns.append(found[key])
     for m in range(plan.members):
         out.add_row(str(m), *(f"{column[m]:.2f}" for column in columns))
-    if "return" in scores:
+    if acts:
         out.add_section()
         out.add_row("minimum", *(f"{min(column):.2f}" for column in columns), style="bold")
     return out
@@ -356,22 +324,16 @@ def train(plan: Plan, folder: Path, console: Console | None = None) -> dict[str,
 def resume(
     folder: Path, console: Console | None = None, steps: int | None = None, updates: int | None = None
 ) -> dict[str, Any]:
-    """Go on with the run in `folder` to the end of its plan, or of one with more `steps` or `updates`.
-
-    Raises:
-        BlockingIOError: another process is working on it.
-        ValueError: it is finished, or was longer before.
-    """
+    """Go on with the run in `folder` to the end of its plan, or of one with more `steps` or `updates`. BlockingIOError
+    where another process is working on it, ValueError where it was longer before."""
     console = console or Console(quiet=not processes.first())
     old = read_plan(folder)
     _check_same_jax(folder)
     plan = _longer(old, steps, updates)
     if plan == old and (folder / directory.EVALUATION).exists():
-        more = "--steps" if old.steps else "--updates"
-        console.print(
-            f"{folder} is finished: nothing to do. Train it longer with `{machine.program()} resume "
-            f"{shlex.quote(str(folder))} {more} N`, or score it again with `eval`"
-        )
+        longer = f"{machine.resume_command(folder)} {'--steps' if old.steps else '--updates'} N"
+        text = f"{folder} is finished: nothing to do. Train it longer with `{longer}`"
+        console.print(f"{text}, or score it again with `eval`")
         return json_files.read_json(folder / directory.EVALUATION)
     lock = _in_first(lambda: directory.lock(folder, wait=LOCK_SECONDS))
     with lock or contextlib.nullcontext():
@@ -385,48 +347,41 @@ def _check_same_jax(folder: Path) -> None:
     now = jax_settings()
     for name, before in directory.read_config(folder).get("jax_settings", now).items():
         if now.get(name) != before:
-            raise ValueError(f"{folder} was begun with {name}={before}, and now it is {now.get(name)}: set "
-                             f"{name.upper()} as it was, or its numbers would change")  # fmt: skip
+            text = f"{folder} was begun with {name}={before}, and now it is {now.get(name)}"
+            raise ValueError(f"{text}: set {name.upper()} as it was, or its numbers would change")
 
 
 def _longer(plan: Plan, steps: int | None, updates: int | None) -> Plan:
     """The plan with another length. ValueError where it is shorter than it was."""
     for name, value in (("steps", steps), ("updates", updates)):
-        before = getattr(plan, name)
-        if value is None:
-            continue
-        if before is None or value < before:
-            raise ValueError(
-                f"the run was planned with {before} {name}: --{name} must be at least as many, not {value}"
-            )
-        plan = replace(plan, **{name: value})
+        if value is not None:
+            before = getattr(plan, name)
+            if before is None or value < before:
+                text = f"the run was planned with {before} {name}"
+                raise ValueError(f"{text}: --{name} must be at least as many, not {value}")
+            plan = replace(plan, **{name: value})
     return plan
 
 
 def _in_first(action: Callable[[], directory.Lock]) -> directory.Lock | None:
     """What `action` gives in the first process, None in the others; none of them goes on where it fails."""
-    lock, problem = None, None
+    lock = problem = None
     if processes.first():
         try:
             lock = action()
         except Exception as error:
             problem = error
     failed, _ = processes.agree(problem is not None)
-    if problem:
-        raise problem
     if failed:
-        raise ValueError("the first process of this run could not start: see what it says")
+        raise problem or ValueError("the first process of this run could not start: see what it says")
     return lock
 
 
 def _complete(run: Run) -> dict[str, Any]:
     with run.lock or contextlib.nullcontext():
-        try:
+        with contextlib.closing(run):
             run.loop()
-        finally:
-            run.close()
         if run.stopping:
-            command = f"{machine.program()} resume {shlex.quote(str(run.folder))}"
-            run.console.print(f"stopped and saved; go on with: {command}")
+            run.console.print(f"stopped and saved; go on with: {machine.resume_command(run.folder)}")
             return {}
         return run.finish()

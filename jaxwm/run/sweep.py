@@ -8,7 +8,6 @@ machine or on a cluster (see `jaxwm.run.cluster`); without it one after another 
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import traceback
 from collections.abc import Callable
@@ -22,10 +21,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from jaxwm.run import directory, session
+from jaxwm.run.load import import_file
 from jaxwm.run.plan import Plan, read_plan
 
-LOGS = "logs"
-"""Below the sweep's directory: what each task printed, when it did so in a process of its own."""
+LOGS = "logs"  # below the sweep's directory: what each task printed, when it did so in a process of its own
 
 
 @dataclass
@@ -37,19 +36,14 @@ class Outcome:
     stopped: bool = False
 
 
-# --- Experiment files ---------------------------------------------------------------------------------------------
-
-
 def load(file: Path) -> Any:
     """The module of an experiment file. FileNotFoundError or ValueError where it is none."""
     if not file.is_file():
         raise FileNotFoundError(f"no experiment {file}: give a Python file that defines runs(), see experiments/")
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    if not spec or not spec.loader:
+    if file.suffix != ".py":
         raise ValueError(f"{file} is no Python file: give one that defines runs(), see experiments/")
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        module = import_file(file, f"jaxwm_sweep_{file.stem}")
     except Exception as error:
         raise ValueError(f"cannot load {_place(file, error)}") from error
     if not callable(getattr(module, "runs", None)):
@@ -58,10 +52,7 @@ def load(file: Path) -> Any:
 
 
 def plans(file: Path, call: Callable[[Callable[..., Any]], Any] = lambda runs: runs()) -> dict[str, Plan]:
-    """What an experiment file wants to run; `call` calls its `runs`, with arguments perhaps.
-
-    FileNotFoundError or ValueError where it is no experiment.
-    """
+    """What an experiment file wants to run; `call` calls its `runs`, with arguments perhaps. Errors as in `load`."""
     module = load(file)
     try:
         found = call(module.runs)
@@ -91,9 +82,6 @@ def _place(file: Path, error: Exception) -> str:
     return f"{file}{f', line {line}' if line else ''}: {type(error).__name__}: {text}"
 
 
-# --- Tasks --------------------------------------------------------------------------------------------------------
-
-
 def check(plans: dict[str, Plan], root: Path) -> None:
     """ValueError where `root` holds a run of another plan, whose score would pass for that of one of these."""
     for name, plan in plans.items():
@@ -102,10 +90,8 @@ def check(plans: dict[str, Plan], root: Path) -> None:
         there, here = asdict(read_plan(root / name)), json.loads(json.dumps(asdict(plan)))  # tuples become lists
         there, here = there | there.pop("settings"), here | here.pop("settings")
         if changed := [f"{key}: {there[key]} there, {here[key]} now" for key in here if there[key] != here[key]]:
-            raise ValueError(
-                f"{root / name} was made by another plan ({'; '.join(changed[:3])}): choose another --root, or delete "
-                "it"
-            )
+            text = f"{root / name} was made by another plan ({'; '.join(changed[:3])})"
+            raise ValueError(f"{text}: choose another --root, or delete it")
 
 
 def outcome(folder: Path) -> dict[str, Any]:
@@ -118,9 +104,8 @@ def perform(plan: Plan, folder: Path, console: Console) -> dict[str, Any]:
     """Do a task from wherever it stands; its evaluation, {} where a signal stopped it."""
     if found := outcome(folder):
         return found
-    if (folder / directory.CONFIG).exists():
-        return session.resume(folder, console)
-    return session.train(plan, folder, console)
+    begun = (folder / directory.CONFIG).exists()
+    return session.resume(folder, console) if begun else session.train(plan, folder, console)
 
 
 def message(error: BaseException) -> str:
@@ -134,15 +119,15 @@ def one_by_one(plans: dict[str, Plan], root: Path, retries: int, console: Consol
     out = Outcome()
     for i, (name, plan) in enumerate(plans.items()):
         console.rule(f"{escape(name)} ({i + 1} of {len(plans)})")
-        for attempt in range(retries + 1):
+        for _ in range(retries + 1):
             try:
                 found = perform(plan, root / name, console)
             except Exception as error:
                 out.failures[name] = message(error)
                 console.print(f"{escape(name)} failed: {escape(out.failures[name])}", style="red")
-                if not worth_retrying(error) or attempt == retries:
-                    break
-                continue
+                if worth_retrying(error):
+                    continue
+                break
             out.failures.pop(name, None)
             if not found:
                 out.stopped = True
@@ -165,9 +150,7 @@ def sweep(
     console: Console | None = None,
     runner: Callable[[dict[str, Plan], Path, int, Console], Outcome] = one_by_one,
 ) -> Outcome:
-    """Run what is not finished yet and print the table.
-
-    `runner` is `one_by_one` or a part of `jaxwm.run.cluster.on_ray`.
+    """Run what is not finished yet and print the table; `runner` is `one_by_one` or a part of `cluster.on_ray`.
 
     Raises:
         ValueError: a directory holds a run of another plan, or a task wants more than there is.
@@ -185,9 +168,6 @@ def sweep(
     if out.stopped or out.failures:
         console.print("the same command goes on from here")
     return out
-
-
-# --- The table ----------------------------------------------------------------------------------------------------
 
 
 def summary(result: dict[str, Any]) -> str:

@@ -17,12 +17,10 @@ from jaxwm.run.directory import METRICS, SCORES
 from jaxwm.run.json_files import finite, parses, read_jsonl, to_plain
 
 TENSORBOARD = "tensorboard"
-
-
 SCORE_FIELDS = ("member", "env_steps", "return", "length")
 
 
-class Writer:
+class Writer(contextlib.AbstractContextManager["Writer"]):
     """Appends metrics and scores to a run directory. Not to be shared between processes.
 
     Every call writes whole lines at once, so a killed run loses at most its last line. A full disk costs rows, not the
@@ -30,22 +28,16 @@ class Writer:
     """
 
     def __init__(self, path: str | Path, tensorboard: bool = False):
-        """Opens the files of the run directory `path` and cuts a line that a killed run left unfinished.
-
-        Raises:
-            OSError: the files cannot be opened.
-            ImportError: `tensorboard` is asked for and tensorboardX is not installed.
-        """
+        """Opens the files of the run directory `path` and cuts a line that a killed run left unfinished. OSError where
+        they cannot be opened, ImportError where `tensorboard` needs a missing tensorboardX."""
         self._path = Path(path)
         self._warned = False
         self._board = _Board(self._path / TENSORBOARD) if tensorboard else None
         self._files = {name: _Lines(self._path / name) for name in (METRICS, SCORES)}
 
     def metrics(self, row: Mapping[str, Any]) -> None:
-        """Append one row of numbers, arrays (`[M]` for one value a member), text or None.
-
-        TensorBoard plots it against its entry `env_steps`, or else `updates`; a row without them is not plotted.
-        """
+        """Append one row of numbers, arrays (`[M]` for one value a member), text or None. TensorBoard plots it against
+        its entry `env_steps`, or else `updates`; a row without them is not plotted."""
         plain = finite(to_plain(row))
         with self._surviving_full_disk():
             self._files[METRICS].append([plain])
@@ -53,10 +45,7 @@ class Writer:
 
     def scores(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append finished episodes: `{"member": int, "env_steps": int, "return": float, "length": int}` each.
-
-        Raises:
-            ValueError: a row has other fields; nothing is written.
-        """
+        ValueError where a row has other fields: nothing is written."""
         plain = [finite(to_plain(row)) for row in rows]
         for row in plain:
             if row.keys() != set(SCORE_FIELDS):
@@ -68,18 +57,16 @@ class Writer:
 
     def flush(self) -> None:
         """Make all that was written survive a crash of the machine."""
-        for sink in (*self._files.values(), self._board):
-            if sink is not None:
-                with self._surviving_full_disk():
-                    sink.flush()
+        for sink in filter(None, (*self._files.values(), self._board)):
+            with self._surviving_full_disk():
+                sink.flush()
 
     def close(self) -> None:
         """Flush and close. A second call does nothing."""
         self.flush()
-        for sink in (*self._files.values(), self._board):
-            if sink is not None:
-                with self._surviving_full_disk():
-                    sink.close()
+        for sink in filter(None, (*self._files.values(), self._board)):
+            with self._surviving_full_disk():
+                sink.close()
         self._files, self._board = {}, None
 
     def offsets(self) -> dict[str, int]:
@@ -88,15 +75,9 @@ class Writer:
         return {name: file.size() for name, file in self._files.items()}
 
     def truncate(self, offsets: Mapping[str, int]) -> None:
-        """Forget what was written after `offsets` were taken: a resumed run writes it again.
-
-        A file that is shorter than its offset stays as it is, with a warning: it lost rows.
-
-        Raises:
-            ValueError: `offsets` names a file that is not written here.
-        """
-        unknown = offsets.keys() - self._files.keys()
-        if unknown:
+        """Forget what was written after `offsets` were taken: a resumed run writes it again. A file that is shorter
+        than its offset stays as it is, with a warning: it lost rows. ValueError for a file that is not written here."""
+        if unknown := offsets.keys() - self._files.keys():
             raise ValueError(f"offsets of unknown files: {', '.join(sorted(unknown))}")
         for name, size in offsets.items():
             if self._files[name].size() < size:
@@ -106,9 +87,6 @@ class Writer:
         if self._board:
             last = [step for row in read_jsonl(self._path / METRICS) if (step := _axis(row)) is not None][-1:]
             self._board.rewind(last[0] + 1 if last else 0)
-
-    def __enter__(self) -> Writer:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -163,11 +141,19 @@ def _scalars(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 class _Lines:
-    """One .jsonl file, open for appending without a buffer: no half-written row waits in memory."""
+    """One .jsonl file, open for appending without a buffer: no half-written row waits in memory. A last line that was
+    left unfinished is cut."""
 
     def __init__(self, path: Path):
         self._file = open(path, "ab+", buffering=0)
-        self._cut_unfinished_line()
+        if self.size():
+            with mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                end = content.rfind(b"\n") + 1
+                tail = content[end:]
+            if parses(tail):  # a whole row, but for its line break: an editor may leave it so
+                self._file.write(b"\n")
+            else:
+                self._file.truncate(end)
 
     def append(self, rows: list[dict[str, Any]]) -> None:
         start = self.size()
@@ -191,27 +177,15 @@ class _Lines:
     def close(self) -> None:
         self._file.close()
 
-    def _cut_unfinished_line(self) -> None:
-        if not self.size():
-            return
-        with mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            end = content.rfind(b"\n") + 1
-            tail = content[end:]
-        if tail and parses(tail):  # whole, but for its line break: an editor may leave it so
-            self._file.write(b"\n")
-        elif tail:
-            self._file.truncate(end)
-
 
 def import_tensorboard() -> tuple[Any, Any, Any]:
     """tensorboardX's `EventsWriter`, `event_pb2` and `scalar`; ImportError tells how to install it."""
     try:
-        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX import event_file_writer, summary
         from tensorboardX.proto import event_pb2
-        from tensorboardX.summary import scalar
     except ImportError as error:
         raise ImportError("TensorBoard output needs tensorboardX: pip install 'jaxwm[log]'") from error
-    return EventsWriter, event_pb2, scalar
+    return event_file_writer.EventsWriter, event_pb2, summary.scalar
 
 
 class _Board:

@@ -6,6 +6,7 @@ favour short ones. Returns are sums of the raw reward until `is_last`.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, get_args
@@ -17,11 +18,10 @@ import numpy as np
 from jaxwm.errors import check_choice, check_number
 from jaxwm.training import processes
 from jaxwm.training.host import Pool
-from jaxwm.training.life import ACT, ENV, EVAL, add_exactly, stream
-from jaxwm.types import Agent, Array, Env, Key, Mode
+from jaxwm.training.life import ACT, ENV, EVAL, Finished, add_exactly, stream
+from jaxwm.types import Agent, Env, Key, Mode
 
-UNBOUNDED = 100_000
-"""Steps after which an episode of an environment without a time limit is cut off."""
+UNBOUNDED = 100_000  # steps after which an episode of an environment without a time limit is cut off
 
 
 class Scores(NamedTuple):
@@ -34,13 +34,6 @@ class Scores(NamedTuple):
     def means(self) -> np.ndarray:
         """Mean return of every member, `[M]`."""
         return self.total.mean(1)
-
-
-class _Tally(NamedTuple):
-    total: Array
-    rest: Array
-    length: Array
-    ended: Array
 
 
 def evaluate(agent: Agent, env: Env, state: Any, keys: Key, episodes: int = 100, mode: Mode = "greedy") -> Scores:
@@ -69,9 +62,7 @@ def evaluator(agent: Agent, env: Env, episodes: int = 100, mode: Mode = "greedy"
 
 def parallel(env_is_pure: bool, episodes: int, most: int = 10) -> int:
     """Environments to evaluate with: one an episode where they are free, else the largest divisor up to `most`."""
-    if env_is_pure:
-        return episodes
-    return max(n for n in range(1, min(most, episodes) + 1) if episodes % n == 0)
+    return episodes if env_is_pure else max(n for n in range(1, min(most, episodes) + 1) if episodes % n == 0)
 
 
 def _pure(agent: Agent, env: Env, rounds: int, mode: Mode) -> Callable[[Any, Key], Scores]:
@@ -80,62 +71,57 @@ def _pure(agent: Agent, env: Env, rounds: int, mode: Mode) -> Callable[[Any, Key
     def one(state, key):
         handle, step = env.reset(stream(key, ENV))
         zero = jnp.zeros(env.num_envs)
-        tally = _Tally(zero, zero, zero.astype(jnp.int32), zero > 0)
 
         def turn(carry):
-            t, memory, handle, step, tally = carry
+            t, memory, handle, step, seen = carry
             memory, action, _ = agent.act(state, memory, step, stream(key, ACT, t), mode)
             handle, step = env.step(handle, action)
-            live = ~tally.ended
-            sums = add_exactly(tally.total, tally.rest, live * step.reward)
-            tally = _Tally(*sums, tally.length + live, tally.ended | step.is_last)
-            return t + 1, memory, handle, step, tally
+            live = ~seen.done
+            sums = add_exactly(seen.total, seen.rest, live * step.reward)
+            return t + 1, memory, handle, step, Finished(seen.done | step.is_last, *sums, seen.length + live)
 
-        go = lambda carry: (carry[0] < limit) & ~carry[-1].ended.all()  # noqa: E731
-        start = (jnp.zeros((), jnp.int32), agent.reset(state, env.num_envs), handle, step, tally)
+        go = lambda carry: (carry[0] < limit) & ~carry[-1].done.all()  # noqa: E731
+        seen = Finished(zero > 0, zero, zero, zero.astype(jnp.int32))
+        start = (jnp.zeros((), jnp.int32), agent.reset(state, env.num_envs), handle, step, seen)
         return jax.lax.while_loop(go, turn, start)[-1]
 
-    def several(state, key):
-        return jax.lax.map(lambda i: one(state, jax.random.fold_in(key, i)), jnp.arange(rounds))
-
+    fold = jax.random.fold_in
+    several = lambda state, key: jax.lax.map(lambda i: one(state, fold(key, i)), jnp.arange(rounds))  # noqa: E731
     program = jax.jit(jax.vmap(several))
 
     def play(state: Any, keys: Key) -> Scores:
-        tally = jax.tree.map(lambda x: x.reshape(len(x), -1), jax.device_get(program(state, keys)))
-        return Scores(tally.total + tally.rest.astype(np.float64), tally.length, tally.ended)
+        seen = jax.tree.map(lambda x: x.reshape(len(x), -1), jax.device_get(program(state, keys)))
+        return Scores(seen.total + seen.rest.astype(np.float64), seen.length, seen.done)
 
     return play
 
 
 def _host(agent: Agent, env: Env, rounds: int, mode: Mode) -> Callable[[Any, Key], Scores]:
     act = jax.jit(jax.vmap(lambda s, c, x, k, t: agent.act(s, c, x, stream(k, ACT, t), mode)[:2], (0, 0, 0, 0, None)))
-    return partial(_play_host, agent, env, rounds, act)
+    num, longest = env.num_envs, env.spec.max_steps or UNBOUNDED
 
+    def play(state: Any, keys: Key) -> Scores:
+        members = len(keys)
+        memory = jax.vmap(lambda s: agent.reset(s, num))(state)
+        total, length = np.zeros((members, num)), np.zeros((members, num), int)
+        results: list[list[tuple[float, int, bool]]] = [[] for _ in range(members * num)]
+        limit, t = rounds * (longest + 1), 0
+        with contextlib.closing(Pool(env, jax.vmap(partial(stream, which=ENV))(keys))) as pool:
+            step = pool.step
+            while min(map(len, results)) < rounds and t <= limit:
+                memory, action = act(state, memory, step, keys, t)
+                pool.action = np.asarray(action)
+                step = pool.advance()
+                if pool.fresh:  # it died: the episodes that were going on are played again
+                    limit, pool.fresh = limit + longest + 1, False
+                total, length = np.where(step.is_first, 0, total) + step.reward, np.where(step.is_first, 0, length + 1)
+                for m, n in np.argwhere(step.is_last):
+                    results[m * num + n].append((total[m, n], length[m, n], True))
+                t += 1
+        for i, played in enumerate(results):  # a step limit without an end: what was collected so far, marked
+            m, n = divmod(i, num)
+            played += [(total[m, n], length[m, n], False)] * max(0, rounds - len(played))
+        table = np.array([played[:rounds] for played in results]).reshape(members, num * rounds, 3)
+        return Scores(table[..., 0], table[..., 1].astype(int), table[..., 2] > 0)
 
-def _play_host(agent: Agent, env: Env, rounds: int, act: Callable, state: Any, keys: Key) -> Scores:
-    members, num = len(keys), env.num_envs
-    memory = jax.vmap(lambda s: agent.reset(s, num))(state)
-    total, length = np.zeros((members, num)), np.zeros((members, num), int)
-    results: list[list[tuple[float, int, bool]]] = [[] for _ in range(members * num)]
-    longest, t = env.spec.max_steps or UNBOUNDED, 0
-    limit = rounds * (longest + 1)
-    pool = Pool(env, jax.vmap(partial(stream, which=ENV))(keys))
-    try:
-        step = pool.step
-        while min(map(len, results)) < rounds and t <= limit:
-            memory, action = act(state, memory, step, keys, t)
-            pool.action = np.asarray(action)
-            step = pool.advance()
-            if pool.fresh:  # it died: the episodes that were going on are played again
-                limit, pool.fresh = limit + longest + 1, False
-            total, length = np.where(step.is_first, 0, total) + step.reward, np.where(step.is_first, 0, length + 1)
-            for m, n in np.argwhere(step.is_last):
-                results[m * num + n].append((total[m, n], length[m, n], True))
-            t += 1
-    finally:
-        pool.close()
-    for i, played in enumerate(results):  # a step limit without an end: what was collected so far, marked
-        m, n = divmod(i, num)
-        played += [(total[m, n], length[m, n], False)] * max(0, rounds - len(played))
-    table = np.array([played[:rounds] for played in results]).reshape(members, num * rounds, 3)
-    return Scores(table[..., 0], table[..., 1].astype(int), table[..., 2] > 0)
+    return play

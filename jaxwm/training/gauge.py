@@ -14,16 +14,8 @@ from jaxwm import replay
 from jaxwm.replay import Ring
 from jaxwm.types import Agent, Array, Index, Key, PyTree
 
-CONTEXT = 2
-"""Records before the dream: the stored latent of the first, and the observation to start from."""
-
-WINDOWS = 64
-"""Most stretches that are compared; fewer where the replay holds fewer that do not overlap."""
-
-
-def rows_needed(horizon: int) -> int:
-    """Rows that the replay must hold."""
-    return CONTEXT + horizon
+CONTEXT = 2  # records before the dream: the stored latent of the first, and the observation to start from
+WINDOWS = 64  # most stretches that are compared; fewer where the replay holds fewer that do not overlap
 
 
 def gauge(agent: Agent, state: PyTree, ring: Ring, key: Key, horizon: int) -> dict[str, Array]:
@@ -54,7 +46,7 @@ def _before(x: Array) -> Array:
 
 def _windows(ring: Ring, horizon: int) -> PyTree:
     """The newest stretches `[B, CONTEXT + horizon]`, side by side in time and over the environments."""
-    length, num_envs = rows_needed(horizon), ring.data.reward.shape[1]
+    length, num_envs = CONTEXT + horizon, ring.data.reward.shape[1]
     fit = max(1, replay.capacity(ring) // length)
     count = jnp.arange(min(WINDOWS, fit * num_envs))
     start = ring.rows - length * (1 + count // num_envs)

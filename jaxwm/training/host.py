@@ -19,18 +19,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxwm import replay
 from jaxwm.envs import border
-from jaxwm.schedule import Segment, rows_of
+from jaxwm.schedule import Segment, rows_of, words
 from jaxwm.training import processes
 from jaxwm.training.life import ENV, LOG_AXES, Finished, Life, Log, stream
 from jaxwm.training.program import Program
-from jaxwm.types import Collect, Data, Env, Key, Load, Record, Repeat, Step, Train, Word
+from jaxwm.types import Collect, Env, Key, Load, Record, Repeat, Step, Train, Word
 
-BLOCK = 64
-"""Rows of recordings that are written at once."""
-
-
-AT_ONCE, IN_VAIN = 3, 10
-"""Most deaths in a row before a first step is done, and most deaths without a finished episode."""
+BLOCK = 64  # rows of recordings that are written at once
+AT_ONCE, IN_VAIN = 3, 10  # most deaths in a row before a first step is done, and most without a finished episode
 
 
 class EnvironmentDied(RuntimeError):
@@ -112,15 +108,11 @@ class HostLoop:
     def __init__(self, program: Program):
         self.program, self.spread = program, program.spread
         self.pool: Pool | None = None
-        self._compiled: dict[Any, Any] = {}
-
-    # --- The pool -------------------------------------------------------------------------------------------------
 
     def open(self, keys: Key) -> Step:
         """Build the environments of member keys `[M]`; their first steps `[M, N, ...]`, on the host."""
         self.close()
-        assert isinstance(self.program.source, Env)
-        self.pool = Pool(self.program.source, self._local(keys))
+        self.pool = Pool(self.program.source, self._local(keys))  # type: ignore[arg-type]
         return processes.fetch(self._global(self.pool.step))
 
     def close(self) -> None:
@@ -129,12 +121,11 @@ class HostLoop:
             self.pool.close()
             self.pool = None
 
-    def restored(self, life: Life) -> Life:
-        """A life out of a checkpoint, ready to go on: environments start episodes with new seeds."""
-        if not isinstance(self.program.source, Env):
+    def renewed(self, life: Life) -> Life:
+        """The life with new episodes, under other seeds, in all environments of the pool, where there is one."""
+        if self.pool is None:  # a pure environment, or recordings
             return life
-        assert self.pool is not None, "call init first"
-        self.pool.reset(self._later_keys(life))
+        self.pool.reset(self._local(jax.vmap(lambda key: stream(key, ENV, life.counters.rows + 1))(life.key)))
         return _cut(life)
 
     def _local(self, keys: Key) -> Key:
@@ -149,18 +140,10 @@ class HostLoop:
         """The steps of all processes' environments `[M, N, ...]`."""
         return processes.global_array(step, NamedSharding(self.spread.mesh, PartitionSpec("device")))
 
-    def _later_keys(self, life: Life) -> Key:
-        """Environment keys of this process's members at this point of a run."""
-        return self._local(jax.vmap(lambda key: stream(key, ENV, life.counters.rows + 1))(life.key))
-
-    # --- Programs -------------------------------------------------------------------------------------------------
-
     def compile(self, body: tuple[Word, ...], life: Life) -> None:
         """Compile what the words of a body need."""
-        for word in body:
-            if isinstance(word, Repeat):
-                self.compile(word.body, life)
-            elif isinstance(word, Collect):
+        for word in words(body):
+            if isinstance(word, Collect):
                 self._turn(word.mode, life)
             elif isinstance(word, Train):
                 self._train(word, life)
@@ -172,32 +155,21 @@ class HostLoop:
             life, action, finished = self.program.turn(life._replace(agent=agent, step=step), mode)
             return life._replace(agent=None, step=None), action, finished
 
-        if ("turn", mode) not in self._compiled:
-            rest = self.program.axes._replace(agent=None, step=None)
-            vmapped = self.spread.population(turn, (0, rest, 0), (rest, 0, 0))
-            assert self.pool is not None
-            arguments = _acting(life), life._replace(agent=None, step=None), self._global(self.pool.step)
-            self._compiled["turn", mode] = jax.jit(vmapped, donate_argnums=1).lower(*arguments).compile()
-        return self._compiled["turn", mode]
+        pool = self.pool
+        assert pool is not None, "call init first"
+        arguments = lambda: (_acting(life), life._replace(agent=None, step=None), self._global(pool.step))  # noqa: E731
+        rest = self.program.axes._replace(agent=None, step=None)
+        return self.program.compiled(("turn", mode), turn, (0, rest, 0), (rest, 0, 0), arguments, donate=1)
 
     def _train(self, word: Train, life: Life) -> Callable:
         """Compiled `life -> (life, log)` for one `Train` word."""
-
-        def train(life: Life):
-            return self.program.run_word(word, life, self.program.empty_log(life, 0))
-
-        if word not in self._compiled:
-            axes = self.program.axes
-            vmapped = self.spread.population(train, (axes,), (axes, LOG_AXES))
-            self._compiled[word] = jax.jit(vmapped, donate_argnums=0).lower(life).compile()
-        return self._compiled[word]
-
-    # --- The loop -------------------------------------------------------------------------------------------------
+        train = lambda life: self.program.run_word(word, life, self.program.empty_log(life, 0))  # noqa: E731
+        axes = self.program.axes
+        return self.program.compiled(word, train, (axes,), (axes, LOG_AXES), lambda: (life,), donate=0)
 
     def run(self, segment: Segment, life: Life, iterations: int) -> tuple[Life, Log]:
         """So many iterations of a segment."""
-        logs: list[Log] = []
-        rows: list[Finished] = []
+        logs, rows = [], []
         if segment.body == (Load(1),):
             life = self._load(iterations, life)
         else:
@@ -221,13 +193,11 @@ class HostLoop:
 
     def _collect(self, word: Collect, life: Life, rows: list[Finished]) -> Life:
         """Step the pool, then act. The last action waits for the next call, so that the pool steps while we learn."""
-        pool, turn, agent = self.pool, self._turn(word.mode, life), self.program.agent
-        assert pool is not None, "call init before run"
-        num = self.program.source.num_envs
+        turn, num = self._turn(word.mode, life), self.program.source.num_envs
+        pool: Any = self.pool
         if word.fresh:
-            pool.reset(self._later_keys(life))
-            fresh = jax.vmap(lambda state: agent.reset(state, num))
-            life = _cut(life._replace(carry=fresh(life.agent)))
+            life = self.renewed(life)
+            life = life._replace(carry=jax.vmap(lambda state: self.program.agent.reset(state, num))(life.agent))
         acting, rest = _acting(life), life._replace(agent=None, step=None)
         for _ in range(rows_of(word, num)):
             step = pool.advance()
@@ -239,8 +209,7 @@ class HostLoop:
 
     def _load(self, count: int, life: Life) -> Life:
         """Write `count` more rows of the recordings into the replay, a block at a time."""
-        data = self.program.source
-        assert isinstance(data, Data)
+        data: Any = self.program.source
         block = min(BLOCK, replay.capacity(life.ring))
         first, done = int(life.counters.rows), 0
         while done < count:
@@ -252,15 +221,15 @@ class HostLoop:
 
     def _join(self, logs: list[Log], rows: list[Finished]) -> Log:
         """One log out of those of single words."""
-        members, steps = self.spread.members, self.program.agent.train_steps
-        add = lambda *parts: sum(parts[1:], parts[0])  # noqa: E731
-        parts = [(log.sums, log.faults, log.counts) for log in processes.fetch(logs)]
-        empty = {name: {} for name in steps}
-        none = (empty, empty, {name: np.zeros(members, np.int32) for name in empty})
-        sums, faults, counts = jax.tree.map(add, *parts) if parts else none
-        nothing: Any = np.zeros((members, 0, self.program.source.num_envs), bool)
-        stack = lambda *x: np.stack(x, 1)  # noqa: E731
-        finished = jax.tree.map(stack, *processes.fetch(rows)) if rows else Finished(nothing, nothing, nothing, nothing)
+        empty: Any = {name: {} for name in self.program.agent.train_steps}
+        sums, faults, counts = empty, empty, {name: np.zeros(self.spread.members, np.int32) for name in empty}
+        if logs:
+            parts = [(log.sums, log.faults, log.counts) for log in processes.fetch(logs)]
+            sums, faults, counts = jax.tree.map(lambda *parts: sum(parts[1:], parts[0]), *parts)
+        nothing: Any = np.zeros((self.spread.members, 0, self.program.source.num_envs), bool)
+        finished = Finished(nothing, nothing, nothing, nothing)
+        if rows:
+            finished = jax.tree.map(lambda *x: np.stack(x, 1), *processes.fetch(rows))
         return Log(sums, faults, counts, finished, np.asarray(len(rows)))  # type: ignore[arg-type]
 
 
@@ -269,10 +238,7 @@ def _acting(life: Life) -> Any:
     return life.agent._replace(opt=None)
 
 
-@partial(jax.jit, donate_argnums=0)
-@partial(jax.vmap, in_axes=(replay.AXES,), out_axes=replay.AXES)
-def _cut_ring(ring: replay.Ring) -> replay.Ring:
-    return replay.cut(ring)
+_cut_ring = jax.jit(jax.vmap(replay.cut, in_axes=(replay.AXES,), out_axes=replay.AXES), donate_argnums=0)
 
 
 def _cut(life: Life) -> Life:

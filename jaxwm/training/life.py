@@ -16,8 +16,7 @@ import numpy as np
 from jaxwm.replay import Ring
 from jaxwm.types import Array, Key, PyTree
 
-INIT, ENV, ACT, LEARN, EVAL = range(5)
-"""Random streams of a member."""
+INIT, ENV, ACT, LEARN, EVAL = range(5)  # random streams of a member
 
 
 class Counters(NamedTuple):
@@ -74,11 +73,6 @@ class Life(NamedTuple):
         return self.rings["real"]
 
 
-def axes(rings: dict[str, Any]) -> Any:
-    """Where the member axis is, for a life with such rings (each `replay.AXES` or `replay.SHARED`)."""
-    return Life(0, 0, 0, 0, rings, None, 0, 0, 0, None)  # type: ignore[arg-type]
-
-
 class Cursor(NamedTuple):
     """Place in the schedule: segment, and iterations of it that are done."""
 
@@ -95,6 +89,9 @@ class Log(NamedTuple):
     counts: dict[str, Array]
     finished: Finished  # [rows, N]
     rows: Array
+
+
+LOG_AXES: Any = Log(0, 0, 0, 0, None)  # type: ignore[arg-type]
 
 
 class Report(NamedTuple):
@@ -125,20 +122,3 @@ def add_exactly(total: Array, rest: Array, x: Array) -> tuple[Array, Array]:
     back = new - total
     rest = rest + ((total - (new - back)) + (x - back))  # what the rounding of `new` lost
     return new + rest, rest - ((new + rest) - new)
-
-
-LOG_AXES: Any = Log(0, 0, 0, 0, None)  # type: ignore[arg-type]
-
-
-def all_finite(metrics: dict[str, Array]) -> Array:
-    """Whether every metric is a finite number, bool []; True where there are none."""
-    return jnp.isfinite(jnp.stack(list(metrics.values()))).all() if metrics else jnp.ones((), bool)
-
-
-def count_update(log: Log, name: str, metrics: dict[str, Array]) -> Log:
-    """The log with one more update: its metrics if all are finite, else the names of those that are not."""
-    good = all_finite(metrics)
-    sums = {k: v + jnp.where(good, metrics[k], 0.0) for k, v in log.sums[name].items()}
-    faults = {k: v + ~jnp.isfinite(metrics[k]) for k, v in log.faults[name].items()}
-    counts = log.counts | {name: log.counts[name] + good}
-    return log._replace(sums=log.sums | {name: sums}, faults=log.faults | {name: faults}, counts=counts)

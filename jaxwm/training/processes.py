@@ -54,10 +54,8 @@ def fetch(tree: PyTree) -> PyTree:
 
 
 def place(tree: PyTree, shardings: PyTree) -> PyTree:
-    """Arrays that every process has as a whole, spread as `shardings` say; the result owns its memory.
-
-    `shardings` is a prefix of the tree, as for `jax.device_put`.
-    """
+    """Arrays that every process has as a whole, spread as `shardings` say; the result owns its memory. `shardings` is a
+    prefix of the tree, as for `jax.device_put`."""
     if not several():
         return jax.device_put(jax.tree.map(jax.numpy.copy, tree), shardings)
 
@@ -79,7 +77,7 @@ def local_part(x: Any) -> np.ndarray:
 
 
 def global_array(tree: PyTree, sharding: Sharding) -> PyTree:
-    """The inverse of `mine`: one array out of the parts of all processes."""
+    """The inverse of `local_part`: one array out of the parts of all processes."""
     if not several():
         return tree
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)

@@ -8,7 +8,6 @@ so every chunk length is the same program and gives the same bits.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -16,49 +15,29 @@ import jax
 import jax.numpy as jnp
 
 from jaxwm import replay, spaces
-from jaxwm.replay import Sampler
 from jaxwm.schedule import Segment, rows_of
-from jaxwm.training.life import (
-    ACT,
-    ENV,
-    LEARN,
-    Counters,
-    Finished,
-    Life,
-    Log,
-    Score,
-    Skipped,
-    add_exactly,
-    all_finite,
-    axes,
-    count_update,
-    stream,
-)
+from jaxwm.training.life import ACT, ENV, LEARN, Counters, Finished, Life, Log, Score, Skipped, add_exactly, stream
 from jaxwm.training.spread import MEMBER, Spread
 from jaxwm.types import Agent, Array, Collect, Data, Key, PyTree, Record, Repeat, Source, Step, Train, TrainStep, Word
 
 
-@dataclass(frozen=True, eq=False)
 class Program:
     """One agent with one source of records, and how they are spread; `capacity` is in records of the source, and the
     components that `freeze` names keep their weights."""
 
-    agent: Agent
-    source: Source
-    spread: Spread
-    capacity: int
-    freeze: tuple[str, ...] = ()
-    samplers: dict[str, Sampler] = field(init=False)
-    _learn: dict[str, Callable] = field(init=False)
-    _metrics: dict[str, Any] = field(init=False, default_factory=dict)
-
-    def __post_init__(self):
-        steps, shards = self.agent.train_steps, self.spread.shards
-        draw = {n: replay.sampler(s.sampler, s.batch_size // shards, s.length) for n, s in steps.items()}
-        object.__setattr__(self, "samplers", draw)
+    def __init__(self, agent: Agent, source: Source, spread: Spread, capacity: int, freeze: tuple[str, ...] = ()):
+        self.agent, self.source, self.spread, self.capacity, self.freeze = agent, source, spread, capacity, freeze
+        self.recorded = isinstance(source, Data)  # records come from recordings: nothing acts
+        steps, shards = agent.train_steps, spread.shards
+        self.samplers = {n: replay.sampler(s.sampler, s.batch_size // shards, s.length) for n, s in steps.items()}
         # traced once, although both the metrics' shapes and the loop ask for it
-        learn = {name: jax.jit(self._together(step), inline=True) for name, step in steps.items()}
-        object.__setattr__(self, "_learn", learn)
+        self._learn = {name: jax.jit(self._together(step), inline=True) for name, step in steps.items()}
+        self._metrics: dict[str, Any] = {}
+        self.programs: dict[Any, Any] = {}  # compiled ones, by whatever names them
+        written = {step.writes.ring: replay.AXES for step in steps.values() if step.writes}
+        rings = {"real": replay.SHARED if self.recorded else replay.AXES, **written}
+        # where the member axis of a life is
+        self.axes: Any = Life(0, 0, 0, 0, rings, None, 0, 0, 0, None)  # type: ignore[arg-type]
 
     def _together(self, step: TrainStep) -> Callable:
         """The update, by the devices of a member together: each on its part, or all on the whole batch."""
@@ -74,36 +53,35 @@ class Program:
 
         return repeated
 
-    # --- The start ------------------------------------------------------------------------------------------------
-
-    @property
-    def recorded(self) -> bool:
-        """Whether records come from recordings: nothing acts."""
-        return isinstance(self.source, Data)
-
-    @property
-    def axes(self) -> Any:
-        """Where the member axis of a life is."""
-        written = {step.writes.ring: replay.AXES for step in self.agent.train_steps.values() if step.writes}
-        return axes({"real": replay.SHARED if self.recorded else replay.AXES, **written})
+    def compiled(
+        self, name: Any, fn: Callable, in_axes: Any, out_axes: Any, arguments: Callable[[], tuple], donate: Any = ()
+    ) -> Any:
+        """`fn` of one member for the whole population, compiled once under a name, for such arguments."""
+        if name not in self.programs:
+            mapped = jax.jit(self.spread.population(fn, in_axes, out_axes), donate_argnums=donate)
+            self.programs[name] = mapped.lower(*arguments()).compile()
+        return self.programs[name]
 
     def start(self, state: Any, env: PyTree, step: Any, key: Key) -> Life:
         """A life before its first word, of one member, for the whole of its environments."""
         zero, num = jnp.zeros((), jnp.int32), self.source.num_envs
         cursors = {name: sampler.start for name, sampler in self.samplers.items()}
-        shared: Any = dict(key=key, skipped=Skipped(zero, zero), counters=Counters(zero, zero, zero), cursors=cursors)
         if self.recorded:
-            ring = replay.init(self._recorded_example(state), self.capacity, num)
-            life = Life(state, (), (), (), {"real": ring}, score=(), **shared)
+            carry, score, example = (), (), self._recorded_example(state)
         else:
             carry = self.agent.reset(state, num)
             example = jax.eval_shape(lambda: self._record(state, carry, step, key, "random")[1])
             score = Score(jnp.zeros(num), jnp.zeros(num), jnp.zeros(num, jnp.int32))
-            ring = replay.init(example, self.capacity, num)
-            life = Life(state, carry, env, step, {"real": ring}, score=score, **shared)
+        rings = {"real": replay.init(example, self.capacity, num)}
+        counters = Counters(zero, zero, zero)
+        life = Life(state, carry, env, step, rings, cursors, key, score, Skipped(zero, zero), counters)
         for name, train_step in self.agent.train_steps.items():
-            if train_step.writes:
-                life = life._replace(rings=life.rings | self._written(name, life))
+            if writes := train_step.writes:  # its ring is laid out as what it returns
+                batch = jax.eval_shape(partial(self.whole_batch, name), life)
+                records = jax.eval_shape(train_step.update, state, batch, key)[1]
+                row = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), records)
+                ring = replay.init(row, writes.capacity, records.reward.shape[1])
+                life = life._replace(rings=life.rings | {writes.ring: ring})
         return life
 
     def blank_step(self) -> Step:
@@ -122,22 +100,11 @@ class Program:
             extras = jax.eval_shape(act, step)
         return Record(kept(step.obs), *step[1:], action, extras)  # type: ignore[arg-type]
 
-    def _written(self, name: str, life: Life) -> dict[str, Any]:
-        """The empty ring that a train step writes, laid out as what it returns."""
-        step = self.agent.train_steps[name]
-        assert step.writes
-        batch = jax.eval_shape(lambda x: self.whole_batch(name, x), life)
-        records = jax.eval_shape(step.update, life.agent, batch, life.key)[1]
-        row = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), records)
-        return {step.writes.ring: replay.init(row, step.writes.capacity, records.reward.shape[1])}
-
     def whole_batch(self, name: str, life: Life) -> Any:
         """A batch of all devices of a member together."""
         step = self.agent.train_steps[name]
         sampler = replay.sampler(step.sampler, step.batch_size, step.length)
         return sampler.draw(life.agent, _read(life, step), life.cursors[name], life.key)[0]
-
-    # --- One row, one update --------------------------------------------------------------------------------------
 
     def _record(self, state: Any, carry: PyTree, step: Step, key: Key, mode: str) -> tuple[PyTree, Record]:
         carry, action, extras = self.agent.act(state, carry, step, key, mode)
@@ -147,16 +114,13 @@ class Program:
         """Score the newest step, choose the action, write the record."""
         step, counters, share = life.step, life.counters, self.spread.share
         total, rest = (jnp.where(step.is_first, 0.0, x) for x in (life.score.total, life.score.rest))
-        total, rest = add_exactly(total, rest, step.reward)
-        length = jnp.where(step.is_first, 0, life.score.length + 1)
+        score = Score(*add_exactly(total, rest, step.reward), jnp.where(step.is_first, 0, life.score.length + 1))
         key = stream(life.key, ACT, counters.rows)
         carry, record = self._record(life.agent, life.carry, step, key, mode)
         counters = counters._replace(steps=counters.steps + self.source.num_envs, rows=counters.rows + 1)
-        ring = replay.add(life.ring, share.slice(record) if share.split else record)
-        life = life._replace(
-            carry=carry, rings=life.rings | {"real": ring}, score=Score(total, rest, length), counters=counters
-        )
-        return life, record.action, Finished(step.is_last, total, rest, length)
+        rings = life.rings | {"real": replay.add(life.ring, share.slice(record) if share.split else record)}
+        life = life._replace(carry=carry, rings=rings, score=score, counters=counters)
+        return life, record.action, Finished(step.is_last, *score)
 
     def update(self, life: Life, name: str) -> tuple[Life, dict[str, Array]]:
         """Sample, learn, write; an update with a metric that is not finite leaves agent and replay as they are."""
@@ -165,24 +129,22 @@ class Program:
         draw = self.samplers[name].draw
         batch, cursor = draw(life.agent, _read(life, step), life.cursors[name], share.key(k_sample))
         state, out, metrics = self._learn[name](life.agent, batch, k_update)
-        good = all_finite(metrics)
+        good = _all_finite(metrics)
+        keep = partial(jax.tree.map, partial(jnp.where, good))
         if self.freeze:
             state = state._replace(params={**state.params, **{n: life.agent.params[n] for n in self.freeze}})
-        state = jax.tree.map(partial(jnp.where, good), state, life.agent)
+        state, rings = keep(state, life.agent), life.rings
         if step.writes:
-            old = life.rings[step.writes.ring]
-            new = replay.extend(old, jax.tree.map(partial(jnp.where, good), out, _newest(old, out)))
-            rings = life.rings | {step.writes.ring: new}
+            old = rings[step.writes.ring]
+            rings = rings | {step.writes.ring: replay.extend(old, keep(out, _newest(old, out)))}
+        elif out and isinstance(step.reads, str):
+            rings = rings | {step.reads: replay.update(rings[step.reads], batch, out, good)}
         elif out:
-            rings = life.rings | {_one(step): replay.update(life.rings[_one(step)], batch, out, good)}
-        else:
-            rings = life.rings
+            raise ValueError(f"a train step that reads several rings ({', '.join(step.reads)}) cannot return feedback")
         skipped = Skipped(life.skipped.total + ~good, jnp.where(good, 0, life.skipped.run + 1))
         counters = life.counters._replace(updates=life.counters.updates + 1)
         cursors = life.cursors | {name: cursor}
         return life._replace(agent=state, rings=rings, cursors=cursors, skipped=skipped, counters=counters), metrics
-
-    # --- Words ----------------------------------------------------------------------------------------------------
 
     def empty_log(self, life: Life, rows: int) -> Log:
         """A log with room for the episodes that end in so many rows."""
@@ -201,27 +163,31 @@ class Program:
 
     def chunk(self, segment: Segment, most: int, life: Life, iterations: Array) -> tuple[Life, Log]:
         """So many iterations of a segment, at most `most`."""
-        log = self.empty_log(life, segment.rows * most)
-        step = lambda _, carry: self._run_body(segment.body, *carry)  # noqa: E731
-        return jax.lax.fori_loop(0, iterations, step, (life, log))
+        return self._repeat(iterations, segment.body, life, self.empty_log(life, segment.rows * most))
+
+    def _repeat(self, times: Array | int, body: tuple[Word, ...], life: Life, log: Log) -> tuple[Life, Log]:
+        def once(_, carry):
+            life, log = carry
+            for word in body:
+                life, log = self.run_word(word, life, log)
+            return life, log
+
+        return jax.lax.fori_loop(0, times, once, (life, log))
 
     def run_word(self, word: Word, life: Life, log: Log) -> tuple[Life, Log]:
         """One word of a schedule; `Load` belongs to the host."""
         if isinstance(word, Repeat):
-            body = partial(self._run_body, word.body)
-            return jax.lax.fori_loop(0, word.times, lambda _, c: body(*c), (life, log))
+            return self._repeat(word.times, word.body, life, log)
         if isinstance(word, Collect):
             if word.fresh:
                 life = self._refresh(life)
             rows = rows_of(word, self.source.num_envs)
             return jax.lax.fori_loop(0, rows, lambda _, c: self._row(c[0], c[1], word.mode), (life, log))
         assert isinstance(word, Train)
-        return self._run_until(word, life, log) if word.until else self._run_train(word, life, log)
-
-    def _run_body(self, body: tuple[Word, ...], life: Life, log: Log) -> tuple[Life, Log]:
-        for word in body:
-            life, log = self.run_word(word, life, log)
-        return life, log
+        updates = word.updates(life.counters.steps) if callable(word.updates) else word.updates
+        if word.until:
+            return self._run_until(word, updates, life, log)
+        return jax.lax.fori_loop(0, updates, lambda _, c: self._logged(word.name, *c)[:2], (life, log))
 
     def _row(self, life: Life, log: Log, mode: str) -> tuple[Life, Log]:
         life, action, finished = self.turn(life, mode)
@@ -236,31 +202,28 @@ class Program:
         carry, rings = self.agent.reset(life.agent, self.source.num_envs), {"real": replay.cut(life.ring)}
         return life._replace(env=env, step=step, carry=carry, rings=life.rings | rings)
 
-    def _updates(self, word: Train, life: Life) -> Array | int:
-        return word.updates(life.counters.steps) if callable(word.updates) else word.updates
+    def _logged(self, name: str, life: Life, log: Log) -> tuple[Life, Log, dict[str, Array]]:
+        """An update, and the log with its metrics if all are finite, else with the names of those that are not."""
+        life, metrics = self.update(life, name)
+        good = _all_finite(metrics)
+        sums = {k: v + jnp.where(good, metrics[k], 0.0) for k, v in log.sums[name].items()}
+        faults = {k: v + ~jnp.isfinite(metrics[k]) for k, v in log.faults[name].items()}
+        counts = log.counts | {name: log.counts[name] + good}
+        log = log._replace(sums=log.sums | {name: sums}, faults=log.faults | {name: faults}, counts=counts)
+        return life, log, metrics
 
-    def _run_train(self, word: Train, life: Life, log: Log) -> tuple[Life, Log]:
-        def one(_, carry):
-            life, log = carry
-            life, metrics = self.update(life, word.name)
-            return life, count_update(log, word.name, metrics)
-
-        return jax.lax.fori_loop(0, self._updates(word, life), one, (life, log))
-
-    def _run_until(self, word: Train, life: Life, log: Log) -> tuple[Life, Log]:
-        """Members stop where `until` says; the loop ends when all have, the counters advance by the cap.
-
-        Only the agent's state is carried: a loop whose end differs between members selects every leaf at every trip.
-        """
-        cap, first = self._updates(word, life), life.counters.updates
+    def _run_until(self, word: Train, cap: Array | int, life: Life, log: Log) -> tuple[Life, Log]:
+        """Members stop where `until` says; the loop ends when all have, the counters advance by the cap. Only the
+        agent's state is carried: a loop whose end differs between members selects every leaf at every trip."""
+        first = life.counters.updates
 
         def trip(carry):
             i, state, skipped, log, done, _ = carry
             counters = life.counters._replace(updates=first + i)
-            new, metrics = self.update(life._replace(agent=state, skipped=skipped, counters=counters), word.name)
+            now = life._replace(agent=state, skipped=skipped, counters=counters)
+            now, new_log, metrics = self._logged(word.name, now, log)
             pick = lambda old, new: jnp.where(done, old, new)  # noqa: E731
-            updated = new.agent, new.skipped, count_update(log, word.name, metrics)
-            state, skipped, log = jax.tree.map(pick, (state, skipped, log), updated)
+            state, skipped, log = jax.tree.map(pick, (state, skipped, log), (now.agent, now.skipped, new_log))
             done = done | word.until(metrics)  # type: ignore[misc]
             return i + 1, state, skipped, log, done, jax.lax.pmin(done.astype(jnp.int32), MEMBER)
 
@@ -274,16 +237,14 @@ class Program:
         return life, part._replace(finished=log.finished, rows=log.rows)
 
 
+def _all_finite(metrics: dict[str, Array]) -> Array:
+    """Whether every metric is a finite number, bool []; True where there are none."""
+    return jnp.isfinite(jnp.stack(list(metrics.values()))).all() if metrics else jnp.ones((), bool)
+
+
 def kept(obs: PyTree) -> PyTree:
     """What a record keeps of an observation: everything but the simulator's state."""
     return {k: v for k, v in obs.items() if k != "sim"} if isinstance(obs, dict) else obs
-
-
-def _one(step: TrainStep) -> str:
-    """The ring that feedback goes back to."""
-    if not isinstance(step.reads, str):
-        raise ValueError(f"a train step that reads several rings ({', '.join(step.reads)}) cannot return feedback")
-    return step.reads
 
 
 def _read(life: Life, step: TrainStep) -> Any:

@@ -18,14 +18,9 @@ from jaxwm.learning.share import ALONE, Share
 from jaxwm.replay import Ring
 from jaxwm.types import Agent, Data, Source
 
-MEMBER = "member"
-"""Name of the population's `vmap` axis, used only to stop `until` loops together."""
-
-SHARE = "share"
-"""Name of the axis of devices that hold the same members and share their updates."""
-
-SHARED_WORK = 1e8
-"""Parameters times records of a batch from which sharing an update pays: below, waiting for each other costs more."""
+MEMBER = "member"  # the population's `vmap` axis, used only to stop `until` loops together
+SHARE = "share"  # the axis of devices that hold the same members and share their updates
+SHARED_WORK = 1e8  # parameters times records of a batch from which sharing an update pays: below, waiting costs more
 
 
 class Spread(NamedTuple):
@@ -59,16 +54,13 @@ class Spread(NamedTuple):
     def specs(self, axes: Any) -> Any:
         """The partition that belongs to `vmap` axes: the member axis is split over devices, and so are the environments
         of a replay where there are shards; the rest is on every device."""
-        none, split = PartitionSpec(), SHARE if self.shards > 1 else None
+        split = (None, SHARE) if self.shards > 1 else ()
 
-        def records(axis: int | None) -> PartitionSpec:
-            lead = [] if axis is None else ["device"]
-            return PartitionSpec(*lead, None, split) if split else PartitionSpec(*lead)
-
-        def one(axis: Any) -> Any:
+        def one(axis: Any, *records: Any) -> Any:
             if isinstance(axis, Ring):
-                return Ring(jax.tree.map(records, axis.data, is_leaf=_is_none), none)  # type: ignore[arg-type]
-            return none if axis is None else PartitionSpec("device")
+                data = jax.tree.map(lambda x: one(x, *split), axis.data, is_leaf=lambda x: x is None)
+                return Ring(data, PartitionSpec())  # type: ignore[arg-type]
+            return PartitionSpec(*records) if axis is None else PartitionSpec("device", *records)
 
         return jax.tree.map(one, axes, is_leaf=lambda x: x is None or isinstance(x, Ring))
 
@@ -78,15 +70,9 @@ class Spread(NamedTuple):
         return jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), self.specs(axes), is_leaf=is_spec)
 
 
-def _is_none(x: Any) -> bool:
-    return x is None
-
-
 def spread(agent: Agent, source: Source, members: int, shards: int, devices: Sequence[Any] | None) -> Spread:
-    """Choose devices (all of this machine unless given): as many of every process as divide the members evenly.
-
-    Raises ValueError where members or shards cannot be divided evenly.
-    """
+    """Choose devices (all of this machine unless given): as many of every process as divide the members evenly. Raises
+    ValueError where members or shards cannot be divided evenly."""
     devices = list(devices or jax.devices())
     if shards > 1:
         _check_shards(agent, source, shards, len(devices))
@@ -94,21 +80,17 @@ def spread(agent: Agent, source: Source, members: int, shards: int, devices: Seq
     fits = lambda n: n % shards == 0 and members % (n // shards) == 0  # noqa: E731
     counts = [n for n in range(1, min(map(len, groups)) + 1) if fits(n * len(groups))]
     if not counts:
-        raise ValueError(
-            f"{members} members with {shards} shards cannot be spread evenly over {len(groups)} processes: make "
-            f"--members a multiple of {len(groups)}"
-        )
+        text = f"{members} members with {shards} shards cannot be spread evenly over {len(groups)} processes"
+        raise ValueError(f"{text}: make --members a multiple of {len(groups)}")
     width = shards
     if shards == 1 and devices[0].platform == "cpu" and len(groups) == 1:
         width = _copies(agent, len(devices) // counts[-1])
     count = counts[-1] * (width if shards == 1 else 1)
     grid = np.array([device for group in groups for device in group[:count]]).reshape(-1, width)
-    host = isinstance(source, Data) or not source.pure
-    if host and any(len({device.process_index for device in row}) > 1 for row in grid):
-        raise ValueError(
-            f"{source.spec.name} runs on the host next to its members, so the shards of a member must belong to one "
-            "process: take fewer --shards, or one process per member"
-        )
+    on_host = isinstance(source, Data) or not source.pure
+    if on_host and any(len({device.process_index for device in row}) > 1 for row in grid):
+        text = f"{source.spec.name} runs on the host next to its members, so the shards of a member must belong to one"
+        raise ValueError(f"{text} process: take fewer --shards, or one process per member")
     mesh = Mesh(grid, ("device", SHARE), axis_types=(AxisType.Auto,) * 2)
     return Spread(mesh, members, shards, len(devices) - mesh.size)
 
@@ -119,10 +101,8 @@ def _check_shards(agent: Agent, source: Source, shards: int, devices: int) -> No
     counts |= {f"sequences in a batch of {name!r}": step.batch_size for name, step in agent.train_steps.items()}
     for what, count in counts.items():
         if count % shards:
-            raise ValueError(
-                f"{shards} shards do not divide {count} {what}: take a number that does, or change --envs or "
-                "--batch-size (in a sweep, --gpus)"
-            )
+            way = "take a number that does, or change --envs or --batch-size (in a sweep, --gpus)"
+            raise ValueError(f"{shards} shards do not divide {count} {what}: {way}")
 
 
 def _copies(agent: Agent, most: int) -> int:

@@ -22,22 +22,10 @@ from jaxwm.replay import Ring
 from jaxwm.schedule import Segment, rows_of, segments, words
 from jaxwm.training import gauge, processes
 from jaxwm.training.host import HostLoop
-from jaxwm.training.life import (
-    ENV,
-    EVAL,
-    INIT,
-    LOG_AXES,
-    Counters,
-    Cursor,
-    Life,
-    Log,
-    Report,
-    member_keys,
-    stream,
-)
+from jaxwm.training.life import ENV, EVAL, INIT, LOG_AXES, Counters, Cursor, Life, Log, Report, member_keys, stream
 from jaxwm.training.program import Program
 from jaxwm.training.spread import spread
-from jaxwm.types import Agent, Array, Collect, Env, Key, Load, PyTree, Repeat, Source, Step, Train, Word
+from jaxwm.types import Agent, Array, Collect, Env, Key, Load, Repeat, Source, Step, Train, Word
 
 
 class Trainer:
@@ -45,18 +33,16 @@ class Trainer:
 
     `capacity` is the replay size of a member in environment steps; `hyper` gives scalars `[M]` that differ between
     members; `max_iterations` bounds the iterations of one chunk; `freeze` names components whose weights stay as they
-    begin. Members are spread over as many of the `devices`
-    (default: all) as divide their number; CPU devices that are left over share the large updates of a member
-    (see `jaxwm.learning.share`), and each of them holds all of the member's state. Recordings are held once for all
-    members.
+    begin. Members are spread over as many of the `devices` (default: all) as divide their number; CPU devices that are
+    left over share the large updates of a member (see `jaxwm.learning.share`), and each of them holds all of the
+    member's state. Recordings are held once for all members.
 
     With `shards` above 1, every member is spread over so many devices: each holds the weights, and the replay of its
     part of the environments, of which it samples its part of every batch. Acting is repeated on each.
 
-    Raises:
-        ValueError: the schedule reads sequences longer than the replay or than what was collected before; it asks for
-            an environment where there are recordings, or the other way round; `shards` does not divide the devices,
-            the environments or a batch.
+    ValueError where the schedule reads sequences longer than the replay or than what was collected before, where it
+    asks for an environment and there are recordings, or the other way round, and where `shards` does not divide the
+    devices, the environments or a batch.
     """
 
     def __init__(
@@ -72,22 +58,24 @@ class Trainer:
         freeze: Sequence[str] = (),
     ):
         check_jax()
-        for name, value in dict(
-            members=members, capacity=capacity, max_iterations=max_iterations, shards=shards
-        ).items():
+        counts = dict(members=members, capacity=capacity, max_iterations=max_iterations, shards=shards)
+        for name, value in counts.items():
             check_number(name, value, least=1, whole=True)
         self.agent, self.source, self.members = agent, source, members
         self.capacity, self.max_iterations, self.shards = capacity, max_iterations, shards
+        self._pure = isinstance(source, Env) and source.pure
         self.segments = segments(agent.schedule, source.num_envs)
         self.hyper = self._hyper(hyper or {})
         _check_source(agent, source)
         _check_replay(agent, source, capacity // source.num_envs, agent.schedule)
         self.spread = spread(agent, source, members, shards, devices)
-        self._program = Program(agent, source, self.spread, capacity, _frozen(agent, freeze))
+        known = jax.eval_shape(lambda: agent.init(jax.random.key(0), agent.hyper)).params if freeze else {}
+        for name in freeze:
+            if name not in known:
+                raise ValueError(f"there is no component {name!r} to freeze; {suggest(name, known)}")
+        self._program = Program(agent, source, self.spread, capacity, tuple(freeze))
         self._host = HostLoop(self._program)
-        self._programs: dict[Any, Any] = {}
-
-    # --- Checks ---------------------------------------------------------------------------------------------------
+        self._programs = self._program.programs
 
     def _hyper(self, given: dict[str, Any]) -> dict[str, Array]:
         """Every hyper-parameter as `[M]`."""
@@ -100,12 +88,14 @@ class Trainer:
         values = self.agent.hyper | given
         return {name: jnp.broadcast_to(jnp.asarray(v, jnp.float32), (self.members,)) for name, v in values.items()}
 
-    # --- Starting -------------------------------------------------------------------------------------------------
-
     def init(self, seed: int = 0) -> Life:
         """A fresh run. Every leaf is owned by the result alone, because chunks donate it."""
         keys = member_keys(seed, self.members)
-        handle, step = self._reset(keys)
+        handle, step = (), ()
+        if isinstance(self.source, Env):
+            env_keys = jax.vmap(partial(stream, which=ENV))(keys)
+            reset = jax.jit(jax.vmap(self.source.reset)) if self._pure else lambda keys: ((), self._host.open(keys))
+            handle, step = reset(env_keys)
         state = self.init_agents(keys)
         axes = self._program.axes
         start = jax.vmap(self._program.start, out_axes=axes)
@@ -115,21 +105,13 @@ class Trainer:
         # replays are made where they belong: they may not fit on one device
         empty = jax.eval_shape(start, *arguments).rings
         zeros = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), empty)  # noqa: E731
-        rings = jax.jit(zeros, out_shardings=_fill(place.rings, empty))()
+        rings = jax.jit(zeros, out_shardings=place.rings)()
         return processes.place(life, place._replace(rings=None))._replace(rings=rings)
 
     def init_agents(self, keys: Key) -> Any:
         """Fresh agent states `[M, ...]` for member keys."""
         init = jax.jit(jax.vmap(self.agent.init))  # op by op it takes ten times as long
         return init(jax.vmap(partial(stream, which=INIT))(keys), self.hyper)
-
-    def _reset(self, keys: Key) -> tuple[PyTree, Any]:
-        if not isinstance(self.source, Env):
-            return (), ()
-        keys = jax.vmap(partial(stream, which=ENV))(keys)
-        if self.source.pure:
-            return jax.jit(jax.vmap(self.source.reset))(keys)
-        return (), self._host.open(keys)
 
     def close(self) -> None:
         """Shut a host environment's pool down."""
@@ -147,10 +129,7 @@ class Trainer:
 
     def restored(self, life: Life) -> Life:
         """A life that comes from a checkpoint, ready to go on: a host environment starts episodes with new seeds."""
-        pure = isinstance(self.source, Env) and self.source.pure
-        return life if pure else self._host.restored(life)
-
-    # --- Programs -------------------------------------------------------------------------------------------------
+        return self._host.renewed(life)
 
     def compile(self, life: Life) -> None:
         """Compile all programs of the schedule now, so that running never waits for the compiler."""
@@ -162,19 +141,13 @@ class Trainer:
 
     def _compiles(self, segment: Segment) -> bool:
         """Whether a chunk of a segment is one program: nothing in it needs the host."""
-        if isinstance(self.source, Env) and self.source.pure:
-            return True
-        return all(isinstance(word, Train) for word in words(segment.body))
+        return self._pure or all(isinstance(word, Train) for word in words(segment.body))
 
     def _chunk(self, segment: Segment, life: Life) -> Any:
         """The compiled chunk of a segment: `(life, iterations) -> (life, log)`."""
-        if segment.body not in self._programs:
-            axes = self._program.axes
-            chunk = partial(self._program.chunk, segment, self.max_iterations)
-            chunk = self.spread.population(chunk, (axes, None), (axes, LOG_AXES))
-            lowered = jax.jit(chunk, donate_argnums=0).lower(life, jnp.zeros((), jnp.int32))
-            self._programs[segment.body] = lowered.compile()
-        return self._programs[segment.body]
+        axes, chunk = self._program.axes, partial(self._program.chunk, segment, self.max_iterations)
+        arguments = lambda: (life, jnp.zeros((), jnp.int32))  # noqa: E731
+        return self._program.compiled(segment.body, chunk, (axes, None), (axes, LOG_AXES), arguments, donate=0)
 
     def footprint(self) -> dict[str, Any]:
         """Sizes before anything is allocated.
@@ -182,7 +155,7 @@ class Trainer:
         `parameters` of a member, shapes of the population's `state` and `replay` (of all rings), and `updates`:
         {name: (function, argument shapes)} of one update of one member, for counting FLOPs.
         """
-        program, shape = self._program, jax.ShapeDtypeStruct
+        program = self._program
         state = jax.eval_shape(lambda: self.agent.init(jax.random.key(0), self.agent.hyper))
         step: Step | tuple = () if program.recorded else program.blank_step()
         life = jax.eval_shape(lambda s, x: program.start(s, (), x, jax.random.key(0)), state, step)
@@ -190,15 +163,13 @@ class Trainer:
         for name, train_step in self.agent.train_steps.items():
             batch = jax.eval_shape(partial(program.whole_batch, name), life)
             updates[name] = (train_step.update, (state, batch, life.key))
-        several = lambda tree: jax.tree.map(lambda x: shape((self.members, *x.shape), x.dtype), tree)  # noqa: E731
+        shape = lambda x: jax.ShapeDtypeStruct((self.members, *x.shape), x.dtype)  # noqa: E731
+        several = partial(jax.tree.map, shape)
         rings = {name: several(ring.data) for name, ring in life.rings.items()}
         if program.recorded:  # one copy for all members, but for the extras
-            real = life.ring.data
-            rings["real"] = real._replace(extras=several(real.extras))
+            rings["real"] = life.ring.data._replace(extras=rings["real"].extras)
         count = sum(math.prod(x.shape) for x in jax.tree.leaves(state.params))
         return dict(parameters=count, state=several(state), replay=rings, updates=updates)
-
-    # --- Running --------------------------------------------------------------------------------------------------
 
     def run(self, life: Life, cursor: Cursor, iterations: int) -> tuple[Life, Cursor, Report]:
         """Run up to `iterations` of the current segment; `life` is consumed. See `finished` for the end."""
@@ -213,12 +184,14 @@ class Trainer:
         else:
             life, log = self._host.run(segment, life, iterations)
         report = self._report(processes.fetch(log), first)
-        return life, self.advance(cursor, iterations), report
+        done = cursor.iteration + iterations
+        cursor = Cursor(cursor.segment + 1, 0) if done >= segment.times else Cursor(cursor.segment, done)
+        return life, cursor, report
 
     def gauge(self, life: Life, horizon: int) -> dict[str, np.ndarray]:
         """The exploitation gauge `[M]` of every member (see `training.gauge`); empty without dreams or replay."""
         held = min(int(life.counters.rows), self.capacity // self.source.num_envs)
-        if self.agent.imagine is None or self.agent.act is None or held < gauge.rows_needed(horizon):
+        if self.agent.imagine is None or self.agent.act is None or held < gauge.CONTEXT + horizon:
             return {}
         share, axes = self.spread.share, self._program.axes
 
@@ -228,17 +201,8 @@ class Trainer:
             return share.mean(found) if share.split else found
 
         arguments = life.agent._replace(opt=None), life.ring, life.key, life.counters
-        if ("gauge", horizon) not in self._programs:
-            mapped = self.spread.population(one, (0, axes.ring, 0, None), 0)
-            self._programs["gauge", horizon] = jax.jit(mapped).lower(*arguments).compile()
-        return processes.fetch(self._programs["gauge", horizon](*arguments))
-
-    def advance(self, cursor: Cursor, iterations: int) -> Cursor:
-        """The cursor after so many iterations more, which must lie inside its segment."""
-        done = cursor.iteration + iterations
-        if done >= self.segments[cursor.segment].times:
-            return Cursor(cursor.segment + 1, 0)
-        return Cursor(cursor.segment, done)
+        program = self._program.compiled(("gauge", horizon), one, (0, axes.ring, 0, None), 0, lambda: arguments)
+        return processes.fetch(program(*arguments))
 
     def finished(self, cursor: Cursor) -> bool:
         """Whether the whole schedule has run."""
@@ -268,24 +232,6 @@ class Trainer:
             for row, m, n in np.argwhere(done.swapaxes(0, 1))
         ]
         return Report(metrics, episodes, faults)
-
-
-def _fill(prefix: Any, tree: Any) -> Any:
-    """A prefix of a tree with a leaf for each leaf of it, as `out_shardings` wants them."""
-    spread_out = lambda leaf, part: jax.tree.map(lambda _: leaf, part)  # noqa: E731
-    return jax.tree.map(spread_out, prefix, tree, is_leaf=lambda x: isinstance(x, jax.sharding.Sharding))
-
-
-# --- Checks -------------------------------------------------------------------------------------------------------
-
-
-def _frozen(agent: Agent, names: Sequence[str]) -> tuple[str, ...]:
-    """Components that keep their weights. ValueError for one that there is not."""
-    known = jax.eval_shape(lambda: agent.init(jax.random.key(0), agent.hyper)).params if names else {}
-    for name in names:
-        if name not in known:
-            raise ValueError(f"there is no component {name!r} to freeze; {suggest(name, known)}")
-    return tuple(names)
 
 
 def _check_source(agent: Agent, source: Source) -> None:
@@ -322,12 +268,8 @@ def _check_train(agent: Agent, envs: int, room: int, name: str, have: int) -> No
     if steps[name].reads != "real" or min(have, room) >= need:
         return  # rings that are written by train steps are filled by the schedule's own order
     reads = f"train step {name!r} reads sequences of {need} records per environment but"
+    least, shorten = f"at least {need * envs:,}", "or shorten the sequences"
     if room < need:
-        raise ValueError(
-            f"{reads} the replay holds only {room}: raise --capacity and --steps to at least {need * envs:,}, or "
-            "shorten the sequences"
-        )
-    raise ValueError(
-        f"{reads} only {have} are there before it: collect (--prefill) or record at least {need * envs:,} steps, or "
-        "shorten the sequences"
-    )
+        raise ValueError(f"{reads} the replay holds only {room}: raise --capacity and --steps to {least}, {shorten}")
+    text = f"{reads} only {have} are there before it"
+    raise ValueError(f"{text}: collect (--prefill) or record {least} steps, {shorten}")
