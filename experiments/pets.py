@@ -25,11 +25,12 @@ import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
-from jaxwm import Plan, agents, read_plan
+from jaxwm import Plan, agents
 from jaxwm.agents import pets
 from jaxwm.report import charts
 from jaxwm.run import directory, json_files
 from jaxwm.run.directory import EVALUATION
+from jaxwm.run.plan import read_plan
 from jaxwm.studio import episodes
 
 TASKS = {"cartpole": "continuous/CartPole", "pendulum": "gymnax/Pendulum-v1", "ledge": "continuous/Ledge"}

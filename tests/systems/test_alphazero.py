@@ -368,7 +368,10 @@ def test_scores_are_those_of_an_opponent(run, capsys):
     assert main(f"eval {run} --episodes 20 --score-option side=first".split()) == 0
     assert main(f"eval {run} --episodes 20 --score-option opponent=nobody".split()) == 2
     said = capsys.readouterr()
-    assert "20 episodes after 160 environment steps" in " ".join(said.out.split()) and "opponent must be one of" in said.err
+    assert (
+        "20 episodes after 160 environment steps" in " ".join(said.out.split())
+        and "opponent must be one of" in said.err
+    )
 
 
 def played(run, side, words):

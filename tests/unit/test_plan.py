@@ -1,12 +1,14 @@
 """A plan is parsed from words, stored as JSON and printed as a command: all of them are the same plan."""
 
+import importlib
 import json
 import shlex
+from pathlib import Path
 
 import pytest
 
 from jaxwm import Plan, agents
-from jaxwm.run import directory, flags
+from jaxwm.run import directory, flags, sweep
 from jaxwm.run.plan import parse
 
 PLANS = [(name, preset) for name, entry in agents.AGENTS.items() for preset in entry.presets]
@@ -116,3 +118,14 @@ def test_old_files_are_read(tmp_path):
         del config[name]
     directory.write_config(tmp_path, config)
     assert Plan.from_json(directory.read_config(tmp_path)).steps == 400
+
+
+EXPERIMENTS = sorted((Path(__file__).parents[2] / "experiments").glob("[a-z]*.py"))
+
+
+@pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.stem)
+def test_every_experiment_imports_and_its_plans_are_commands(file):
+    if not hasattr(importlib.import_module(f"experiments.{file.stem}"), "runs"):
+        return
+    for plan in sweep.plans(file).values():
+        assert parse(words(plan)).plan == plan
