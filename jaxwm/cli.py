@@ -3,8 +3,6 @@
 Every setting of a system is a flag of `jaxwm train AGENT`; `jaxwm train AGENT --help` explains them.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shlex

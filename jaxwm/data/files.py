@@ -11,8 +11,6 @@
 Anything that writes such arrays, of any language, makes a recording. Nothing is unpickled.
 """
 
-from __future__ import annotations
-
 import json
 import warnings
 from collections.abc import Iterable, Mapping

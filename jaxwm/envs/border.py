@@ -18,8 +18,6 @@ traced; their integers are not looked at, and those above 2**24 are rounded.
 K environments; every host array here has the leading axis `[K]`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ adds. Nothing is unpickled. A list of checksums is added to each checkpoint once
 truncated file, but not a flipped bit.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import json

@@ -5,8 +5,6 @@ see under the same path: the driver reads progress from them, and whoever does a
 So the driver, a worker or a machine may die at any time; a task that is done again goes on from its checkpoint.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib.util
 import json

@@ -3,8 +3,6 @@
 Everything here works on shapes: nothing is compiled, run or allocated.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 import os

@@ -9,8 +9,6 @@ evaluation.json  written last: a run directory that has it is finished
 tensorboard/     the same metrics for TensorBoard, on request
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import fcntl

@@ -1,7 +1,5 @@
 """What a run shows: the card before it starts, and then its progress, as a bar on a terminal and as lines elsewhere."""
 
-from __future__ import annotations
-
 import time
 from typing import Any, NamedTuple
 

@@ -4,8 +4,6 @@ The file loads in any framework; tensors `[M, ...]` are named by their place in 
 `pol/params/out/kernel`.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Words of a command line as values, by tyro; what cannot be read is one line."""
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import io

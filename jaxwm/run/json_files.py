@@ -1,7 +1,5 @@
 """Values as JSON, and files of it that a reader finds whole."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math

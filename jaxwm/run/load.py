@@ -1,7 +1,5 @@
 """From a plan or a run directory to agents: build, load, begin from other weights, score."""
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import sys

@@ -1,7 +1,5 @@
 """What a process decides about its machine: devices, compilation cache, signals, other processes of the run."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shlex

@@ -2,8 +2,6 @@
 print it as a command.
 """
 
-from __future__ import annotations
-
 import argparse
 import shlex
 from collections.abc import Sequence
@@ -143,7 +141,7 @@ class Plan(Generic[C]):
         return {"jaxwm": jaxwm.__version__, "jax": jax.__version__, "jax_settings": jax_settings(), **asdict(self)}
 
     @staticmethod
-    def from_json(data: dict[str, Any]) -> Plan:
+    def from_json(data: dict[str, Any]) -> "Plan":
         """The plan that `to_json` wrote. ValueError where an entry is missing, unknown or out of range."""
         entries = {k: v for k, v in data.items() if k not in NOT_SETTINGS}
         _check_entries("", entries, Plan)

@@ -3,8 +3,6 @@
 A run directory is plain files: config.json, metrics.jsonl, scores.jsonl, evaluation.json, checkpoints/.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 import os

@@ -6,8 +6,6 @@ is resumed, so the same command goes on after any interruption. With Ray, tasks 
 machine or on a cluster (see `jaxwm.run.cluster`); without it one after another in this process.
 """
 
-from __future__ import annotations
-
 import json
 import traceback
 from collections.abc import Callable

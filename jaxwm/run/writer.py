@@ -1,7 +1,5 @@
 """The writer of a run directory: metrics and scores as JSON lines, and TensorBoard on request."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import json

@@ -4,8 +4,6 @@ Every environment contributes the same number of episodes, its first ones; takin
 favour short ones. Returns are sums of the raw reward until `is_last`.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable
 from functools import partial

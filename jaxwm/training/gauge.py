@@ -5,8 +5,6 @@ the learning curve falls. Both are measured over the newest stretches of the rep
 state that was really visited, and is compared with the rewards that really followed there.
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

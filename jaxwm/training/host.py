@@ -4,8 +4,6 @@ A Python loop calls two kinds of compiled programs, a turn of the policy and a `
 between, `Load` writes recorded rows into the replay.
 """
 
-from __future__ import annotations
-
 import contextlib
 import warnings
 from collections.abc import Callable

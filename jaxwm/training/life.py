@@ -4,8 +4,6 @@ Random keys are `fold_in(fold_in(member key, stream), counter)` with counters th
 the same bits however it is cut into chunks.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any, NamedTuple
 

@@ -2,8 +2,6 @@
 members. With a single process everything here is what it would be without.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

@@ -5,8 +5,6 @@ recordings, the loop in `training.host` calls `turn` and `run_word` as programs 
 so every chunk length is the same program and gives the same bits.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any

@@ -4,8 +4,6 @@ Everything else in `training` is written for one member. `Spread.population` add
 device and by `shard_map` over devices, which never talk to each other unless they share a member.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple

@@ -5,8 +5,6 @@ one compiled program where nothing in it needs the host (`training.program`), an
 (`training.host`); `training.spread` puts members on devices.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from functools import partial
