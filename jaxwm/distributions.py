@@ -27,8 +27,6 @@ def symexp(x: Array) -> Array:
 
 
 # --- Two-hot regression -------------------------------------------------------------------------------------------
-
-
 def symexp_bins(count: int) -> Array:
     """`count` bins at symexp(linspace(-20, 20)), float32 `[count]`, exactly symmetric around zero."""
     half = symexp(jnp.linspace(-20.0, 0.0, (count + 1) // 2, dtype=jnp.float32))
@@ -68,8 +66,6 @@ class TwoHot(NamedTuple):
 
 
 # --- One-hot latents and discrete actions -------------------------------------------------------------------------
-
-
 class OneHot(NamedTuple):
     """A categorical over K classes, as normalised log-probabilities `[..., K]`."""
 
@@ -121,8 +117,6 @@ def one_hot(logits: Array, unimix: float = 0.0) -> OneHot:
 
 
 # --- Gaussian latents, continuous actions -------------------------------------------------------------------------
-
-
 class Normal(NamedTuple):
     """Independent normals; `log_prob` and `entropy` are per entry, shape of `mean`."""
 
@@ -184,8 +178,6 @@ def bounded_normal(mean: Array, std: Array, low: float = 0.1, high: float = 1.0)
 
 
 # --- Mixtures of normals ------------------------------------------------------------------------------------------
-
-
 class Mixture(NamedTuple):
     """Independent mixtures of K normals, one for every entry of a vector (Bishop 1994): parameters `[..., K]`."""
 

@@ -9,7 +9,6 @@ from difflib import SequenceMatcher
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 # --- JAX ------------------------------------------------------------------------------------------------------------
-
 _JAX = {
     "jax_enable_x64": False,
     "jax_default_prng_impl": "threefry2x32",
@@ -35,8 +34,6 @@ def check_jax() -> None:
 
 
 # --- Names --------------------------------------------------------------------------------------------------------
-
-
 def nearest(word: str, known: Iterable[str], count: int = 3) -> list[str]:
     """Up to `count` of `known` that look like `word`, best first; case, suite and version may differ."""
 
@@ -74,8 +71,6 @@ def _core(name: str) -> str:
 
 
 # --- Values -------------------------------------------------------------------------------------------------------
-
-
 def check_number(
     what: str,
     value: Any,

@@ -103,7 +103,6 @@ def offline(schedule: tuple[Word, ...], held: int, rows: int) -> tuple[Word, ...
 
 
 # --- In words -----------------------------------------------------------------------------------------------------
-
 MODES = {"explore": "", "random": ", at random", "greedy": ", greedily"}
 
 

@@ -43,8 +43,6 @@ Varies = Annotated[T, VARIES]
 
 
 # --- Spaces and the environment ---------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Discrete:
     """One choice out of `n`: int32 `[N]`."""
@@ -204,8 +202,6 @@ Source = Env | Data
 
 
 # --- Replay -----------------------------------------------------------------------------------------------------------
-
-
 class Record(NamedTuple):
     """One replay entry: the `Step` at t, the action taken after seeing it (None where nobody acts), and the agent's
     extras."""
@@ -238,8 +234,6 @@ class Batch(NamedTuple):
 
 
 # --- The agent --------------------------------------------------------------------------------------------------------
-
-
 class Writes(NamedTuple):
     """The ring that a train step writes: its name, and how many records it holds."""
 
@@ -349,8 +343,6 @@ def _check_batch(name: str, batch: Any, length: int) -> None:
 
 
 # --- The schedule -----------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Collect:
     """Take `steps` environment steps of one member, summed over its N environments (rounded up to a multiple of N).

@@ -44,49 +44,31 @@ DROPS = (100_000, 300_000, 500_000)
 class Config:
     """Settings of AlphaZero; defaults are those published for chess."""
 
-    search: Literal["puct", "gumbel"] = "puct"
-    """Kind of tree search."""
-    simulations: int = 800
-    """Simulations of each search of self-play."""
-    match_simulations: int = 800
-    """Simulations of each search in the greedy mode."""
-    considered: int = 16
-    """Actions that a Gumbel root draws."""
-    dirichlet: float = 0.3
-    """Concentration of the noise at a PUCT root: 0.3 for chess, 0.03 for Go."""
-    noise: float = 0.25
-    """Share of that noise in the prior."""
+    search: Literal["puct", "gumbel"] = "puct"  # Kind of tree search.
+    simulations: int = 800  # Simulations of each search of self-play.
+    match_simulations: int = 800  # Simulations of each search in the greedy mode.
+    considered: int = 16  # Actions that a Gumbel root draws.
+    dirichlet: float = 0.3  # Concentration of the noise at a PUCT root: 0.3 for chess, 0.03 for Go.
+    noise: float = 0.25  # Share of that noise in the prior.
     sampling_moves: int = 30
     """First moves of a game of self-play that are drawn at temperature 1; later ones are the best of the search."""
     random_moves: int = 0
     """Games of self-play begin with up to so many moves at random, each number equally likely: a player that has become
     good meets few positions on its own. Their values are not learned (KataGo does the like: Wu 2019)."""
-    blocks: int = 20
-    """Residual blocks of two 3 x 3 convolutions."""
-    channels: int = 256
-    """Channels of the convolutions."""
-    head: int = 32
-    """Channels of the 1 x 1 convolution before each head."""
-    units: int = 256
-    """Units of the hidden layer of the value head."""
-    batch_size: int = 64
-    """Sequences of a batch."""
-    batch_length: int = 64
-    """Records of a sequence; with the batch size, 4,096 positions."""
+    blocks: int = 20  # Residual blocks of two 3 x 3 convolutions.
+    channels: int = 256  # Channels of the convolutions.
+    head: int = 32  # Channels of the 1 x 1 convolution before each head.
+    units: int = 256  # Units of the hidden layer of the value head.
+    batch_size: int = 64  # Sequences of a batch.
+    batch_length: int = 64  # Records of a sequence; with the batch size, 4,096 positions.
     train_ratio: float = 0.7
     """Positions learned from for each position played: about 700,000 batches for 44 million games."""
-    optimizer: Literal["sgd", "adam"] = "sgd"
-    """SGD has momentum 0.9."""
-    lr: Varies[float] = 0.2
-    """Learning rate; a tenth of it after 100,000 updates, and again after 300,000 and 500,000."""
-    l2: Varies[float] = 1e-4
-    """Weight of the squared norm of the parameters."""
-    bootstrap: bool = False
-    """Learn from the value of the search where a sequence ends before its game."""
-    envs: int = 5000
-    """Games played at once."""
-    capacity: int = 10_000_000
-    """Replay size in positions (published: the last million games)."""
+    optimizer: Literal["sgd", "adam"] = "sgd"  # SGD has momentum 0.9.
+    lr: Varies[float] = 0.2  # Learning rate; a tenth of it after 100,000 updates, and again after 300,000 and 500,000.
+    l2: Varies[float] = 1e-4  # Weight of the squared norm of the parameters.
+    bootstrap: bool = False  # Learn from the value of the search where a sequence ends before its game.
+    envs: int = 5000  # Games played at once.
+    capacity: int = 10_000_000  # Replay size in positions (published: the last million games).
 
     def __post_init__(self):
         check_types(self)
@@ -112,8 +94,6 @@ class Config:
 
 
 # --- The loss ---------------------------------------------------------------------------------------------------------
-
-
 def loss(
     net: Net, params: Any, record: Record, l2: Array, share: Share = ALONE
 ) -> tuple[Array, tuple[None, dict[str, Array]]]:
@@ -163,8 +143,6 @@ def results(record: Record, bootstrap: bool) -> tuple[Array, Array]:
 
 
 # --- The search -------------------------------------------------------------------------------------------------------
-
-
 def perfect_model(simulate: Callable[[Any, Array], Step], evaluate: Callable[[Any, Array], Any]) -> search.Model:
     """The environment as the model of a search, and the network's evaluation of where it leads.
 
@@ -188,8 +166,6 @@ def perfect_model(simulate: Callable[[Any, Array], Step], evaluate: Callable[[An
 
 
 # --- Wiring -----------------------------------------------------------------------------------------------------------
-
-
 class GameCarry(NamedTuple):
     """What is known of games `[N]`: `moves` made so far, and how many of them are the `opening` at random."""
 
@@ -270,7 +246,6 @@ def schedule(config: Config) -> tuple[Collect | Repeat, ...]:
 
 
 # --- Presets ----------------------------------------------------------------------------------------------------------
-
 _SMALL: Any = dict(search="gumbel", optimizer="adam", l2=1e-5, head=16, units=64, bootstrap=True)
 
 PRESETS = {

@@ -47,74 +47,47 @@ class Config:
     """Settings of Dreamer V1. Defaults are the published ones."""
 
     # Size.
-    deter: int = 200
-    """Width of the recurrent state."""
-    hidden: int = 200
-    """Width of the layers around it."""
-    stoch: int = 30
-    """Number of Gaussian latents."""
-    units: int = 400
-    """Width of all MLPs."""
-    depth: int = 32
-    """Channels of the first convolution; the others have 2, 4 and 8 times as many."""
-    model_layers: int = 2
-    """Layers of the reward and continue heads, and of the MLPs for vectors."""
-    value_layers: int = 3
-    """Layers of the critic."""
-    policy_layers: int = 4
-    """Layers of the actor."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Compute type; parameters, moments and losses stay float32."""
+    deter: int = 200  # Width of the recurrent state.
+    hidden: int = 200  # Width of the layers around it.
+    stoch: int = 30  # Number of Gaussian latents.
+    units: int = 400  # Width of all MLPs.
+    depth: int = 32  # Channels of the first convolution; the others have 2, 4 and 8 times as many.
+    model_layers: int = 2  # Layers of the reward and continue heads, and of the MLPs for vectors.
+    value_layers: int = 3  # Layers of the critic.
+    policy_layers: int = 4  # Layers of the actor.
+    dtype: Literal["float32", "bfloat16"] = "float32"  # Compute type; parameters, moments and losses stay float32.
 
     # Data.
-    envs: int = 1
-    """Parallel environments of each member."""
-    batch_size: int = 50
-    """Sequences of an update."""
-    batch_length: int = 50
-    """Records of a sequence."""
+    envs: int = 1  # Parallel environments of each member.
+    batch_size: int = 50  # Sequences of an update.
+    batch_length: int = 50  # Records of a sequence.
     prefill: int = 2500
     """Environment steps of random play before learning starts; as `collect` after an action repeat of 2."""
-    collect: int = 500
-    """Environment steps between two phases of learning: one episode."""
-    phase_updates: int = 100
-    """Updates of such a phase."""
-    capacity: int = 1_000_000
-    """Replay size of a member in environment steps (never more than the run collects)."""
+    collect: int = 500  # Environment steps between two phases of learning: one episode.
+    phase_updates: int = 100  # Updates of such a phase.
+    capacity: int = 1_000_000  # Replay size of a member in environment steps (never more than the run collects).
 
     # World model.
-    min_std: float = 0.1
-    """Smallest standard deviation of a latent."""
-    free_nats: float = 3.0
-    """KL, mean over the batch, below which it is not pushed."""
-    rec_scale: float = 0.5
-    """Weight of the squared error of observations: 1/2 for a unit normal."""
+    min_std: float = 0.1  # Smallest standard deviation of a latent.
+    free_nats: float = 3.0  # KL, mean over the batch, below which it is not pushed.
+    rec_scale: float = 0.5  # Weight of the squared error of observations: 1/2 for a unit normal.
     con_scale: float = 0.0
     """Weight of the continue flag; 0: none is predicted, and dreams never end (10 where episodes do)."""
 
     # Behaviour.
-    imag_length: int = 15
-    """Steps of a dream."""
-    discount: Varies[float] = 0.99
-    """Discount of rewards."""
-    lam: Varies[float] = 0.95
-    """Lambda of the returns."""
+    imag_length: int = 15  # Steps of a dream.
+    discount: Varies[float] = 0.99  # Discount of rewards.
+    lam: Varies[float] = 0.95  # Lambda of the returns.
     noise: Varies[float] = 0.3
     """Exploration: standard deviation of the noise on continuous actions, share of random discrete ones."""
-    init_std: float = 5.0
-    """Standard deviation of the actor before anything is learned."""
+    init_std: float = 5.0  # Standard deviation of the actor before anything is learned.
 
     # Optimiser.
-    model_lr: Varies[float] = 6e-4
-    """Learning rate of the world model and its heads."""
-    actor_lr: Varies[float] = 8e-5
-    """Learning rate of the actor."""
-    value_lr: Varies[float] = 8e-5
-    """Learning rate of the critic."""
-    eps: float = 1e-7
-    """Epsilon of Adam."""
-    clip: float = 100.0
-    """Largest norm of the gradient of model, actor and critic, each."""
+    model_lr: Varies[float] = 6e-4  # Learning rate of the world model and its heads.
+    actor_lr: Varies[float] = 8e-5  # Learning rate of the actor.
+    value_lr: Varies[float] = 8e-5  # Learning rate of the critic.
+    eps: float = 1e-7  # Epsilon of Adam.
+    clip: float = 100.0  # Largest norm of the gradient of model, actor and critic, each.
 
     def __post_init__(self):
         check_types(self)
@@ -127,8 +100,6 @@ class Config:
 
 
 # --- Losses -----------------------------------------------------------------------------------------------------------
-
-
 def loss(
     nets: Networks, params: Any, hyper: Any, record: Record, key: Key, share: Share = ALONE
 ) -> tuple[Array, tuple[None, dict[str, Array]]]:
@@ -173,8 +144,6 @@ def behaviour_losses(
 
 
 # --- Wiring -----------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Networks:
     """The components over explicit parameters; those of a head live under its name, next to those of the world."""
@@ -275,7 +244,6 @@ def schedule(config: Config) -> tuple[Collect | Repeat, ...]:
 
 
 # --- Presets ----------------------------------------------------------------------------------------------------------
-
 PUBLISHED = Config()
 MICRO = replace(
     PUBLISHED, deter=32, hidden=64, stoch=8, units=64, depth=8, value_layers=2, policy_layers=2, envs=4, batch_size=16,

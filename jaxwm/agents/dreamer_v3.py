@@ -47,102 +47,64 @@ class Config:
     """Settings of Dreamer V3. Defaults are the published ones at 12 million parameters."""
 
     # Size.
-    deter: int = 2048
-    """Width of the recurrent state."""
-    hidden: int = 256
-    """Width of the layers inside the recurrence, the prior and the posterior."""
-    stoch: int = 32
-    """Number of categorical latents."""
-    classes: int = 16
-    """Classes of each latent."""
-    units: int = 256
-    """Width of all MLPs."""
-    depth: int = 16
-    """Convolution channels; the stages have 2, 3, 4 and 4 times as many."""
-    blocks: int = 8
-    """Blocks of the recurrent state; deter must be a multiple."""
-    bins: int = 255
-    """Bins of the reward and value distributions."""
-    sensor_layers: int = 3
-    """Layers of the vector encoder and decoder."""
-    policy_layers: int = 3
-    """Layers of actor and critic."""
-    model_layers: int = 1
-    """Layers of the reward and continue heads."""
+    deter: int = 2048  # Width of the recurrent state.
+    hidden: int = 256  # Width of the layers inside the recurrence, the prior and the posterior.
+    stoch: int = 32  # Number of categorical latents.
+    classes: int = 16  # Classes of each latent.
+    units: int = 256  # Width of all MLPs.
+    depth: int = 16  # Convolution channels; the stages have 2, 3, 4 and 4 times as many.
+    blocks: int = 8  # Blocks of the recurrent state; deter must be a multiple.
+    bins: int = 255  # Bins of the reward and value distributions.
+    sensor_layers: int = 3  # Layers of the vector encoder and decoder.
+    policy_layers: int = 3  # Layers of actor and critic.
+    model_layers: int = 1  # Layers of the reward and continue heads.
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute type; parameters, moments, norms and losses stay float32. Use bfloat16 on GPUs and TPUs."""
 
     # Data.
-    envs: int = 1
-    """Parallel environments of each member."""
-    batch_size: int = 16
-    """Sequences of an update."""
-    batch_length: int = 64
-    """Trained records of a sequence; one more is read as context."""
-    train_ratio: float = 256.0
-    """Replayed records per environment step."""
-    prefill: int = 1024
-    """Environment steps of random play before learning starts."""
-    capacity: int = 5_000_000
-    """Replay size of a member in environment steps (never more than the run collects)."""
-    online: bool = True
-    """Give every new sequence out once before sampling uniformly."""
+    envs: int = 1  # Parallel environments of each member.
+    batch_size: int = 16  # Sequences of an update.
+    batch_length: int = 64  # Trained records of a sequence; one more is read as context.
+    train_ratio: float = 256.0  # Replayed records per environment step.
+    prefill: int = 1024  # Environment steps of random play before learning starts.
+    capacity: int = 5_000_000  # Replay size of a member in environment steps (never more than the run collects).
+    online: bool = True  # Give every new sequence out once before sampling uniformly.
 
     # World model.
-    rec_scale: float = 1.0
-    """Weight of the loss of observations, in nats per step."""
-    rew_scale: float = 1.0
-    """Weight of the loss of rewards, in nats per step."""
-    con_scale: float = 1.0
-    """Weight of the loss of continue flags, in nats per step."""
-    dyn_scale: float = 1.0
-    """Weight of the KL that pulls the prior towards the posterior."""
-    rep_scale: float = 0.1
-    """Weight of the KL that pulls the posterior towards the prior."""
-    free_nats: float = 1.0
-    """KL of a step, in nats, below which neither prior nor posterior is pushed."""
-    unimix: float = 0.01
-    """Share of the uniform distribution in every latent."""
+    rec_scale: float = 1.0  # Weight of the loss of observations, in nats per step.
+    rew_scale: float = 1.0  # Weight of the loss of rewards, in nats per step.
+    con_scale: float = 1.0  # Weight of the loss of continue flags, in nats per step.
+    dyn_scale: float = 1.0  # Weight of the KL that pulls the prior towards the posterior.
+    rep_scale: float = 0.1  # Weight of the KL that pulls the posterior towards the prior.
+    free_nats: float = 1.0  # KL of a step, in nats, below which neither prior nor posterior is pushed.
+    unimix: float = 0.01  # Share of the uniform distribution in every latent.
 
     # Behaviour.
-    imag_length: int = 15
-    """Steps of a dream."""
+    imag_length: int = 15  # Steps of a dream.
     temperature: float = 1.0
     """Temperature of the latents in dreams: above 1 they are less certain, and harder to exploit (Ha & Schmidhuber
     2018)."""
     disagreement: float = 0.0
     """Reward taken off in dreams for each unit by which an ensemble of one-step models disagrees there; the ensemble
     exists only where this is not 0."""
-    ensemble: int = 5
-    """Models of that ensemble (Sekar et al. 2020, who seek the disagreement that is avoided here)."""
-    policy_scale: float = 1.0
-    """Weight of the actor's loss."""
-    value_scale: float = 1.0
-    """Weight of the critic's loss in dreams."""
-    repval_scale: float = 0.3
-    """Weight of the critic loss on replayed sequences, whose gradient also shapes the model."""
-    slow_scale: float = 1.0
-    """Weight of the pull towards the slow critic."""
-    slow_rate: float = 0.02
-    """Share of the critic that enters the slow critic in each update."""
-    actor_unimix: float = 0.01
-    """Share of the uniform policy in discrete actors."""
-    discount_horizon: Varies[float] = 333.0
-    """Effective horizon in steps; the discount is 1 - 1 / discount_horizon."""
-    lam: Varies[float] = 0.95
-    """Lambda of the returns."""
+    ensemble: int = 5  # Models of that ensemble (Sekar et al. 2020, who seek the disagreement that is avoided here).
+    policy_scale: float = 1.0  # Weight of the actor's loss.
+    value_scale: float = 1.0  # Weight of the critic's loss in dreams.
+    repval_scale: float = 0.3  # Weight of the critic loss on replayed sequences, whose gradient also shapes the model.
+    slow_scale: float = 1.0  # Weight of the pull towards the slow critic.
+    slow_rate: float = 0.02  # Share of the critic that enters the slow critic in each update.
+    actor_unimix: float = 0.01  # Share of the uniform policy in discrete actors.
+    discount_horizon: Varies[float] = 333.0  # Effective horizon in steps; the discount is 1 - 1 / discount_horizon.
+    lam: Varies[float] = 0.95  # Lambda of the returns.
     entropy: Varies[float] = 3e-4
     """Weight of the policy's entropy. 3e-4 belongs to learning rate 4e-5; raise both together."""
 
     # Optimiser.
-    lr: Varies[float] = 4e-5
-    """Learning rate after the warm-up."""
-    warmup: int = 1000
-    """Updates over which the learning rate rises from 0."""
+    lr: Varies[float] = 4e-5  # Learning rate after the warm-up.
+    warmup: int = 1000  # Updates over which the learning rate rises from 0.
     lr_decay_updates: int = 0
     """Updates over which it falls linearly to 0, counted from the start; 0 for a constant rate, as published."""
-    agc: float = 0.3
-    """Largest gradient of a tensor relative to its weights."""
+    agc: float = 0.3  # Largest gradient of a tensor relative to its weights.
 
     def __post_init__(self):
         check_types(self)
@@ -165,8 +127,6 @@ class Config:
 
 
 # --- Losses -----------------------------------------------------------------------------------------------------------
-
-
 class Noise(NamedTuple):
     """The random numbers of an update."""
 
@@ -335,8 +295,6 @@ def dream_metrics(seen: Evaluated, returns: Array, advantage: Array, share: Shar
 
 
 # --- Wiring -----------------------------------------------------------------------------------------------------------
-
-
 class State(NamedTuple):
     """Everything that learning changes."""
 
@@ -523,8 +481,6 @@ def schedule(config: Config) -> tuple[Collect | Repeat, ...]:
 
 
 # --- Presets ----------------------------------------------------------------------------------------------------------
-
-
 def _size(deter: int, hidden: int, classes: int, depth: int, units: int) -> Config:
     return Config(deter=deter, hidden=hidden, classes=classes, depth=depth, units=units)
 

@@ -33,22 +33,15 @@ from jaxwm.types import Agent, Array, Batch, Discrete, Dream, Key, Mode, Record,
 class Config:
     """Settings of Dyna-Q; defaults are those of the book's Dyna maze."""
 
-    planning: int = 5
-    """Planning updates after each real step, n; 0 is plain Q-learning."""
+    planning: int = 5  # Planning updates after each real step, n; 0 is plain Q-learning.
     model: Literal["last", "counts"] = "last"
     """What is kept of a pair: the last reward and next state, or counts of all of them (for stochastic worlds)."""
-    step_size: Varies[float] = 0.1
-    """Step size of the Q-table, alpha."""
-    epsilon: Varies[float] = 0.1
-    """Share of random actions while training."""
-    discount: Varies[float] = 0.95
-    """Discount, gamma."""
-    bonus: Varies[float] = 0.0
-    """Reward for time since a pair was tried, kappa: above 0 this is Dyna-Q+."""
-    envs: int = 1
-    """Environments."""
-    capacity: int = 16
-    """Replay size in environment steps: only the newest pair is read."""
+    step_size: Varies[float] = 0.1  # Step size of the Q-table, alpha.
+    epsilon: Varies[float] = 0.1  # Share of random actions while training.
+    discount: Varies[float] = 0.95  # Discount, gamma.
+    bonus: Varies[float] = 0.0  # Reward for time since a pair was tried, kappa: above 0 this is Dyna-Q+.
+    envs: int = 1  # Environments.
+    capacity: int = 16  # Replay size in environment steps: only the newest pair is read.
 
     def __post_init__(self):
         check_types(self)
@@ -105,8 +98,6 @@ Pair = tuple[Array, Array]
 
 
 # --- The steps of the book's box --------------------------------------------------------------------------------------
-
-
 def learn(config: Config, spec: Spec, state: State, batch: Batch, key: Key) -> tuple[State, dict, dict[str, Array]]:
     """Learn from the newest transition of every environment: Q-learning (equation 6.8) and the model."""
     record = batch.record
@@ -188,8 +179,6 @@ def state_of(spec: Spec, obs: Array) -> Array:
 
 
 # --- Wiring -----------------------------------------------------------------------------------------------------------
-
-
 def make(spec: Spec, config: Config = Config()) -> Agent:
     """Build Dyna-Q for an environment. ValueError unless observations are one-hot and actions discrete."""
     obs = spec.obs
@@ -263,7 +252,6 @@ def schedule(config: Config) -> tuple[Collect | Repeat, ...]:
 
 
 # --- Presets ----------------------------------------------------------------------------------------------------------
-
 PRESETS = {  # in worlds without chance a step size of 1 forgets at once what is no longer so
     "maze": Config(),
     "plus": Config(planning=50, bonus=1e-3, step_size=1.0),

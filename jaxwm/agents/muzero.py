@@ -54,95 +54,59 @@ class Config:
     """Settings of MuZero; defaults are those published for Atari, with reanalysis."""
 
     # Search.
-    search: Literal["puct", "gumbel"] = "puct"
-    """Kind of tree search."""
-    simulations: int = 50
-    """Simulations of each search."""
-    considered: int = 16
-    """Actions that a Gumbel root draws."""
-    sampled: int = 20
-    """Actions drawn at each node where they are not a small set (vectors)."""
-    dirichlet: float = 0.25
-    """Concentration of the noise at a PUCT root."""
-    noise: float = 0.25
-    """Share of that noise in the prior."""
+    search: Literal["puct", "gumbel"] = "puct"  # Kind of tree search.
+    simulations: int = 50  # Simulations of each search.
+    considered: int = 16  # Actions that a Gumbel root draws.
+    sampled: int = 20  # Actions drawn at each node where they are not a small set (vectors).
+    dirichlet: float = 0.25  # Concentration of the noise at a PUCT root.
+    noise: float = 0.25  # Share of that noise in the prior.
     cooling: int = 1_000_000
     """Updates of a run over which actions become greedier: temperature 1, from half of them 0.5, from three quarters
     0.25; 0 keeps it at 1."""
 
     # Sizes.
-    residual: bool = True
-    """Residual networks on planes, or else MLPs (and convolutions for images)."""
-    width: int = 256
-    """Channels of the latent planes, or its numbers."""
-    units: int = 256
-    """Units of hidden layers."""
-    layers: int = 16
-    """Residual blocks of the representation and of the dynamics, or layers of the MLPs."""
-    depth: int = 16
-    """Channels of the first convolution for images without residual networks, and of the decoder."""
-    bins: int = 601
-    """Bins of value and reward."""
-    bound: float = 300.0
-    """Greatest squashed value or reward."""
+    residual: bool = True  # Residual networks on planes, or else MLPs (and convolutions for images).
+    width: int = 256  # Channels of the latent planes, or its numbers.
+    units: int = 256  # Units of hidden layers.
+    layers: int = 16  # Residual blocks of the representation and of the dynamics, or layers of the MLPs.
+    depth: int = 16  # Channels of the first convolution for images without residual networks, and of the decoder.
+    bins: int = 601  # Bins of value and reward.
+    bound: float = 300.0  # Greatest squashed value or reward.
 
     # Data.
-    envs: int = 32
-    """Parallel environments of each member."""
-    batch_size: int = 1024
-    """Sequences of an update."""
-    unroll: int = 5
-    """Steps the model is unrolled, K."""
-    td_steps: int = 5
-    """Rewards before the bootstrap value, n: 5 with reanalysis, 10 without."""
+    envs: int = 32  # Parallel environments of each member.
+    batch_size: int = 1024  # Sequences of an update.
+    unroll: int = 5  # Steps the model is unrolled, K.
+    td_steps: int = 5  # Rewards before the bootstrap value, n: 5 with reanalysis, 10 without.
     bootstrap: Literal["network", "search"] = "network"
     """Bootstrap values: the target network's, or those of the stored searches."""
-    train_ratio: float = 2.0
-    """Sequences learned from for each step played."""
-    reanalyse: int = 1024
-    """Positions that are searched again before each update; 0: none."""
-    prefill: int = 2000
-    """Environment steps of random play before learning starts."""
-    capacity: int = 1_000_000
-    """Replay size of a member in environment steps (never more than the run collects)."""
-    alpha: float = 1.0
-    """Power of the priorities, which are errors of values; 0 samples uniformly."""
-    beta: float = 1.0
-    """Power of the weights that make up for priorities."""
+    train_ratio: float = 2.0  # Sequences learned from for each step played.
+    reanalyse: int = 1024  # Positions that are searched again before each update; 0: none.
+    prefill: int = 2000  # Environment steps of random play before learning starts.
+    capacity: int = 1_000_000  # Replay size of a member in environment steps (never more than the run collects).
+    alpha: float = 1.0  # Power of the priorities, which are errors of values; 0 samples uniformly.
+    beta: float = 1.0  # Power of the weights that make up for priorities.
 
     # Losses.
-    discount: float = 0.997
-    """Discount of rewards per step."""
-    value_scale: float = 0.25
-    """Weight of the value's loss."""
-    entropy: float = 0.0
-    """Weight of the policy's entropy."""
+    discount: float = 0.997  # Discount of rewards per step.
+    value_scale: float = 0.25  # Weight of the value's loss.
+    entropy: float = 0.0  # Weight of the policy's entropy.
     consistency: float = 0.0
     """EfficientZero: weight of the agreement of unrolled latents with those of what is then seen; 0: off."""
-    projection: int = 1024
-    """Width of the projection in which they are compared."""
-    prefix: bool = False
-    """EfficientZero: predict sums of rewards (value prefixes) with an LSTM."""
+    projection: int = 1024  # Width of the projection in which they are compared.
+    prefix: bool = False  # EfficientZero: predict sums of rewards (value prefixes) with an LSTM.
     correction: int = 0
     """EfficientZero: updates of a run; targets of old data use fewer real rewards, by its age. 0: off."""
-    augment: bool = False
-    """Shift images by up to four pixels and change their brightness, in learning."""
-    decoder: bool = False
-    """Learn to show what is imagined; nothing else learns from it."""
+    augment: bool = False  # Shift images by up to four pixels and change their brightness, in learning.
+    decoder: bool = False  # Learn to show what is imagined; nothing else learns from it.
 
     # Optimiser.
-    optimizer: Literal["sgd", "adam"] = "sgd"
-    """SGD has momentum 0.9."""
-    lr: Varies[float] = 0.05
-    """Learning rate."""
-    lr_decay_updates: int = 350_000
-    """Updates after which it falls to a tenth; 0: never."""
-    l2: Varies[float] = 1e-4
-    """Weight of the squared norm of the parameters."""
-    clip: float = 5.0
-    """Largest norm of the gradient."""
-    target_every: int = 200
-    """Updates between two copies to the target network."""
+    optimizer: Literal["sgd", "adam"] = "sgd"  # SGD has momentum 0.9.
+    lr: Varies[float] = 0.05  # Learning rate.
+    lr_decay_updates: int = 350_000  # Updates after which it falls to a tenth; 0: never.
+    l2: Varies[float] = 1e-4  # Weight of the squared norm of the parameters.
+    clip: float = 5.0  # Largest norm of the gradient.
+    target_every: int = 200  # Updates between two copies to the target network.
 
     def __post_init__(self):
         check_types(self)
@@ -171,8 +135,6 @@ class Config:
 
 
 # --- Targets ----------------------------------------------------------------------------------------------------------
-
-
 class Targets(NamedTuple):
     """What positions 0 to K of sequences should say, `[B, K + 1]`, each with where it counts."""
 
@@ -236,8 +198,6 @@ def targets_of(nets: Networks, state: State, record: Record) -> Targets:
 
 
 # --- Losses -----------------------------------------------------------------------------------------------------------
-
-
 def loss(
     nets: Networks, params: Any, record: Record, targets: Targets, weight: Array, l2: Array, key: Key,
     share: Share = ALONE,
@@ -354,8 +314,6 @@ def observation_noise(obs: Any, key: Key, share: Share = ALONE) -> Any:
 
 
 # --- The search -------------------------------------------------------------------------------------------------------
-
-
 class Place(NamedTuple):
     """Where a node of the tree is: latent, memory of the value prefix, and the sampled actions `[B, A, ...]`."""
 
@@ -414,8 +372,6 @@ def visit_temperature(config: Config, step: Array) -> Array:
 
 
 # --- Wiring -----------------------------------------------------------------------------------------------------------
-
-
 class State(NamedTuple):
     """All of an agent. `peak` is the greatest priority so far, which new data gets."""
 
@@ -577,7 +533,6 @@ def schedule(config: Config) -> tuple[Collect | Repeat, ...]:
 
 
 # --- Presets ----------------------------------------------------------------------------------------------------------
-
 _MLP = Config(
     search="gumbel", simulations=16, residual=False, width=64, units=64, layers=1, bins=101, bound=25.0, envs=8,
     batch_size=64, train_ratio=24.0, reanalyse=32, prefill=400, capacity=100_000, optimizer="adam", lr=1e-3,

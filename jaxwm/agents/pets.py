@@ -46,58 +46,36 @@ from jaxwm.types import Agent, Array, Batch, Box, Dream, Key, PyTree, Record, Sp
 class Config:
     """Settings of PETS; defaults are those of the official code for its cartpole."""
 
-    networks: int = 5
-    """Networks of the ensemble, E."""
-    layers: int = 3
-    """Hidden layers of a network."""
-    units: int = 500
-    """Width of the hidden layers."""
+    networks: int = 5  # Networks of the ensemble, E.
+    layers: int = 3  # Hidden layers of a network.
+    units: int = 500  # Width of the hidden layers.
     weight_decay: tuple[float, ...] = (1e-4, 2.5e-4, 2.5e-4, 5e-4)
     """Weight of half the squared weights of each layer in the loss, the output layer included."""
-    lr: Varies[float] = 1e-3
-    """Learning rate of Adam."""
-    batch_size: int = 32
-    """Transitions that each network sees in an update."""
-    epochs: float = 5.0
-    """Passes through all data after each trial; 0 leaves the model untrained."""
+    lr: Varies[float] = 1e-3  # Learning rate of Adam.
+    batch_size: int = 32  # Transitions that each network sees in an update.
+    epochs: float = 5.0  # Passes through all data after each trial; 0 leaves the model untrained.
     deterministic: bool = False
     """Squared error and no noise instead of Gaussians: with one network and one particle, the usual baseline."""
     bounds: Literal["learned", "fixed"] = "learned"
     """Whether the bounds of the log-variances are learned (official code) or stay at +0.5 and -10."""
-    bound_scale: float = 0.01
-    """Weight of the distance between the bounds in the loss."""
-    scale_targets: bool = False
-    """Whether the targets are standardised too, not the inputs alone."""
+    bound_scale: float = 0.01  # Weight of the distance between the bounds in the loss.
+    scale_targets: bool = False  # Whether the targets are standardised too, not the inputs alone.
     reward: Literal["known", "learned"] = "known"
     """Where reward and termination come from: the environment's own functions, or the networks."""
-    particles: int = 20
-    """Particles that judge a plan."""
-    propagation: Literal["TSinf", "TS1"] = "TSinf"
-    """Whether a particle keeps its network for the whole rollout."""
-    planner: Literal["cem", "icem", "mppi"] = "cem"
-    """How plans are found."""
-    plan_horizon: int = 25
-    """Steps of a plan, H."""
-    candidates: int = 400
-    """Plans that are judged in an iteration, P."""
-    elites: int = 40
-    """Best plans, to which the next iteration moves."""
-    iterations: int = 5
-    """Iterations of the planner."""
-    momentum: float = 0.1
-    """Share of the old mean and variance that an iteration of cem or icem keeps."""
-    init_std: float = 0.5
-    """First standard deviation of the actions in a plan."""
-    exponent: float = 2.0
-    """icem: colour of the noise; 0 is white."""
-    temperature: float = 0.5
-    """mppi: weight of a return in the exponent."""
-    trial: int = 200
-    """Environment steps of a trial, per environment."""
-    envs: int = 1
-    """Environments."""
-    capacity: int = 20_000
-    """Replay size in environment steps."""
+    particles: int = 20  # Particles that judge a plan.
+    propagation: Literal["TSinf", "TS1"] = "TSinf"  # Whether a particle keeps its network for the whole rollout.
+    planner: Literal["cem", "icem", "mppi"] = "cem"  # How plans are found.
+    plan_horizon: int = 25  # Steps of a plan, H.
+    candidates: int = 400  # Plans that are judged in an iteration, P.
+    elites: int = 40  # Best plans, to which the next iteration moves.
+    iterations: int = 5  # Iterations of the planner.
+    momentum: float = 0.1  # Share of the old mean and variance that an iteration of cem or icem keeps.
+    init_std: float = 0.5  # First standard deviation of the actions in a plan.
+    exponent: float = 2.0  # icem: colour of the noise; 0 is white.
+    temperature: float = 0.5  # mppi: weight of a return in the exponent.
+    trial: int = 200  # Environment steps of a trial, per environment.
+    envs: int = 1  # Environments.
+    capacity: int = 20_000  # Replay size in environment steps.
 
     def __post_init__(self):
         object.__setattr__(self, "weight_decay", tuple(self.weight_decay))  # a list where it comes out of a file
@@ -127,8 +105,6 @@ class Config:
 
 
 # --- Losses -----------------------------------------------------------------------------------------------------------
-
-
 def loss(
     config: Config, model: PyTree, inputs: Array, target: Array, ended: Array, weight: Array, share: Share = ALONE
 ) -> tuple[Array, tuple[None, dict[str, Array]]]:
@@ -168,7 +144,6 @@ def transitions(spec: Spec, config: Config, record: Record) -> tuple[Array, Arra
 
 
 # --- The train steps --------------------------------------------------------------------------------------------------
-
 ADAM = optax.scale_by_adam()
 
 
@@ -200,8 +175,6 @@ def learn(
 
 
 # --- Planning ---------------------------------------------------------------------------------------------------------
-
-
 def transition(spec: Spec, config: Config, params: PyTree) -> Transition:
     """How the ensemble moves particles: a draw from each network's Gaussian, added to the observation.
 
@@ -280,8 +253,6 @@ def build_planner(actions: int, config: Config) -> Planner:
 
 
 # --- Wiring -----------------------------------------------------------------------------------------------------------
-
-
 class State(NamedTuple):
     """All of an agent.
 
@@ -366,8 +337,6 @@ def schedule(config: Config) -> tuple[Collect | Repeat, ...]:
 
 
 # --- Observations -------------------------------------------------------------------------------------------------
-
-
 def _check_spec(spec: Spec, config: Config) -> None:
     if not isinstance(spec.action, Box):
         raise ValueError(
@@ -426,7 +395,6 @@ def _wide(flag: Array, like: Array) -> Array:
 
 
 # --- Presets ----------------------------------------------------------------------------------------------------------
-
 PRESETS = {
     "cartpole": Config(),
     "reacher": Config(

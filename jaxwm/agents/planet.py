@@ -43,66 +43,40 @@ class Config:
     """Settings of PlaNet. Defaults are the published ones."""
 
     # Size.
-    deter: int = 200
-    """Width of the recurrent state."""
-    hidden: int = 200
-    """Width of the layers around it."""
-    stoch: int = 30
-    """Number of Gaussian latents."""
-    units: int = 300
-    """Width of the reward head and of the MLPs for vectors."""
-    layers: int = 3
-    """Layers of these."""
-    depth: int = 32
-    """Channels of the first convolution; the others have 2, 4 and 8 times as many."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Compute type; parameters, moments and losses stay float32."""
+    deter: int = 200  # Width of the recurrent state.
+    hidden: int = 200  # Width of the layers around it.
+    stoch: int = 30  # Number of Gaussian latents.
+    units: int = 300  # Width of the reward head and of the MLPs for vectors.
+    layers: int = 3  # Layers of these.
+    depth: int = 32  # Channels of the first convolution; the others have 2, 4 and 8 times as many.
+    dtype: Literal["float32", "bfloat16"] = "float32"  # Compute type; parameters, moments and losses stay float32.
 
     # Data.
-    envs: int = 1
-    """Parallel environments of each member."""
-    batch_size: int = 50
-    """Sequences of an update."""
-    batch_length: int = 50
-    """Records of a sequence."""
-    prefill: int = 2500
-    """Environment steps of random play before learning starts: five episodes of 500 steps."""
-    collect: int = 500
-    """Environment steps between two phases of learning: one episode."""
-    phase_updates: int = 100
-    """Updates of such a phase."""
-    capacity: int = 1_000_000
-    """Replay size of a member in environment steps (never more than the run collects)."""
+    envs: int = 1  # Parallel environments of each member.
+    batch_size: int = 50  # Sequences of an update.
+    batch_length: int = 50  # Records of a sequence.
+    prefill: int = 2500  # Environment steps of random play before learning starts: five episodes of 500 steps.
+    collect: int = 500  # Environment steps between two phases of learning: one episode.
+    phase_updates: int = 100  # Updates of such a phase.
+    capacity: int = 1_000_000  # Replay size of a member in environment steps (never more than the run collects).
 
     # World model.
-    min_std: float = 0.1
-    """Smallest standard deviation of a latent."""
-    free_nats: float = 3.0
-    """KL, mean over the batch, below which it is not pushed."""
-    rec_scale: float = 0.5
-    """Weight of the squared error of observations: 1/2 for a unit normal."""
-    rew_scale: float = 10.0
-    """Weight of the squared error of rewards, half of which is a unit normal's."""
+    min_std: float = 0.1  # Smallest standard deviation of a latent.
+    free_nats: float = 3.0  # KL, mean over the batch, below which it is not pushed.
+    rec_scale: float = 0.5  # Weight of the squared error of observations: 1/2 for a unit normal.
+    rew_scale: float = 10.0  # Weight of the squared error of rewards, half of which is a unit normal's.
 
     # Planner.
-    plan_horizon: int = 12
-    """Steps of a plan."""
-    candidates: int = 1000
-    """Action sequences tried in each iteration."""
-    elites: int = 100
-    """Best of them, to which the search distribution is fitted."""
-    iterations: int = 10
-    """Iterations for each action."""
-    noise: Varies[float] = 0.3
-    """Standard deviation of the noise on actions while collecting."""
+    plan_horizon: int = 12  # Steps of a plan.
+    candidates: int = 1000  # Action sequences tried in each iteration.
+    elites: int = 100  # Best of them, to which the search distribution is fitted.
+    iterations: int = 10  # Iterations for each action.
+    noise: Varies[float] = 0.3  # Standard deviation of the noise on actions while collecting.
 
     # Optimiser.
-    lr: Varies[float] = 1e-3
-    """Learning rate of Adam."""
-    eps: float = 1e-4
-    """Epsilon of Adam."""
-    clip: float = 1000.0
-    """Largest norm of the gradient."""
+    lr: Varies[float] = 1e-3  # Learning rate of Adam.
+    eps: float = 1e-4  # Epsilon of Adam.
+    clip: float = 1000.0  # Largest norm of the gradient.
 
     def __post_init__(self):
         check_types(self)
@@ -115,8 +89,6 @@ class Config:
 
 
 # --- The loss ---------------------------------------------------------------------------------------------------------
-
-
 def loss(
     nets: Networks, params: Any, record: Record, uniform: Array, share: Share = ALONE
 ) -> tuple[Array, tuple[None, dict[str, Array]]]:
@@ -130,8 +102,6 @@ def loss(
 
 
 # --- Planning ---------------------------------------------------------------------------------------------------------
-
-
 def predict_reward(nets: Networks, params: Any, latent: Latent) -> Array:
     """Predict the rewards `[...]` that arrive with latents `[..., D]`."""
     return apply(nets.heads["rew"], params["rew"], latent.feat())["mean"][..., 0]
@@ -179,8 +149,6 @@ def whole_plans(nets: Networks, params: Any, starts: Latent, key: Key, horizon: 
 
 
 # --- Wiring -----------------------------------------------------------------------------------------------------------
-
-
 class Networks(NamedTuple):
     """The components; the heads' parameters live under their names next to those of the world."""
 
@@ -259,7 +227,6 @@ def schedule(config: Config) -> tuple[Collect | Repeat, ...]:
 
 
 # --- Presets ----------------------------------------------------------------------------------------------------------
-
 PUBLISHED = Config()
 MICRO = replace(
     PUBLISHED, deter=32, hidden=64, stoch=8, units=64, layers=2, depth=8, envs=4, batch_size=16, batch_length=20,

@@ -22,39 +22,25 @@ class System:
     `Agent.schedule`.
     """
 
-    make: Callable[..., Any]
-    """`(spec, config) -> Agent`."""
-    config: type
-    """Its settings, a frozen dataclass."""
-    presets: Mapping[str, Any]
-    """Settings by name."""
-    default: str
-    """The preset that is taken where none is named."""
-    summary: str
-    """One line."""
-    year: int = 0
-    """Year of its paper."""
-    paper: str = ""
-    """Authors, title."""
+    make: Callable[..., Any]  # `(spec, config) -> Agent`.
+    config: type  # Its settings, a frozen dataclass.
+    presets: Mapping[str, Any]  # Settings by name.
+    default: str  # The preset that is taken where none is named.
+    summary: str  # One line.
+    year: int = 0  # Year of its paper.
+    paper: str = ""  # Authors, title.
     sees: str = ""
     predicts: str = ""
     acts: str = ""
-    env: str = "gymnax/Catch-bsuite"
-    """Environment that it is trained on where none is named."""
-    steps: int = 6000
-    """Environment steps of such a run."""
+    env: str = "gymnax/Catch-bsuite"  # Environment that it is trained on where none is named.
+    steps: int = 6000  # Environment steps of such a run.
     observations: tuple[str, ...] = ANY_OBSERVATION
     """Kinds of sensors that it can see (`nets.sensors`), or "one-hot" or "board"."""
-    actions: tuple[str, ...] = ANY_ACTION
-    """Action spaces that it can take, by the names of their types."""
-    players: int = 1
-    """The most that it can move for, see `Spec.players`."""
-    obeys: tuple[str, ...] = ()
-    """Reserved observation keys that it understands, see `types.RESERVED`."""
-    offline: bool = False
-    """Whether it can learn from recorded episodes: its targets need nothing of what acting saw."""
-    video: bool = False
-    """Whether it learns from recordings without actions."""
+    actions: tuple[str, ...] = ANY_ACTION  # Action spaces that it can take, by the names of their types.
+    players: int = 1  # The most that it can move for, see `Spec.players`.
+    obeys: tuple[str, ...] = ()  # Reserved observation keys that it understands, see `types.RESERVED`.
+    offline: bool = False  # Whether it can learn from recorded episodes: its targets need nothing of what acting saw.
+    video: bool = False  # Whether it learns from recordings without actions.
     copies: Mapping[str, str | None] = field(default_factory=dict)
     """Fields of its state that are copies of a component of the parameters (slow critics), or of all (None): what
     begins with other weights copies them anew."""

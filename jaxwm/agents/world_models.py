@@ -73,76 +73,47 @@ class Config:
     """Settings of World Models; defaults are those of TakeCover, with C trained in dreams."""
 
     # Sizes.
-    codes: int = 64
-    """Size of a code, z."""
-    depth: int = 32
-    """Channels of V's convolutions: depth, 2, 4 and 8 times as many."""
-    units: int = 512
-    """Width of the LSTM."""
-    mixtures: int = 5
-    """Normals in the mixture of every entry of a code."""
-    done: bool = True
-    """M predicts the end of the episode."""
-    reward: bool = False
-    """M predicts the reward; without it a dreamed step is worth `alive`."""
-    cell: bool = True
-    """C sees the LSTM's cell next to its hidden state."""
-    bias: bool = False
-    """C has a bias for each output."""
+    codes: int = 64  # Size of a code, z.
+    depth: int = 32  # Channels of V's convolutions: depth, 2, 4 and 8 times as many.
+    units: int = 512  # Width of the LSTM.
+    mixtures: int = 5  # Normals in the mixture of every entry of a code.
+    done: bool = True  # M predicts the end of the episode.
+    reward: bool = False  # M predicts the reward; without it a dreamed step is worth `alive`.
+    cell: bool = True  # C sees the LSTM's cell next to its hidden state.
+    bias: bool = False  # C has a bias for each output.
 
     # Data.
-    envs: int = 16
-    """Parallel environments of each member."""
-    random_steps: int = 500_000
-    """Environment steps of random play; about 10,000 episodes of TakeCover."""
-    repeat: int = 5
-    """Steps for which random play keeps an action, on average."""
+    envs: int = 16  # Parallel environments of each member.
+    random_steps: int = 500_000  # Environment steps of random play; about 10,000 episodes of TakeCover.
+    repeat: int = 5  # Steps for which random play keeps an action, on average.
     capacity: int = 500_000
     """Replay size of a member in environment steps (never more than the run collects); images are its bulk."""
 
     # V.
-    vision_updates: int = 50_000
-    """Updates of V: ten passes over the data."""
-    vision_batch: int = 100
-    """Images of an update."""
-    vision_lr: Varies[float] = 1e-4
-    """Learning rate of V."""
-    free_nats: float = 0.5
-    """KL of each entry of a code, on average over them, below which it is not pushed."""
+    vision_updates: int = 50_000  # Updates of V: ten passes over the data.
+    vision_batch: int = 100  # Images of an update.
+    vision_lr: Varies[float] = 1e-4  # Learning rate of V.
+    free_nats: float = 0.5  # KL of each entry of a code, on average over them, below which it is not pushed.
 
     # M.
-    memory_updates: int = 4000
-    """Updates of M."""
-    memory_batch: int = 100
-    """Sequences of an update."""
-    memory_length: int = 500
-    """Transitions of a sequence; one record more is read."""
-    memory_lr: Varies[float] = 1e-3
-    """Learning rate of M."""
-    clip: float = 1.0
-    """Largest gradient of any of M's weights."""
-    done_weight: float = 10.0
-    """Weight of steps that end an episode, in the loss of M's end flag."""
+    memory_updates: int = 4000  # Updates of M.
+    memory_batch: int = 100  # Sequences of an update.
+    memory_length: int = 500  # Transitions of a sequence; one record more is read.
+    memory_lr: Varies[float] = 1e-3  # Learning rate of M.
+    clip: float = 1.0  # Largest gradient of any of M's weights.
+    done_weight: float = 10.0  # Weight of steps that end an episode, in the loss of M's end flag.
 
     # C.
-    generations: int = 200
-    """Generations of CMA-ES."""
-    population: int = 64
-    """Candidates of a generation."""
+    generations: int = 200  # Generations of CMA-ES.
+    population: int = 64  # Candidates of a generation.
     rollouts: int = 16
     """Dreams, or real episodes, of each candidate; all candidates meet the same starts and the same noise."""
-    std: float = 0.1
-    """First step size of CMA-ES."""
-    weight_decay: float = 0.01
-    """Fitness taken off for the mean square of a candidate's weights."""
-    temperature: Varies[float] = 1.15
-    """Temperature of dreams: above 1 they are less certain, and harder to exploit."""
-    dream_length: int = 525
-    """Longest dream, or longest episode of a real rollout, in steps."""
-    alive: float = 4.0
-    """Reward of a dreamed step that is no end, where M does not predict rewards: TakeCover's 4 tics."""
-    real: bool = False
-    """Evolve C on the real environment instead: environment n plays candidate n % population."""
+    std: float = 0.1  # First step size of CMA-ES.
+    weight_decay: float = 0.01  # Fitness taken off for the mean square of a candidate's weights.
+    temperature: Varies[float] = 1.15  # Temperature of dreams: above 1 they are less certain, and harder to exploit.
+    dream_length: int = 525  # Longest dream, or longest episode of a real rollout, in steps.
+    alive: float = 4.0  # Reward of a dreamed step that is no end, where M does not predict rewards: TakeCover's 4 tics.
+    real: bool = False  # Evolve C on the real environment instead: environment n plays candidate n % population.
 
     def __post_init__(self):
         check_types(self)
@@ -162,7 +133,6 @@ class Config:
 
 
 # --- Losses of V and M ------------------------------------------------------------------------------------------------
-
 Losses = tuple[Array, tuple[None, dict[str, Array]]]
 
 
@@ -209,8 +179,6 @@ def draw_codes(codes: dict[str, Array], key: Key, share: Share = ALONE) -> Array
 
 
 # --- Dreams and evolution of C ----------------------------------------------------------------------------------------
-
-
 def dream_noise(key: Key, shape: tuple[int, ...]) -> Array:
     """The noise behind one dreamed step `[2, *shape]`: uniform, then normal."""
     k_uniform, k_normal = jax.random.split(key)
@@ -273,8 +241,6 @@ def evolve(
 
 
 # --- Networks ---------------------------------------------------------------------------------------------------------
-
-
 class Memory(NamedTuple):
     """The candidates of this generation `[P, D]`, and how many rows have codes of this V."""
 
@@ -382,7 +348,6 @@ class Networks:
         }
 
     # --- V and M ----------------------------------------------------------------------------------------------------
-
     def encode(self, params: Any, obs: Any) -> dict[str, Array]:
         """`mean` and `log_var` `[..., Z]` of observations."""
         mean, log_var = apply(self.vision, params["vision"], sensors(obs)[self.image[0]], method="encode")
@@ -403,7 +368,6 @@ class Networks:
         return apply(self.memory, params["memory"], hidden, method="predict")
 
     # --- C ----------------------------------------------------------------------------------------------------------
-
     def control(self, weights: Array, code: Array, lstm: LSTMState) -> Array:
         """C's outputs `[..., A]` in [-1, 1]; leading axes of `weights [..., D]` are those of candidates."""
         kernel, bias = jnp.split(weights, [self.features * self.action_width], -1)
@@ -428,8 +392,6 @@ class Networks:
 
 
 # --- The train steps --------------------------------------------------------------------------------------------------
-
-
 def train_steps(nets: Networks, evolution: Evolution, adam: Any, capped: Any) -> dict[str, TrainStep]:
     """V, the codes of what was seen, M and C."""
     config = nets.config
@@ -494,8 +456,6 @@ def next_block(state: State, ring: Ring, key: Key, size: int) -> Batch:
 
 
 # --- Wiring -----------------------------------------------------------------------------------------------------------
-
-
 def make(spec: Spec, config: Config = Config()) -> Agent:
     """Build World Models for an environment of images; replay extras are V's codes, `mean` and `log_var` `[N, Z]`.
 
@@ -597,7 +557,6 @@ def schedule(config: Config) -> tuple[Collect | Train | Repeat, ...]:
 
 
 # --- Presets ----------------------------------------------------------------------------------------------------------
-
 PRESETS = {
     "takecover": Config(),
     "carracing": Config(

@@ -147,8 +147,6 @@ def _scale(settings: Settings) -> float:
 
 
 # --- What PUCT makes of q, for one node of one tree ---------------------------------------------------------------
-
-
 def bounded_q(tree: Any, node: Array, bounds: tuple[float, float]) -> Array:
     """q of a node's actions `[A]`, scaled from `bounds` to [0, 1]; 0 where not tried."""
     return mctx.qtransform_by_min_max(tree, node, min_value=bounds[0], max_value=bounds[1])

@@ -62,8 +62,6 @@ def fit(x: Array, weight: Array) -> Scale:
 
 
 # --- The networks -------------------------------------------------------------------------------------------------
-
-
 def init(key: Key, networks: int, inputs: int, units: int, layers: int, outputs: int, logits: int = 0) -> PyTree:
     """Weights of `networks` MLPs with `layers` hidden layers: `kernel{i} [E, in, out]`, `bias{i} [E, 1, out]`.
 
@@ -131,7 +129,6 @@ def bootstrap(seed: Array, row: Array, env: Array, network: Array) -> Array:
 
 
 # --- Rollouts -----------------------------------------------------------------------------------------------------
-
 Transition = Callable[[Array, Array, Array], tuple[Array, Array, Array]]
 """`(obs [E, B, D], action [E, B, A], noise [E, B, O]) -> (next obs, reward [E, B], probability of going on [E, B])`."""
 
