@@ -17,13 +17,9 @@ import numpy as np
 from jaxwm.errors import check_number
 
 Array = jax.Array
-
-
 Key = jax.Array
-
-
 PyTree = Any
-
+Metrics = dict[str, Array]
 
 FOREVER = 2**31 - 1
 """A `Repeat` that ends only when the run does."""
@@ -32,9 +28,7 @@ FOREVER = 2**31 - 1
 RESERVED = {"legal": "the action mask", "to_play": "the player to move", "sim": "the state of the simulator"}
 """Observation keys with a meaning of their own; a system that does not understand one refuses to be built."""
 
-
 Mode = Literal["random", "explore", "greedy"]
-
 
 T = TypeVar("T")
 VARIES = "may differ between the members of a population"
@@ -284,6 +278,10 @@ class Dream(NamedTuple):
         return jax.tree.map(lambda x: x.swapaxes(0, 1), self)
 
 
+Acted = tuple[PyTree, Array, dict[str, Array]]
+"""Carry, action and extras: what `Agent.act` returns."""
+
+
 class Agent(NamedTuple):
     """A world-model agent as pure functions, in the manner of an optax transformation.
 
@@ -307,9 +305,9 @@ class Agent(NamedTuple):
     imagine: Callable[..., Dream] | None
     schedule: tuple[Word, ...]
     hyper: dict[str, float]
-    scores: Callable[[Any, Batch, Key], dict[str, Array]] | None = None
+    scores: Callable[[Any, Batch, Key], Metrics] | None = None
 
-    def train_step(self, state: Any, batches: Batch | dict[str, Batch], key: Key) -> tuple[Any, dict[str, Array]]:
+    def train_step(self, state: Any, batches: Batch | dict[str, Batch], key: Key) -> tuple[Any, Metrics]:
         """Apply every named step once: `(state, {name: Batch}, key) -> (state, metrics)`.
 
         An agent with a single step takes the batch itself. Feedback for the replay is dropped here; call
@@ -321,9 +319,9 @@ class Agent(NamedTuple):
             batches = dict.fromkeys(self.train_steps, batches)
         if batches.keys() != self.train_steps.keys():
             raise ValueError(f"expected batches for {sorted(self.train_steps)}, got {sorted(batches)}")
-        metrics = {}
         for name, step in self.train_steps.items():
             _check_batch(name, batches[name], step.length)
+        metrics = {}
         for index, (name, step) in enumerate(self.train_steps.items()):
             state, _, new = step.update(state, batches[name], jax.random.fold_in(key, index))
             metrics |= new

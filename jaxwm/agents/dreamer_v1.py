@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import chex
@@ -25,21 +26,21 @@ import jax
 import jax.numpy as jnp
 
 from jaxwm import spaces
+from jaxwm.agents.planet import schedule
 from jaxwm.agents.system import System, hyper_of
 from jaxwm.control import actor_critic as ac
-from jaxwm.control.policy import Actor, disturb, forced
+from jaxwm.control.policy import Actor, disturb
 from jaxwm.distributions import TanhNormal, one_hot, sg
 from jaxwm.errors import check_range, check_types
 from jaxwm.learning import optim
 from jaxwm.learning.pieces import merge
 from jaxwm.learning.share import ALONE, Share
-from jaxwm.learning.step import State, fresh_state, gradient_step
+from jaxwm.learning.step import Losses, State, Updated, fresh_state, gradient_step
 from jaxwm.models import rssm
 from jaxwm.models.latent_world import Carry, World, build_classic_world, groups_of
 from jaxwm.models.rssm import Gaussian, Latent
 from jaxwm.nets.layers import Head, apply
-from jaxwm.schedule import FOREVER, Collect, Repeat, Train, prefill
-from jaxwm.types import Agent, Array, Batch, Box, Dream, Key, Record, Spec, Step, TrainStep, Varies
+from jaxwm.types import Acted, Agent, Array, Batch, Box, Dream, Key, Metrics, Record, Spec, Step, TrainStep, Varies
 
 
 @dataclass(frozen=True)
@@ -100,9 +101,7 @@ class Config:
 
 
 # --- Losses -----------------------------------------------------------------------------------------------------------
-def loss(
-    nets: Networks, params: Any, hyper: Any, record: Record, key: Key, share: Share = ALONE
-) -> tuple[Array, tuple[None, dict[str, Array]]]:
+def loss(nets: Networks, params: Any, hyper: Any, record: Record, key: Key, share: Share = ALONE) -> Losses:
     """The losses of model, actor and critic on sequences `[B, T]` in one sum: each reaches its own parameters only."""
     chex.assert_rank((record.reward, record.is_first), 2)
     k_observe, k_behaviour = jax.random.split(key)
@@ -110,12 +109,12 @@ def loss(
     starts = merge(sg(latents))
     policy, value, more = behaviour_losses(nets, params, hyper, starts, k_behaviour, share)
     total = model + policy + value
-    return total, (None, metrics | more | {"loss/policy": policy, "loss/value": value, "loss": total})
+    return total, ({}, metrics | more | {"loss/policy": policy, "loss/value": value, "loss": total})
 
 
 def model_loss(
     nets: Networks, params: Any, record: Record, key: Key, share: Share = ALONE
-) -> tuple[Latent, Array, dict[str, Array]]:
+) -> tuple[Latent, Array, Metrics]:
     """Posterior latents `[B, T]`, the negative variational bound (equation 10) and its metrics."""
     config = nets.config
     uniform = share.uniform(key, (*record.reward.shape, config.stoch))
@@ -127,10 +126,10 @@ def model_loss(
 
 def behaviour_losses(
     nets: Networks, params: Any, hyper: Any, starts: Latent, key: Key, share: Share = ALONE
-) -> tuple[Array, Array, dict[str, Array]]:
+) -> tuple[Array, Array, Metrics]:
     """Actor and critic loss in dreams from `starts [R]` (equations 6 to 8), and metrics."""
     chex.assert_rank(starts.deter, 2)
-    frozen, actor = sg(params), lambda feat: nets.actor(params, feat)
+    frozen, actor = sg(params), partial(nets.actor, params)
     dream, _ = nets.world.explore(frozen, starts, actor, nets.config.imag_length, key, share)
     feat = dream.feat()
     reward, cont = nets.predict_reward_and_continue(frozen, feat, hyper["discount"])
@@ -174,15 +173,9 @@ class Networks:
 
 def build(spec: Spec, config: Config) -> Networks:
     """Build the networks; ValueError for observations that no encoder fits."""
-    dtype = jnp.dtype(config.dtype)
-    world = build_classic_world(
-        spec, Gaussian(config.stoch, config.min_std), deter=config.deter, hidden=config.hidden, units=config.units,
-        layers=config.model_layers, depth=config.depth, acts=("relu", "elu"), dtype=dtype,
-    )  # fmt: skip
-
-    def head(outputs: dict[str, int], layers: int) -> Head:
-        return Head(outputs, layers, config.units, dtype=dtype, act="elu")
-
+    latents = Gaussian(config.stoch, config.min_std)
+    world = build_classic_world(spec, latents, config, config.model_layers, ("relu", "elu"))
+    head = partial(Head, units=config.units, dtype=world.dyn.dtype, act="elu")
     heads = {"rew": head({"mean": 1}, config.model_layers)}
     if config.con_scale:
         heads["con"] = head({"logit": 1}, config.model_layers)
@@ -205,42 +198,29 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         params = world.init(key, nets.heads)
         return fresh_state(params, tx.init(params), hyper)
 
-    def reset(state: State, num_envs: int) -> Carry:
-        return world.reset(num_envs)
-
-    def act(state: State, carry: Carry, step: Step, key: Key, mode: str) -> tuple[Carry, Array, dict[str, Array]]:
+    def act(state: State, carry: Carry, step: Step, key: Key, mode: str) -> Acted:
         def choose(latent: Latent, key: Key) -> Array:
-            if (action := forced(spec.action, step, key, mode)) is not None:
-                return action
             policy = nets.actor(state.params, latent.feat())
             k_sample, k_noise = jax.random.split(key)
             if mode == "greedy":
                 return policy.mode()
             return disturb(spec.action, policy.sample(k_sample), state.hyper["noise"], k_noise)
 
-        return world.act(state.params, carry, step, key, choose)
+        return world.act(state.params, carry, step, key, mode, choose)
 
-    def update(state: State, batch: Batch, key: Key, share: Share = ALONE) -> tuple[State, dict, dict[str, Array]]:
+    def update(state: State, batch: Batch, key: Key, share: Share = ALONE) -> Updated:
         record, hyper = share.local_rows(batch.record), state.hyper
         objective = lambda params: loss(nets, params, hyper, record, key, share)  # noqa: E731
-        state, _, metrics = gradient_step(state, objective, tx, optim.rates_of(groups, hyper), share=share)
-        return state, {}, metrics
+        return gradient_step(state, objective, tx, optim.rates_of(groups, hyper), share=share)
 
     def imagine(state: State, context: Record, actions: Array | None, key: Key, horizon: int) -> Dream:
-        world.check_dream(context, actions, horizon)
-        actor = lambda feat: nets.actor(state.params, feat)  # noqa: E731
-        latent, taken = world.dream(state.params, context, actions, actor, key, horizon)
-        reward, cont = nets.predict_reward_and_continue(state.params, latent.feat(), 1.0)
-        return Dream(world.decode(state.params, latent), reward, cont, taken, latent).swapped()
+        actor = partial(nets.actor, state.params)
+        predict = partial(nets.predict_reward_and_continue, state.params, discount=1.0)
+        return world.dream(state.params, context, actions, actor, key, horizon, predict)
 
     steps = {"all": TrainStep(update, config.batch_size, config.batch_length, shared=True)}
+    reset = lambda state, num_envs: world.reset(num_envs)  # noqa: E731
     return Agent(init, reset, act, steps, imagine, schedule(config), hyper_of(config))
-
-
-def schedule(config: Config) -> tuple[Collect | Repeat, ...]:
-    """Random episodes, then learning and collecting in turn."""
-    body = Train("all", config.phase_updates), Collect(config.collect)
-    return prefill(config.prefill, config.envs, config.batch_length), Repeat(FOREVER, body)
 
 
 # --- Presets ----------------------------------------------------------------------------------------------------------

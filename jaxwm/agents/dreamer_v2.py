@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import chex
@@ -25,20 +26,20 @@ import jax
 import jax.numpy as jnp
 
 from jaxwm import spaces
+from jaxwm.agents.planet import schedule
 from jaxwm.agents.system import System, hyper_of
 from jaxwm.control import actor_critic as ac
-from jaxwm.control.policy import Actor, action_distribution, forced
+from jaxwm.control.policy import Actor, action_distribution
 from jaxwm.distributions import sg
 from jaxwm.errors import check_range, check_types
 from jaxwm.learning import optim
 from jaxwm.learning.pieces import merge
 from jaxwm.learning.share import ALONE, Share
-from jaxwm.learning.step import every, gradient_step
+from jaxwm.learning.step import Losses, Updated, every, gradient_step
 from jaxwm.models.latent_world import Carry, World, build_classic_world, groups_of
 from jaxwm.models.rssm import Categorical, Latent
 from jaxwm.nets.layers import Head, apply
-from jaxwm.schedule import FOREVER, Collect, Repeat, Train, prefill
-from jaxwm.types import Agent, Array, Batch, Dream, Key, Record, Spec, Step, TrainStep, Varies
+from jaxwm.types import Acted, Agent, Array, Batch, Dream, Key, Metrics, Record, Spec, Step, TrainStep, Varies
 
 
 @dataclass(frozen=True)
@@ -100,9 +101,7 @@ class Config:
 
 
 # --- Losses -----------------------------------------------------------------------------------------------------------
-def loss(
-    nets: Networks, params: Any, state: State, record: Record, key: Key, share: Share = ALONE
-) -> tuple[Array, tuple[None, dict[str, Array]]]:
+def loss(nets: Networks, params: Any, state: State, record: Record, key: Key, share: Share = ALONE) -> Losses:
     """The losses of model, actor and critic on sequences `[B, T]` in one sum: each reaches its own parameters only."""
     chex.assert_rank((record.reward, record.is_first), 2)
     k_observe, k_behaviour = jax.random.split(key)
@@ -110,12 +109,12 @@ def loss(
     starts = merge(sg(latents))
     policy, value, more = behaviour_losses(nets, params, state, starts, k_behaviour, share)
     total = model + policy + value
-    return total, (None, metrics | more | {"loss/policy": policy, "loss/value": value, "loss": total})
+    return total, ({}, metrics | more | {"loss/policy": policy, "loss/value": value, "loss": total})
 
 
 def model_loss(
     nets: Networks, params: Any, record: Record, key: Key, share: Share = ALONE
-) -> tuple[Latent, Array, dict[str, Array]]:
+) -> tuple[Latent, Array, Metrics]:
     """Posterior latents `[B, T]`, the loss of the world model (equation 2) with a balanced KL, and its metrics."""
     config = nets.config
     if config.squash:
@@ -130,10 +129,10 @@ def model_loss(
 
 def behaviour_losses(
     nets: Networks, params: Any, state: State, starts: Latent, key: Key, share: Share = ALONE
-) -> tuple[Array, Array, dict[str, Array]]:
+) -> tuple[Array, Array, Metrics]:
     """Actor and critic loss in dreams from `starts [R]` (equations 4 to 6), and metrics."""
     chex.assert_rank(starts.deter, 2)
-    hyper, actor = state.hyper, lambda feat: nets.actor(params, feat)
+    hyper, actor = state.hyper, partial(nets.actor, params)
     dream, actions = nets.world.explore(sg(params), starts, actor, nets.config.imag_length, key, share)
     feat = dream.feat()
     reward, cont = nets.predict_reward_and_continue(sg(params), feat)
@@ -185,14 +184,11 @@ class Networks:
 
 def build(spec: Spec, config: Config) -> Networks:
     """Build the networks; ValueError for observations that no encoder fits."""
-    dtype = jnp.dtype(config.dtype)
-    world = build_classic_world(
-        spec, Categorical(config.stoch, config.classes), deter=config.deter, hidden=config.hidden, units=config.units,
-        layers=config.layers, depth=config.depth, acts=("elu", "elu"), norm=True, dtype=dtype,
-    )  # fmt: skip
+    latents = Categorical(config.stoch, config.classes)
+    world = build_classic_world(spec, latents, config, config.layers, ("elu", "elu"), norm=True)
     outputs = {"rew": {"mean": 1}, "con": {"logit": 1}, "pol": spaces.head_sizes(spec.action), "val": {"mean": 1}}
-    heads = {name: Head(out, config.layers, config.units, dtype=dtype, act="elu") for name, out in outputs.items()}
-    return Networks(world, heads, config)
+    head = partial(Head, layers=config.layers, units=config.units, dtype=world.dyn.dtype, act="elu")
+    return Networks(world, {name: head(sizes) for name, sizes in outputs.items()}, config)
 
 
 def make(spec: Spec, config: Config = Config()) -> Agent:
@@ -210,41 +206,30 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         slow = jax.tree.map(jnp.copy, params["val"])
         return State(params, slow, tx.init(params), optim.numbers(hyper), jnp.zeros((), jnp.int32))
 
-    def reset(state: State, num_envs: int) -> Carry:
-        return world.reset(num_envs)
-
-    def act(state: State, carry: Carry, step: Step, key: Key, mode: str) -> tuple[Carry, Array, dict[str, Array]]:
+    def act(state: State, carry: Carry, step: Step, key: Key, mode: str) -> Acted:
         def choose(latent: Latent, key: Key) -> Array:
-            if (action := forced(spec.action, step, key, mode)) is not None:
-                return action
             policy = nets.actor(state.params, latent.feat())
             return policy.mode() if mode == "greedy" else policy.sample(key)
 
-        return world.act(state.params, carry, step, key, choose)
+        return world.act(state.params, carry, step, key, mode, choose)
 
-    def update(state: State, batch: Batch, key: Key, share: Share = ALONE) -> tuple[State, dict, dict[str, Array]]:
+    def update(state: State, batch: Batch, key: Key, share: Share = ALONE) -> Updated:
         record, rates = share.local_rows(batch.record), optim.rates_of(groups, state.hyper)
         objective = lambda params: loss(nets, params, state, record, key, share)  # noqa: E731
         new, _, metrics = gradient_step(state, objective, tx, rates, weight_decay=config.weight_decay, share=share)
         return new._replace(slow=every(config.slow_every, new.step, new.params["val"], state.slow)), {}, metrics
 
     def imagine(state: State, context: Record, actions: Array | None, key: Key, horizon: int) -> Dream:
-        world.check_dream(context, actions, horizon)
-        actor = lambda feat: nets.actor(state.params, feat)  # noqa: E731
-        latent, taken = world.dream(state.params, context, actions, actor, key, horizon)
-        reward, cont = nets.predict_reward_and_continue(state.params, latent.feat())
-        if config.squash:
-            reward = jnp.arctanh(jnp.clip(reward, -0.999, 0.999))
-        return Dream(world.decode(state.params, latent), reward, cont, taken, latent).swapped()
+        def predict(feat: Array) -> tuple[Array, Array]:
+            reward, cont = nets.predict_reward_and_continue(state.params, feat)
+            return jnp.arctanh(jnp.clip(reward, -0.999, 0.999)) if config.squash else reward, cont
+
+        actor = partial(nets.actor, state.params)
+        return world.dream(state.params, context, actions, actor, key, horizon, predict)
 
     steps = {"all": TrainStep(update, config.batch_size, config.batch_length, shared=True)}
+    reset = lambda state, num_envs: world.reset(num_envs)  # noqa: E731
     return Agent(init, reset, act, steps, imagine, schedule(config), hyper_of(config))
-
-
-def schedule(config: Config) -> tuple[Collect | Repeat, ...]:
-    """Random play, then learning and collecting in turn."""
-    body = Train("all", config.phase_updates), Collect(config.collect)
-    return prefill(config.prefill, config.envs, config.batch_length), Repeat(FOREVER, body)
 
 
 # --- Presets ----------------------------------------------------------------------------------------------------------
@@ -252,8 +237,8 @@ PUBLISHED = Config()
 NANO = replace(
     PUBLISHED, deter=32, hidden=32, stoch=4, classes=8, units=32, layers=1, depth=2, envs=4, batch_size=16,
     batch_length=10, prefill=256, collect=4, phase_updates=2, capacity=100_000, kl_scale=0.3, rec_scale=1.0,
-    squash=False,
-    imag_length=8, discount=0.99, model_lr=8e-3, actor_lr=2e-3, value_lr=3e-3, entropy=6e-2, slow_every=20,
+    squash=False, imag_length=8, discount=0.99, model_lr=8e-3, actor_lr=2e-3, value_lr=3e-3, entropy=6e-2,
+    slow_every=20,
 )  # fmt: skip
 MICRO = replace(
     NANO, deter=64, hidden=64, stoch=8, units=64, layers=2, depth=8, batch_length=16, collect=8, imag_length=10,

@@ -17,6 +17,7 @@ Where the paper and the official code differ, this file does the following:
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import chex
@@ -26,20 +27,20 @@ import jax.numpy as jnp
 from jaxwm import spaces
 from jaxwm.agents.system import System, hyper_of
 from jaxwm.control import actor_critic as ac
-from jaxwm.control.policy import Actor, action_distribution, forced
+from jaxwm.control.policy import Actor, action_distribution
 from jaxwm.distributions import TwoHot, sg, symexp_bins, twohot
 from jaxwm.errors import check_range, check_types
 from jaxwm.learning import optim
 from jaxwm.learning.pieces import PLAIN, Routes, loss_over_pieces, merge, routes, split
 from jaxwm.learning.share import ALONE, Share
-from jaxwm.learning.step import gradient_step
+from jaxwm.learning.step import Losses, Updated, gradient_step
 from jaxwm.models import rssm
-from jaxwm.models.latent_world import Carry, World
+from jaxwm.models.latent_world import Carry, World, token_size
 from jaxwm.models.rssm import RSSM, Categorical, Latent, flatten
 from jaxwm.nets import encoders
 from jaxwm.nets.layers import Head, apply
 from jaxwm.schedule import FOREVER, Collect, Repeat, Train, pace, prefill
-from jaxwm.types import Agent, Array, Batch, Dream, Key, Record, Spec, Step, TrainStep, Varies
+from jaxwm.types import Acted, Agent, Array, Batch, Dream, Key, Metrics, Record, Spec, Step, TrainStep, Varies
 
 
 @dataclass(frozen=True)
@@ -146,9 +147,7 @@ class Evaluated(NamedTuple):
     spread: Array | None  # [H, R], disagreement of the ensemble
 
 
-def loss(
-    learner: Learner, params: Any, state: State, record: Record, noise: Noise, share: Share = ALONE
-) -> tuple[Array, tuple[tuple[Latent, ac.ReturnRange], dict[str, Array]]]:
+def loss(learner: Learner, params: Any, state: State, record: Record, noise: Noise, share: Share = ALONE) -> Losses:
     """The total loss of sequences `[B, T + 1]`; latents `[B, T]` and the return range; metrics."""
     batch, length = record.reward.shape
     chex.assert_shape(noise.observe, (batch, length - 1, learner.config.stoch))
@@ -170,7 +169,7 @@ def loss(
 
 def model_losses(
     learner: Learner, params: Any, hyper: Any, record: Record, uniform: Array
-) -> tuple[Latent, dict[str, Array], dict[str, Array]]:
+) -> tuple[Latent, Metrics, Metrics]:
     """Posterior latents `[B, T]`, the mean losses of everything that is predicted (equation 3), and metrics."""
     world = learner.world
     context = jax.tree.map(lambda x: x[:, 0], world.unpack(record.extras))
@@ -200,7 +199,7 @@ def ensemble_loss(learner: Learner, params: Any, latents: Latent, record: Record
 
 def behaviour_losses(
     learner: Learner, params: Any, state: State, latents: Latent, noise: Noise, share: Share = ALONE
-) -> tuple[dict[str, Array], Array, ac.ReturnRange, dict[str, Array]]:
+) -> tuple[Metrics, Array, ac.ReturnRange, Metrics]:
     """Actor and critic learn in dreams that start at every latent `[B, T]`.
 
     Returns the mean losses, the lambda-returns of the starts `[B, T]`, the new return range, and metrics. Dreams are
@@ -323,35 +322,17 @@ def build(spec: Spec, config: Config, routes: Routes = PLAIN) -> Networks:
     """The networks of an agent for this environment; ValueError for observations that no encoder fits."""
     dtype = jnp.dtype(config.dtype)
     enc = encoders.Encoder(spec.obs, config.depth, config.units, config.sensor_layers, dtype, routes)
-    lead = jax.tree.map(lambda s: jax.ShapeDtypeStruct((1, *s.shape), s.dtype), spec.obs)
-    tokens, _ = jax.eval_shape(enc.init_with_output, jax.random.key(0), lead)
-    latents = Categorical(config.stoch, config.classes, config.unimix)
-    dyn = RSSM(
-        spaces.action_size(spec.action),
-        tokens.shape[-1],
-        config.deter,
-        config.hidden,
-        latents,
-        config.blocks,
-        dtype=dtype,
-    )
-    dec = encoders.Decoder(
-        spec.obs, config.depth, config.units, config.deter, config.stoch * config.classes, config.sensor_layers,
-        config.blocks, dtype, routes,
-    )  # fmt: skip
-    model_layers, policy_layers = config.model_layers, config.policy_layers
-    return Networks(
-        enc,
-        dyn,
-        dec,
-        rew=Head({"bins": config.bins}, model_layers, config.units, 0.0, dtype),
-        con=Head({"logit": 1}, model_layers, config.units, 1.0, dtype),
-        pol=Head(spaces.head_sizes(spec.action), policy_layers, config.units, 0.01, dtype),
-        val=Head({"bins": config.bins}, policy_layers, config.units, 0.0, dtype),
-        dis=Head({"stoch": config.stoch * config.classes}, model_layers, config.units, 1.0, dtype)
-        if config.disagreement
-        else None,
-    )
+    latents, deter = Categorical(config.stoch, config.classes, config.unimix), config.deter
+    sizes = spaces.action_size(spec.action), token_size(enc, spec), deter, config.hidden
+    dyn = RSSM(*sizes, latents, config.blocks, dtype=dtype)
+    shape = config.depth, config.units, deter, latents.outputs, config.sensor_layers, config.blocks
+    dec = encoders.Decoder(spec.obs, *shape, dtype, routes)
+    model = partial(Head, layers=config.model_layers, units=config.units, dtype=dtype)
+    policy = partial(Head, layers=config.policy_layers, units=config.units, dtype=dtype)
+    rew, con = model({"bins": config.bins}, outscale=0.0), model({"logit": 1})
+    pol, val = policy(spaces.head_sizes(spec.action), outscale=0.01), policy({"bins": config.bins}, outscale=0.0)
+    dis = model({"stoch": latents.outputs}) if config.disagreement else None
+    return Networks(enc, dyn, dec, rew, con, pol, val, dis)
 
 
 def init_params(nets: Networks, spec: Spec, key: Key, ensemble: int = 0) -> dict[str, Any]:
@@ -412,7 +393,7 @@ class Learner:
 
     def rollout(self, params: Any, starts: Latent, plan: Array, uniform: Array) -> tuple[Latent, Array]:
         """Dreams `[H + 1, R, ...]` under the policy, without gradients; the noise is time first."""
-        actor = lambda feat: self.actor(params, feat)  # noqa: E731
+        actor = partial(self.actor, params)
         return self.world.rollout(params, starts, actor, plan, uniform, self.config.temperature)
 
 
@@ -432,21 +413,14 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         hyper = optim.numbers(hyper)
         return State(params, slow, ac.initial_range(), tx.init(params), hyper, jnp.zeros((), jnp.int32))
 
-    def reset(state: State, num_envs: int) -> Carry:
-        return world.reset(num_envs)
-
-    def act(state: State, carry: Carry, step: Step, key: Key, mode: str) -> tuple[Carry, Array, dict[str, Array]]:
+    def act(state: State, carry: Carry, step: Step, key: Key, mode: str) -> Acted:
         def choose(latent: Latent, key: Key) -> Array:
-            if (action := forced(spec.action, step, key, mode)) is not None:
-                return action
             policy = learner.actor(state.params, latent.feat())
             return policy.mode() if mode == "greedy" else policy.sample(key)
 
-        return world.act(state.params, carry, step, key, choose)
+        return world.act(state.params, carry, step, key, mode, choose)
 
-    def update(
-        state: State, batch: Batch, key: Key, share: Share = ALONE
-    ) -> tuple[State, dict[str, Array], dict[str, Array]]:
+    def update(state: State, batch: Batch, key: Key, share: Share = ALONE) -> Updated:
         record = share.local_rows(batch.record)
         noise = learner.noise(key, *record.reward.shape, share=share)
         rate = state.hyper["lr"] * optim.warmup(state.step, config.warmup)
@@ -457,18 +431,19 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         return new._replace(slow=slow, returns=ranges), share.batch_rows(world.pack(latents)), metrics
 
     def imagine(state: State, context: Record, actions: Array | None, key: Key, horizon: int) -> Dream:
-        """Filter `context [B, L]` from its stored first latent, then roll on; see `Agent.imagine`."""
-        world.check_dream(context, actions, horizon)
         params, discount = state.params, 1 - 1 / state.hyper["discount_horizon"]
-        actor = lambda feat: learner.actor(params, feat)  # noqa: E731
-        latent, taken = world.dream(params, context, actions, actor, key, horizon, config.temperature)
-        feat = latent.feat()
-        reward = learner.scalar("rew", params["rew"], feat).mean()
-        cont = jax.nn.sigmoid(learner.continues(params, feat)) / discount  # the flag was learnt discounted
-        return Dream(world.decode(params, latent), reward, jnp.minimum(1.0, cont), taken, latent).swapped()
+
+        def predict(feat: Array) -> tuple[Array, Array]:
+            reward = learner.scalar("rew", params["rew"], feat).mean()
+            cont = jax.nn.sigmoid(learner.continues(params, feat)) / discount  # the flag was learnt discounted
+            return reward, jnp.minimum(1.0, cont)
+
+        actor = partial(learner.actor, params)
+        return world.dream(params, context, actions, actor, key, horizon, predict, config.temperature)
 
     sampler = "online" if config.online else "uniform"
     step = TrainStep(update, config.batch_size, config.batch_length + 1, sampler, shared=True)
+    reset = lambda state, num_envs: world.reset(num_envs)  # noqa: E731
     return Agent(init, reset, act, {"all": step}, imagine, schedule(config), hyper_of(config))
 
 

@@ -25,17 +25,17 @@ import jax.numpy as jnp
 
 from jaxwm.agents.system import System, hyper_of
 from jaxwm.control import planning
-from jaxwm.control.policy import disturb, forced
+from jaxwm.control.policy import disturb
 from jaxwm.errors import check_range, check_types
 from jaxwm.learning import optim
 from jaxwm.learning.share import ALONE, Share
-from jaxwm.learning.step import State, fresh_state, gradient_step
+from jaxwm.learning.step import Losses, State, Updated, fresh_state, gradient_step
 from jaxwm.models import rssm
 from jaxwm.models.latent_world import Carry, World, build_classic_world
 from jaxwm.models.rssm import Gaussian, Latent
 from jaxwm.nets.layers import Head, apply
 from jaxwm.schedule import FOREVER, Collect, Repeat, Train, prefill
-from jaxwm.types import Agent, Array, Batch, Box, Dream, Key, Record, Spec, Step, TrainStep, Varies
+from jaxwm.types import Acted, Agent, Array, Batch, Box, Dream, Key, Record, Spec, Step, TrainStep, Varies
 
 
 @dataclass(frozen=True)
@@ -89,22 +89,20 @@ class Config:
 
 
 # --- The loss ---------------------------------------------------------------------------------------------------------
-def loss(
-    nets: Networks, params: Any, record: Record, uniform: Array, share: Share = ALONE
-) -> tuple[Array, tuple[None, dict[str, Array]]]:
+def loss(nets: Networks, params: Any, record: Record, uniform: Array, share: Share = ALONE) -> Losses:
     """The negative variational bound (equation 3) of sequences `[B, T]`; `uniform [B, T, S]` decides the latents."""
     chex.assert_equal_shape_prefix((record.reward, uniform), 2)
     config = nets.config
     _, losses, metrics = nets.world.predictions(params, nets.heads, record, uniform)
     kl = rssm.floored(rssm.joint(losses["dyn"], losses["rep"]), config.free_nats, share)
     total = config.rec_scale * losses["rec"] + config.rew_scale * losses["rew"] + kl
-    return total, (None, metrics | {"loss": total})
+    return total, ({}, metrics | {"loss": total})
 
 
 # --- Planning ---------------------------------------------------------------------------------------------------------
-def predict_reward(nets: Networks, params: Any, latent: Latent) -> Array:
-    """Predict the rewards `[...]` that arrive with latents `[..., D]`."""
-    return apply(nets.heads["rew"], params["rew"], latent.feat())["mean"][..., 0]
+def predict_reward(nets: Networks, params: Any, feat: Array) -> Array:
+    """Predict the rewards `[...]` that arrive with latents `feat [..., F]`."""
+    return apply(nets.heads["rew"], params["rew"], feat)["mean"][..., 0]
 
 
 def planned_return(nets: Networks, params: Any, start: Latent) -> planning.Score:
@@ -113,37 +111,20 @@ def planned_return(nets: Networks, params: Any, start: Latent) -> planning.Score
     def score(actions: Array, key: Key) -> Array:
         starts = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(actions), *x.shape)), start)
         latents = nets.world.open_loop(params, starts, actions.swapaxes(0, 1), key)
-        return predict_reward(nets, params, latents).sum(0)
+        return predict_reward(nets, params, latents.feat()).sum(0)
 
     return score
 
 
-def build_planner(nets: Networks, horizon: int, warm_start: bool) -> planning.Planner:
-    """The cross-entropy method over plans of `horizon` steps."""
+def plans(nets: Networks, params: Any, starts: Latent, key: Key, horizon: int) -> Array:
+    """Plan from every latent `[B, ...]` by the cross-entropy method: actions `[B, horizon, A]`."""
     config, size = nets.config, nets.world.spec.action.size
-    return planning.cem(
-        size, horizon, config.candidates, config.elites, config.iterations, momentum=0.0, init_std=1.0,
-        warm_start=warm_start, bounded=False,
-    )  # fmt: skip
-
-
-def first_actions(nets: Networks, params: Any, starts: Latent, key: Key) -> Array:
-    """Plan from every latent `[N, ...]`; the first action `[N, A]` of each plan."""
-    planner = build_planner(nets, nets.config.plan_horizon, warm_start=False)
-
-    def plan(start: Latent, key: Key) -> Array:
-        return planner.plan(planned_return(nets, params, start), planner.start(), key)[1]
-
-    return jax.vmap(plan)(starts, jax.random.split(key, len(starts.deter)))
-
-
-def whole_plans(nets: Networks, params: Any, starts: Latent, key: Key, horizon: int) -> Array:
-    """Plan from every latent `[B, ...]`; all actions `[B, horizon, A]` of each plan."""
-    planner = build_planner(nets, horizon, warm_start=True)  # what is kept for the next step is the rest of the plan
+    sizes = size, horizon, config.candidates, config.elites, config.iterations
+    planner = planning.cem(*sizes, momentum=0.0, init_std=1.0, bounded=False)
 
     def plan(start: Latent, key: Key) -> Array:
         memory, first = planner.plan(planned_return(nets, params, start), planner.start(), key)
-        return jnp.concatenate([first[None], memory.mean[:-1]])
+        return jnp.concatenate([first[None], memory.mean[:-1]])  # what is kept for the next step is the rest of it
 
     return jax.vmap(plan)(starts, jax.random.split(key, len(starts.deter)))
 
@@ -159,10 +140,8 @@ class Networks(NamedTuple):
 
 def build(spec: Spec, config: Config) -> Networks:
     """Build the networks; ValueError for observations that no encoder fits."""
-    world = build_classic_world(
-        spec, Gaussian(config.stoch, config.min_std), deter=config.deter, hidden=config.hidden, units=config.units,
-        layers=config.layers, depth=config.depth, acts=("relu", "relu"), dtype=jnp.dtype(config.dtype),
-    )  # fmt: skip
+    latents = Gaussian(config.stoch, config.min_std)
+    world = build_classic_world(spec, latents, config, config.layers, ("relu", "relu"))
     heads = {"rew": Head({"mean": 1}, config.layers, config.units, dtype=world.dyn.dtype, act="relu")}
     return Networks(world, heads, config)
 
@@ -184,44 +163,38 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         params = world.init(key, nets.heads)
         return fresh_state(params, tx.init(params), hyper)
 
-    def reset(state: State, num_envs: int) -> Carry:
-        return world.reset(num_envs)
-
-    def act(state: State, carry: Carry, step: Step, key: Key, mode: str) -> tuple[Carry, Array, dict[str, Array]]:
+    def act(state: State, carry: Carry, step: Step, key: Key, mode: str) -> Acted:
         def choose(latent: Latent, key: Key) -> Array:
-            if (action := forced(spec.action, step, key, mode)) is not None:
-                return action
             k_plan, k_noise = jax.random.split(key)
-            action = first_actions(nets, state.params, latent, k_plan)
+            action = plans(nets, state.params, latent, k_plan, config.plan_horizon)[:, 0]
             return action if mode == "greedy" else disturb(spec.action, action, state.hyper["noise"], k_noise)
 
-        return world.act(state.params, carry, step, key, choose)
+        return world.act(state.params, carry, step, key, mode, choose)
 
-    def update(state: State, batch: Batch, key: Key, share: Share = ALONE) -> tuple[State, dict, dict[str, Array]]:
+    def update(state: State, batch: Batch, key: Key, share: Share = ALONE) -> Updated:
         record = share.local_rows(batch.record)
         uniform = share.uniform(key, (*record.reward.shape, config.stoch))
         objective = lambda params: loss(nets, params, record, uniform, share)  # noqa: E731
-        state, _, metrics = gradient_step(state, objective, tx, state.hyper["lr"], share=share)
-        return state, {}, metrics
+        return gradient_step(state, objective, tx, state.hyper["lr"], share=share)
 
     def imagine(state: State, context: Record, actions: Array | None, key: Key, horizon: int) -> Dream:
         """As in `Agent.imagine`; without actions one plan is made for the whole dream, where the dream starts."""
         world.check_dream(context, actions, horizon)
         k_filter, k_plan, k_dream = jax.random.split(key, 3)
         starts = world.last(state.params, context, k_filter)
-        if actions is None:
-            actions = whole_plans(nets, state.params, starts, k_plan, horizon)
-        actions = actions.swapaxes(0, 1)
-        latents = world.open_loop(state.params, starts, actions, k_dream)
-        reward = predict_reward(nets, state.params, latents)
-        return Dream(world.decode(state.params, latents), reward, jnp.ones_like(reward), actions, latents).swapped()
+        taken = plans(nets, state.params, starts, k_plan, horizon) if actions is None else actions
+        taken = taken.swapaxes(0, 1)
+        latents = world.open_loop(state.params, starts, taken, k_dream)
+        reward = predict_reward(nets, state.params, latents.feat())
+        return world.shown(state.params, latents, taken, reward, jnp.ones_like(reward))
 
     steps = {"all": TrainStep(update, config.batch_size, config.batch_length, shared=True)}
+    reset = lambda state, num_envs: world.reset(num_envs)  # noqa: E731
     return Agent(init, reset, act, steps, imagine, schedule(config), hyper_of(config))
 
 
-def schedule(config: Config) -> tuple[Collect | Repeat, ...]:
-    """Random episodes, then fitting the model and collecting one more episode in turn."""
+def schedule(config: Any) -> tuple[Collect | Repeat, ...]:
+    """Random play, then learning and collecting in turn; Dreamer V1 and V2 do the same."""
     body = Train("all", config.phase_updates), Collect(config.collect)
     return prefill(config.prefill, config.envs, config.batch_length), Repeat(FOREVER, body)
 

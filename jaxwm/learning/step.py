@@ -11,10 +11,13 @@ import optax
 
 from jaxwm.learning import optim
 from jaxwm.learning.share import ALONE, Share
-from jaxwm.types import Array, PyTree
+from jaxwm.types import Array, Metrics, PyTree
 
-Loss = Callable[[Any], tuple[Array, tuple[Any, dict[str, Array]]]]
-"""`loss(params) -> (loss, (aux, metrics))`, a mean over the rows of this device."""
+Losses = tuple[Array, tuple[Any, Metrics]]
+"""What a loss returns: the mean over the rows of this device, and `(aux, metrics)`; aux is `{}` where there is none."""
+
+Updated = tuple[Any, Any, Metrics]
+"""State, feedback for the replay (`{}` for none) and metrics: what the update of a `TrainStep` returns."""
 
 
 class State(NamedTuple):
@@ -32,19 +35,14 @@ def fresh_state(params: Any, opt: Any, hyper: Mapping[str, Any]) -> State:
 
 
 def gradient_step(
-    state: Any,
-    loss: Loss,
-    tx: optax.GradientTransformation,
-    rates: Array | Mapping[str, Array],
-    part: str | None = None,
-    weight_decay: float = 0.0,
-    share: Share = ALONE,
-) -> tuple[Any, Any, dict[str, Array]]:
+    state: Any, loss: Callable[[Any], Losses], tx: optax.GradientTransformation, rates: Array | Mapping[str, Array],
+    part: str | None = None, weight_decay: float = 0.0, share: Share = ALONE,
+) -> Updated:  # fmt: skip
     """Take one gradient step, by all devices that share it.
 
     Args:
         state: A `State`, or any NamedTuple with its fields.
-        loss: What to differentiate: see `Loss`. Its metrics are averaged over the devices, its aux stays local.
+        loss: What to differentiate. Its metrics are averaged over the devices, its aux stays local.
         tx: Turns gradients into directions of ascent, clipping included. Its state is `state.opt`.
         rates: The learning rate, or one per component of the parameters.
         part: The component of the parameters, and of `state.opt`, that learns; None for all of them.

@@ -16,13 +16,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxwm import spaces
+from jaxwm.control.policy import forced
 from jaxwm.learning.pieces import PLAIN, Routes, loss_over_pieces, map_pieces, merge, split
 from jaxwm.learning.share import ALONE, Share
 from jaxwm.models import rssm
 from jaxwm.models.rssm import Latent, Model, flatten
 from jaxwm.nets import encoders, sensors
 from jaxwm.nets.layers import Head, apply
-from jaxwm.types import Array, Key, Record, Spec, Step
+from jaxwm.types import Acted, Array, Dream, Key, Record, Spec, Step
 
 Policy = Callable[[Array], Any]
 """From `feat [..., F]` to a distribution over actions, a `control.policy.Actor`."""
@@ -41,39 +42,27 @@ def groups_of(heads: Mapping[str, Head]) -> dict[str, tuple[str, ...]]:
     return {"model": ("enc", "dyn", "dec", *(name for name in heads if name not in ("pol", "val")))} | own
 
 
+def token_size(enc: encoders.Encoder, spec: Spec) -> int:
+    """Numbers that an encoder makes of an observation, E."""
+    lead = jax.tree.map(lambda s: jax.ShapeDtypeStruct((1, *s.shape), s.dtype), spec.obs)
+    tokens, _ = jax.eval_shape(enc.init_with_output, jax.random.key(0), lead)
+    return tokens.shape[-1]
+
+
 def build_classic_world(
-    spec: Spec,
-    latents: rssm.Latents,
-    *,
-    deter: int,
-    hidden: int,
-    units: int,
-    layers: int,
-    depth: int,
-    acts: tuple[str, str],
-    norm: bool = False,
-    dtype: Any = jnp.float32,
+    spec: Spec, latents: rssm.Latents, config: Any, layers: int, acts: tuple[str, str], norm: bool = False
 ) -> World:
     """Build the components of PlaNet, Dreamer V1 and V2.
 
-    Args:
-        spec: The environment.
-        latents: Kind and number of the latents.
-        deter: Width of the recurrent state.
-        hidden: Width of the layers around it.
-        units: Width of the MLPs for vectors.
-        layers: Layers of these.
-        depth: Channels of the first convolution.
-        acts: Activations of the sensors and of the recurrent model.
-        norm: Whether the GRU has a layer norm.
-        dtype: Compute type.
+    `config` holds `deter`, `hidden`, `units`, `depth` and `dtype`; the MLPs for vectors have `layers`. `acts` are the
+    activations of the sensors and of the recurrent model, whose GRU has a layer norm if `norm`.
     """
-    enc = encoders.Encoder(spec.obs, depth, units, layers, dtype, act=acts[0])
-    lead = jax.tree.map(lambda s: jax.ShapeDtypeStruct((1, *s.shape), s.dtype), spec.obs)
-    tokens, _ = jax.eval_shape(enc.init_with_output, jax.random.key(0), lead)
-    actions, size = spaces.action_size(spec.action), math.prod(latents.shape)
-    dyn = rssm.ClassicRSSM(actions, tokens.shape[-1], deter, hidden, latents, acts[1], norm, dtype)
-    dec = encoders.Decoder(spec.obs, depth, units, deter, size, layers, 1, dtype, act=acts[0])
+    dtype = jnp.dtype(config.dtype)
+    enc = encoders.Encoder(spec.obs, config.depth, config.units, layers, dtype, act=acts[0])
+    sizes = spaces.action_size(spec.action), token_size(enc, spec), config.deter, config.hidden
+    dyn = rssm.ClassicRSSM(*sizes, latents, acts[1], norm, dtype)
+    stoch = math.prod(latents.shape)
+    dec = encoders.Decoder(spec.obs, config.depth, config.units, config.deter, stoch, layers, 1, dtype, act=acts[0])
     return World(spec, enc, dyn, dec)
 
 
@@ -128,12 +117,13 @@ class World:
         return jax.tree.map(lambda x: x[:, 0], latents)
 
     def act(
-        self, params: Any, carry: Carry, step: Step, key: Key, choose: Callable[[Latent, Key], Array]
-    ) -> tuple[Carry, Array, dict[str, Array]]:
-        """See the newest step, then act by `choose(latent, key)`: carry, action and the latents as replay extras."""
+        self, params: Any, carry: Carry, step: Step, key: Key, mode: str, choose: Callable[[Latent, Key], Array]
+    ) -> Acted:
+        """See the newest step, then act at random, if `mode` says so, or by `choose`; the extras are the latents."""
         key, choice = jax.random.split(key)
         latent = self.filter(params, carry, step, key)
-        action = choose(latent, choice)
+        action = forced(self.spec.action, step, choice, mode)
+        action = choose(latent, choice) if action is None else action
         return Carry(latent, action), action, self.pack(latent)
 
     # Learning.
@@ -151,8 +141,7 @@ class World:
         previous, is_first = self.encode(record.action), record.is_first
         if start is None:
             start, is_first = rssm.initial(self.dyn, len(is_first)), is_first.at[:, 0].set(True)
-            previous = jnp.concatenate([jnp.zeros_like(previous[:, :1]), previous[:, :-1]], 1)
-            obs = record.obs
+            previous, obs = jnp.concatenate([jnp.zeros_like(previous[:, :1]), previous[:, :-1]], 1), record.obs
         else:
             previous, is_first = previous[:, :-1], is_first[:, 1:]
             obs = jax.tree.map(lambda x: x[:, 1:], record.obs)
@@ -219,15 +208,9 @@ class World:
     # Dreaming.
 
     def rollout(
-        self,
-        params: Any,
-        starts: Latent,
-        actor: Policy,
-        plan: Array,
-        uniform: Array,
-        temperature: float = 1.0,
+        self, params: Any, starts: Latent, actor: Policy, plan: Array, uniform: Array, temperature: float = 1.0,
         gradients: bool = False,
-    ) -> tuple[Latent, Array]:
+    ) -> tuple[Latent, Array]:  # fmt: skip
         """Dreams `[H + 1, R, ...]` under `actor(feat)`; see `rssm.imagine`.
 
         With `gradients` they run through latents and actions; what the actor sees is constant (Hafner et al. 2020).
@@ -239,10 +222,6 @@ class World:
             return action, dist.encoded(action) if gradients else self.encode(action)
 
         return rssm.imagine(self.dyn, params["dyn"], starts, policy, plan, uniform, temperature, gradients)
-
-    def check_dream(self, context: Record, actions: Array | None, horizon: int) -> None:
-        """ValueError where the arguments of `Agent.imagine` do not fit: the first record of a context is the start."""
-        spaces.check_dream(self.spec.action, context, actions, horizon, least=2)
 
     def explore(
         self, params: Any, starts: Latent, actor: Policy, horizon: int, key: Key, share: Share = ALONE
@@ -271,29 +250,34 @@ class World:
         return jax.tree.map(lambda x: x[1:], latents)
 
     def dream(
-        self,
-        params: Any,
-        context: Record,
-        actions: Array | None,
-        actor: Policy,
-        key: Key,
-        horizon: int,
-        temperature: float = 1.0,
-    ) -> tuple[Latent, Array]:
-        """Latents and actions `[H, B, ...]` that follow a context, under given actions `[B, H, ...]` or `actor(feat)`.
+        self, params: Any, context: Record, actions: Array | None, actor: Policy, key: Key, horizon: int,
+        predict: Callable[[Array], tuple[Array, Array]], temperature: float = 1.0,
+    ) -> Dream:  # fmt: skip
+        """What follows a context `[B, L]`, under given actions or `actor(feat)`; see `Agent.imagine`.
 
-        Given actions are followed at temperature 1.
+        `predict(feat)` gives reward and continue. Given actions are followed at temperature 1.
         """
+        self.check_dream(context, actions, horizon)
         k_observe, k_plan, k_imagine = jax.random.split(key, 3)
         start = self.last(params, context, k_observe)
         if actions is not None:
-            given = actions.swapaxes(0, 1)
-            return self.open_loop(params, start, given, k_imagine), given
+            taken = actions.swapaxes(0, 1)
+            latents = self.open_loop(params, start, taken, k_imagine)
+            return self.shown(params, latents, taken, *predict(latents.feat()))
         batch, width = len(context.reward), spaces.noise_size(self.spec.action)
         uniform = jax.random.uniform(k_imagine, (horizon, batch, self.dyn.latents.stoch))
         plan = spaces.noise(self.spec.action, jax.random.uniform(k_plan, (horizon + 1, batch, width)))
         latents, taken = self.rollout(params, start, actor, plan, uniform, temperature)
-        return jax.tree.map(lambda x: x[1:], latents), taken[:-1]
+        latents = jax.tree.map(lambda x: x[1:], latents)
+        return self.shown(params, latents, taken[:-1], *predict(latents.feat()))
+
+    def check_dream(self, context: Record, actions: Array | None, horizon: int) -> None:
+        """ValueError where the arguments of `Agent.imagine` do not fit: the first record of a context is the start."""
+        spaces.check_dream(self.spec.action, context, actions, horizon, least=2)
+
+    def shown(self, params: Any, latents: Latent, actions: Array, reward: Array, cont: Array) -> Dream:
+        """The dream `[B, H, ...]` behind latents `[H, B, ...]`, with what the decoder shows of them."""
+        return Dream(self.decode(params, latents), reward, cont, actions, latents).swapped()
 
     def decode(self, params: Any, latents: Latent) -> Any:
         """What is seen in latents `[..., D]`, as the environment would show it."""
