@@ -35,9 +35,7 @@ def symexp_bins(count: int) -> Array:
 
 def twohot(value: Array, bins: Array) -> Array:
     """Spread `value [...]` over its two nearest bins by distance: `[..., K]`, rows sum to 1.
-
-    Written as a tent function of every bin, which fuses into the loss; a search and two gathers would not.
-    """
+    Written as a tent function of every bin, which fuses into the loss; a search and two gathers would not."""
     value = jnp.clip(value.astype(jnp.float32), bins[0], bins[-1])[..., None]
     gap = bins[1:] - bins[:-1]
     rising = jnp.concatenate([jnp.ones_like(value), (value - bins[:-1]) / gap], -1)

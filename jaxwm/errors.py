@@ -27,10 +27,8 @@ def check_jax() -> None:
 
     for name, needed in _JAX.items():
         if (found := getattr(jax.config, name)) != needed:
-            raise ValueError(
-                f"jaxwm does not run with {name}={found}: unset {name.upper()}, or "
-                f"jax.config.update({name!r}, {needed!r})"
-            )
+            remedy = f"unset {name.upper()}, or jax.config.update({name!r}, {needed!r})"
+            raise ValueError(f"jaxwm does not run with {name}={found}: {remedy}")
 
 
 # --- Names --------------------------------------------------------------------------------------------------------
@@ -72,16 +70,11 @@ def _core(name: str) -> str:
 
 # --- Values -------------------------------------------------------------------------------------------------------
 def check_number(
-    what: str,
-    value: Any,
-    least: float = -math.inf,
-    most: float = math.inf,
-    above: float = -math.inf,
+    what: str, value: Any, least: float = -math.inf, most: float = math.inf, above: float = -math.inf,
     whole: bool = False,
-) -> None:
+) -> None:  # fmt: skip
     """Raise ValueError unless `value` is a finite number in [least, most] and greater than `above`; no bool is one."""
-    kind = numbers.Integral if whole else numbers.Real
-    if isinstance(value, kind) and not isinstance(value, bool):
+    if isinstance(value, numbers.Integral if whole else numbers.Real) and not isinstance(value, bool):
         if -math.inf < value < math.inf and least <= value <= most and value > above:  # type: ignore[operator]
             return
     lower = f" above {above:g}" if above > -math.inf else f" of at least {least}" if least > -math.inf else ""
@@ -98,9 +91,7 @@ def check_choice(what: str, value: Any, choices: Iterable[Any]) -> None:
 
 def check_types(settings: Any) -> None:
     """Raise ValueError where a field of a dataclass does not have its annotated type: int, float, bool, str, Literal.
-
-    Numbers must be finite. Other annotations are not checked.
-    """
+    Numbers must be finite. Other annotations are not checked."""
     for name, hint in get_type_hints(type(settings)).items():
         value = getattr(settings, name)
         if hint in (int, float):

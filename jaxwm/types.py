@@ -63,9 +63,7 @@ class MultiDiscrete:
 @dataclass(frozen=True)
 class Box:
     """A continuous vector of `size` entries: float32 `[N, size]`.
-
-    Agents act in [-1, 1]; the environment's constructor scales to the native bounds.
-    """
+    Agents act in [-1, 1]; the environment's constructor scales to the native bounds."""
 
     size: int
 
@@ -149,10 +147,8 @@ def action_dtype(action: ActionSpace | None) -> Any:
 
 class Step(NamedTuple):
     """What an environment returns; every field has a leading axis `[N]`.
-
     The step after `is_last` ignores the action and returns the reset observation with `is_first` and reward 0.
-    `is_terminal` is a true end (the future is worth nothing); a time limit sets `is_last` alone.
-    """
+    `is_terminal` is a true end (the future is worth nothing); a time limit sets `is_last` alone."""
 
     obs: PyTree
     reward: Array  # float32 [N], raw
@@ -218,9 +214,7 @@ class Index(NamedTuple):
 
 class Batch(NamedTuple):
     """Sequences `[B, L, ...]` with their place in the ring.
-
-    `weight` float32 `[B]` is the importance weight (1 for uniform sampling).
-    """
+    `weight` float32 `[B]` is the importance weight (1 for uniform sampling)."""
 
     record: Record
     index: Index
@@ -262,10 +256,8 @@ class TrainStep(NamedTuple):
 
 class Dream(NamedTuple):
     """An imagined trajectory; every field is `[B, H, ...]` (`obs` is None where there is no decoder).
-
     `action[:, t]` leads to `obs[:, t]`, with which `reward[:, t]` arrives; `cont` is the undiscounted probability that
-    the episode goes on after it.
-    """
+    the episode goes on after it."""
 
     obs: PyTree
     reward: Array
@@ -344,9 +336,7 @@ def _check_batch(name: str, batch: Any, length: int) -> None:
 @dataclass(frozen=True)
 class Collect:
     """Take `steps` environment steps of one member, summed over its N environments (rounded up to a multiple of N).
-
-    `fresh` starts new episodes first.
-    """
+    `fresh` starts new episodes first."""
 
     steps: int
     mode: Mode = "explore"

@@ -29,12 +29,12 @@ from jaxwm.control.policy import forced
 from jaxwm.errors import check_range, check_types
 from jaxwm.learning.pieces import merge
 from jaxwm.learning.share import ALONE, Share
-from jaxwm.learning.step import State, fresh_state, gradient_step
+from jaxwm.learning.step import Losses, State, Updated, fresh_state, gradient_step
 from jaxwm.nets.layers import MLP, Linear, apply
 from jaxwm.nets.residual import Cut, Tower
 from jaxwm.schedule import FOREVER, Collect, Repeat, Train, pace
 from jaxwm.spaces import random_action
-from jaxwm.types import Agent, Array, Batch, Discrete, Key, Record, Spec, Step, TrainStep, Varies
+from jaxwm.types import Acted, Agent, Array, Batch, Discrete, Key, Record, Spec, Step, TrainStep, Varies
 
 DROPS = (100_000, 300_000, 500_000)
 """Updates after which the learning rate falls to a tenth."""
@@ -83,20 +83,13 @@ class Config:
 
     def tree(self, mode: str = "explore") -> search.Settings:
         """The settings of the search; results of games are in [-1, 1]."""
-        return search.Settings(
-            kind=self.search,
-            simulations=self.match_simulations if mode == "greedy" else self.simulations,
-            considered=self.considered,
-            dirichlet=self.dirichlet,
-            noise=self.noise,
-            bounds=(-1.0, 1.0),
-        )
+        numbers = self.match_simulations if mode == "greedy" else self.simulations, self.considered
+        noise = dict(dirichlet=self.dirichlet, noise=self.noise)
+        return search.Settings(self.search, *numbers, **noise, bounds=(-1.0, 1.0))
 
 
 # --- The loss ---------------------------------------------------------------------------------------------------------
-def loss(
-    net: Net, params: Any, record: Record, l2: Array, share: Share = ALONE
-) -> tuple[Array, tuple[None, dict[str, Array]]]:
+def loss(net: Net, params: Any, record: Record, l2: Array, share: Share = ALONE) -> Losses:
     """(z - v)^2 - pi log p + l2 |params|^2 (equation 1) over the positions of `[B, L]` in which a move was made."""
     chex.assert_equal_shape_prefix((record.reward, record.extras["policy"], record.obs["legal"]), 2)
     result, known = results(record, net.config.bootstrap)
@@ -113,15 +106,13 @@ def loss(
     entropy = -jnp.where(seen["legal"], jnp.exp(log_p) * log_p, 0.0).sum(-1).reshape(shape)
     total = sum(parts.values()) + l2 * optax.tree.norm(params, squared=True)
     about = {"loss": total, "entropy": mean(entropy, used), "known": mean(known, used)}
-    return total, (None, parts | about)
+    return total, ({}, parts | about)
 
 
 def results(record: Record, bootstrap: bool) -> tuple[Array, Array]:
     """How games `[B, L]` ended for the players to move, `[B, L - 1]`, and where that is known.
-
     The reward of a record is that of the player who moved in the record before. Where the sequence ends first, or a
-    time limit ends the game, the value of the search stands in; with `bootstrap` the former counts as known too.
-    """
+    time limit ends the game, the value of the search stands in; with `bootstrap` the former counts as known too."""
     to_play = record.obs["to_play"]
     chex.assert_equal_shape((to_play, record.reward, record.extras["value"]))
     sign = jnp.where(to_play[:, 1:] == to_play[:, :-1], 1.0, -1.0)
@@ -135,10 +126,8 @@ def results(record: Record, bootstrap: bool) -> tuple[Array, Array]:
 
     after = (record.reward, record.extras["value"], record.is_first, record.is_last, record.is_terminal)
     reward, value, first, last, terminal = (x[:, 1:].swapaxes(0, 1) for x in after)
-    start = value[-1], jnp.full(len(to_play), bootstrap)
-    _, (result, known) = jax.lax.scan(
-        back, start, (reward, sign.swapaxes(0, 1), value, first, last, terminal), reverse=True
-    )
+    start, steps = (value[-1], jnp.full(len(to_play), bootstrap)), (reward, sign.T, value, first, last, terminal)
+    _, (result, known) = jax.lax.scan(back, start, steps, reverse=True)
     return result.swapaxes(0, 1), known.swapaxes(0, 1)
 
 
@@ -210,7 +199,7 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
     def reset(state: State, num_envs: int) -> GameCarry:
         return GameCarry(jnp.zeros(num_envs, jnp.int32), jnp.zeros(num_envs, jnp.int32))
 
-    def act(state: State, carry: GameCarry, step: Step, key: Key, mode: str) -> tuple[GameCarry, Array, dict]:
+    def act(state: State, carry: GameCarry, step: Step, key: Key, mode: str) -> Acted:
         legal, k_move, k_opening = step.obs["legal"], jax.random.fold_in(key, 1), jax.random.fold_in(key, 2)
         at_will = forced(space, step, k_move, mode)
         drawn = jax.random.randint(k_opening, carry.opening.shape, 0, config.random_moves + 1)
@@ -226,12 +215,11 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         action = jnp.where(at_random, random_action(space, k_move, len(legal), legal), found.action)
         return carry, action, {"policy": found.policy, "value": found.value, "random": at_random}
 
-    def update(state: State, batch: Batch, key: Key, share: Share = ALONE) -> tuple[State, dict, dict[str, Array]]:
+    def update(state: State, batch: Batch, key: Key, share: Share = ALONE) -> Updated:
         record = share.local_rows(batch.record)
         rate = state.hyper["lr"] * 0.1 ** sum(state.step >= drop for drop in DROPS)
         objective = lambda params: loss(net, params, record, state.hyper["l2"], share)  # noqa: E731
-        state, _, metrics = gradient_step(state, objective, tx, rate, share=share)
-        return state, {}, metrics
+        return gradient_step(state, objective, tx, rate, share=share)
 
     steps = {"all": TrainStep(update, config.batch_size, config.batch_length, shared=True)}
     return Agent(init, reset, act, steps, None, schedule(config), hyper_of(config))
@@ -265,20 +253,11 @@ PRESETS = {
 }  # fmt: skip
 
 SYSTEM = System(
-    make,
-    Config,
-    PRESETS,
-    default="tictactoe",
+    make, Config, PRESETS, default="tictactoe", year=2017, env="pgx/TicTacToe", steps=40_000, observations=("board",),
+    actions=("Discrete",), players=2, obeys=("legal", "to_play", "sim"),
     summary="tree search in the environment itself, learned from self-play (Silver et al. 2018)",
-    year=2017,
     paper="Silver et al., A General Reinforcement Learning Algorithm That Masters Chess, Shogi and Go",
     sees="the board",
     predicts="nothing: the rules are given, the environment itself is the model",
     acts="tree search (PUCT or Gumbel) with a network's policy and value at the leaves",
-    env="pgx/TicTacToe",
-    steps=40_000,
-    observations=("board",),
-    actions=("Discrete",),
-    players=2,
-    obeys=("legal", "to_play", "sim"),
-)
+)  # fmt: skip

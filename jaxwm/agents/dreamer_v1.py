@@ -186,10 +186,8 @@ def build(spec: Spec, config: Config) -> Networks:
 
 def make(spec: Spec, config: Config = Config()) -> Agent:
     """Build Dreamer V1 for an environment.
-
     The replay extras are the latents that acting saw: `deter [N, D]` and `stoch [N, S]`; dreams to look at start from
-    them, sequences to learn from start from nothing.
-    """
+    them, sequences to learn from start from nothing."""
     nets = build(spec, config)
     world, groups = nets.world, groups_of(nets.heads)
     tx = optim.apart(groups, optim.adam(config.clip, config.eps))
@@ -235,18 +233,11 @@ PRESETS = {"published": PUBLISHED, "micro": MICRO}
 mean of a unit normal."""
 
 SYSTEM = System(
-    make,
-    Config,
-    PRESETS,
-    default="micro",
+    make, Config, PRESETS, default="micro", year=2020, env="gymnax/Pendulum-v1", steps=14000, offline=True,
+    renamed={"updates": "phase_updates"},
     summary="Gaussian latents, value gradients through dreams (Hafner et al. 2020)",
-    year=2020,
     paper="Hafner et al., Dream to Control",
     sees="CNN or MLP; a Gaussian latent",
     predicts="RSSM: GRU and Gaussian prior; reward head, continue head on request; decoder",
     acts="actor-critic inside dreams: the actor follows the gradient of values through the dream",
-    env="gymnax/Pendulum-v1",
-    steps=14000,
-    offline=True,
-    renamed={"updates": "phase_updates"},
-)
+)  # fmt: skip

@@ -193,10 +193,8 @@ def build(spec: Spec, config: Config) -> Networks:
 
 def make(spec: Spec, config: Config = Config()) -> Agent:
     """Build Dreamer V2 for an environment.
-
     The replay extras are the latents that acting saw: `deter [N, D]` and `stoch` uint8 `[N, S]` class indices; dreams
-    to look at start from them, sequences to learn from start from nothing.
-    """
+    to look at start from them, sequences to learn from start from nothing."""
     nets = build(spec, config)
     world, groups = nets.world, groups_of(nets.heads)
     tx = optim.apart(groups, optim.adam(config.clip, config.eps))
@@ -248,18 +246,11 @@ PRESETS = {"atari": PUBLISHED, "nano": NANO, "micro": MICRO}
 """The paper's, and two for vectors and small grids on two CPU cores."""
 
 SYSTEM = System(
-    make,
-    Config,
-    PRESETS,
-    default="nano",
+    make, Config, PRESETS, default="nano", year=2021, steps=9000, offline=True, copies={"slow": "val"},
+    renamed={"updates": "phase_updates", "decay": "weight_decay"},
     summary="categorical latents, REINFORCE and gradients through dreams mixed (Hafner et al. 2021)",
-    year=2021,
     paper="Hafner et al., Mastering Atari with Discrete World Models",
     sees="CNN or MLP; a latent of categoricals",
     predicts="RSSM: layer-norm GRU and categorical prior, balanced KL; reward and continue heads; decoder",
     acts="actor-critic inside dreams: REINFORCE mixed with the gradient through the dream; slow critic",
-    steps=9000,
-    offline=True,
-    copies={"slow": "val"},
-    renamed={"updates": "phase_updates", "decay": "weight_decay"},
-)
+)  # fmt: skip

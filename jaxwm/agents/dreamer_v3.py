@@ -238,9 +238,7 @@ def evaluate_dream(
     learner: Learner, val: Any, params: Any, state: State, feat: Array, actions: Array
 ) -> tuple[Array, Evaluated]:
     """Critic losses `[H, R]` (equation 5) of dreams `feat [H + 1, R, F]`, and the dreams as the heads see them.
-
-    `val` are the critic's parameters, which learn; `params` are constants.
-    """
+    `val` are the critic's parameters, which learn; `params` are constants."""
     chex.assert_equal_shape_prefix((feat, actions), 2)
     config = learner.config
     reward = learner.scalar("rew", params["rew"], feat).mean()
@@ -381,9 +379,7 @@ class Learner:
 
     def noise(self, key: Key, batch: int, length: int, share: Share = ALONE) -> Noise:
         """Draw all random numbers of an update of `length` records, the context included.
-
-        They come from one draw, as a generator takes longer to compile than to run.
-        """
+        They come from one draw, as a generator takes longer to compile than to run."""
         horizon, stoch, width = self.config.imag_length, self.config.stoch, spaces.noise_size(self.spec.action)
         sizes = stoch, (horizon + 1) * width, horizon * stoch
         draw = share.uniform(key, (batch, length - 1, sum(sizes)))
@@ -399,10 +395,8 @@ class Learner:
 
 def make(spec: Spec, config: Config = Config()) -> Agent:
     """Build Dreamer V3 for an environment.
-
     The replay extras are the posterior latents: `deter [N, D]` in the compute type and `stoch` uint8 `[N, S]` class
-    indices. They are refreshed by every update that reads them.
-    """
+    indices. They are refreshed by every update that reads them."""
     nets = build(spec, config, routes())
     learner = Learner(nets, spec, config, routes())
     world, tx = learner.world, optim.laprop(config.agc)
@@ -485,17 +479,11 @@ PRESETS: dict[str, Config] = {
 """Published sizes by parameter count, and small presets whose networks and learning rates suit two CPU cores."""
 
 SYSTEM = System(
-    make,
-    Config,
-    PRESETS,
-    default="nano",
+    make, Config, PRESETS, default="nano", year=2023, offline=True, copies={"slow": "val"},
+    renamed={"horizon": "discount_horizon", "decay": "lr_decay_updates"},
     summary="recurrent state-space model, actor-critic inside dreams (Hafner et al. 2023)",
-    year=2023,
     paper="Hafner et al., Mastering Diverse Domains through World Models",
     sees="CNN or MLP, by the kind of observation; a latent of categoricals",
     predicts="RSSM: block GRU and categorical prior; reward and continue heads; decoder",
     acts="actor-critic on lambda-returns inside dreams",
-    offline=True,
-    copies={"slow": "val"},
-    renamed={"horizon": "discount_horizon", "decay": "lr_decay_updates"},
-)
+)  # fmt: skip

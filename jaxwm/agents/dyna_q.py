@@ -15,18 +15,20 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 
 from jaxwm.agents.system import System, hyper_of
-from jaxwm.errors import check_choice, check_range, check_types
+from jaxwm.control.policy import check_mode
+from jaxwm.errors import check_range, check_types
 from jaxwm.learning import optim
+from jaxwm.learning.step import Updated
 from jaxwm.schedule import FOREVER, Collect, Repeat, Train
 from jaxwm.spaces import check_dream
-from jaxwm.types import Agent, Array, Batch, Discrete, Dream, Key, Mode, Record, Spec, Step, TrainStep, Varies
+from jaxwm.types import Acted, Agent, Array, Batch, Discrete, Dream, Key, Record, Spec, Step, TrainStep, Varies
 
 
 @dataclass(frozen=True)
@@ -70,10 +72,8 @@ class Counts(NamedTuple):
 
 class Memory(NamedTuple):
     """The model and what planning starts from.
-
     `pairs` `[S * A]` lists the known pairs (state * A + action) in the order in which they became known, `count` of
-    them; `tried` `[S, A]` is the real step at which a pair was last tried, `time` the present one.
-    """
+    them; `tried` `[S, A]` is the real step at which a pair was last tried, `time` the present one."""
 
     model: Any
     pairs: Array
@@ -98,7 +98,7 @@ Pair = tuple[Array, Array]
 
 
 # --- The steps of the book's box --------------------------------------------------------------------------------------
-def learn(config: Config, spec: Spec, state: State, batch: Batch, key: Key) -> tuple[State, dict, dict[str, Array]]:
+def learn(config: Config, spec: Spec, state: State, batch: Batch, key: Key) -> Updated:
     """Learn from the newest transition of every environment: Q-learning (equation 6.8) and the model."""
     record = batch.record
     chex.assert_shape(record.reward, (config.envs, 2))
@@ -117,7 +117,7 @@ def learn(config: Config, spec: Spec, state: State, batch: Batch, key: Key) -> t
     return state, {}, {"td_error": errors.mean(), "known_pairs": state.memory.count.astype(jnp.float32)}
 
 
-def plan(config: Config, state: State, batch: Batch, key: Key) -> tuple[State, dict, dict[str, Array]]:
+def plan(config: Config, state: State, batch: Batch, key: Key) -> Updated:
     """Make `planning` updates for each real step, from known pairs, drawn uniformly (section 8.2, step f)."""
     memory, hyper = state.memory, state.hyper
     step_size = hyper["step_size"] * (memory.count > 0)
@@ -200,11 +200,8 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         memory = Memory(model, room, blank > 0, none, blank.astype(jnp.int32), none)
         return State({"q": blank}, (), optim.numbers(hyper), none, memory)
 
-    def reset(state: State, num_envs: int) -> tuple[()]:
-        return ()
-
-    def act(state: State, carry: tuple[()], step: Step, key: Key, mode: str) -> tuple[tuple[()], Array, dict]:
-        check_choice("mode", mode, get_args(Mode))
+    def act(state: State, carry: tuple[()], step: Step, key: Key, mode: str) -> Acted:
+        check_mode(mode)
         k_tie, k_random, k_mix = jax.random.split(key, 3)
         q = state.params["q"][state_of(spec, step.obs)]  # [N, A]
         best = jnp.argmax(jnp.where(q == q.max(-1, keepdims=True), jax.random.uniform(k_tie, q.shape), -1.0), -1)
@@ -215,6 +212,7 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
     steps = {"real": TrainStep(partial(learn, config, spec), config.envs, 2, "latest")}
     if config.planning:
         steps["plan"] = TrainStep(partial(plan, config), 1, 2, "latest")
+    reset = lambda state, num_envs: ()  # noqa: E731
     return Agent(init, reset, act, steps, partial(imagine, spec), schedule(config), hyper_of(config))
 
 
@@ -262,17 +260,11 @@ PRESETS = {  # in worlds without chance a step size of 1 forgets at once what is
 }
 
 SYSTEM = System(
-    make,
-    Config,
-    PRESETS,
-    default="maze",
+    make, Config, PRESETS, default="maze", year=1990, env="tabular/DynaMaze", observations=("one-hot",),
+    actions=("Discrete",),
     summary="tabular Q-learning with planning in a learned model; Dyna-Q+ with --bonus (Sutton 1990)",
-    year=1990,
     paper="Sutton, Integrated Architectures for Learning, Planning, and Reacting",
     sees="the index of the state",
     predicts="table: the last reward and next state of a pair, or counts of all",
     acts="epsilon-greedy on a Q-table taught by each real step and n planned ones",
-    env="tabular/DynaMaze",
-    observations=("one-hot",),
-    actions=("Discrete",),
-)
+)  # fmt: skip

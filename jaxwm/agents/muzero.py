@@ -41,12 +41,12 @@ from jaxwm.errors import check_range, check_types
 from jaxwm.learning import optim
 from jaxwm.learning.pieces import merge
 from jaxwm.learning.share import ALONE, Share
-from jaxwm.learning.step import every, gradient_step
+from jaxwm.learning.step import Losses, Updated, every, gradient_step
 from jaxwm.models.value_equivalent import Memory, Net, Support, check, similarity
 from jaxwm.nets import sensors
 from jaxwm.nets.layers import apply
 from jaxwm.schedule import FOREVER, Collect, Repeat, Train, pace, prefill
-from jaxwm.types import Agent, Array, Batch, Discrete, Dream, Key, Record, Spec, Step, TrainStep, Varies
+from jaxwm.types import Acted, Agent, Array, Batch, Discrete, Dream, Key, Record, Spec, Step, TrainStep, Varies
 
 
 @dataclass(frozen=True)
@@ -110,12 +110,10 @@ class Config:
 
     def __post_init__(self):
         check_types(self)
-        check_range(
-            self, "sampled width units batch_size unroll td_steps envs target_every capacity projection", least=1
-        )
+        check_range(self, "sampled width units batch_size unroll td_steps envs target_every capacity", least=1)
+        check_range(self, "projection depth", least=1)
         check_range(self, "layers cooling reanalyse prefill lr_decay_updates correction", least=0)
         check_range(self, "bins", least=3)
-        check_range(self, "depth", least=1)
         check_range(self, "train_ratio lr clip bound", above=0)
         check_range(self, "alpha beta l2 entropy consistency value_scale", least=0)
         check_range(self, "discount", least=0, most=1)
@@ -129,9 +127,8 @@ class Config:
 
     def tree(self) -> search.Settings:
         """The settings of the search. Values have no known bounds."""
-        return search.Settings(
-            self.search, self.simulations, self.considered, dirichlet=self.dirichlet, noise=self.noise
-        )
+        numbers = self.simulations, self.considered
+        return search.Settings(self.search, *numbers, dirichlet=self.dirichlet, noise=self.noise)
 
 
 # --- Targets ----------------------------------------------------------------------------------------------------------
@@ -168,32 +165,20 @@ def targets(record: Record, value: Array, unroll: int, td_steps: int, discount: 
     before = jnp.cumsum(over, 1)[:, : unroll + 1] - over[:, : unroll + 1] > 0  # an end came earlier
     dead = jnp.cumsum(record.is_terminal, 1)[:, : unroll + 1] > 0  # a true end came, here or earlier
     real, last = ~before, part(over, 0)
-    return Targets(
-        value=jnp.where(real, total, 0.0),
-        value_known=dead | (real & ~last),
-        reward=jnp.where(real, part(record.reward, 0), 0.0),
-        reward_known=real | dead,
-        policy_known=real & ~last,
-        real=real,
-    )
-
-
-def bootstrap_values(nets: Networks, state: State, record: Record) -> Array:
-    """The values `[B, L]` that n-step targets end in: the target network's, or those of the stored searches."""
-    if nets.config.bootstrap == "search":
-        return record.extras["value"]
-    rows = merge(record.obs)
-    _, logits = nets.call(state.target, Net.predict, nets.call(state.target, Net.represent, rows))
-    return nets.support.mean(logits).reshape(record.reward.shape)
+    value, reward = jnp.where(real, total, 0.0), jnp.where(real, part(record.reward, 0), 0.0)
+    return Targets(value, dead | (real & ~last), reward, real | dead, policy_known=real & ~last, real=real)
 
 
 def targets_of(nets: Networks, state: State, record: Record) -> Targets:
-    """The targets of sequences `[B, L]`; those of old data use fewer real rewards, where `correction` says so."""
-    config, used = nets.config, None
+    """The targets of sequences `[B, L]`, which end in values of the target network, or of the stored searches. Those of
+    old data use fewer real rewards, where `correction` says so."""
+    config, used, values = nets.config, None, record.extras["value"]
     if config.correction:
         age = (state.step - record.extras["born"][:, 0]).astype(jnp.float32)
         used = config.td_steps - jnp.floor(age / (0.3 * config.correction))
-    values = bootstrap_values(nets, state, record)
+    if config.bootstrap == "network":
+        latent = nets.call(state.target, Net.represent, merge(record.obs))
+        values = nets.support.mean(nets.call(state.target, Net.predict, latent)[1]).reshape(record.reward.shape)
     return targets(record, values, config.unroll, config.td_steps, config.discount, used)
 
 
@@ -201,7 +186,7 @@ def targets_of(nets: Networks, state: State, record: Record) -> Targets:
 def loss(
     nets: Networks, params: Any, record: Record, targets: Targets, weight: Array, l2: Array, key: Key,
     share: Share = ALONE,
-) -> tuple[Array, tuple[Array, dict[str, Array]]]:  # fmt: skip
+) -> Losses:  # fmt: skip
     """Equation 1 on sequences `[B, L]`, with the mean over the unrolled steps in place of their sum.
 
     Returns the loss, the errors `[B]` of the values at the roots, and metrics. `weight [B]` makes up for priorities.
@@ -217,8 +202,7 @@ def loss(
     outputs, value = nets.call(params, Net.predict, merge(latents))
     outputs, value = jax.tree.map(lambda x: x.reshape(-1, k + 1, x.shape[-1]), (outputs, value))
     policy, support = action_distribution(nets.spec.action, outputs), nets.support
-    gain = targets.reward[:, 1:]
-    gain = jnp.cumsum(gain, 1) if config.prefix else gain
+    gain = jnp.cumsum(targets.reward[:, 1:], 1) if config.prefix else targets.reward[:, 1:]
     part = jnp.concatenate([jnp.ones(1), jnp.full(k, 1 / k)])  # what is unrolled counts as much as the root
     cross = policy_cross_entropy(policy, near.extras)
     terms = {
@@ -244,9 +228,7 @@ def loss(
 
 def unroll(nets: Networks, params: Any, obs: Any, actions: Array) -> tuple[Array, Array]:
     """Latents `[B, K + 1, ...]` from observations `[B, ...]` under encoded actions `[B, K, A]`, and reward logits.
-
-    The gradient that enters a step is halved on its way back to the one before (appendix G).
-    """
+    The gradient that enters a step is halved on its way back to the one before (appendix G)."""
 
     def step(carry: Any, action: Array) -> tuple[Any, Any]:
         latent, memory = carry
@@ -427,10 +409,8 @@ class Networks:
 
 def make(spec: Spec, config: Config = Config()) -> Agent:
     """Build MuZero for an environment. ValueError where residual networks do not fit the observation.
-
     Replay extras: `policy [N, A]` and `value [N]` of the search, `priority [N]` of the sequence that ends there, `born`
-    int32 `[N]`, the updates made when it was collected, and `options [N, A, ...]`, the sampled actions, if so.
-    """
+    int32 `[N]`, the updates made when it was collected, and `options [N, A, ...]`, the sampled actions, if so."""
     check(spec.obs, config.residual)
     nets = Networks(spec, config)
     if nets.masked and not nets.discrete:
@@ -444,10 +424,7 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         target = jax.tree.map(jnp.copy, params)
         return State(params, target, tx.init(params), optim.numbers(hyper), jnp.zeros((), jnp.int32), jnp.ones(()))
 
-    def reset(state: State, num_envs: int) -> tuple[()]:
-        return ()
-
-    def learn(state: State, batch: Batch, key: Key, share: Share = ALONE) -> tuple[State, dict, dict[str, Array]]:
+    def learn(state: State, batch: Batch, key: Key, share: Share = ALONE) -> Updated:
         record, weight = share.local_rows((batch.record, batch.weight))
         targets, l2 = targets_of(nets, state, record), state.hyper["l2"]
         objective = lambda params: loss(nets, params, record, targets, weight, l2, key, share)  # noqa: E731
@@ -461,7 +438,7 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         feedback = share.batch_rows({"priority": priority[:, None]})
         return new._replace(target=target, peak=peak), feedback, metrics
 
-    def reanalyse(state: State, batch: Batch, key: Key) -> tuple[State, dict, dict[str, Array]]:
+    def reanalyse(state: State, batch: Batch, key: Key) -> Updated:
         """Search old positions again with the target network; their policies and values in the replay are replaced."""
         rows = jax.tree.map(lambda x: x[:, 0], batch.record)
         found, sampled = search_from(nets, state.target, rows.obs, key, 0.0 if config.search == "gumbel" else 1.0)
@@ -477,16 +454,14 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
     steps = {"learn": TrainStep(learn, config.batch_size, config.length, sampler, shared=True)}
     if config.reanalyse:
         steps["reanalyse"] = TrainStep(reanalyse, config.reanalyse, 1)
+    reset = lambda state, num_envs: ()  # noqa: E731
     return Agent(init, reset, partial(act, nets), steps, partial(imagine, nets), schedule(config), hyper_of(config))
 
 
-def act(
-    nets: Networks, state: State, carry: tuple[()], step: Step, key: Key, mode: str
-) -> tuple[tuple[()], Array, dict[str, Array]]:
+def act(nets: Networks, state: State, carry: tuple[()], step: Step, key: Key, mode: str) -> Acted:
     """Search and act; see `Agent.act`."""
     space, num, sampled = nets.spec.action, len(step.reward), None
-    action = forced(space, step, key, mode)
-    if action is not None:
+    if (action := forced(space, step, key, mode)) is not None:
         policy, value = jnp.full((num, nets.options), 1 / nets.options), jnp.zeros(num)
         if not nets.discrete:
             keys = jax.random.split(jax.random.fold_in(key, 1), nets.options)
@@ -548,18 +523,11 @@ PRESETS = {
 """The paper's, and small ones for two CPU cores."""
 
 SYSTEM = System(
-    make,
-    Config,
-    PRESETS,
-    default="catch",
+    make, Config, PRESETS, default="catch", year=2019, steps=8000, obeys=("legal", "to_play", "sim"),
+    copies={"target": None}, renamed={"decay": "lr_decay_updates"},
     summary="tree search in a learned model of rewards, values and policies (Schrittwieser et al. 2020)",
-    year=2019,
     paper="Schrittwieser et al., Mastering Atari, Go, Chess and Shogi by Planning with a Learned Model",
     sees="residual CNN or MLP; a latent scaled to [0, 1]",
     predicts="residual CNN or MLP: next latent, reward, value, policy; no observations (decoder on request)",
     acts="tree search (PUCT or Gumbel) in the latent; over sampled actions where they are vectors",
-    steps=8000,
-    obeys=("legal", "to_play", "sim"),
-    copies={"target": None},
-    renamed={"decay": "lr_decay_updates"},
-)
+)  # fmt: skip

@@ -34,12 +34,12 @@ from jaxwm.envs.known import KNOWN
 from jaxwm.errors import check_number, check_range, check_types
 from jaxwm.learning import optim
 from jaxwm.learning.share import ALONE, Share
-from jaxwm.learning.step import gradient_step
+from jaxwm.learning.step import Losses, Updated, gradient_step
 from jaxwm.models import ensemble
 from jaxwm.models.ensemble import Rollout, Transition
 from jaxwm.nets.sensors import flat, kind, sensors
 from jaxwm.schedule import FOREVER, Collect, Repeat, Train
-from jaxwm.types import Agent, Array, Batch, Box, Dream, Key, PyTree, Record, Spec, Step, TrainStep, Varies
+from jaxwm.types import Acted, Agent, Array, Batch, Box, Dream, Key, PyTree, Record, Spec, Step, TrainStep, Varies
 
 
 @dataclass(frozen=True)
@@ -107,17 +107,14 @@ class Config:
 # --- Losses -----------------------------------------------------------------------------------------------------------
 def loss(
     config: Config, model: PyTree, inputs: Array, target: Array, ended: Array, weight: Array, share: Share = ALONE
-) -> tuple[Array, tuple[None, dict[str, Array]]]:
+) -> Losses:
     """Sum over networks of the mean negative log-likelihood (section 4), weight decay and the price of wide bounds.
-
     `inputs` `[E, B, D + A]` and `target` `[E, B, O]` are standardised; `ended` and `weight` are `[E, B]`: a transition
-    counts `weight` times.
-    """
+    counts `weight` times."""
     chex.assert_equal_shape((ended, weight))
     chex.assert_equal_shape_prefix((inputs, target, weight), 2)
     if config.bounds == "fixed":
-        still = {name: jax.lax.stop_gradient(model[name]) for name in ("max_logvar", "min_logvar")}
-        model = model | still
+        model = model | {name: jax.lax.stop_gradient(model[name]) for name in ("max_logvar", "min_logvar")}
     found = ensemble.predict(model, inputs)
     error = jnp.square(found.mean - target).mean(-1)
     each = error if config.deterministic else ensemble.nll(found, target).mean(-1)
@@ -128,7 +125,7 @@ def loss(
     if config.bounds == "learned" and not config.deterministic:
         total += config.bound_scale * (model["max_logvar"].sum() - model["min_logvar"].sum())
     metrics = {"loss": mean(each).mean(), "squared_error": mean(error).mean(), "logvar": found.logvar.mean()}
-    return total, (None, metrics)
+    return total, ({}, metrics)
 
 
 def transitions(spec: Spec, config: Config, record: Record) -> tuple[Array, Array, Array, Array]:
@@ -147,7 +144,7 @@ def transitions(spec: Spec, config: Config, record: Record) -> tuple[Array, Arra
 ADAM = optax.scale_by_adam()
 
 
-def scale(spec: Spec, config: Config, state: State, batch: Batch, key: Key) -> tuple[State, dict, dict[str, Array]]:
+def scale(spec: Spec, config: Config, state: State, batch: Batch, key: Key) -> Updated:
     """Fit mean and standard deviation of all transitions so far."""
     inputs, target, _, real = transitions(spec, config, batch.record)
     weight = real * batch.weight
@@ -157,9 +154,7 @@ def scale(spec: Spec, config: Config, state: State, batch: Batch, key: Key) -> t
     return state._replace(params=state.params | new), {}, {"transitions": weight.sum()}
 
 
-def learn(
-    spec: Spec, config: Config, state: State, batch: Batch, key: Key, share: Share = ALONE
-) -> tuple[State, dict, dict[str, Array]]:
+def learn(spec: Spec, config: Config, state: State, batch: Batch, key: Key, share: Share = ALONE) -> Updated:
     """Take a step of Adam for every network, on transitions of its own: `[E * B, 2]` records."""
     inputs, target, ended, real = transitions(spec, config, batch.record)
     network = jnp.arange(config.networks).repeat(len(real) // config.networks)
@@ -170,16 +165,13 @@ def learn(
     data = scales[0].forward(inputs), scales[1].forward(target), ended, weight
     data = jax.tree.map(lambda x: x.reshape(config.networks, -1, *x.shape[1:]), data)
     objective = lambda model: loss(config, model, *share.local_rows(data, 1), share=share)  # noqa: E731
-    state, _, metrics = gradient_step(state, objective, ADAM, state.hyper["lr"], part="model", share=share)
-    return state, {}, metrics
+    return gradient_step(state, objective, ADAM, state.hyper["lr"], part="model", share=share)
 
 
 # --- Planning ---------------------------------------------------------------------------------------------------------
 def transition(spec: Spec, config: Config, params: PyTree) -> Transition:
     """How the ensemble moves particles: a draw from each network's Gaussian, added to the observation.
-
-    A learned reward is the Gaussian's mean; a learned end is a probability, which is taken from the particle's life.
-    """
+    A learned reward is the Gaussian's mean; a learned end is a probability, which is taken from the particle's life."""
     model, inputs, targets, known = params["model"], params["inputs"], params["targets"], KNOWN.get(spec.name)
 
     def step(obs: Array, action: Array, noise: Array) -> tuple[Array, Array, Array]:
@@ -255,10 +247,8 @@ def build_planner(actions: int, config: Config) -> Planner:
 # --- Wiring -----------------------------------------------------------------------------------------------------------
 class State(NamedTuple):
     """All of an agent.
-
     `params` holds the networks (`model`) and the scales of their inputs and targets, which are fitted and not learned;
-    `memory`, a number, decides the bootstraps.
-    """
+    `memory`, a number, decides the bootstraps."""
 
     params: dict[str, Any]
     opt: dict[str, Any]
@@ -278,54 +268,41 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
 
     def init(key: Key, hyper: Mapping[str, Any]) -> State:
         k_model, k_memory = jax.random.split(key)
-        model = ensemble.init(
-            k_model, config.networks, inputs, config.units, config.layers, outputs, logits=int(learned)
-        )
+        model = ensemble.init(k_model, config.networks, inputs, config.units, config.layers, outputs, int(learned))
         params = {"model": model, "inputs": ensemble.unit(inputs), "targets": ensemble.unit(outputs)}
         bootstraps = jax.random.bits(k_memory, (), jnp.uint32)
         return State(params, {"model": ADAM.init(model)}, optim.numbers(hyper), jnp.zeros((), jnp.int32), bootstraps)
 
-    def reset(state: State, num_envs: int) -> planning.Memory:
-        return fresh_plans(spec, config, num_envs)
-
-    def act(
-        state: State, carry: planning.Memory, step: Step, key: Key, mode: str
-    ) -> tuple[planning.Memory, Array, dict]:
+    def act(state: State, carry: planning.Memory, step: Step, key: Key, mode: str) -> Acted:
         if (action := forced(spec.action, step, key, mode)) is not None:
             return carry, action, {}
-        fresh = reset(state, len(step.reward))
-        start = jax.tree.map(lambda x, y: jnp.where(_wide(step.is_first, x), x, y), fresh, carry)
+        fresh = fresh_plans(spec, config, len(step.reward))
+        start = jax.tree.map(lambda x, y: jnp.where(spaces.wide(step.is_first, x), x, y), fresh, carry)
         memory, action = plan(spec, config, state.params, start, _vector(spec, step.obs), key)
         return memory, action, {}
 
     def imagine(state: State, context: Record, given: Array | None, key: Key, horizon: int) -> Dream:
         """The mean of the particles; `latent` is their standard deviation `[B, H, D]`.
-
-        Without `given` actions a plan is followed to its end, where the next is made from the mean of the particles.
-        """
+        Without `given` actions a plan is followed to its end, where the next is made from the mean of the particles."""
         spaces.check_dream(spec.action, context, given, horizon)
         k_plan, k_roll = jax.random.split(key)
         start, params = _vector(spec, context.obs)[:, -1], state.params
         taken = intended_actions(spec, config, params, start, k_plan, horizon) if given is None else given
         return _dream(spec, rollout(spec, config, params, start, taken, k_roll), taken)
 
-    def sampler(state: State, ring: replay.Ring, key: Key, size: int) -> Batch:
-        return replay.sample(ring, key, config.networks * size, 2)
-
+    reset = lambda state, num_envs: fresh_plans(spec, config, num_envs)  # noqa: E731
+    everything = lambda state, ring, key, size: replay.all_pairs(ring)  # noqa: E731
+    pairs = lambda state, ring, key, size: replay.sample(ring, key, config.networks * size, 2)  # noqa: E731
     steps = {
-        "scale": TrainStep(
-            partial(scale, spec, config), config.capacity, 2, lambda state, ring, key, size: replay.all_pairs(ring)
-        ),
-        "model": TrainStep(partial(learn, spec, config), config.batch_size, 2, sampler, shared=True),
+        "scale": TrainStep(partial(scale, spec, config), config.capacity, 2, everything),
+        "model": TrainStep(partial(learn, spec, config), config.batch_size, 2, pairs, shared=True),
     }
     return Agent(init, reset, act, steps, imagine, schedule(config), hyper_of(config))
 
 
 def schedule(config: Config) -> tuple[Collect | Repeat, ...]:
     """A trial of random actions; then learn from everything and play a trial, forever.
-
-    A trial is one record longer than its steps, so that its end is seen.
-    """
+    A trial is one record longer than its steps, so that its end is seen."""
     rows = (config.trial + 1) * config.envs
 
     def updates(steps: Array) -> Array:
@@ -390,10 +367,6 @@ def _dream(spec: Spec, found: Rollout, actions: Array) -> Dream:
     return Dream(_sensors(spec, mean(found.obs)), mean(found.reward) / before, alive / before, actions, spread)
 
 
-def _wide(flag: Array, like: Array) -> Array:
-    return flag.reshape(-1, *[1] * (like.ndim - 1))
-
-
 # --- Presets ----------------------------------------------------------------------------------------------------------
 PRESETS = {
     "cartpole": Config(),
@@ -415,20 +388,12 @@ PRESETS = {
 """Those of the official code, and a small one for two CPU cores."""
 
 SYSTEM = System(
-    make,
-    Config,
-    PRESETS,
-    default="small",
+    make, Config, PRESETS, default="small", year=2018, env="continuous/CartPole", steps=2010,
+    observations=("vector",), actions=("Box",), offline=True,
+    renamed={"decay": "weight_decay", "horizon": "plan_horizon"},
     summary="planning with an ensemble of probabilistic networks (Chua et al. 2018)",
-    year=2018,
     paper="Chua et al., Deep Reinforcement Learning in a Handful of Trials",
     sees="the numbers of the observation, standardised",
     predicts="bootstrapped ensemble of probabilistic MLPs; reward and end known or learned",
     acts="CEM, iCEM or MPPI over action sequences, each judged by particles through the networks",
-    env="continuous/CartPole",
-    steps=2010,
-    observations=("vector",),
-    actions=("Box",),
-    offline=True,
-    renamed={"decay": "weight_decay", "horizon": "plan_horizon"},
-)
+)  # fmt: skip

@@ -148,9 +148,7 @@ def build(spec: Spec, config: Config) -> Networks:
 
 def make(spec: Spec, config: Config = Config()) -> Agent:
     """Build PlaNet for an environment with continuous actions; ValueError for others.
-
-    The replay extras are the latents that acting saw: `deter [N, D]` and `stoch [N, S]`; dreams start from them.
-    """
+    The replay extras are the latents that acting saw: `deter [N, D]` and `stoch [N, S]`; dreams start from them."""
     if not isinstance(spec.action, Box):
         raise ValueError(
             f"planet plans over continuous actions (Box); {spec.name} has {spec.action}: take dreamer-v2 or dreamer-v3"
@@ -212,19 +210,11 @@ PRESETS = {"published": PUBLISHED, "micro": MICRO}
 mean of a unit normal."""
 
 SYSTEM = System(
-    make,
-    Config,
-    PRESETS,
-    default="micro",
+    make, Config, PRESETS, default="micro", year=2019, env="gymnax/Pendulum-v1", steps=6000, actions=("Box",),
+    offline=True, renamed={"updates": "phase_updates"},
     summary="Gaussian latents, cross-entropy planning in latent space (Hafner et al. 2019)",
-    year=2019,
     paper="Hafner et al., Learning Latent Dynamics for Planning from Pixels",
     sees="CNN or MLP; a Gaussian latent",
     predicts="RSSM: GRU and Gaussian prior; reward head; decoder",
     acts="cross-entropy method over action sequences in latent space, anew at every step",
-    env="gymnax/Pendulum-v1",
-    steps=6000,
-    actions=("Box",),
-    offline=True,
-    renamed={"updates": "phase_updates"},
-)
+)  # fmt: skip

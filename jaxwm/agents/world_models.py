@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import chex
 import flax.linen as nn
@@ -36,18 +36,20 @@ import optax
 from jaxwm import replay
 from jaxwm.agents.system import System, hyper_of
 from jaxwm.control.evolution import Evolution, cma_es
-from jaxwm.errors import check_choice, check_range, check_types
+from jaxwm.control.policy import check_mode
+from jaxwm.errors import check_range, check_types
 from jaxwm.learning import optim
 from jaxwm.learning.share import ALONE, Share
-from jaxwm.learning.step import gradient_step
+from jaxwm.learning.step import Losses, Updated, gradient_step
 from jaxwm.models.mdn_rnn import MDNRNN, LSTMState, Prediction
 from jaxwm.nets.layers import Linear, apply
 from jaxwm.nets.sensors import sensors
 from jaxwm.nets.strided import StridedDecoder, StridedEncoder, check_side
 from jaxwm.replay import Ring
 from jaxwm.schedule import Collect, Repeat, Train
-from jaxwm.spaces import blank, check_dream, choices, random_action
+from jaxwm.spaces import blank, check_dream, choices, random_action, wide
 from jaxwm.types import (
+    Acted,
     Agent,
     Array,
     Batch,
@@ -56,7 +58,6 @@ from jaxwm.types import (
     Dream,
     Index,
     Key,
-    Mode,
     Record,
     Spec,
     Step,
@@ -133,9 +134,6 @@ class Config:
 
 
 # --- Losses of V and M ------------------------------------------------------------------------------------------------
-Losses = tuple[Array, tuple[None, dict[str, Array]]]
-
-
 def vision_loss(nets: Networks, params: Any, image: Array, key: Key, share: Share = ALONE) -> Losses:
     """Squared error summed over images `[B, 64, 64, C]`, and the KL to a standard normal with a floor (V, A.1)."""
     chex.assert_rank(image, 4)
@@ -146,14 +144,12 @@ def vision_loss(nets: Networks, params: Any, image: Array, key: Key, share: Shar
     error = jnp.square(painted - image.astype(jnp.float32) / 255).sum((1, 2, 3)).mean()
     kl = 0.5 * (jnp.square(mean) + jnp.exp(log_var) - log_var - 1).sum(-1)
     total = error + jnp.maximum(kl, config.free_nats * config.codes).mean()
-    return total, (None, {"loss": total, "squared_error": error, "kl": kl.mean()})
+    return total, ({}, {"loss": total, "squared_error": error, "kl": kl.mean()})
 
 
 def memory_loss(nets: Networks, params: Any, record: Record, key: Key, share: Share = ALONE) -> Losses:
     """Negative log-likelihood of an entry of the next code, and the losses of end and reward (M, A.2).
-
-    M predicts each next record of sequences `[B, L + 1]`.
-    """
+    M predicts each next record of sequences `[B, L + 1]`."""
     chex.assert_equal_shape((record.reward, record.is_first, record.is_terminal))
     chex.assert_equal_shape_prefix((record.reward, record.action, record.extras["mean"]), 2)
     code, first = draw_codes(record.extras, key, share), record.is_first
@@ -170,7 +166,7 @@ def memory_loss(nets: Networks, params: Any, record: Record, key: Key, share: Sh
     if guess.reward is not None:
         losses["reward"] = mean(jnp.square(guess.reward - record.reward[:, 1:]))
     total = jnp.stack(list(losses.values())).sum()
-    return total, (None, {"loss": total} | {f"loss/{name}": loss for name, loss in losses.items()})
+    return total, ({}, {"loss": total} | {f"loss/{name}": loss for name, loss in losses.items()})
 
 
 def draw_codes(codes: dict[str, Array], key: Key, share: Share = ALONE) -> Array:
@@ -197,10 +193,8 @@ def dream_step(
 
 def dreamed_returns(nets: Networks, params: Any, weights: Array, starts: Array, key: Key, temperature: Array) -> Array:
     """Undiscounted returns `[P, R]` of candidates `[P, D]` in dreams from first codes `[R, Z]`.
-
     All candidates dream with the same noise. A dream ends where M says so, or after `dream_length` steps; the program
-    stops when the last one has ended.
-    """
+    stops when the last one has ended."""
     chex.assert_rank((weights, starts), 2)
     config, size = nets.config, (len(weights), len(starts))
     code = jnp.broadcast_to(starts, (*size, starts.shape[-1]))
@@ -225,9 +219,7 @@ def dreamed_returns(nets: Networks, params: Any, weights: Array, starts: Array, 
     return jax.lax.while_loop(go, turn, start)[-1]
 
 
-def evolve(
-    config: Config, evolution: Evolution, state: State, returns: Array, key: Key
-) -> tuple[State, dict[str, Array]]:
+def evolve(config: Config, evolution: Evolution, state: State, returns: Array, key: Key) -> Updated:
     """Draw the next candidates, from the mean returns `[P]` of these: one generation of CMA-ES."""
     chex.assert_shape(returns, (config.population,))
     k_tell, k_ask = jax.random.split(key)
@@ -237,7 +229,7 @@ def evolve(
     params, (candidates, strategy) = state.params | {"controller": strategy.mean}, evolution.ask(k_ask, strategy)
     opt, kept = state.opt | {"controller": strategy}, state.memory._replace(candidates=candidates)
     state = state._replace(params=params, opt=opt, memory=kept, step=state.step + 1)
-    return state, {"mean": returns.mean(), "best": returns.max(), "std": strategy.std}
+    return state, {}, {"mean": returns.mean(), "best": returns.max(), "std": strategy.std}
 
 
 # --- Networks ---------------------------------------------------------------------------------------------------------
@@ -373,8 +365,7 @@ class Networks:
         kernel, bias = jnp.split(weights, [self.features * self.action_width], -1)
         kernel = kernel.reshape(*weights.shape[:-1], self.features, self.action_width)
         feat = jnp.concatenate([code, lstm.hidden] + ([lstm.cell] if self.config.cell else []), -1)
-        out = jnp.einsum("...f,...fa->...a", feat, kernel) + (bias if self.config.bias else 0.0)
-        return jnp.tanh(out)
+        return jnp.tanh(jnp.einsum("...f,...fa->...a", feat, kernel) + (bias if self.config.bias else 0.0))
 
     def as_action(self, output: Array) -> Array:
         """The environment's action behind C's outputs `[..., A]`."""
@@ -396,7 +387,7 @@ def train_steps(nets: Networks, evolution: Evolution, adam: Any, capped: Any) ->
     """V, the codes of what was seen, M and C."""
     config = nets.config
 
-    def vision(state: State, batch: Batch, key: Key, share: Share = ALONE) -> tuple[State, dict, dict[str, Array]]:
+    def vision(state: State, batch: Batch, key: Key, share: Share = ALONE) -> Updated:
         """V reconstructs images `[B, 1]`."""
         image = share.local_rows(sensors(batch.record.obs)[nets.image[0]][:, 0])
         objective = lambda params: vision_loss(nets, params, image, key, share)  # noqa: E731
@@ -404,47 +395,43 @@ def train_steps(nets: Networks, evolution: Evolution, adam: Any, capped: Any) ->
         stale = state.memory._replace(encoded=jnp.zeros((), jnp.int32))
         return state._replace(memory=stale), {}, metrics
 
-    def encode(state: State, batch: Batch, key: Key) -> tuple[State, dict, dict[str, Array]]:
+    def encode(state: State, batch: Batch, key: Key) -> Updated:
         """V's codes go into the replay, a block of rows at a time."""
         done = state.memory.encoded + BLOCK
         state = state._replace(memory=state.memory._replace(encoded=done), step=state.step + 1)
         return state, nets.encode(state.params, batch.record.obs), {"rows": done.astype(jnp.float32)}
 
-    def memory(state: State, batch: Batch, key: Key, share: Share = ALONE) -> tuple[State, dict, dict[str, Array]]:
+    def memory(state: State, batch: Batch, key: Key, share: Share = ALONE) -> Updated:
         """M predicts each next record of sequences `[B, L + 1]`."""
         record = share.local_rows(batch.record)
         objective = lambda params: memory_loss(nets, params, record, key, share)  # noqa: E731
-        state, _, metrics = gradient_step(state, objective, capped, state.hyper["memory_lr"], "memory", share=share)
-        return state, {}, metrics
+        return gradient_step(state, objective, capped, state.hyper["memory_lr"], "memory", share=share)
 
-    def controller(state: State, batch: Batch, key: Key) -> tuple[State, dict, dict[str, Array]]:
+    def controller(state: State, batch: Batch, key: Key) -> Updated:
         """Evolve one generation in dreams and report the dreamed return of the last mean."""
         k_code, k_dream, k_evolve = jax.random.split(key, 3)
         first = draw_codes(batch.record.extras, k_code)[:, 0]
         everyone = jnp.concatenate([state.memory.candidates, state.params["controller"][None]])
         temperature = state.hyper["temperature"]
         returns = dreamed_returns(nets, state.params, everyone, first, k_dream, temperature).mean(1)
-        state, metrics = evolve(config, evolution, state, returns[:-1], k_evolve)
+        state, _, metrics = evolve(config, evolution, state, returns[:-1], k_evolve)
         return state, {}, metrics | {"dream_return": returns[-1]}
 
-    def real_controller(state: State, batch: Batch, key: Key) -> tuple[State, dict, dict[str, Array]]:
+    def real_controller(state: State, batch: Batch, key: Key) -> Updated:
         """Evolve one generation on real episodes, the first ones in sequences `[N, L]`."""
         record = batch.record
         ended = jnp.cumsum(record.is_last, 1) - record.is_last  # ends before each record
         returns = (record.reward * (ended == 0)).sum(1)
-        state, metrics = evolve(config, evolution, state, returns.reshape(-1, config.population).mean(0), key)
-        return state, {}, metrics
+        return evolve(config, evolution, state, returns.reshape(-1, config.population).mean(0), key)
 
     starts = lambda state, ring, key, size: replay.starts(ring, key, size)  # noqa: E731
-    if config.real:
-        last = TrainStep(real_controller, config.envs, config.dream_length + 1, "latest")
-    else:
-        last = TrainStep(controller, config.rollouts, 1, starts)
+    dreamed = TrainStep(controller, config.rollouts, 1, starts)
+    played = TrainStep(real_controller, config.envs, config.dream_length + 1, "latest")
     return {
         "vision": TrainStep(vision, config.vision_batch, 1, shared=True),
         "encode": TrainStep(encode, config.envs, BLOCK, next_block),
         "memory": TrainStep(memory, config.memory_batch, config.memory_length + 1, shared=True),
-        "controller": last,
+        "controller": played if config.real else dreamed,
     }
 
 
@@ -458,9 +445,7 @@ def next_block(state: State, ring: Ring, key: Key, size: int) -> Batch:
 # --- Wiring -----------------------------------------------------------------------------------------------------------
 def make(spec: Spec, config: Config = Config()) -> Agent:
     """Build World Models for an environment of images; replay extras are V's codes, `mean` and `log_var` `[N, Z]`.
-
-    ValueError unless the observation is one image of 64 x 64 and actions are `Discrete` or `Box`.
-    """
+    ValueError unless the observation is one image of 64 x 64 and actions are `Discrete` or `Box`."""
     if not isinstance(spec.action, Discrete | Box):
         raise ValueError(f"world-models wants Discrete or Box actions; {spec.name} has {spec.action}")
     nets = Networks(spec, config)
@@ -477,18 +462,14 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         zero = jnp.zeros((), jnp.int32)
         return State(params, opt, optim.numbers(hyper), zero, Memory(candidates, zero))
 
-    def reset(state: State, num_envs: int) -> Carry:
-        return Carry(nets.memory.initial(num_envs), blank(spec.action, num_envs))
-
+    reset = lambda state, num_envs: Carry(nets.memory.initial(num_envs), blank(spec.action, num_envs))  # noqa: E731
     steps = train_steps(nets, evolution, adam, capped)
     return Agent(init, reset, partial(act, nets), steps, partial(imagine, nets), schedule(config), hyper_of(config))
 
 
-def act(
-    nets: Networks, state: State, carry: Carry, step: Step, key: Key, mode: str
-) -> tuple[Carry, Array, dict[str, Array]]:
+def act(nets: Networks, state: State, carry: Carry, step: Step, key: Key, mode: str) -> Acted:
     """See with V, act with C, remember with M; see `Agent.act`."""
-    check_choice("mode", mode, get_args(Mode))
+    check_mode(mode)
     config, num = nets.config, len(step.reward)
     k_action, k_code = jax.random.split(key)
     if mode == "random":
@@ -538,18 +519,14 @@ def sticky_action(spec: Spec, repeat: int, kept: Array, first: Array, key: Key) 
     k_new, k_action = jax.random.split(key)
     new = first | (jax.random.uniform(k_new, first.shape) < 1 / repeat)
     fresh = random_action(spec.action, k_action, len(first))
-    return jnp.where(new.reshape(-1, *(1,) * (kept.ndim - 1)), fresh, kept)
+    return jnp.where(wide(new, kept), fresh, kept)
 
 
 def schedule(config: Config) -> tuple[Collect | Train | Repeat, ...]:
     """Random play; V, the codes of all that was seen, M, and C, one after the other."""
     blocks = lambda steps: -(-jnp.minimum(steps, config.capacity) // (config.envs * BLOCK))  # noqa: E731
-    model = (
-        Collect(config.random_steps, "random"),
-        Train("vision", config.vision_updates),
-        Train("encode", blocks),
-        Train("memory", config.memory_updates),
-    )
+    vision, memory = Train("vision", config.vision_updates), Train("memory", config.memory_updates)
+    model = Collect(config.random_steps, "random"), vision, Train("encode", blocks), memory
     if not config.real:
         return *model, Train("controller", config.generations)
     generation = Collect(config.envs * (config.dream_length + 1), "explore", fresh=True), Train("controller")
@@ -572,20 +549,11 @@ PRESETS = {
 """Published settings (CarRacing's replay takes 123 GB, as the paper's data did) and a small one for two CPU cores."""
 
 SYSTEM = System(
-    make,
-    Config,
-    PRESETS,
-    default="takecover-small",
+    make, Config, PRESETS, default="takecover-small", year=2018, env="vizdoom/TakeCover", steps=16000,
+    observations=("image",), actions=("Discrete", "Box"), offline=True, renamed={"horizon": "dream_length"},
     summary="autoencoder, mixture density LSTM, controller evolved in dreams (Ha & Schmidhuber 2018)",
-    year=2018,
     paper="Ha and Schmidhuber, World Models",
     sees="convolutional variational autoencoder",
     predicts="LSTM with a mixture density for each latent; done head, reward head on request",
     acts="linear controller evolved by CMA-ES, inside dreams or in the environment",
-    env="vizdoom/TakeCover",
-    steps=16000,
-    observations=("image",),
-    actions=("Discrete", "Box"),
-    offline=True,
-    renamed={"horizon": "dream_length"},
-)
+)  # fmt: skip

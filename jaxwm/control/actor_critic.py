@@ -38,9 +38,7 @@ def lambda_return(reward: Array, bootstrap: Array, discount: Array, last: Array,
 
 def dream_weights(cont: Array) -> Array:
     """The probability `[H, ...]` that a dream goes on until each of its states, from continues `[H + 1, ...]`.
-
-    The root's own continue counts as well: a dream from an end is worth nothing.
-    """
+    The root's own continue counts as well: a dream from an end is worth nothing."""
     return jnp.cumprod(cont, 0)[:-1]
 
 

@@ -30,9 +30,7 @@ class Evolution(NamedTuple):
 
 def cma_es(population: int, size: int, std: float = 0.1) -> Evolution:
     """CMA-ES with `population` candidates of `size` parameters and first step size `std`.
-
-    Candidates of equal fitness are ranked by their place. ValueError for fewer than 2 candidates.
-    """
+    Candidates of equal fitness are ranked by their place. ValueError for fewer than 2 candidates."""
     from evosax.algorithms import CMA_ES  # importing it computes: not before someone evolves
 
     check_number("the number of candidates of a generation", population, least=2, whole=True)

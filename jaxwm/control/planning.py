@@ -44,25 +44,16 @@ class Planner(NamedTuple):
 
 
 def cem(
-    size: int,
-    horizon: int,
-    candidates: int = 400,
-    elites: int = 40,
-    iterations: int = 5,
-    momentum: float = 0.1,
-    init_std: float = 0.5,
-    min_std: float = 0.0,
-    warm_start: bool = True,
-    bounded: bool = True,
-    returns: Literal["mean", "best"] = "mean",
-) -> Planner:
+    size: int, horizon: int, candidates: int = 400, elites: int = 40, iterations: int = 5, momentum: float = 0.1,
+    init_std: float = 0.5, min_std: float = 0.0, bounded: bool = True, returns: Literal["mean", "best"] = "mean",
+) -> Planner:  # fmt: skip
     """Cross-entropy method (Rubinstein 1999) for `size` actions; the defaults are those of PETS (Chua et al. 2018).
 
     Every iteration moves mean and variance to those of the elites, keeping the share `momentum` of the old. `bounded`
     draws normals cut at two standard deviations, which are at most half the distance to the nearer bound; otherwise
     normals are clipped to [-1, 1], as in PlaNet (Hafner et al. 2019). The action is the first of the final mean, or of
-    the best candidate met; random shooting is one iteration with "best". A warm start is the last mean, shifted by a
-    step, with 0 behind.
+    the best candidate met; random shooting is one iteration with "best". The next plan starts from the final mean,
+    shifted by a step, with 0 behind.
 
     Raises ValueError for a setting out of range.
     """
@@ -81,35 +72,23 @@ def cem(
             mean, var, best, top = carry
             k_draw, k_score = jax.random.split(jax.random.fold_in(key, i))
             tried = draw(mean, jnp.maximum(jnp.sqrt(var), min_std), k_draw)
-            value, index = jax.lax.top_k(_finite(score(tried, k_score)), elites)
-            elite = tried[index]
+            value, elite = _best(score(tried, k_score), tried, elites)
             best, top = jnp.where(value[0] > top, elite[0], best), jnp.maximum(value[0], top)
             mix = lambda old, new: momentum * old + (1 - momentum) * new  # noqa: E731
             return mix(mean, elite.mean(0)), mix(var, elite.var(0)), best, top
 
         mean, var = memory.mean, jnp.full_like(memory.mean, init_std**2)
-        start = mean, var, mean, jnp.array(-jnp.inf)
-        mean, _, best, _ = jax.lax.fori_loop(0, iterations, improve, start)
-        chosen = mean if returns == "mean" else best
-        after = _shift(mean, jnp.zeros_like(mean[:1])) if warm_start else jnp.zeros_like(mean)
-        return memory._replace(mean=after), chosen[0]
+        mean, _, best, _ = jax.lax.fori_loop(0, iterations, improve, (mean, var, mean, jnp.array(-jnp.inf)))
+        after = memory._replace(mean=_shift(mean, jnp.zeros_like(mean[:1])))
+        return after, mean[0] if returns == "mean" else best[0]
 
     return Planner(partial(_start, size, horizon), plan)
 
 
 def icem(
-    size: int,
-    horizon: int,
-    candidates: int = 100,
-    elites: int = 10,
-    iterations: int = 3,
-    momentum: float = 0.1,
-    init_std: float = 0.5,
-    min_std: float = 0.0,
-    exponent: float = 2.0,
-    decay: float = 1.25,
-    keep: float = 0.3,
-) -> Planner:
+    size: int, horizon: int, candidates: int = 100, elites: int = 10, iterations: int = 3, momentum: float = 0.1,
+    init_std: float = 0.5, min_std: float = 0.0, exponent: float = 2.0, decay: float = 1.25, keep: float = 0.3,
+) -> Planner:  # fmt: skip
     """iCEM (Pinneri et al. 2020): CEM with coloured noise, a shrinking population, and elites that are kept.
 
     Iteration i draws max(candidates / decay^i, 2 * elites) sequences, whose noise has a power spectrum of
@@ -140,7 +119,7 @@ def icem(
             tried = tried.at[number:].set(jnp.where(have, kept, tried[number:]))
             if i == iterations - 1:
                 tried = tried.at[0].set(mean)
-            elite = tried[jax.lax.top_k(_finite(score(tried, k_score)), elites)[1]]
+            _, elite = _best(score(tried, k_score), tried, elites)
             mean = momentum * mean + (1 - momentum) * elite.mean(0)
             std = jnp.maximum(momentum * std + (1 - momentum) * elite.std(0), min_std)
             kept, have = elite[:count], jnp.bool_(True)
@@ -155,17 +134,9 @@ def icem(
 
 
 def mppi(
-    size: int,
-    horizon: int,
-    candidates: int = 512,
-    elites: int = 64,
-    iterations: int = 6,
-    temperature: float = 0.5,
-    max_std: float = 2.0,
-    min_std: float = 0.05,
-    adapt: bool = True,
-    warm_start: bool = True,
-) -> Planner:
+    size: int, horizon: int, candidates: int = 512, elites: int = 64, iterations: int = 6, temperature: float = 0.5,
+    max_std: float = 2.0, min_std: float = 0.05, adapt: bool = True,
+) -> Planner:  # fmt: skip
     """Model-predictive path integral control, in the form and with the defaults of TD-MPC2 (Hansen et al. 2024).
 
     Every iteration moves mean and standard deviation to those of the elites weighted by `path_weights`; sequences are
@@ -183,25 +154,21 @@ def mppi(
             mean, std = carry
             k_draw, k_score = jax.random.split(jax.random.fold_in(key, i))
             tried = jnp.clip(mean + std * jax.random.normal(k_draw, (candidates, *mean.shape)), -1.0, 1.0)
-            value, index = jax.lax.top_k(_finite(score(tried, k_score)), elites)
-            weight, elite = path_weights(value, temperature), tried[index]
+            value, elite = _best(score(tried, k_score), tried, elites)
+            weight = path_weights(value, temperature)
             mean = jnp.einsum("k,kha->ha", weight, elite)
             spread = jnp.sqrt(jnp.einsum("k,kha->ha", weight, jnp.square(elite - mean)))
             return mean, jnp.clip(spread, min_std, max_std) if adapt else std
 
-        start = memory.mean, jnp.full_like(memory.mean, max_std)
-        mean, _ = jax.lax.fori_loop(0, iterations, improve, start)
-        after = _shift(mean, jnp.zeros_like(mean[:1])) if warm_start else jnp.zeros_like(mean)
-        return memory._replace(mean=after), mean[0]
+        mean, _ = jax.lax.fori_loop(0, iterations, improve, (memory.mean, jnp.full_like(memory.mean, max_std)))
+        return memory._replace(mean=_shift(mean, jnp.zeros_like(mean[:1]))), mean[0]
 
     return Planner(partial(_start, size, horizon), plan)
 
 
 def path_weights(value: Array, temperature: float) -> Array:
     """exp(temperature * (value - best)), normalised: returns `[K]` to weights `[K]` that sum to 1.
-
-    `temperature` multiplies, as in TD-MPC2; it is 1 / lambda of Williams et al. (2017).
-    """
+    `temperature` multiplies, as in TD-MPC2; it is 1 / lambda of Williams et al. (2017)."""
     best = value.max()
     shifted = jnp.where(jnp.isfinite(best), value - best, 0.0)
     return jax.nn.softmax(temperature * shifted)
@@ -209,10 +176,8 @@ def path_weights(value: Array, temperature: float) -> Array:
 
 def coloured(horizon: int, exponent: float) -> np.ndarray:
     """The matrix `[H, H]` that turns white noise into noise with power 1 / frequency^exponent and variance 1.
-
     Its columns are cosines and sines of the frequencies k / H; the constant has the power of the lowest of them (Timmer
-    & König 1995). With exponent 0 the matrix is orthogonal.
-    """
+    & König 1995). With exponent 0 the matrix is orthogonal."""
     time, columns = np.arange(horizon), []
     for k in range(horizon // 2 + 1):
         scale, angle = max(k, 1) ** (-exponent / 2), 2 * np.pi * k * time / horizon
@@ -233,14 +198,15 @@ def _shift(plan: Array, last: Array) -> Array:
     return jnp.concatenate([plan[1:], last])
 
 
-def _finite(value: Array) -> Array:
-    return jnp.where(jnp.isfinite(value), value, -jnp.inf)
+def _best(value: Array, tried: Array, count: int) -> tuple[Array, Array]:
+    """The `count` highest returns, best first, and their candidates; what is not finite is the worst there is."""
+    value, index = jax.lax.top_k(jnp.where(jnp.isfinite(value), value, -jnp.inf), count)
+    return value, tried[index]
 
 
 def _check(size: int, horizon: int, candidates: int, elites: int, iterations: int, min_std: Any, init_std: Any) -> None:
     """ValueError for a planner's setting out of range."""
-    sizes = {"size": size, "horizon": horizon, "candidates": candidates, "iterations": iterations}
-    for name, value in sizes.items():
+    for name, value in dict(size=size, horizon=horizon, candidates=candidates, iterations=iterations).items():
         check_number(f"{name} of a planner", value, least=1, whole=True)
     check_number(f"elites of a planner with {candidates} candidates", elites, least=1, most=candidates, whole=True)
     check_number("the first standard deviation of a planner", init_std, above=0)

@@ -117,25 +117,17 @@ def _tree(settings: Settings, params: Any, root: Root, model: Model, key: Key, t
     common = (params, key, start, model, settings.simulations, ~root.legal)
     if settings.kind == "gumbel":
         rule = partial(
-            mctx.qtransform_completed_by_mix_value,
-            value_scale=_scale(settings),
-            maxvisit_init=settings.c_visit,
+            mctx.qtransform_completed_by_mix_value, value_scale=_scale(settings), maxvisit_init=settings.c_visit,
             rescale_values=settings.bounds is None,
-        )
-        considered = min(settings.considered, root.logits.shape[-1])
-        return mctx.gumbel_muzero_policy(
-            *common, qtransform=rule, max_num_considered_actions=considered, gumbel_scale=heat
-        )
+        )  # fmt: skip
+        drawn = dict(max_num_considered_actions=min(settings.considered, root.logits.shape[-1]), gumbel_scale=heat)
+        return mctx.gumbel_muzero_policy(*common, qtransform=rule, **drawn)
     still = isinstance(temperature, int | float) and temperature == 0
+    rule = partial(bounded_q, bounds=settings.bounds) if settings.bounds else tree_q
     return mctx.muzero_policy(
-        *common,
-        qtransform=partial(legal_q, partial(bounded_q, bounds=settings.bounds) if settings.bounds else tree_q),
-        dirichlet_fraction=0.0 if still else settings.noise,
-        dirichlet_alpha=settings.dirichlet,
-        pb_c_init=settings.c_init,
-        pb_c_base=settings.c_base,
-        temperature=heat,
-    )
+        *common, qtransform=partial(legal_q, rule), dirichlet_fraction=0.0 if still else settings.noise,
+        dirichlet_alpha=settings.dirichlet, pb_c_init=settings.c_init, pb_c_base=settings.c_base, temperature=heat,
+    )  # fmt: skip
 
 
 def _scale(settings: Settings) -> float:
@@ -154,9 +146,7 @@ def bounded_q(tree: Any, node: Array, bounds: tuple[float, float]) -> Array:
 
 def tree_q(tree: Any, node: Array, least: float = 1e-8) -> Array:
     """q of a node's actions `[A]`, scaled to [0, 1] by the least and greatest q of the whole tree; 0 where not tried.
-
-    Schrittwieser et al. 2020, equation 5. (mctx's own default looks at a node and its children alone.)
-    """
+    Schrittwieser et al. 2020, equation 5. (mctx's own default looks at a node and its children alone.)"""
     q = tree.children_rewards + tree.children_discounts * tree.children_values  # [K, A]
     tried = tree.children_visits > 0
     low, high = jnp.where(tried, q, jnp.inf).min(), jnp.where(tried, q, -jnp.inf).max()
@@ -166,7 +156,5 @@ def tree_q(tree: Any, node: Array, least: float = 1e-8) -> Array:
 
 def legal_q(rule: Callable, tree: Any, node: Array) -> Array:
     """`rule`, with the lowest score for illegal actions.
-
-    Their prior is 0, but so may be, in float32, that of a legal one; mctx breaks such a tie at random.
-    """
+    Their prior is 0, but so may be, in float32, that of a legal one; mctx breaks such a tie at random."""
     return jnp.where(tree.children_prior_logits[node] > MASKED / 2, rule(tree, node), -1e9)

@@ -18,9 +18,7 @@ from jaxwm.types import Array, Key, PyTree
 
 class Share(NamedTuple):
     """The devices of a mapped axis that work out one update together; without an axis, this one only.
-
-    `split` tells whose sequences a batch holds: those of this device (the replay is split too), or those of all.
-    """
+    `split` tells whose sequences a batch holds: those of this device (the replay is split too), or those of all."""
 
     axis: str | None = None
     split: bool = False
@@ -72,9 +70,7 @@ class Share(NamedTuple):
 
     def weighted_mean(self, x: Array, weight: Array, axis: Any = None, least: float = 1.0) -> Array:
         """Return this device's term of sum(x weight) / max(sum(weight), least) over the rows of all devices.
-
-        The average of the devices' terms is that number. `weight` is a constant.
-        """
+        The average of the devices' terms is that number. `weight` is a constant."""
         weight = weight.astype(jnp.float32)
         total = jnp.maximum(self.mean(weight.sum(axis)), least / self.devices)
         return (x * weight).sum(axis) / total

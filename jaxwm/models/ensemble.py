@@ -64,9 +64,7 @@ def fit(x: Array, weight: Array) -> Scale:
 # --- The networks -------------------------------------------------------------------------------------------------
 def init(key: Key, networks: int, inputs: int, units: int, layers: int, outputs: int, logits: int = 0) -> PyTree:
     """Weights of `networks` MLPs with `layers` hidden layers: `kernel{i} [E, in, out]`, `bias{i} [E, 1, out]`.
-
-    The outputs are mean and raw log-variance `[O]` each and `logits`; the bounds `[O]` belong to all networks.
-    """
+    The outputs are mean and raw log-variance `[O]` each and `logits`; the bounds `[O]` belong to all networks."""
     widths = [inputs, *[units] * layers, 2 * outputs + logits]
     params = {"max_logvar": jnp.full(outputs, MAX_LOGVAR), "min_logvar": jnp.full(outputs, MIN_LOGVAR)}
     for i, (fan_in, fan_out) in enumerate(itertools.pairwise(widths)):
@@ -114,9 +112,7 @@ def decay(params: PyTree, rates: tuple[float, ...]) -> Array:
 
 def bootstrap(seed: Array, row: Array, env: Array, network: Array) -> Array:
     """How often the record at `row` of environment `env` counts for a network: Poisson(1) draws, float32 `[...]`.
-
-    All arguments but `seed` have one shape. The draw depends on nothing else.
-    """
+    All arguments but `seed` have one shape. The draw depends on nothing else."""
 
     def one(*place: Array) -> Array:
         key = jax.random.fold_in(jax.random.key(0), seed)
@@ -147,14 +143,7 @@ class Rollout(NamedTuple):
 
 
 def rollout(
-    transition: Transition,
-    obs: Array,
-    actions: Array,
-    key: Key,
-    networks: int,
-    particles: int,
-    outputs: int,
-    mix: bool,
+    transition: Transition, obs: Array, actions: Array, key: Key, networks: int, particles: int, outputs: int, mix: bool
 ) -> Rollout:
     """Trajectory sampling: `particles` of them from each of `obs` `[C, D]` under `actions` `[C, H, A]`.
 

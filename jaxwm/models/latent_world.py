@@ -53,10 +53,8 @@ def build_classic_world(
     spec: Spec, latents: rssm.Latents, config: Any, layers: int, acts: tuple[str, str], norm: bool = False
 ) -> World:
     """Build the components of PlaNet, Dreamer V1 and V2.
-
     `config` holds `deter`, `hidden`, `units`, `depth` and `dtype`; the MLPs for vectors have `layers`. `acts` are the
-    activations of the sensors and of the recurrent model, whose GRU has a layer norm if `norm`.
-    """
+    activations of the sensors and of the recurrent model, whose GRU has a layer norm if `norm`."""
     dtype = jnp.dtype(config.dtype)
     enc = encoders.Encoder(spec.obs, config.depth, config.units, layers, dtype, act=acts[0])
     sizes = spaces.action_size(spec.action), token_size(enc, spec), config.deter, config.hidden
@@ -132,10 +130,8 @@ class World:
         self, params: Any, record: Record, uniform: Array, start: Latent | None = None
     ) -> tuple[Latent, Any, Any]:
         """Infer posterior latents of sequences, their distributions and the priors, `[B, T, ...]`.
-
         `start [B, ...]` is the latent of the first record, whose own is then left out. Without it, sequences start from
-        nothing. `uniform [B, T, S]` decides the latents.
-        """
+        nothing. `uniform [B, T, S]` decides the latents."""
         batch, length = record.is_first.shape
         chex.assert_shape(uniform, (batch, length - (start is not None), self.dyn.latents.stoch))
         previous, is_first = self.encode(record.action), record.is_first
@@ -163,9 +159,7 @@ class World:
 
     def reconstruction(self, params: Any, latents: Latent, obs: Any) -> tuple[Array, dict[str, Array]]:
         """Mean loss over all sensors, and that of each where there are several; images a few at a time.
-
-        `params` are the decoder's own.
-        """
+        `params` are the decoder's own."""
         inputs = latents.deter, flatten(latents.stoch)
         numbers = apply(self.dec, params, *inputs, method="numbers")
         losses = {k: v.mean() for k, v in sensors.reconstruction_loss(obs, numbers, self.spec.obs).items()}
@@ -190,10 +184,8 @@ class World:
         self, params: Any, heads: Mapping[str, Head], record: Record, uniform: Array
     ) -> tuple[Latent, dict[str, Array], dict[str, Array]]:
         """Posterior latents `[B, T]` of sequences from nothing, the mean losses of all that is predicted, and metrics.
-
         `rec` observations, `rew` rewards as unit normals, `con` the continue flag where there is such a head,
-        `dyn` and `rep` the KL towards the posterior and towards the prior.
-        """
+        `dyn` and `rep` the KL towards the posterior and towards the prior."""
         latents, post, prior = self.infer(params, record, uniform)
         feat, losses = latents.feat(), {}
         losses["dyn"], losses["rep"] = (x.mean() for x in rssm.kl_losses(post, prior))
@@ -212,9 +204,7 @@ class World:
         gradients: bool = False,
     ) -> tuple[Latent, Array]:  # fmt: skip
         """Dreams `[H + 1, R, ...]` under `actor(feat)`; see `rssm.imagine`.
-
-        With `gradients` they run through latents and actions; what the actor sees is constant (Hafner et al. 2020).
-        """
+        With `gradients` they run through latents and actions; what the actor sees is constant (Hafner et al. 2020)."""
 
         def policy(latent: Latent, noise: Array) -> tuple[Array, Array]:
             dist = actor(jax.lax.stop_gradient(latent.feat()) if gradients else latent.feat())
@@ -254,9 +244,7 @@ class World:
         predict: Callable[[Array], tuple[Array, Array]], temperature: float = 1.0,
     ) -> Dream:  # fmt: skip
         """What follows a context `[B, L]`, under given actions or `actor(feat)`; see `Agent.imagine`.
-
-        `predict(feat)` gives reward and continue. Given actions are followed at temperature 1.
-        """
+        `predict(feat)` gives reward and continue. Given actions are followed at temperature 1."""
         self.check_dream(context, actions, horizon)
         k_observe, k_plan, k_imagine = jax.random.split(key, 3)
         start = self.last(params, context, k_observe)

@@ -30,9 +30,7 @@ def squash(x: Array) -> Array:
 
 def unsquash(y: Array) -> Array:
     """The inverse of `squash`.
-
-    With u = sqrt(|x| + 1) it is the root of EPS u^2 + u - (1 + EPS + |y|) = 0, written so that nothing cancels.
-    """
+    With u = sqrt(|x| + 1) it is the root of EPS u^2 + u - (1 + EPS + |y|) = 0, written so that nothing cancels."""
     target = 1 + EPS + jnp.abs(y)
     u = 2 * target / (1 + jnp.sqrt(1 + 4 * EPS * target))
     return jnp.sign(y) * (u * u - 1)
@@ -166,10 +164,8 @@ class Net(nn.Module):
 
     def reward(self, latent: Array, memory: Memory | None) -> tuple[Array, Array, Memory | None]:
         """Logits `[R, K]` of what is predicted, the reward `[R]` of the step into `latent`, the memory behind it.
-
         Predicted is the reward, or the value prefix: the sum of rewards since the last reset, undiscounted. The reward
-        is then the difference of two prefixes, or the prefix itself right after a reset.
-        """
+        is then the difference of two prefixes, or the prefix itself right after a reset."""
         x = self.cuts["reward"](latent) if self.residual else latent
         if memory is None:
             logits = self.gain(x)["reward"]

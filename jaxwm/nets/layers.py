@@ -69,10 +69,8 @@ def from_blocks(x: Array) -> Array:
 
 class BlockLinear(nn.Module):
     """Block-diagonal linear layer: `blocks` independent maps, `[blocks, ..., inputs / blocks]` to `units / blocks`.
-
     `shared [..., S]` inputs are seen by every block beside the block's own. The fan-in of the initialiser is the full
-    input width over all blocks, as in the official Dreamer V3, not that of one block.
-    """
+    input width over all blocks, as in the official Dreamer V3, not that of one block."""
 
     inputs: int  # all blocks together, without the shared part
     units: int

@@ -32,9 +32,7 @@ SHARED: Any = Ring(Record(None, None, None, None, None, None, 0), None)  # type:
 
 def init(example: Record, capacity: int, num_envs: int) -> Ring:
     """An empty ring for records shaped like `example` (arrays or shape structs `[N, ...]`).
-
-    `capacity` counts environment steps over all `num_envs` environments; ValueError if not even one row fits.
-    """
+    `capacity` counts environment steps over all `num_envs` environments; ValueError if not even one row fits."""
     rows = capacity // num_envs
     if rows < 1:
         raise ValueError(f"a replay of {capacity} steps is smaller than one step of {num_envs} environments")

@@ -45,9 +45,7 @@ def gather(ring: Ring, index: Index, length: int, weight: Array | None = None) -
 
 def sample(ring: Ring, key: Key, batch: int, length: int, how: str = "uniform") -> Batch:
     """Draw sequences `[batch, length]`. Fill the ring with at least `length` rows before.
-
-    "uniform": any start. "latest": the newest `length` records of environments in turn.
-    """
+    "uniform": any start. "latest": the newest `length` records of environments in turn."""
     _check(ring, batch, length)
     if how == "uniform":
         return gather(ring, _uniform(ring, key, batch, length), length)
@@ -73,10 +71,8 @@ def _uniform(ring: Ring, key: Key, batch: int, length: int) -> Index:
 
 def online(batch: int, length: int) -> Sampler:
     """New sequences first, each once, in the order in which they were completed; the rest of a batch is uniform.
-
     Sequence q covers the rows from `q // N * length` of environment `q % N`: consecutive, not overlapping. The cursor
-    is the number of the next one; those already overwritten are passed over.
-    """
+    is the number of the next one; those already overwritten are passed over."""
 
     def draw(state: PyTree, ring: Ring, cursor: Array, key: Key) -> tuple[Batch, Array]:
         _check(ring, batch, length)
@@ -94,9 +90,7 @@ def online(batch: int, length: int) -> Sampler:
 
 def prioritised(ring: Ring, key: Key, batch: int, length: int, alpha: float, beta: float) -> Batch:
     """Sequences by the priority of their last record, p ** alpha (Schaul et al. 2016), stratified.
-
-    `weight` is (1 / (count p)) ** beta, divided by its greatest entry in the batch.
-    """
+    `weight` is (1 / (count p)) ** beta, divided by its greatest entry in the batch."""
     rows, num_envs = ring.data.extras["priority"].shape
     slot = jnp.arange(rows)
     newest = (ring.rows - 1 - slot) // rows * rows + slot  # the row that a slot holds; before 0 where it is empty
