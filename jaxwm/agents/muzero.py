@@ -165,8 +165,9 @@ def targets(record: Record, value: Array, unroll: int, td_steps: int, discount: 
     before = jnp.cumsum(over, 1)[:, : unroll + 1] - over[:, : unroll + 1] > 0  # an end came earlier
     dead = jnp.cumsum(record.is_terminal, 1)[:, : unroll + 1] > 0  # a true end came, here or earlier
     real, last = ~before, part(over, 0)
-    value, reward = jnp.where(real, total, 0.0), jnp.where(real, part(record.reward, 0), 0.0)
-    return Targets(value, dead | (real & ~last), reward, real | dead, policy_known=real & ~last, real=real)
+    value, value_known = jnp.where(real, total, 0.0), dead | (real & ~last)
+    reward, reward_known = jnp.where(real, part(record.reward, 0), 0.0), real | dead
+    return Targets(value, value_known, reward, reward_known, policy_known=real & ~last, real=real)
 
 
 def targets_of(nets: Networks, state: State, record: Record) -> Targets:
