@@ -79,27 +79,20 @@ class Spec:
     """What an agent must know of an environment.
 
     `obs` is one `jax.ShapeDtypeStruct` or a dict of them, without the `[N]` axis. The dtype tells the kind: uint8
-    `[H, W, C]` is an image, bool is a set of 0/1 planes or flags, float32 a vector. `max_steps` is the time limit of an
-    episode in environment steps (None: unknown).
+    `[H, W, C]` is an image, bool is a set of 0/1 planes or flags, float32 a vector.
 
     `simulate(sim, action) -> Step` is the environment itself as a model, for systems that search in it: `sim` is the
     observation of that name, leaves `[N, ...]`, and so is the `sim` in the observation of the result. No auto-reset:
     after an end it stays there, with reward 0. In a game the reward is that of the player who moved.
-
-    `players` is how many the agent moves for, in turn: 2 in games against itself.
-
-    `one_hot` says that the observation, a single bool array, always has one True entry: the index of a discrete state.
-
-    `action` is None for recordings in which nobody acts.
     """
 
     name: str
     obs: PyTree
-    action: Any  # ActionSpace; None only where a recording has no actions
-    max_steps: int | None = None
+    action: Any  # an ActionSpace; None for recordings in which nobody acts
+    max_steps: int | None = None  # the time limit of an episode in environment steps; None: unknown
     simulate: Callable[[PyTree, Array], Step] | None = None
-    players: int = 1
-    one_hot: bool = False
+    players: int = 1  # how many the agent moves for, in turn: 2 in games against itself
+    one_hot: bool = False  # the observation, a single bool array, always has one True entry: the index of a state
 
     def __post_init__(self):
         if self.action is not None and not isinstance(self.action, ActionSpace):
@@ -232,25 +225,22 @@ class Writes(NamedTuple):
 class TrainStep(NamedTuple):
     """One named way of learning: `update(state, batch, key) -> (state, feedback, metrics)`.
 
-    `length` is the number of records read (a context record included). `sampler` is "uniform", "latest", "online", a
-    pure function `(state, ring, key, size) -> Batch` or a `replay.Sampler`; `size` is `batch_size`, or a device's part
-    of it where the replay is split among several. `feedback` maps names of extras to arrays
-    `[B, L', ...]` with `L' <= length`, aligned with the last L' records; it is written back to the ring. `metrics` are
-    float32 scalars.
-
-    `reads` names the ring to sample from; given several names, the sampler is a function and gets `{name: Ring}`.
-    A step that `writes` returns new records `[K, N', ...]` (rows of N' streams) in place of feedback.
+    `sampler` is "uniform", "latest", "online", a pure function `(state, ring, key, size) -> Batch` or a
+    `replay.Sampler`; `size` is `batch_size`, or a device's part of it where the replay is split among several.
+    `feedback` maps names of extras to arrays `[B, L', ...]` with `L' <= length`, aligned with the last L' records; it
+    is written back to the ring. `metrics` are float32 scalars. A step that `writes` returns new records `[K, N', ...]`
+    (rows of N' streams) in place of feedback.
 
     Where `shared` is set, as for every gradient step, `update` also takes `share`, a `jaxwm.learning.share.Share`: each
     of several devices works on its part of the batch. Other steps are repeated by every device on the whole batch.
     """
 
-    update: Callable[..., tuple[PyTree, Any, dict[str, Array]]]
+    update: Callable[..., tuple[PyTree, Any, Metrics]]
     batch_size: int
-    length: int
+    length: int  # records read, a context record included
     sampler: Any = "uniform"
     shared: bool = False
-    reads: str | tuple[str, ...] = "real"
+    reads: str | tuple[str, ...] = "real"  # ring to sample from; given several, the sampler gets `{name: Ring}`
     writes: Writes | None = None
 
 

@@ -262,7 +262,8 @@ def policy_loss(
 ) -> tuple[Array, Array]:
     """REINFORCE losses (equation 6) and entropies `[H, R]` at `feat [H, R, F]`."""
     policy = learner.actor({"pol": pol}, feat)
-    return ac.reinforce_loss(policy, actions, advantage, weight, hyper["entropy"])
+    entropy = policy.entropy()
+    return ac.actor_loss(ac.reinforce(policy, actions, advantage), entropy, weight, hyper["entropy"]), entropy
 
 
 def replay_value_loss(learner: Learner, params: Any, state: State, record: Record, feat: Array, boot: Array) -> Array:

@@ -25,6 +25,7 @@ from jaxwm.agents.system import System, hyper_of
 from jaxwm.control.policy import check_mode
 from jaxwm.errors import check_range, check_types
 from jaxwm.learning import optim
+from jaxwm.learning.step import Remembering as State
 from jaxwm.learning.step import Updated
 from jaxwm.schedule import FOREVER, Collect, Repeat, Train
 from jaxwm.spaces import check_dream
@@ -81,16 +82,6 @@ class Memory(NamedTuple):
     count: Array
     tried: Array
     time: Array
-
-
-class State(NamedTuple):
-    """All of an agent. `params` holds the Q-table `[S, A]`."""
-
-    params: dict[str, Array]
-    opt: tuple[()]
-    hyper: dict[str, Array]
-    step: Array
-    memory: Memory
 
 
 Pair = tuple[Array, Array]
@@ -180,7 +171,8 @@ def state_of(spec: Spec, obs: Array) -> Array:
 
 # --- Wiring -----------------------------------------------------------------------------------------------------------
 def make(spec: Spec, config: Config = Config()) -> Agent:
-    """Build Dyna-Q for an environment. ValueError unless observations are one-hot and actions discrete."""
+    """Build Dyna-Q for an environment; `State.params["q"]` is the Q-table `[S, A]`.
+    ValueError unless observations are one-hot and actions discrete."""
     obs = spec.obs
     if not spec.one_hot or not isinstance(spec.action, Discrete):
         raise ValueError(

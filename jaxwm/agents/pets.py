@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import chex
 import jax
@@ -35,6 +35,7 @@ from jaxwm.errors import check_number, check_range, check_types
 from jaxwm.learning import optim
 from jaxwm.learning.share import ALONE, Share
 from jaxwm.learning.step import Losses, Updated, gradient_step
+from jaxwm.learning.step import Remembering as State
 from jaxwm.models import ensemble
 from jaxwm.models.ensemble import Rollout, Transition
 from jaxwm.nets.sensors import flat, kind, sensors
@@ -245,22 +246,12 @@ def build_planner(actions: int, config: Config) -> Planner:
 
 
 # --- Wiring -----------------------------------------------------------------------------------------------------------
-class State(NamedTuple):
-    """All of an agent.
-    `params` holds the networks (`model`) and the scales of their inputs and targets, which are fitted and not learned;
-    `memory`, a number, decides the bootstraps."""
-
-    params: dict[str, Any]
-    opt: dict[str, Any]
-    hyper: dict[str, Array]
-    step: Array
-    memory: Array
-
-
 def make(spec: Spec, config: Config = Config()) -> Agent:
     """Build PETS for an environment.
 
-    ValueError unless observations are float vectors and actions a `Box`, and where a reward that is to be known is not.
+    `State.params` holds the networks (`model`) and the scales of their inputs and targets, which are fitted and not
+    learned; `State.memory`, a number, decides the bootstraps. ValueError unless observations are float vectors and
+    actions a `Box`, and where a reward that is to be known is not.
     """
     _check_spec(spec, config)
     inputs, outputs = _width(spec) + spec.action.size, _outputs(spec, config)

@@ -41,6 +41,7 @@ from jaxwm.errors import check_range, check_types
 from jaxwm.learning import optim
 from jaxwm.learning.share import ALONE, Share
 from jaxwm.learning.step import Losses, Updated, gradient_step
+from jaxwm.learning.step import Remembering as State
 from jaxwm.models.mdn_rnn import MDNRNN, LSTMState, Prediction
 from jaxwm.nets.layers import Linear, apply
 from jaxwm.nets.sensors import sensors
@@ -48,22 +49,7 @@ from jaxwm.nets.strided import StridedDecoder, StridedEncoder, check_side
 from jaxwm.replay import Ring
 from jaxwm.schedule import Collect, Repeat, Train
 from jaxwm.spaces import blank, check_dream, choices, random_action, wide
-from jaxwm.types import (
-    Acted,
-    Agent,
-    Array,
-    Batch,
-    Box,
-    Discrete,
-    Dream,
-    Index,
-    Key,
-    Record,
-    Spec,
-    Step,
-    TrainStep,
-    Varies,
-)
+from jaxwm.types import Acted, Agent, Array, Batch, Box, Discrete, Dream, Key, Record, Spec, Step, TrainStep, Varies
 
 BLOCK = 16
 """Rows of the replay that one update of "encode" looks at."""
@@ -238,16 +224,6 @@ class Memory(NamedTuple):
 
     candidates: Array
     encoded: Array
-
-
-class State(NamedTuple):
-    """Everything that learning changes. `params` holds "vision", "memory" and "controller", the mean of CMA-ES."""
-
-    params: dict[str, Any]
-    opt: dict[str, Any]
-    hyper: dict[str, Array]
-    step: Array  # updates so far
-    memory: Memory
 
 
 class Carry(NamedTuple):
@@ -437,14 +413,14 @@ def train_steps(nets: Networks, evolution: Evolution, adam: Any, capped: Any) ->
 
 def next_block(state: State, ring: Ring, key: Key, size: int) -> Batch:
     """The next rows without codes, of all environments of the ring."""
-    num_envs = ring.data.reward.shape[1]
     first = jnp.minimum(replay.oldest(ring) + state.memory.encoded, ring.rows - BLOCK)
-    return replay.gather(ring, Index(jnp.broadcast_to(first, (num_envs,)), jnp.arange(num_envs)), BLOCK)
+    return replay.across(ring, first, ring.data.reward.shape[1], BLOCK)
 
 
 # --- Wiring -----------------------------------------------------------------------------------------------------------
 def make(spec: Spec, config: Config = Config()) -> Agent:
     """Build World Models for an environment of images; replay extras are V's codes, `mean` and `log_var` `[N, Z]`.
+    `State.params` holds "vision", "memory" and "controller", the mean of CMA-ES.
     ValueError unless the observation is one image of 64 x 64 and actions are `Discrete` or `Box`."""
     if not isinstance(spec.action, Discrete | Box):
         raise ValueError(f"world-models wants Discrete or Box actions; {spec.name} has {spec.action}")

@@ -55,14 +55,6 @@ def actor_loss(gain: Array, entropy: Array, weight: Array, scale: Array | float)
     return -weight * (gain + scale * entropy)
 
 
-def reinforce_loss(
-    policy: Actor, actions: Array, advantage: Array, weight: Array, scale: Array | float
-) -> tuple[Array, Array]:
-    """The loss `[...]` of an actor that learns by REINFORCE only, and its entropy `[...]`."""
-    entropy = policy.entropy()
-    return actor_loss(reinforce(policy, actions, advantage), entropy, weight, scale), entropy
-
-
 def critic_loss(value: Array, returns: Array, weight: Array) -> Array:
     """Half the squared error `[...]` of values that are numbers."""
     chex.assert_equal_shape((value, returns, weight))

@@ -123,7 +123,8 @@ def _tree(settings: Settings, params: Any, root: Root, model: Model, key: Key, t
         drawn = dict(max_num_considered_actions=min(settings.considered, root.logits.shape[-1]), gumbel_scale=heat)
         return mctx.gumbel_muzero_policy(*common, qtransform=rule, **drawn)
     still = isinstance(temperature, int | float) and temperature == 0
-    rule = partial(bounded_q, bounds=settings.bounds) if settings.bounds else tree_q
+    low, high = settings.bounds or (None, None)
+    rule = partial(mctx.qtransform_by_min_max, min_value=low, max_value=high) if settings.bounds else tree_q
     return mctx.muzero_policy(
         *common, qtransform=partial(legal_q, rule), dirichlet_fraction=0.0 if still else settings.noise,
         dirichlet_alpha=settings.dirichlet, pb_c_init=settings.c_init, pb_c_base=settings.c_base, temperature=heat,
@@ -139,11 +140,6 @@ def _scale(settings: Settings) -> float:
 
 
 # --- What PUCT makes of q, for one node of one tree ---------------------------------------------------------------
-def bounded_q(tree: Any, node: Array, bounds: tuple[float, float]) -> Array:
-    """q of a node's actions `[A]`, scaled from `bounds` to [0, 1]; 0 where not tried."""
-    return mctx.qtransform_by_min_max(tree, node, min_value=bounds[0], max_value=bounds[1])
-
-
 def tree_q(tree: Any, node: Array, least: float = 1e-8) -> Array:
     """q of a node's actions `[A]`, scaled to [0, 1] by the least and greatest q of the whole tree; 0 where not tried.
     Schrittwieser et al. 2020, equation 5. (mctx's own default looks at a node and its children alone.)"""

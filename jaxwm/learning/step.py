@@ -29,6 +29,16 @@ class State(NamedTuple):
     step: Array  # updates so far, int32
 
 
+class Remembering(NamedTuple):
+    """A `State` with a `memory`: what a system keeps beside parameters that learn by gradients."""
+
+    params: Any
+    opt: Any
+    hyper: dict[str, Array]
+    step: Array
+    memory: Any
+
+
 def fresh_state(params: Any, opt: Any, hyper: Mapping[str, Any]) -> State:
     """Return the state before the first update."""
     return State(params, opt, optim.numbers(hyper), jnp.zeros((), jnp.int32))

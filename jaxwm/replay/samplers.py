@@ -43,6 +43,12 @@ def gather(ring: Ring, index: Index, length: int, weight: Array | None = None) -
     return Batch(take(ring, index, length), index, jnp.ones(len(index.row)) if weight is None else weight)
 
 
+def across(ring: Ring, first: Array, batch: int, length: int) -> Batch:
+    """The `length` rows from `first` on, of `batch` environments in turn."""
+    index = Index(jnp.broadcast_to(first, (batch,)), jnp.arange(batch) % ring.data.reward.shape[1])
+    return gather(ring, index, length)
+
+
 def sample(ring: Ring, key: Key, batch: int, length: int, how: str = "uniform") -> Batch:
     """Draw sequences `[batch, length]`. Fill the ring with at least `length` rows before.
     "uniform": any start. "latest": the newest `length` records of environments in turn."""
@@ -50,8 +56,7 @@ def sample(ring: Ring, key: Key, batch: int, length: int, how: str = "uniform") 
     if how == "uniform":
         return gather(ring, _uniform(ring, key, batch, length), length)
     if how == "latest":
-        num_envs = ring.data.reward.shape[1]
-        return gather(ring, Index(jnp.broadcast_to(ring.rows - length, (batch,)), jnp.arange(batch) % num_envs), length)
+        return across(ring, ring.rows - length, batch, length)
     raise ValueError(f"unknown sampler {how!r}; there are uniform, latest and online, or pass a function")
 
 
