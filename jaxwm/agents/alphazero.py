@@ -36,8 +36,7 @@ from jaxwm.schedule import FOREVER, Collect, Repeat, Train, pace
 from jaxwm.spaces import random_action
 from jaxwm.types import Acted, Agent, Array, Batch, Discrete, Key, Record, Spec, Step, TrainStep, Varies
 
-DROPS = (100_000, 300_000, 500_000)
-"""Updates after which the learning rate falls to a tenth."""
+DROPS = (100_000, 300_000, 500_000)  # Updates after which the learning rate falls to a tenth.
 
 
 @dataclass(frozen=True)

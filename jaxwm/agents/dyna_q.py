@@ -84,8 +84,7 @@ class Memory(NamedTuple):
     time: Array
 
 
-Pair = tuple[Array, Array]
-"""State and action."""
+Pair = tuple[Array, Array]  # State and action.
 
 
 # --- The steps of the book's box --------------------------------------------------------------------------------------

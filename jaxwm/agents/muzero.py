@@ -145,11 +145,9 @@ class Targets(NamedTuple):
 
 def targets(record: Record, value: Array, unroll: int, td_steps: int, discount: float, used: Array | None) -> Targets:
     """The targets of sequences `record [B, K + n + 1]` with bootstrap values `value` of the same shape.
-
     z_t = r_{t+1} + ... + gamma^(n-1) r_{t+n} + gamma^n v_{t+n}, cut at the end of the episode: what follows is worth 0,
     or, at a time limit, the value of its last observation. `used [B]`, if given, is how many rewards are used, at least
-    one (EfficientZero's correction for old data).
-    """
+    one (EfficientZero's correction for old data)."""
     chex.assert_shape((record.reward, value), (None, unroll + td_steps + 1))
     over = record.is_last | record.is_terminal
     shape = len(over), unroll + 1

@@ -248,11 +248,9 @@ def build_planner(actions: int, config: Config) -> Planner:
 # --- Wiring -----------------------------------------------------------------------------------------------------------
 def make(spec: Spec, config: Config = Config()) -> Agent:
     """Build PETS for an environment.
-
     `State.params` holds the networks (`model`) and the scales of their inputs and targets, which are fitted and not
     learned; `State.memory`, a number, decides the bootstraps. ValueError unless observations are float vectors and
-    actions a `Box`, and where a reward that is to be known is not.
-    """
+    actions a `Box`, and where a reward that is to be known is not."""
     _check_spec(spec, config)
     inputs, outputs = _width(spec) + spec.action.size, _outputs(spec, config)
     learned = config.reward == "learned"

@@ -8,8 +8,7 @@ from typing import Any, get_type_hints
 
 from jaxwm.types import VARIES
 
-ANY_OBSERVATION = ("image", "binary", "vector")
-"""Every kind of sensor that `nets.encoders` can see."""
+ANY_OBSERVATION = ("image", "binary", "vector")  # Every kind of sensor that `nets.encoders` can see.
 
 ANY_ACTION = ("Discrete", "MultiDiscrete", "Box")
 

@@ -51,8 +51,7 @@ from jaxwm.schedule import Collect, Repeat, Train
 from jaxwm.spaces import blank, check_dream, choices, random_action, wide
 from jaxwm.types import Acted, Agent, Array, Batch, Box, Discrete, Dream, Key, Record, Spec, Step, TrainStep, Varies
 
-BLOCK = 16
-"""Rows of the replay that one update of "encode" looks at."""
+BLOCK = 16  # Rows of the replay that one update of "encode" looks at.
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,9 @@ from jaxwm.types import Array
 
 def lambda_return(reward: Array, bootstrap: Array, discount: Array, last: Array, lam: float | Array) -> Array:
     """Lambda-returns (Sutton & Barto 2018, 12.1), time first: `[T, ...]` in, `[T - 1, ...]` out.
-
     R_t = r_{t+1} + d_{t+1} ((1 - l_{t+1}) v_{t+1} + l_{t+1} R_{t+1}) with l = lam (1 - last) and R_{T-1} = v_{T-1}.
     `reward[t]` arrives with state t, `discount[t]` is 0 (or small) where state t is terminal, `bootstrap[t]` is the
-    value of state t, and `last[t]` marks a state after which the sequence goes on with another episode.
-    """
+    value of state t, and `last[t]` marks a state after which the sequence goes on with another episode."""
     chex.assert_equal_shape((reward, bootstrap, discount, last))
     trace = lam * (1.0 - last[1:].astype(jnp.float32))
     direct = reward[1:] + discount[1:] * (1 - trace) * bootstrap[1:]

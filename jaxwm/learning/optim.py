@@ -12,8 +12,7 @@ import optax
 
 from jaxwm.types import Array, PyTree
 
-WIDTH = 256
-"""Columns of packed tensors."""
+WIDTH = 256  # Columns of packed tensors.
 
 
 def numbers(hyper: Mapping[str, Any]) -> dict[str, Array]:

@@ -15,25 +15,21 @@ import jax.numpy as jnp
 
 from jaxwm.types import Array
 
-Rows = Any
-"""A pytree of arrays that share their first axis; cut, `[n, rows / n, ...]`."""
+Rows = Any  # A pytree of arrays that share their first axis; cut, `[n, rows / n, ...]`.
 
 
 class Routes(NamedTuple):
     """What one kind of device prefers. 0 stands for all at once."""
 
-    images: int = 0
-    """Images that go through convolutions, and back, together."""
-    dreams: int = 0
-    """Dreams that are rolled out and judged together."""
+    images: int = 0  # Images that go through convolutions, and back, together.
+    dreams: int = 0  # Dreams that are rolled out and judged together.
     own_gradients: bool = False
     """Use hand-written gradients of convolutions: XLA's own are many times slower on CPUs, above all in loops."""
     subpixel: bool = True
     """Double images and convolve them in one convolution at the lower resolution (9 instead of 25 products)."""
 
 
-PLAIN = Routes(subpixel=False)
-"""The mathematics as written, for reading and for tests."""
+PLAIN = Routes(subpixel=False)  # The mathematics as written, for reading and for tests.
 
 ROUTES = {"cpu": Routes(images=16, dreams=64, own_gradients=True)}
 """By backend; others take the defaults of `Routes`. Measured in benchmarks/NOTES.md."""

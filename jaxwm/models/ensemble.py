@@ -23,11 +23,8 @@ import numpy as np
 from jaxwm.nets.layers import truncated_normal
 from jaxwm.types import Array, Key, PyTree
 
-OUTSCALE = 0.44
-"""Weights start with 1 / (2 sqrt(fan-in)) as standard deviation of a normal that is cut at two of them."""
-
-MAX_LOGVAR, MIN_LOGVAR = 0.5, -10.0
-"""Where the bounds of the log-variances start."""
+OUTSCALE = 0.44  # Weights start with 1 / (2 sqrt(fan-in)) as standard deviation of a normal that is cut at two of them.
+MAX_LOGVAR, MIN_LOGVAR = 0.5, -10.0  # Where the bounds of the log-variances start.
 
 POISSON = np.cumsum([math.exp(-1) / math.factorial(k) for k in range(8)]).astype(np.float32)
 """Distribution function of Poisson(1) at 0, 1, ...; more than 8 has probability 1e-6."""
@@ -146,11 +143,9 @@ def rollout(
     transition: Transition, obs: Array, actions: Array, key: Key, networks: int, particles: int, outputs: int, mix: bool
 ) -> Rollout:
     """Trajectory sampling: `particles` of them from each of `obs` `[C, D]` under `actions` `[C, H, A]`.
-
     Particle e * Q + q starts with network e. It keeps it (TS-infinity), or with `mix` all are shuffled among the
     networks after every step (TS1), which gives each network its equal share. The rollouts side by side meet the same
-    normal noise and the same shuffles: plans are compared under equal luck, and noise costs next to nothing.
-    """
+    normal noise and the same shuffles: plans are compared under equal luck, and noise costs next to nothing."""
     each, (count, horizon) = particles // networks, actions.shape[:2]
 
     def spread(x: Array) -> Array:

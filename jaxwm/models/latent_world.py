@@ -25,8 +25,7 @@ from jaxwm.nets import encoders, sensors
 from jaxwm.nets.layers import Head, apply
 from jaxwm.types import Acted, Array, Dream, Key, Record, Spec, Step
 
-Policy = Callable[[Array], Any]
-"""From `feat [..., F]` to a distribution over actions, a `control.policy.Actor`."""
+Policy = Callable[[Array], Any]  # From `feat [..., F]` to a distribution over actions, a `control.policy.Actor`.
 
 
 class Carry(NamedTuple):

@@ -19,8 +19,7 @@ from jaxwm.nets.residual import ROUTES, Cut, Tower
 from jaxwm.nets.sensors import kinds, sensors
 from jaxwm.types import Array
 
-EPS = 0.001
-"""Weight of the linear term of `squash`, without which large values could not be told apart."""
+EPS = 0.001  # Weight of the linear term of `squash`, without which large values could not be told apart.
 
 
 def squash(x: Array) -> Array:
@@ -71,8 +70,7 @@ def scaled(latent: Array) -> Array:
     return (latent - low) / jnp.maximum(high - low, 1e-5)
 
 
-SMALL = 10
-"""Height of planes that residual networks do not halve: 96 becomes 6, as in MuZero; a grid of 10 stays."""
+SMALL = 10  # Height of planes that residual networks do not halve: 96 becomes 6, as in MuZero; a grid of 10 stays.
 
 
 class Half(nn.Module):

@@ -17,8 +17,7 @@ from jaxwm.nets.sensors import flat, kinds, sensors
 from jaxwm.nets.strided import StridedDecoder, StridedEncoder
 from jaxwm.types import Array
 
-MULTIPLIERS = (2, 3, 4, 4)
-"""Channels of the four convolution stages, in units of `depth`."""
+MULTIPLIERS = (2, 3, 4, 4)  # Channels of the four convolution stages, in units of `depth`.
 
 
 class Encoder(nn.Module):
@@ -83,8 +82,7 @@ class Decoder(nn.Module):
     blocks: int = 8
     dtype: Any = jnp.float32
     routes: Routes = PLAIN
-    act: str = "norm_silu"
-    """As for the encoder."""
+    act: str = "norm_silu"  # As for the encoder.
 
     def setup(self):
         spec, dtype = sensors(self.spec), self.dtype

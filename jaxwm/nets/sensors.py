@@ -25,8 +25,7 @@ def sensors(obs: Any) -> dict[str, Any]:
     return {name: obs[name] for name in sorted(obs) if name not in RESERVED}
 
 
-LONGEST = 4095
-"""Numbers in a vector; where there are more they are those of an image."""
+LONGEST = 4095  # Numbers in a vector; where there are more they are those of an image.
 
 
 def kind(spec: jax.ShapeDtypeStruct) -> str:

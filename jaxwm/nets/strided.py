@@ -17,14 +17,9 @@ import jax.numpy as jnp
 from jaxwm.nets.layers import ACTIVATIONS, Linear, truncated_normal
 from jaxwm.types import Array
 
-SIDE = 64
-"""Height and width of the images; nothing else fits these kernels."""
-
-CHANNELS = (1, 2, 4, 8)
-"""Channels of the convolutions, in units of `depth`."""
-
-KERNELS = (5, 5, 6, 6)
-"""Kernels of the transposed convolutions: 1, 5, 13, 30 and 64 pixels."""
+SIDE = 64  # Height and width of the images; nothing else fits these kernels.
+CHANNELS = (1, 2, 4, 8)  # Channels of the convolutions, in units of `depth`.
+KERNELS = (5, 5, 6, 6)  # Kernels of the transposed convolutions: 1, 5, 13, 30 and 64 pixels.
 
 
 def check_side(shape: tuple[int, ...]) -> None:

@@ -80,11 +80,9 @@ def cut(ring: Ring) -> Ring:
 
 def update(ring: Ring, batch: Batch, feedback: dict[str, Array], keep: Array | bool = True) -> Ring:
     """Write `feedback` back into the extras of the records it came from.
-
     `feedback` leaves are `[B, L', ...]` with L' <= L, aligned with the last L' records. Where sequences of a batch
     overlap, the last one of the batch wins: scatters with repeated indices have no promised order on GPUs. Nothing is
-    written where `keep`, a bool scalar, is False.
-    """
+    written where `keep`, a bool scalar, is False."""
     if not feedback:
         return ring
     length = batch.record.reward.shape[1]
