@@ -87,10 +87,6 @@ class Config:
         check_range(self, "epochs bound_scale exponent", least=0)
         check_range(self, "momentum", least=0, most=1)
         check_range(self, "capacity", least=2 * self.envs)
-        self._check_lists()
-
-    def _check_lists(self) -> None:
-        """ValueError where two settings do not fit together."""
         if self.particles < 1 or self.particles % self.networks:
             raise ValueError(
                 f"particles must be a multiple of the {self.networks} networks, not {self.particles}: each network "

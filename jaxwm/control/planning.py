@@ -10,7 +10,6 @@ Returns that are not finite count as the worst there are, so that a model that d
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -82,7 +81,7 @@ def cem(
         after = memory._replace(mean=_shift(mean, jnp.zeros_like(mean[:1])))
         return after, mean[0] if returns == "mean" else best[0]
 
-    return Planner(partial(_start, size, horizon), plan)
+    return Planner(lambda: Memory(jnp.zeros((horizon, size))), plan)
 
 
 def icem(
@@ -127,10 +126,8 @@ def icem(
         kept = jnp.concatenate([kept[:, 1:], last], 1)
         return Memory(_shift(mean, mean[-1:]), kept, have), elite[0, 0]
 
-    def start() -> Memory:
-        return Memory(jnp.zeros((horizon, size)), jnp.zeros((count, horizon, size)), jnp.zeros((), bool))
-
-    return Planner(start, plan)
+    plans = count, horizon, size
+    return Planner(lambda: Memory(jnp.zeros(plans[1:]), jnp.zeros(plans), jnp.zeros((), bool)), plan)
 
 
 def mppi(
@@ -163,7 +160,7 @@ def mppi(
         mean, _ = jax.lax.fori_loop(0, iterations, improve, (memory.mean, jnp.full_like(memory.mean, max_std)))
         return memory._replace(mean=_shift(mean, jnp.zeros_like(mean[:1]))), mean[0]
 
-    return Planner(partial(_start, size, horizon), plan)
+    return Planner(lambda: Memory(jnp.zeros((horizon, size))), plan)
 
 
 def path_weights(value: Array, temperature: float) -> Array:
@@ -187,10 +184,6 @@ def coloured(horizon: int, exponent: float) -> np.ndarray:
             columns += [np.sqrt(2) * scale * np.cos(angle), np.sqrt(2) * scale * np.sin(angle)]
     basis = np.stack(columns, 1)
     return (basis / np.sqrt(np.square(basis).sum(1, keepdims=True))).astype(np.float32)
-
-
-def _start(size: int, horizon: int) -> Memory:
-    return Memory(jnp.zeros((horizon, size)))
 
 
 def _shift(plan: Array, last: Array) -> Array:

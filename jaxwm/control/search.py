@@ -115,28 +115,21 @@ def _tree(settings: Settings, params: Any, root: Root, model: Model, key: Key, t
     start = mctx.RootFnOutput(prior_logits=mask(root.logits, root.legal), value=root.value, embedding=root.embedding)  # type: ignore[call-arg]
     heat = jnp.reshape(jnp.asarray(temperature, jnp.float32), (-1, 1))  # [B or 1, 1]
     common = (params, key, start, model, settings.simulations, ~root.legal)
+    low, high = settings.bounds or (0.0, 1.0)
     if settings.kind == "gumbel":
+        scale = (settings.c_scale or (1.0 if settings.bounds else 0.1)) / (high - low)  # where q lies on it is the same
         rule = partial(
-            mctx.qtransform_completed_by_mix_value, value_scale=_scale(settings), maxvisit_init=settings.c_visit,
+            mctx.qtransform_completed_by_mix_value, value_scale=scale, maxvisit_init=settings.c_visit,
             rescale_values=settings.bounds is None,
         )  # fmt: skip
         drawn = dict(max_num_considered_actions=min(settings.considered, root.logits.shape[-1]), gumbel_scale=heat)
         return mctx.gumbel_muzero_policy(*common, qtransform=rule, **drawn)
     still = isinstance(temperature, int | float) and temperature == 0
-    low, high = settings.bounds or (None, None)
     rule = partial(mctx.qtransform_by_min_max, min_value=low, max_value=high) if settings.bounds else tree_q
     return mctx.muzero_policy(
         *common, qtransform=partial(legal_q, rule), dirichlet_fraction=0.0 if still else settings.noise,
         dirichlet_alpha=settings.dirichlet, pb_c_init=settings.c_init, pb_c_base=settings.c_base, temperature=heat,
     )  # fmt: skip
-
-
-def _scale(settings: Settings) -> float:
-    """The factor of q in a Gumbel search; where q lies on its scale makes no difference."""
-    if settings.bounds is None:
-        return 0.1 if settings.c_scale is None else settings.c_scale
-    low, high = settings.bounds
-    return (1.0 if settings.c_scale is None else settings.c_scale) / (high - low)
 
 
 # --- What PUCT makes of q, for one node of one tree ---------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import chex
@@ -140,16 +141,12 @@ class World:
         else:
             previous, is_first = previous[:, :-1], is_first[:, 1:]
             obs = jax.tree.map(lambda x: x[:, 1:], record.obs)
-        tokens = self.tokens(params, obs)
-        latents, post = rssm.observe(self.dyn, params["dyn"], start, tokens, previous, is_first, uniform)
-        return latents, post, apply(self.dyn, params["dyn"], latents.deter, method="prior")
-
-    def tokens(self, params: Any, obs: Any) -> Array:
-        """Encoded observations `[B, T, E]`; images a few at a time."""
         lead, flat = sensors.rows(obs, self.spec.obs)
         pieces = split(flat, self.routes.images if self.images else 0)
-        tokens = map_pieces(lambda params, piece: apply(self.enc, params, piece), params["enc"], pieces)
-        return merge(tokens).reshape(*lead, -1)
+        tokens = map_pieces(partial(apply, self.enc), params["enc"], pieces)
+        tokens = merge(tokens).reshape(*lead, -1)
+        latents, post = rssm.observe(self.dyn, params["dyn"], start, tokens, previous, is_first, uniform)
+        return latents, post, apply(self.dyn, params["dyn"], latents.deter, method="prior")
 
     @property
     def images(self) -> bool:
@@ -217,10 +214,14 @@ class World:
     ) -> tuple[Latent, Array]:
         """Roll out with gradients and fresh noise, for learning: dreams and actions `[H + 1, R, ...]`."""
         k_plan, k_dream = jax.random.split(key)
-        count, space = len(starts.deter), self.spec.action
-        plan = spaces.noise(space, share.uniform(k_plan, (horizon + 1, count, spaces.noise_size(space)), 1))
-        uniform = share.uniform(k_dream, (horizon, count, self.dyn.latents.stoch), 1)
-        return self.rollout(params, starts, actor, plan, uniform, gradients=True)
+        noise = self.noise(k_plan, k_dream, horizon, len(starts.deter), share)
+        return self.rollout(params, starts, actor, *noise, gradients=True)
+
+    def noise(self, k_plan: Key, k_dream: Key, horizon: int, rows: int, share: Share = ALONE) -> tuple[Array, Array]:
+        """What decides the actions `[H + 1, R, ...]` and the latents `[H, R, S]` of a dream."""
+        space = self.spec.action
+        plan = spaces.noise(space, share.uniform(k_plan, (horizon + 1, rows, spaces.noise_size(space)), 1))
+        return plan, share.uniform(k_dream, (horizon, rows, self.dyn.latents.stoch), 1)
 
     def last(self, params: Any, context: Record, key: Key) -> Latent:
         """The latent `[B, ...]` of a context's last record, filtered from the stored one of its first."""
@@ -251,10 +252,8 @@ class World:
             taken = actions.swapaxes(0, 1)
             latents = self.open_loop(params, start, taken, k_imagine)
             return self.shown(params, latents, taken, *predict(latents.feat()))
-        batch, width = len(context.reward), spaces.noise_size(self.spec.action)
-        uniform = jax.random.uniform(k_imagine, (horizon, batch, self.dyn.latents.stoch))
-        plan = spaces.noise(self.spec.action, jax.random.uniform(k_plan, (horizon + 1, batch, width)))
-        latents, taken = self.rollout(params, start, actor, plan, uniform, temperature)
+        noise = self.noise(k_plan, k_imagine, horizon, len(context.reward))
+        latents, taken = self.rollout(params, start, actor, *noise, temperature)
         latents = jax.tree.map(lambda x: x[1:], latents)
         return self.shown(params, latents, taken[:-1], *predict(latents.feat()))
 

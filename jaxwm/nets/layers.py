@@ -17,8 +17,6 @@ from jaxwm.learning.pieces import PLAIN, Routes
 from jaxwm.nets import convolution
 from jaxwm.types import Array
 
-Dtype = Any
-
 
 def apply(module: nn.Module, params: Any, *args: Any, **options: Any) -> Any:
     """`module.apply` without mutable collections, so that the result is what the method returns."""
@@ -41,7 +39,7 @@ class Linear(nn.Module):
     inputs: int
     units: int
     outscale: float = 1.0
-    dtype: Dtype = jnp.float32
+    dtype: Any = jnp.float32
 
     def setup(self):
         self.kernel = self.param("kernel", truncated_normal(self.inputs, self.outscale), (self.inputs, self.units))
@@ -76,7 +74,7 @@ class BlockLinear(nn.Module):
     units: int
     blocks: int
     shared: int = 0
-    dtype: Dtype = jnp.float32
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array, shared: Array | None = None) -> Array:
@@ -101,7 +99,7 @@ class Conv(nn.Module):
     kernel: int = 5
     doubled: bool = False
     routes: Routes = PLAIN
-    dtype: Dtype = jnp.float32
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -151,7 +149,7 @@ class MLP(nn.Module):
 
     layers: int
     units: int
-    dtype: Dtype = jnp.float32
+    dtype: Any = jnp.float32
     act: str = "norm_silu"
 
     @nn.compact
@@ -169,7 +167,7 @@ class Head(nn.Module):
     layers: int
     units: int
     outscale: float = 1.0
-    dtype: Dtype = jnp.float32
+    dtype: Any = jnp.float32
     act: str = "norm_silu"
 
     @nn.compact
