@@ -1,7 +1,6 @@
 """Squashing functions and the few distributions that world models need.
 
-Everything is float32 whatever the compute dtype. Shapes: `[...]` are batch axes, K is the number of classes or bins.
-"""
+Everything is float32 whatever the compute dtype. Shapes: `[...]` are batch axes, K is the number of classes or bins."""
 
 from __future__ import annotations
 

@@ -1,7 +1,5 @@
 """One clear sentence for a wrong name, option or value: what is wrong, and what would be right."""
 
-from __future__ import annotations
-
 import math
 import numbers
 from collections.abc import Iterable

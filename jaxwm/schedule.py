@@ -1,7 +1,5 @@
 """The schedule as data: the pace of collecting and learning, segments that can be cut into chunks, and its words."""
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 import math

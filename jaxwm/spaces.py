@@ -1,7 +1,5 @@
 """What an action space is to a network: how actions are encoded, drawn and sized, for every kind of space."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

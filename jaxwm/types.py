@@ -2,8 +2,7 @@
 
 Axis letters: M members, N environments, B batch, L records of a sequence, T time, H horizon, A action size.
 Every environment is batched by construction, so the arrays of a `Step` carry a leading `[N]`; the replay ring stores
-`[time, N, ...]`; batches are `[B, L, ...]`. The member axis M is added by the trainer and appears nowhere below it.
-"""
+`[time, N, ...]`; batches are `[B, L, ...]`. The member axis M is added by the trainer and appears nowhere below it."""
 
 from __future__ import annotations
 
@@ -83,8 +82,7 @@ class Spec:
 
     `simulate(sim, action) -> Step` is the environment itself as a model, for systems that search in it: `sim` is the
     observation of that name, leaves `[N, ...]`, and so is the `sim` in the observation of the result. No auto-reset:
-    after an end it stays there, with reward 0. In a game the reward is that of the player who moved.
-    """
+    after an end it stays there, with reward 0. In a game the reward is that of the player who moved."""
 
     name: str
     obs: PyTree
@@ -155,8 +153,7 @@ class Env(NamedTuple):
 
     pure=True:  `reset(key) -> (env_state, Step)` and `step(env_state, action) -> (env_state, Step)` are JAX functions.
     pure=False: `reset(keys[M]) -> (handle, Step)` builds a pool of M * N environments, one seed each; `step(handle,
-                action[M, N, ...]) -> (handle, Step)` are host functions over NumPy arrays `[M, N, ...]`.
-    """
+                action[M, N, ...]) -> (handle, Step)` are host functions over NumPy arrays `[M, N, ...]`."""
 
     spec: Spec
     reset: Callable[..., tuple[PyTree, Step]]
@@ -170,8 +167,7 @@ class Data(NamedTuple):
     """Recorded episodes, as a source of records in place of an environment.
 
     `read(first, count) -> Record` gives rows `[count, N, ...]` of N streams side by side, NumPy arrays without extras;
-    the action is None where nobody acted. Rows may be asked for without end: a stream begins again after `rows`.
-    """
+    the action is None where nobody acted. Rows may be asked for without end: a stream begins again after `rows`."""
 
     spec: Spec
     read: Callable[[int, int], Record]
@@ -232,8 +228,7 @@ class TrainStep(NamedTuple):
     (rows of N' streams) in place of feedback.
 
     Where `shared` is set, as for every gradient step, `update` also takes `share`, a `jaxwm.learning.share.Share`: each
-    of several devices works on its part of the batch. Other steps are repeated by every device on the whole batch.
-    """
+    of several devices works on its part of the batch. Other steps are repeated by every device on the whole batch."""
 
     update: Callable[..., tuple[PyTree, Any, Metrics]]
     batch_size: int
@@ -277,8 +272,7 @@ class Agent(NamedTuple):
     schedule                                     the order of collecting and learning, as data
     hyper                                        scalars that may differ between members, with their defaults
     scores(state, batch, key) -> {name: []}      how good the model is on records that it did not learn from, or None:
-                                                 for systems in which nothing acts, which have no return
-    """
+                                                 for systems in which nothing acts, which have no return"""
 
     init: Callable[[Key, Mapping[str, Any]], Any]
     reset: Any  # Callable[[State, int], Carry], or None
@@ -293,8 +287,7 @@ class Agent(NamedTuple):
         """Apply every named step once: `(state, {name: Batch}, key) -> (state, metrics)`.
 
         An agent with a single step takes the batch itself. Feedback for the replay is dropped here; call
-        `train_steps[name].update` to have it.
-        """
+        `train_steps[name].update` to have it."""
         if not isinstance(batches, dict):
             if len(self.train_steps) > 1:
                 raise ValueError(f"this agent has the steps {sorted(self.train_steps)}: pass {{name: Batch}}")
@@ -344,8 +337,7 @@ class Load:
 class Train:
     """Apply the step `name` `updates` times; `updates` may be a function of the environment steps collected so far.
 
-    `until(metrics) -> bool` stops a member early; the shared counters still advance by `updates`.
-    """
+    `until(metrics) -> bool` stops a member early; the shared counters still advance by `updates`."""
 
     name: str
     updates: int | Callable[[Array], Array] = 1

@@ -8,8 +8,7 @@ loss knows who that is.
 B positions, L records of a sequence, A actions. Differences from the paper: the towers have RMS norm and SiLU in place
 of batch norm and ReLU, so that acting and learning see the same network; learning and self-play alternate at a fixed
 ratio in one program; games cut off at the end of a sequence have no value target (or, with `bootstrap`, the value that
-the search gave the last position).
-"""
+the search gave the last position)."""
 
 from __future__ import annotations
 
@@ -142,12 +141,9 @@ def perfect_model(simulate: Callable[[Any, Array], Step], evaluate: Callable[[An
         step = simulate(sim, action)
         logits, value = evaluate(params, step.obs["board"])
         after, over = step.obs["to_play"], step.is_last
-        node = search.Node(
-            reward=step.reward,
-            discount=jnp.where(over, 0.0, jnp.where(after == mover, 1.0, -1.0)),
-            prior_logits=search.mask(logits, step.obs["legal"]),
-            value=jnp.where(over, 0.0, value),
-        )
+        discount = jnp.where(over, 0.0, jnp.where(after == mover, 1.0, -1.0))
+        logits, value = search.mask(logits, step.obs["legal"]), jnp.where(over, 0.0, value)
+        node = search.Node(reward=step.reward, discount=discount, prior_logits=logits, value=value)
         return node, (step.obs["sim"], after)
 
     return model

@@ -11,8 +11,7 @@ Where this file chooses:
 - greedy actions are tanh of the actor's mean (the code takes the likeliest of 100 samples);
 - discrete actions are one-hot with straight-through gradients, as in the code; exploring replaces the share `noise` of
   them with random ones (0.1 to 0.4 there), and adds normal noise of that size to continuous ones;
-- vectors pass through symlog.
-"""
+- vectors pass through symlog."""
 
 from __future__ import annotations
 

@@ -11,8 +11,7 @@ Where this file chooses:
 - the defaults are those of Atari; `actor_mix` 1 is pure REINFORCE, 0 the pure gradient through the dream that the paper
   uses for continuous control;
 - continuous actors are the bounded normal of Dreamer V3 (the code cuts a normal at the bounds);
-- images keep their channels (the code takes grey ones), vectors pass through symlog.
-"""
+- images keep their channels (the code takes grey ones), vectors pass through symlog."""
 
 from __future__ import annotations
 

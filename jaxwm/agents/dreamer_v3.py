@@ -11,8 +11,7 @@ Where the paper and the official code differ, this file does the following:
 - discrete actors mix 1 % of the uniform policy, as in the paper (the code's categorical head ignores the setting);
   `actor_unimix=0` gives the code's behaviour;
 - `is_terminal` means a true end, as in the paper (the code's Atari wrapper also marks time limits);
-- the train ratio of Atari-100k is 256, as in the code (128 is reported for the paper's runs).
-"""
+- the train ratio of Atari-100k is 256, as in the code (128 is reported for the paper's runs)."""
 
 from __future__ import annotations
 
@@ -203,8 +202,7 @@ def behaviour_losses(
     """Actor and critic learn in dreams that start at every latent `[B, T]`.
 
     Returns the mean losses, the lambda-returns of the starts `[B, T]`, the new return range, and metrics. Dreams are
-    rolled out and evaluated a few at a time; advantages then wait for the range of all returns.
-    """
+    rolled out and evaluated a few at a time; advantages then wait for the range of all returns."""
     chex.assert_equal_shape_prefix((latents.deter, noise.plan, noise.imagine), 2)
     lead, flat = latents.deter.shape[:2], lambda x: sg(x).reshape(-1, *x.shape[2:])
     rows = jax.tree.map(flat, (latents, noise.plan, noise.imagine))

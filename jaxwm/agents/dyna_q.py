@@ -6,10 +6,7 @@ steps promises bonus * sqrt(tau) more, and untried actions of known states are p
 
 S states, A actions. Observations must be one-hot (`Spec.one_hot`), such as those of the `tabular` environments. One
 thing differs from the book: a transition is learned after the next action has been chosen, as the record of a step
-holds its action.
-"""
-
-from __future__ import annotations
+holds its action."""
 
 import math
 from collections.abc import Mapping

@@ -10,8 +10,7 @@
 
 Its networks see no reconstruction of observations. Differences from the official code: RMS norm instead of batch norm,
 whose running statistics differ between acting and learning; reanalysed policies and values are written back to the
-replay instead of being used once. An ablation is one command: `jaxwm train efficientzero --consistency 0`.
-"""
+replay instead of being used once. An ablation is one command: `jaxwm train efficientzero --consistency 0`."""
 
 from dataclasses import replace
 

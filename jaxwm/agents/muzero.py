@@ -17,8 +17,7 @@ Choices where paper and code differ or are silent: the value transform is Pohlen
 bootstrap values come from the target network (`bootstrap="network"`, as in EfficientZero) or from the searches
 ("search", as in MuZero); after an end the state is absorbing, with value and reward 0, random actions and no policy
 target; a time limit is no end: what follows it is not learned. A priority is stored with the last record of its
-sequence, which is when the sequence becomes complete. RMS norm stands for batch norm.
-"""
+sequence, which is when the sequence becomes complete. RMS norm stands for batch norm."""
 
 from __future__ import annotations
 
@@ -188,8 +187,7 @@ def loss(
 ) -> Losses:  # fmt: skip
     """Equation 1 on sequences `[B, L]`, with the mean over the unrolled steps in place of their sum.
 
-    Returns the loss, the errors `[B]` of the values at the roots, and metrics. `weight [B]` makes up for priorities.
-    """
+    Returns the loss, the errors `[B]` of the values at the roots, and metrics. `weight [B]` makes up for priorities."""
     config, k = nets.config, nets.config.unroll
     chex.assert_shape(list(targets), (len(weight), k + 1))
     chex.assert_shape(record.reward, (len(weight), config.length))

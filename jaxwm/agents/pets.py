@@ -10,10 +10,7 @@ Observations are float vectors, actions a `Box`. Where paper and official code d
 in batches of 32 after each trial, weights kept between trials, learned bounds of the log-variances, variances of CEM
 bounded by the distance to the action bounds. Three things differ from the code: a network's bootstrap is made of
 Poisson counts that stay as they are when data are added; CEM runs all its iterations; and the plans of an iteration are
-compared under the same noise.
-"""
-
-from __future__ import annotations
+compared under the same noise."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -10,8 +10,7 @@ Where this file chooses:
 
 - the model is trained with the one-step KL only, as in the final version of the paper's code (overshooting is off);
 - images keep their 8 bits (the code quantises them to 5 and adds noise), vectors pass through symlog;
-- the end of an episode is not predicted, as in the paper: the planner believes that the task goes on.
-"""
+- the end of an episode is not predicted, as in the paper: the planner believes that the task goes on."""
 
 from __future__ import annotations
 

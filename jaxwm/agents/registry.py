@@ -1,10 +1,7 @@
 """The names of the systems and the modules they live in; a module is imported when its system is asked for.
 
 `table()` reads what `jaxwm list` and `--help` print, without importing any: `python -m jaxwm.report.lineage` writes it
-from every `SYSTEM`.
-"""
-
-from __future__ import annotations
+from every `SYSTEM`."""
 
 import dataclasses
 import importlib

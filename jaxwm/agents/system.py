@@ -1,7 +1,5 @@
 """`System`: what each agent's file ends in. Everything about a system that is not code stands here, as data."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_type_hints

@@ -17,8 +17,7 @@ What the paper leaves open, or its official code does otherwise:
 - random play keeps an action for `repeat` steps on average (drawn anew with probability 1 / repeat); the code draws
   the number of steps uniformly;
 - the temperature divides the mixture's logits and multiplies its variances, as in the code;
-- M is trained on sequences from anywhere in the replay, not on padded whole episodes.
-"""
+- M is trained on sequences from anywhere in the replay, not on padded whole episodes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """Actor-critic in dreams: lambda-returns, the losses of actor and critic, return normalisation, slow copies.
 
-H horizon, R dreams, time first. Weights, returns and advantages are constants wherever a loss takes them.
-"""
+H horizon, R dreams, time first. Weights, returns and advantages are constants wherever a loss takes them."""
 
 from __future__ import annotations
 

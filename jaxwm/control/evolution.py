@@ -1,9 +1,6 @@
 """Evolution: CMA-ES (Hansen 2016) as three pure functions, over evosax.
 
-P candidates of a generation, D parameters. Fitness is maximised here; evosax minimises.
-"""
-
-from __future__ import annotations
+P candidates of a generation, D parameters. Fitness is maximised here; evosax minimises."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -20,8 +17,7 @@ class Evolution(NamedTuple):
 
     init(key, mean [D]) -> state
     ask(key, state) -> (candidates [P, D], state)
-    tell(key, candidates, fitness [P], state) -> state
-    """
+    tell(key, candidates, fitness [P], state) -> state"""
 
     init: Callable[[Key, Array], Any]
     ask: Callable[[Key, Any], tuple[Array, Any]]

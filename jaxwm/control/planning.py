@@ -4,10 +4,7 @@ A planner looks for the sequence of actions with the highest return; where retur
 model, the simulator) is the caller's `Score`. Everything is for one environment: agents `vmap` over theirs. Letters: P
 candidates, K elites, H horizon, A action size. Actions lie in [-1, 1].
 
-Returns that are not finite count as the worst there are, so that a model that diverges is no place to go to.
-"""
-
-from __future__ import annotations
+Returns that are not finite count as the worst there are, so that a model that diverges is no place to go to."""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -35,8 +32,7 @@ class Memory(NamedTuple):
 class Planner(NamedTuple):
     """`start() -> Memory` before the first step; `plan(score, memory, key) -> (memory, action [A])` at each step.
 
-    The memory that `plan` returns is already shifted by one step.
-    """
+    The memory that `plan` returns is already shifted by one step."""
 
     start: Callable[[], Memory]
     plan: Callable[[Score, Memory, Key], tuple[Memory, Array]]
@@ -44,18 +40,18 @@ class Planner(NamedTuple):
 
 def cem(
     size: int, horizon: int, candidates: int = 400, elites: int = 40, iterations: int = 5, momentum: float = 0.1,
-    init_std: float = 0.5, min_std: float = 0.0, bounded: bool = True, returns: Literal["mean", "best"] = "mean",
+    init_std: float = 0.5, min_std: float = 0.0, warm_start: bool = True, bounded: bool = True,
+    returns: Literal["mean", "best"] = "mean",
 ) -> Planner:  # fmt: skip
     """Cross-entropy method (Rubinstein 1999) for `size` actions; the defaults are those of PETS (Chua et al. 2018).
 
     Every iteration moves mean and variance to those of the elites, keeping the share `momentum` of the old. `bounded`
     draws normals cut at two standard deviations, which are at most half the distance to the nearer bound; otherwise
     normals are clipped to [-1, 1], as in PlaNet (Hafner et al. 2019). The action is the first of the final mean, or of
-    the best candidate met; random shooting is one iteration with "best". The next plan starts from the final mean,
-    shifted by a step, with 0 behind.
+    the best candidate met; random shooting is one iteration with "best". A warm start is the last mean, shifted by a
+    step, with 0 behind.
 
-    Raises ValueError for a setting out of range.
-    """
+    Raises ValueError for a setting out of range."""
     _check(size, horizon, candidates, elites, iterations, min_std, init_std)
     check_number("momentum", momentum, least=0, most=1)
     check_choice("returns", returns, ("mean", "best"))
@@ -78,8 +74,8 @@ def cem(
 
         mean, var = memory.mean, jnp.full_like(memory.mean, init_std**2)
         mean, _, best, _ = jax.lax.fori_loop(0, iterations, improve, (mean, var, mean, jnp.array(-jnp.inf)))
-        after = memory._replace(mean=_shift(mean, jnp.zeros_like(mean[:1])))
-        return after, mean[0] if returns == "mean" else best[0]
+        after = _shift(mean, jnp.zeros_like(mean[:1])) if warm_start else jnp.zeros_like(mean)
+        return memory._replace(mean=after), mean[0] if returns == "mean" else best[0]
 
     return Planner(lambda: Memory(jnp.zeros((horizon, size))), plan)
 
@@ -94,8 +90,7 @@ def icem(
     1 / frequency^`exponent` along time; the share `keep` of the elites of the last iteration, or of the last step,
     competes with them, and in the last iteration the mean does. The action is the first of the best one of the end.
 
-    Raises ValueError for a setting out of range.
-    """
+    Raises ValueError for a setting out of range."""
     _check(size, horizon, candidates, elites, iterations, min_std, init_std)
     check_number("momentum", momentum, least=0, most=1)
     check_number("keep", keep, least=0, most=1)
@@ -141,8 +136,7 @@ def mppi(
     the first of the final mean. With `adapt` off, all candidates as elites and one iteration this is MPPI of Williams
     et al. (2017) with lambda = 1 / temperature and without a price of control.
 
-    Raises ValueError for a setting out of range.
-    """
+    Raises ValueError for a setting out of range."""
     _check(size, horizon, candidates, elites, iterations, min_std, max_std)
     check_number("temperature", temperature, above=0)
 

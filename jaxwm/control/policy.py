@@ -1,7 +1,5 @@
 """Policies as distributions over actions, for every kind of action space."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple, get_args
 

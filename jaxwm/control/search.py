@@ -11,10 +11,7 @@ of the root. B trees at once, A actions, K nodes of a tree (simulations + 1). Wh
 Two kinds of search. "puct" is AlphaZero's and MuZero's (Silver et al. 2018; Schrittwieser et al. 2020, appendix B); its
 policy is the share of visits. "gumbel" is Gumbel MuZero (Danihelka et al. 2022): actions of the root are drawn without
 replacement and halved, its policy is softmax(logits + sigma(completed q)), which improves on the prior with as few as
-two simulations.
-"""
-
-from __future__ import annotations
+two simulations."""
 
 from collections.abc import Callable
 from functools import partial
@@ -55,8 +52,7 @@ class Settings(NamedTuple):
     tree, as MuZero does. In both an action that was not tried counts as the worst. The rule by the tree compares q of
     different nodes, so it is meant for one player; games have bounds. "gumbel" scales by the bounds too, and without
     them by the least and the greatest q of the node; then small differences count as much as large ones, so its
-    `c_scale` is a tenth (Danihelka et al. 2022: 1 for board games, 0.1 for Atari).
-    """
+    `c_scale` is a tenth (Danihelka et al. 2022: 1 for board games, 0.1 for Atari)."""
 
     kind: Literal["gumbel", "puct"] = "gumbel"
     simulations: int = 32

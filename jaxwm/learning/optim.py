@@ -1,7 +1,5 @@
 """Gradient transformations that optax does not have in the form these systems use."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 

@@ -1,10 +1,7 @@
 """Work on a large batch in pieces that fit a CPU's cache, and the routes that each kind of device prefers.
 
 On CPUs a layer over 16,000 rows waits for memory; the same rows 1,000 at a time stay in cache from the first layer to
-the last, and back. On accelerators one large piece is best. Both compute the same numbers up to the order of sums.
-"""
-
-from __future__ import annotations
+the last, and back. On accelerators one large piece is best. Both compute the same numbers up to the order of sums."""
 
 from collections.abc import Callable
 from functools import partial
@@ -48,8 +45,7 @@ def _length(rows: Rows) -> int:
 def split(rows: Rows, size: int) -> Rows:
     """`[R, ...] -> [n, R / n, ...]` with the largest pieces of at most `size` rows that divide R.
 
-    n = 1 for size 0, and where only pieces of less than an eighth of `size` would divide R: those do not pay.
-    """
+    n = 1 for size 0, and where only pieces of less than an eighth of `size` would divide R: those do not pay."""
     count = _length(rows)
     piece = max(k for k in range(1, min(size or count, count) + 1) if count % k == 0)
     if 8 * piece < size:
@@ -81,8 +77,7 @@ def loss_over_pieces(
 
     `fn(params, rows, data, shared) -> (loss, aux)` sees one piece of `rows` and `data`, and all of `shared`. The result
     has gradients for `params` and `rows`; `data`, `shared` and `aux` are constants. As nothing follows a loss but a
-    factor, its gradient is taken while the piece is still in cache, instead of in a second pass.
-    """
+    factor, its gradient is taken while the piece is still in cache, instead of in a second pass."""
     if _length((rows, data)) == 1:
         stop = jax.lax.stop_gradient
         loss, aux = fn(params, _only(rows), stop(_only(data)), stop(shared))

@@ -2,10 +2,7 @@
 
 Gradients are averaged by hand, so the surrounding `jax.shard_map` needs `check_vma=False`, and the gradient of a
 `pmean` is wrong: a loss never averages what it differentiates. It is a mean over this device's rows, and statistics of
-the whole batch enter it as constants.
-"""
-
-from __future__ import annotations
+the whole batch enter it as constants."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

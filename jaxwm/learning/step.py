@@ -1,7 +1,5 @@
 """The gradient step of every system: its file holds losses, this one what becomes of their gradients."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -60,8 +58,7 @@ def gradient_step(
         share: The devices.
 
     Returns:
-        The state after it, aux, and the metrics with `grad_norm`, the norm of all gradients before clipping.
-    """
+        The state after it, aux, and the metrics with `grad_norm`, the norm of all gradients before clipping."""
     params, opt = (state.params, state.opt) if part is None else (state.params[part], state.opt[part])
     grads, (aux, metrics) = jax.grad(loss, has_aux=True)(params)
     grads, metrics = share.mean(grads), share.mean(metrics)

@@ -6,10 +6,7 @@ one batched product; particles are sorted by network, so that nobody gathers wei
 
 Each network sees its own bootstrap of the data: the number of times that a record counts for it is a Poisson(1) draw
 which depends on the record's place in the replay alone (online bootstrap, Oza & Russell 2001). It is never drawn anew,
-however the data grow.
-"""
-
-from __future__ import annotations
+however the data grow."""
 
 import itertools
 import math

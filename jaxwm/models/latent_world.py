@@ -1,8 +1,7 @@
 """What PlaNet and Dreamer V1, V2 and V3 share: an encoder, a recurrent state-space model, a decoder, and their uses.
 
 What differs between them: layers and latents of the model (`models.rssm`), the heads that read it, and how they act.
-Letters as in `models.rssm`.
-"""
+Letters as in `models.rssm`."""
 
 from __future__ import annotations
 

@@ -1,9 +1,6 @@
 """The MDN-RNN of World Models: an LSTM and a mixture of normals over the next code (Ha & Schmidhuber 2018, A.2).
 
-B batch, T time, Z size of a code, A width of an action, U units, K mixture components of every entry of a code.
-"""
-
-from __future__ import annotations
+B batch, T time, Z size of a code, A width of an action, U units, K mixture components of every entry of a code."""
 
 from typing import NamedTuple
 

@@ -4,10 +4,7 @@ Letters: B batch, T time, D deter, S latents, C classes, E tokens, A action size
 of one time step: `RSSM` those of Dreamer V3 with its block-diagonal GRU, `ClassicRSSM` those of PlaNet, Dreamer V1 and
 V2. `Categorical` and `Gaussian` say what the random latents are. `observe` and `imagine` are the two loops over a time
 step, the same for all. Only the true recurrence runs inside the loops: actions, tokens and random numbers are prepared
-before, priors are computed after.
-"""
-
-from __future__ import annotations
+before, priors are computed after."""
 
 import math
 from collections.abc import Callable
@@ -298,8 +295,7 @@ def imagine(
     `policy(latent, plan[t]) -> (action, encoded action [B, A])`, where `plan [H + 1, B, ...]` holds the noise that
     decides, or the actions themselves. `uniform [H, B, S]` in [0, 1) decides the latents, which are drawn at
     `temperature`, or with `gradients` as they are. Returns latents `[H + 1, B, ...]` (the start first) and the actions
-    `[H + 1, B, ...]` taken in them.
-    """
+    `[H + 1, B, ...]` taken in them."""
     horizon, rows = len(uniform), len(start.deter)
     chex.assert_shape(uniform, (horizon, rows, rssm.latents.stoch))
     chex.assert_shape(plan, (horizon + 1, rows, ...))

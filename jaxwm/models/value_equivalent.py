@@ -1,10 +1,7 @@
 """The model of MuZero and its kin: it predicts rewards, values and policies, and nothing else (Grimm et al. 2020).
 
 R rows (any leading axes joined), A width of an action, K bins of a support. A latent is `[R, D]`, or planes
-`[R, H, W, C]` where the networks are residual; it is scaled to [0, 1].
-"""
-
-from __future__ import annotations
+`[R, H, W, C]` where the networks are residual; it is scaled to [0, 1]."""
 
 from typing import Any, NamedTuple
 

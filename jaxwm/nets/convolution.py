@@ -3,10 +3,7 @@
 Two exact rewritings, both optional. XLA's gradient of a kernel gets many times slower on CPUs where the batch is large
 or stands inside a loop; written as an ordinary convolution whose batch axis is the input channels, it does not. And a
 convolution of an image that was doubled by repeating pixels sees each pixel four times: summing the kernel's taps first
-gives the same numbers from the small image with 9 instead of 25 products a pixel.
-"""
-
-from __future__ import annotations
+gives the same numbers from the small image with 9 instead of 25 products a pixel."""
 
 import jax
 import jax.numpy as jnp

@@ -1,7 +1,5 @@
 """Encoder and decoder for any mix of sensors (see `nets.sensors`): images, 0/1 planes and vectors."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 
@@ -70,8 +68,7 @@ def max_pool(x: Array) -> Array:
 class Decoder(nn.Module):
     """`deter [..., D], stoch [..., Z] -> {sensor: raw prediction}`; see `reconstruction_loss` and `observation`.
 
-    It has two independent parts: `numbers` for all sensors but images, and `paint(canvas(...))` for images.
-    """
+    It has two independent parts: `numbers` for all sensors but images, and `paint(canvas(...))` for images."""
 
     spec: Any
     depth: int

@@ -1,10 +1,7 @@
 """Layers shared by all systems: linear, block-linear, convolution, RMS norm, MLP (flax.linen, init/apply only).
 
 Parameters are float32; `dtype` is the compute dtype. Weights start as truncated normals with variance 1 / fan-in
-times `outscale` squared, biases at 0.
-"""
-
-from __future__ import annotations
+times `outscale` squared, biases at 0."""
 
 import math
 from typing import Any

@@ -4,10 +4,7 @@ Ha & Schmidhuber 2018, appendix A.1; Hafner et al. 2019, appendix A. With depth 
 64, 128, 256 channels in, 1024 numbers between, 128, 64, 32 channels out.
 
 Both kinds are written as one matrix product each, with pixels moved beside it: XLA's own convolutions take three times
-as long on a CPU inside a loop, and longer still with a population's kernels.
-"""
-
-from __future__ import annotations
+as long on a CPU inside a loop, and longer still with a population's kernels."""
 
 from typing import Any
 

@@ -3,10 +3,7 @@
 Letters: P capacity in rows (time steps of all environments together), N environments, B batch, L records of a sequence.
 Rows are counted from the first one ever written, so the age of a record is `ring.rows - row`; row r lies at `r % P`.
 The counters are shared by the members of a population (map them with `AXES`), so that `add` stays an in-place
-`dynamic_update_slice`. Inside a compiled loop write first and read the new ring, or XLA copies it at every step.
-"""
-
-from __future__ import annotations
+`dynamic_update_slice`. Inside a compiled loop write first and read the new ring, or XLA copies it at every step."""
 
 from typing import Any, NamedTuple
 

@@ -1,10 +1,7 @@
 """Ways to draw batches from a ring. Letters as in `replay.ring`.
 
 A `TrainStep` names one of "uniform", "latest" and "online", or brings a function `(state, ring, key, size) -> Batch`,
-where `size` is how many sequences to draw, or a `Sampler` of its own.
-"""
-
-from __future__ import annotations
+where `size` is how many sequences to draw, or a `Sampler` of its own."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -20,8 +17,7 @@ from jaxwm.types import Array, Batch, Index, Key, PyTree
 class Sampler(NamedTuple):
     """Batches for a train step: `draw(state, ring, cursor, key) -> (Batch, cursor)`.
 
-    `cursor` is what the sampler remembers between draws, shared by all members; it begins as `start`.
-    """
+    `cursor` is what the sampler remembers between draws, shared by all members; it begins as `start`."""
 
     draw: Callable[[PyTree, Any, PyTree, Key], tuple[Batch, PyTree]]
     start: PyTree = ()

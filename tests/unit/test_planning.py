@@ -12,7 +12,9 @@ TARGET = jnp.linspace(-0.8, 0.8, HORIZON * SIZE).reshape(HORIZON, SIZE)
 
 PLANNERS = {
     "cem": planning.cem(SIZE, HORIZON, 200, 20, 10),
-    "cem of PlaNet": planning.cem(SIZE, HORIZON, 200, 20, 10, momentum=0, init_std=1.0, bounded=False),
+    "cem of PlaNet": planning.cem(
+        SIZE, HORIZON, 200, 20, 10, momentum=0, init_std=1.0, warm_start=False, bounded=False
+    ),
     "best": planning.cem(SIZE, HORIZON, 200, 20, 10, returns="best"),
     "icem": planning.icem(SIZE, HORIZON, 400, 20, 4, exponent=0.5),
     "mppi": planning.mppi(SIZE, HORIZON, 1000, 100, 8, temperature=5.0, max_std=1.0),
