@@ -191,9 +191,6 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         params = net.init(key, jnp.zeros((1, *obs["board"].shape), obs["board"].dtype))
         return fresh_state(params, tx.init(params), hyper)
 
-    def reset(state: State, num_envs: int) -> GameCarry:
-        return GameCarry(jnp.zeros(num_envs, jnp.int32), jnp.zeros(num_envs, jnp.int32))
-
     def act(state: State, carry: GameCarry, step: Step, key: Key, mode: str) -> Acted:
         legal, k_move, k_opening = step.obs["legal"], jax.random.fold_in(key, 1), jax.random.fold_in(key, 2)
         at_will = forced(space, step, k_move, mode)
@@ -216,6 +213,8 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         objective = lambda params: loss(net, params, record, state.hyper["l2"], share)  # noqa: E731
         return gradient_step(state, objective, tx, rate, share=share)
 
+    none = lambda num_envs: jnp.zeros(num_envs, jnp.int32)  # noqa: E731
+    reset = lambda state, num_envs: GameCarry(none(num_envs), none(num_envs))  # noqa: E731
     steps = {"all": TrainStep(update, config.batch_size, config.batch_length, shared=True)}
     return Agent(init, reset, act, steps, None, schedule(config), hyper_of(config))
 

@@ -445,9 +445,8 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         change = jnp.abs(found.policy - rows.extras["policy"]).sum(-1).mean() / 2
         return state, feedback, {"reanalysed": change}
 
-    def sampler(state: State, ring: replay.Ring, key: Key, size: int) -> Batch:
-        return replay.prioritised(ring, key, size, config.length, config.alpha, config.beta)
-
+    draw = partial(replay.prioritised, length=config.length, alpha=config.alpha, beta=config.beta)
+    sampler = lambda state, ring, key, size: draw(ring, key, size)  # noqa: E731
     steps = {"learn": TrainStep(learn, config.batch_size, config.length, sampler, shared=True)}
     if config.reanalyse:
         steps["reanalyse"] = TrainStep(reanalyse, config.reanalyse, 1)

@@ -165,9 +165,7 @@ def dream_noise(key: Key, shape: tuple[int, ...]) -> Array:
     return jnp.stack([jax.random.uniform(k_uniform, shape), jax.random.normal(k_normal, shape)])
 
 
-def dream_step(
-    nets: Networks, params: Any, hidden: Array, noise: Array, temperature: Array
-) -> tuple[Array, Array, Array]:
+def dream_step(nets: Networks, params: Any, hidden: Array, noise: Array, temperature: Array) -> tuple[Array, ...]:
     """The next code `[..., Z]`, end logit and reward `[...]`, from M's state; `noise [2, ..., Z]` decides."""
     guess = nets.predict(params, hidden)
     code = guess.code.tempered(temperature).pick(*noise)

@@ -33,14 +33,10 @@ def cma_es(population: int, size: int, std: float = 0.1) -> Evolution:
     strategy = CMA_ES(population_size=population, solution=jnp.zeros(size))
     params = strategy.default_params.replace(std_init=jnp.asarray(std, jnp.float32))
 
-    def init(key: Key, mean: Array) -> Any:
-        # every leaf an array with a type of its own: the state lives in compiled loops
-        return jax.tree.map(lambda x: jnp.asarray(x, jnp.asarray(x).dtype), strategy.init(key, mean, params))
-
-    def ask(key: Key, state: Any) -> tuple[Array, Any]:
-        return strategy.ask(key, state, params)
-
-    def tell(key: Key, candidates: Array, fitness: Array, state: Any) -> Any:
-        return strategy.tell(key, candidates, -fitness, state, params)[0]
-
-    return Evolution(init, ask, tell)
+    # every leaf an array with a type of its own: the state lives in compiled loops
+    typed = lambda x: jnp.asarray(x, jnp.asarray(x).dtype)  # noqa: E731
+    return Evolution(
+        init=lambda key, mean: jax.tree.map(typed, strategy.init(key, mean, params)),
+        ask=lambda key, state: strategy.ask(key, state, params),
+        tell=lambda key, candidates, fitness, state: strategy.tell(key, candidates, -fitness, state, params)[0],
+    )

@@ -75,17 +75,13 @@ class World:
 
     def init(self, key: Key, heads: Mapping[str, Head]) -> dict[str, Any]:
         """Fresh parameters of the components and of the heads on top of them."""
-        names = ("enc", "dyn", "dec", *heads)
-        keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(names)}
         obs = jax.tree.map(lambda s: jnp.zeros((1, *s.shape), s.dtype), self.spec.obs)
-        latent = rssm.initial(self.dyn, 1)
-        params: dict[str, Any] = {"enc": self.enc.init(keys["enc"], obs)}
-        tokens = jnp.zeros((1, self.dyn.tokens))
-        params["dyn"] = self.dyn.init(keys["dyn"], tokens, jnp.zeros((1, self.dyn.actions)))
-        params["dec"] = self.dec.init(keys["dec"], latent.deter, flatten(latent.stoch))
-        for name, head in heads.items():
-            params[name] = head.init(keys[name], latent.feat())
-        return params
+        latent, tokens = rssm.initial(self.dyn, 1), jnp.zeros((1, self.dyn.tokens))
+        inputs = {"enc": (obs,), "dyn": (tokens, jnp.zeros((1, self.dyn.actions)))}
+        inputs |= {"dec": (latent.deter, flatten(latent.stoch))} | {name: (latent.feat(),) for name in heads}
+        modules = {"enc": self.enc, "dyn": self.dyn, "dec": self.dec, **heads}
+        keys = (jax.random.fold_in(key, i) for i in range(len(modules)))
+        return {name: modules[name].init(k, *inputs[name]) for name, k in zip(modules, keys, strict=True)}
 
     def encode(self, action: Array) -> Array:
         """Encode an action as numbers `[..., A]`."""

@@ -15,9 +15,8 @@ from jaxwm.types import Array
 def convolve(x: Array, kernel: Array, padding: int | None = None) -> Array:
     """`x [B, H, W, I], kernel [K, K, I, O] -> [B, H', W', O]`; with padding K // 2 the size stays."""
     pad = kernel.shape[0] // 2 if padding is None else padding
-    return jax.lax.conv_general_dilated(
-        x, kernel, (1, 1), [(pad, pad)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )  # fmt: skip
+    axes = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), [(pad, pad)] * 2, dimension_numbers=axes)
 
 
 @jax.custom_vjp
