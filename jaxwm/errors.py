@@ -4,7 +4,7 @@ import math
 import numbers
 from collections.abc import Iterable
 from difflib import SequenceMatcher
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 # --- JAX ------------------------------------------------------------------------------------------------------------
 _JAX = {
@@ -85,6 +85,30 @@ def check_choice(what: str, value: Any, choices: Iterable[Any]) -> None:
     choices = list(choices)
     if value not in choices:
         raise ValueError(f"{what} must be one of {', '.join(map(repr, choices))}, not {value!r}")
+
+
+class Range(NamedTuple):
+    """Where a number may lie, as a part of a field's annotation; see `check_number`."""
+
+    least: float = -math.inf
+    most: float = math.inf
+    above: float = -math.inf
+
+
+Count = Annotated[int, Range(least=1)]
+Natural = Annotated[int, Range(least=0)]
+Amount = Annotated[float, Range(least=0)]
+Fraction = Annotated[float, Range(least=0, most=1)]
+Positive = Annotated[float, Range(above=0)]
+
+
+def check_settings(settings: Any) -> None:
+    """`check_types`, and ValueError where a number of a dataclass lies outside of its annotated `Range`."""
+    check_types(settings)
+    for name, hint in get_type_hints(type(settings), include_extras=True).items():
+        for mark in getattr(hint, "__metadata__", ()):
+            if isinstance(mark, Range):
+                check_range(settings, name, **mark._asdict())
 
 
 def check_types(settings: Any) -> None:

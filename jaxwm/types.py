@@ -182,8 +182,7 @@ Source = Env | Data
 
 # --- Replay -----------------------------------------------------------------------------------------------------------
 class Record(NamedTuple):
-    """One replay entry: the `Step` at t, the action taken after seeing it (None where nobody acts), and the agent's
-    extras."""
+    """One replay entry: the `Step` at t, the action taken after it (None where nobody acts), the agent's extras."""
 
     obs: PyTree
     reward: Array

@@ -25,7 +25,7 @@ import optax
 from jaxwm.agents.system import System, hyper_of
 from jaxwm.control import search
 from jaxwm.control.policy import forced
-from jaxwm.errors import check_range, check_types
+from jaxwm.errors import Amount, Count, Natural, Positive, check_range, check_settings
 from jaxwm.learning.pieces import merge
 from jaxwm.learning.share import ALONE, Share
 from jaxwm.learning.step import Losses, State, Updated, fresh_state, gradient_step
@@ -48,34 +48,31 @@ class Config:
     considered: int = 16  # Actions that a Gumbel root draws.
     dirichlet: float = 0.3  # Concentration of the noise at a PUCT root: 0.3 for chess, 0.03 for Go.
     noise: float = 0.25  # Share of that noise in the prior.
-    sampling_moves: int = 30
+    sampling_moves: Natural = 30
     """First moves of a game of self-play that are drawn at temperature 1; later ones are the best of the search."""
-    random_moves: int = 0
+    random_moves: Natural = 0
     """Games of self-play begin with up to so many moves at random, each number equally likely: a player that has become
     good meets few positions on its own. Their values are not learned (KataGo does the like: Wu 2019)."""
-    blocks: int = 20  # Residual blocks of two 3 x 3 convolutions.
-    channels: int = 256  # Channels of the convolutions.
-    head: int = 32  # Channels of the 1 x 1 convolution before each head.
-    units: int = 256  # Units of the hidden layer of the value head.
-    batch_size: int = 64  # Sequences of a batch.
+    blocks: Natural = 20  # Residual blocks of two 3 x 3 convolutions.
+    channels: Count = 256  # Channels of the convolutions.
+    head: Count = 32  # Channels of the 1 x 1 convolution before each head.
+    units: Count = 256  # Units of the hidden layer of the value head.
+    batch_size: Count = 64  # Sequences of a batch.
     batch_length: int = 64  # Records of a sequence; with the batch size, 4,096 positions.
-    train_ratio: float = 0.7
+    train_ratio: Positive = 0.7
     """Positions learned from for each position played: about 700,000 batches for 44 million games."""
     optimizer: Literal["sgd", "adam"] = "sgd"  # SGD has momentum 0.9.
-    lr: Varies[float] = 0.2  # Learning rate; a tenth of it after 100,000 updates, and again after 300,000 and 500,000.
-    l2: Varies[float] = 1e-4  # Weight of the squared norm of the parameters.
+    lr: Varies[Positive] = 0.2
+    """Learning rate; a tenth of it after 100,000 updates, and again after 300,000 and 500,000."""
+    l2: Varies[Amount] = 1e-4  # Weight of the squared norm of the parameters.
     bootstrap: bool = False  # Learn from the value of the search where a sequence ends before its game.
-    envs: int = 5000  # Games played at once.
+    envs: Count = 5000  # Games played at once.
     capacity: int = 10_000_000  # Replay size in positions (published: the last million games).
 
     def __post_init__(self):
-        check_types(self)
-        check_range(self, "blocks sampling_moves random_moves", least=0)
-        check_range(self, "channels head units batch_size envs", least=1)
+        check_settings(self)
         check_range(self, "batch_length", least=2)
         check_range(self, "capacity", least=self.batch_length * self.envs)
-        check_range(self, "train_ratio lr", above=0)
-        check_range(self, "l2", least=0)
         for mode in ("explore", "greedy"):
             search.check(self.tree(mode))
 

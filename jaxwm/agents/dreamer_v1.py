@@ -30,14 +30,13 @@ from jaxwm.agents.system import System, hyper_of
 from jaxwm.control import actor_critic as ac
 from jaxwm.control.policy import Actor, disturb
 from jaxwm.distributions import TanhNormal, one_hot, sg
-from jaxwm.errors import check_range, check_types
+from jaxwm.errors import Amount, Count, Fraction, Natural, Positive, check_range, check_settings
 from jaxwm.learning import optim
 from jaxwm.learning.pieces import merge
 from jaxwm.learning.share import ALONE, Share
 from jaxwm.learning.step import Losses, State, Updated, fresh_state, gradient_step
-from jaxwm.models import rssm
 from jaxwm.models.latent_world import Carry, World, build_classic_world, groups_of
-from jaxwm.models.rssm import Gaussian, Latent
+from jaxwm.models.rssm import Gaussian, Latent, floored, joint
 from jaxwm.nets.layers import Head, apply
 from jaxwm.types import Acted, Agent, Array, Batch, Box, Dream, Key, Metrics, Record, Spec, Step, TrainStep, Varies
 
@@ -47,56 +46,51 @@ class Config:
     """Settings of Dreamer V1. Defaults are the published ones."""
 
     # Size.
-    deter: int = 200  # Width of the recurrent state.
-    hidden: int = 200  # Width of the layers around it.
-    stoch: int = 30  # Number of Gaussian latents.
-    units: int = 400  # Width of all MLPs.
-    depth: int = 32  # Channels of the first convolution; the others have 2, 4 and 8 times as many.
-    model_layers: int = 2  # Layers of the reward and continue heads, and of the MLPs for vectors.
-    value_layers: int = 3  # Layers of the critic.
-    policy_layers: int = 4  # Layers of the actor.
+    deter: Count = 200  # Width of the recurrent state.
+    hidden: Count = 200  # Width of the layers around it.
+    stoch: Count = 30  # Number of Gaussian latents.
+    units: Count = 400  # Width of all MLPs.
+    depth: Count = 32  # Channels of the first convolution; the others have 2, 4 and 8 times as many.
+    model_layers: Natural = 2  # Layers of the reward and continue heads, and of the MLPs for vectors.
+    value_layers: Natural = 3  # Layers of the critic.
+    policy_layers: Natural = 4  # Layers of the actor.
     dtype: Literal["float32", "bfloat16"] = "float32"  # Compute type; parameters, moments and losses stay float32.
 
     # Data.
-    envs: int = 1  # Parallel environments of each member.
-    batch_size: int = 50  # Sequences of an update.
+    envs: Count = 1  # Parallel environments of each member.
+    batch_size: Count = 50  # Sequences of an update.
     batch_length: int = 50  # Records of a sequence.
-    prefill: int = 2500
+    prefill: Natural = 2500
     """Environment steps of random play before learning starts; as `collect` after an action repeat of 2."""
-    collect: int = 500  # Environment steps between two phases of learning: one episode.
-    phase_updates: int = 100  # Updates of such a phase.
-    capacity: int = 1_000_000  # Replay size of a member in environment steps (never more than the run collects).
+    collect: Count = 500  # Environment steps between two phases of learning: one episode.
+    phase_updates: Natural = 100  # Updates of such a phase.
+    capacity: Count = 1_000_000  # Replay size of a member in environment steps (never more than the run collects).
 
     # World model.
-    min_std: float = 0.1  # Smallest standard deviation of a latent.
-    free_nats: float = 3.0  # KL, mean over the batch, below which it is not pushed.
-    rec_scale: float = 0.5  # Weight of the squared error of observations: 1/2 for a unit normal.
-    con_scale: float = 0.0
+    min_std: Positive = 0.1  # Smallest standard deviation of a latent.
+    free_nats: Amount = 3.0  # KL, mean over the batch, below which it is not pushed.
+    rec_scale: Amount = 0.5  # Weight of the squared error of observations: 1/2 for a unit normal.
+    con_scale: Amount = 0.0
     """Weight of the continue flag; 0: none is predicted, and dreams never end (10 where episodes do)."""
 
     # Behaviour.
-    imag_length: int = 15  # Steps of a dream.
-    discount: Varies[float] = 0.99  # Discount of rewards.
-    lam: Varies[float] = 0.95  # Lambda of the returns.
-    noise: Varies[float] = 0.3
+    imag_length: Count = 15  # Steps of a dream.
+    discount: Varies[Fraction] = 0.99  # Discount of rewards.
+    lam: Varies[Fraction] = 0.95  # Lambda of the returns.
+    noise: Varies[Amount] = 0.3
     """Exploration: standard deviation of the noise on continuous actions, share of random discrete ones."""
-    init_std: float = 5.0  # Standard deviation of the actor before anything is learned.
+    init_std: Positive = 5.0  # Standard deviation of the actor before anything is learned.
 
     # Optimiser.
-    model_lr: Varies[float] = 6e-4  # Learning rate of the world model and its heads.
-    actor_lr: Varies[float] = 8e-5  # Learning rate of the actor.
-    value_lr: Varies[float] = 8e-5  # Learning rate of the critic.
-    eps: float = 1e-7  # Epsilon of Adam.
-    clip: float = 100.0  # Largest norm of the gradient of model, actor and critic, each.
+    model_lr: Varies[Positive] = 6e-4  # Learning rate of the world model and its heads.
+    actor_lr: Varies[Positive] = 8e-5  # Learning rate of the actor.
+    value_lr: Varies[Positive] = 8e-5  # Learning rate of the critic.
+    eps: Positive = 1e-7  # Epsilon of Adam.
+    clip: Positive = 100.0  # Largest norm of the gradient of model, actor and critic, each.
 
     def __post_init__(self):
-        check_types(self)
-        check_range(self, "deter hidden stoch units depth envs batch_size capacity collect imag_length", least=1)
+        check_settings(self)
         check_range(self, "batch_length", least=2)
-        check_range(self, "model_layers value_layers policy_layers prefill phase_updates", least=0)
-        check_range(self, "free_nats rec_scale con_scale noise", least=0)
-        check_range(self, "discount lam", least=0, most=1)
-        check_range(self, "model_lr actor_lr value_lr eps clip min_std init_std", above=0)
 
 
 # --- Losses -----------------------------------------------------------------------------------------------------------
@@ -117,7 +111,7 @@ def model_loss(nets: Networks, params: Any, record: Record, key: Key, share: Sha
     uniform = share.uniform(key, (*record.reward.shape, config.stoch))
     latents, losses, metrics = nets.world.predictions(params, nets.heads, record, uniform)
     total = config.rec_scale * losses["rec"] + losses["rew"] + config.con_scale * losses.get("con", 0.0)
-    total += rssm.floored(rssm.joint(losses["dyn"], losses["rep"]), config.free_nats, share)
+    total += floored(joint(losses["dyn"], losses["rep"]), config.free_nats, share)
     return latents, total, metrics
 
 
@@ -226,8 +220,7 @@ MICRO = replace(
     imag_length=12, discount=0.97, model_lr=3e-3, actor_lr=1e-3, value_lr=3e-3, eps=1e-5,
 )  # fmt: skip
 PRESETS = {"published": PUBLISHED, "micro": MICRO}
-"""The paper's, and one for vectors on two CPU cores. A few numbers would hardly count next to the KL if each were the
-mean of a unit normal."""
+"""The paper's, and one for vectors on two CPU cores, where a few unit normals would hardly count next to the KL."""
 
 SYSTEM = System(
     make, Config, PRESETS, default="micro", year=2020, env="gymnax/Pendulum-v1", steps=14000, offline=True,

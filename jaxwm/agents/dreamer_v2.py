@@ -30,7 +30,7 @@ from jaxwm.agents.system import System, hyper_of
 from jaxwm.control import actor_critic as ac
 from jaxwm.control.policy import Actor, action_distribution
 from jaxwm.distributions import sg
-from jaxwm.errors import check_range, check_types
+from jaxwm.errors import Amount, Count, Fraction, Natural, Positive, check_range, check_settings
 from jaxwm.learning import optim
 from jaxwm.learning.pieces import merge
 from jaxwm.learning.share import ALONE, Share
@@ -46,57 +46,53 @@ class Config:
     """Settings of Dreamer V2. Defaults are the published ones for Atari."""
 
     # Size.
-    deter: int = 600  # Width of the recurrent state.
-    hidden: int = 600  # Width of the layers around it.
-    stoch: int = 32  # Number of categorical latents.
+    deter: Count = 600  # Width of the recurrent state.
+    hidden: Count = 600  # Width of the layers around it.
+    stoch: Count = 32  # Number of categorical latents.
     classes: int = 32  # Classes of each latent.
-    units: int = 400  # Width of all MLPs.
-    layers: int = 4  # Layers of all MLPs.
-    depth: int = 48  # Channels of the first convolution; the others have 2, 4 and 8 times as many.
+    units: Count = 400  # Width of all MLPs.
+    layers: Natural = 4  # Layers of all MLPs.
+    depth: Count = 48  # Channels of the first convolution; the others have 2, 4 and 8 times as many.
     dtype: Literal["float32", "bfloat16"] = "float32"  # Compute type; parameters, moments and losses stay float32.
 
     # Data.
-    envs: int = 1  # Parallel environments of each member.
-    batch_size: int = 50  # Sequences of an update.
+    envs: Count = 1  # Parallel environments of each member.
+    batch_size: Count = 50  # Sequences of an update.
     batch_length: int = 50  # Records of a sequence.
-    prefill: int = 50_000  # Environment steps of random play before learning starts (200,000 frames).
-    collect: int = 16  # Environment steps between two phases of learning.
-    phase_updates: int = 1  # Updates of such a phase.
-    capacity: int = 2_000_000  # Replay size of a member in environment steps (never more than the run collects).
+    prefill: Natural = 50_000  # Environment steps of random play before learning starts (200,000 frames).
+    collect: Count = 16  # Environment steps between two phases of learning.
+    phase_updates: Natural = 1  # Updates of such a phase.
+    capacity: Count = 2_000_000  # Replay size of a member in environment steps (never more than the run collects).
 
     # World model.
-    kl_scale: float = 0.1  # Weight of the KL.
-    kl_balance: float = 0.8  # Share of the KL that pulls the prior towards the posterior; the rest pulls the posterior.
-    rec_scale: float = 0.5  # Weight of the squared error of observations: 1/2 for a unit normal.
-    con_scale: float = 5.0  # Weight of the continue flag.
+    kl_scale: Amount = 0.1  # Weight of the KL.
+    kl_balance: Fraction = 0.8
+    """Share of the KL that pulls the prior towards the posterior; the rest pulls the posterior."""
+    rec_scale: Amount = 0.5  # Weight of the squared error of observations: 1/2 for a unit normal.
+    con_scale: Amount = 5.0  # Weight of the continue flag.
     squash: bool = True  # Learn from tanh of the rewards, as on Atari.
 
     # Behaviour.
-    imag_length: int = 15  # Steps of a dream.
-    discount: Varies[float] = 0.999  # Discount of rewards.
-    lam: Varies[float] = 0.95  # Lambda of the returns.
-    actor_mix: Varies[float] = 1.0
+    imag_length: Count = 15  # Steps of a dream.
+    discount: Varies[Fraction] = 0.999  # Discount of rewards.
+    lam: Varies[Fraction] = 0.95  # Lambda of the returns.
+    actor_mix: Varies[Fraction] = 1.0
     """Share of REINFORCE in the actor's loss; the rest is the gradient through the dream."""
-    entropy: Varies[float] = 1e-3  # Weight of the policy's entropy.
-    slow_every: int = 100  # Updates between two copies of the critic to the slow one.
+    entropy: Varies[Amount] = 1e-3  # Weight of the policy's entropy.
+    slow_every: Count = 100  # Updates between two copies of the critic to the slow one.
 
     # Optimiser.
-    model_lr: Varies[float] = 2e-4  # Learning rate of the world model and its heads.
-    actor_lr: Varies[float] = 4e-5  # Learning rate of the actor.
-    value_lr: Varies[float] = 1e-4  # Learning rate of the critic.
-    eps: float = 1e-5  # Epsilon of Adam.
-    clip: float = 100.0  # Largest norm of the gradient of model, actor and critic, each.
-    weight_decay: float = 1e-6  # Share of a weight that is lost in each update, in units of the learning rate.
+    model_lr: Varies[Positive] = 2e-4  # Learning rate of the world model and its heads.
+    actor_lr: Varies[Positive] = 4e-5  # Learning rate of the actor.
+    value_lr: Varies[Positive] = 1e-4  # Learning rate of the critic.
+    eps: Positive = 1e-5  # Epsilon of Adam.
+    clip: Positive = 100.0  # Largest norm of the gradient of model, actor and critic, each.
+    weight_decay: Amount = 1e-6  # Share of a weight that is lost in each update, in units of the learning rate.
 
     def __post_init__(self):
-        check_types(self)
-        check_range(self, "deter hidden stoch units depth envs batch_size capacity collect imag_length", least=1)
-        check_range(self, "slow_every", least=1)
+        check_settings(self)
         check_range(self, "classes", least=1, most=256)  # the replay keeps them as bytes
         check_range(self, "batch_length", least=2)
-        check_range(self, "layers prefill phase_updates kl_scale rec_scale con_scale entropy weight_decay", least=0)
-        check_range(self, "kl_balance discount lam actor_mix", least=0, most=1)
-        check_range(self, "model_lr actor_lr value_lr eps clip", above=0)
 
 
 # --- Losses -----------------------------------------------------------------------------------------------------------

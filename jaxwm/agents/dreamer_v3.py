@@ -28,14 +28,13 @@ from jaxwm.agents.system import System, hyper_of
 from jaxwm.control import actor_critic as ac
 from jaxwm.control.policy import Actor, action_distribution
 from jaxwm.distributions import TwoHot, sg, symexp_bins, twohot
-from jaxwm.errors import check_range, check_types
+from jaxwm.errors import Amount, Count, Fraction, Natural, Positive, check_range, check_settings
 from jaxwm.learning import optim
 from jaxwm.learning.pieces import PLAIN, Routes, loss_over_pieces, merge, routes, split
 from jaxwm.learning.share import ALONE, Share
 from jaxwm.learning.step import Losses, Updated, gradient_step
-from jaxwm.models import rssm
 from jaxwm.models.latent_world import Carry, World, token_size
-from jaxwm.models.rssm import RSSM, Categorical, Latent, flatten
+from jaxwm.models.rssm import RSSM, Categorical, Latent, flatten, initial, kl_losses
 from jaxwm.nets import encoders
 from jaxwm.nets.layers import Head, apply
 from jaxwm.schedule import FOREVER, Collect, Repeat, Train, pace, prefill
@@ -47,78 +46,71 @@ class Config:
     """Settings of Dreamer V3. Defaults are the published ones at 12 million parameters."""
 
     # Size.
-    deter: int = 2048  # Width of the recurrent state.
-    hidden: int = 256  # Width of the layers inside the recurrence, the prior and the posterior.
-    stoch: int = 32  # Number of categorical latents.
+    deter: Count = 2048  # Width of the recurrent state.
+    hidden: Count = 256  # Width of the layers inside the recurrence, the prior and the posterior.
+    stoch: Count = 32  # Number of categorical latents.
     classes: int = 16  # Classes of each latent.
-    units: int = 256  # Width of all MLPs.
-    depth: int = 16  # Convolution channels; the stages have 2, 3, 4 and 4 times as many.
-    blocks: int = 8  # Blocks of the recurrent state; deter must be a multiple.
+    units: Count = 256  # Width of all MLPs.
+    depth: Count = 16  # Convolution channels; the stages have 2, 3, 4 and 4 times as many.
+    blocks: Count = 8  # Blocks of the recurrent state; deter must be a multiple.
     bins: int = 255  # Bins of the reward and value distributions.
-    sensor_layers: int = 3  # Layers of the vector encoder and decoder.
-    policy_layers: int = 3  # Layers of actor and critic.
-    model_layers: int = 1  # Layers of the reward and continue heads.
+    sensor_layers: Natural = 3  # Layers of the vector encoder and decoder.
+    policy_layers: Natural = 3  # Layers of actor and critic.
+    model_layers: Natural = 1  # Layers of the reward and continue heads.
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute type; parameters, moments, norms and losses stay float32. Use bfloat16 on GPUs and TPUs."""
 
     # Data.
-    envs: int = 1  # Parallel environments of each member.
-    batch_size: int = 16  # Sequences of an update.
+    envs: Count = 1  # Parallel environments of each member.
+    batch_size: Count = 16  # Sequences of an update.
     batch_length: int = 64  # Trained records of a sequence; one more is read as context.
-    train_ratio: float = 256.0  # Replayed records per environment step.
-    prefill: int = 1024  # Environment steps of random play before learning starts.
-    capacity: int = 5_000_000  # Replay size of a member in environment steps (never more than the run collects).
+    train_ratio: Positive = 256.0  # Replayed records per environment step.
+    prefill: Natural = 1024  # Environment steps of random play before learning starts.
+    capacity: Count = 5_000_000  # Replay size of a member in environment steps (never more than the run collects).
     online: bool = True  # Give every new sequence out once before sampling uniformly.
 
     # World model.
-    rec_scale: float = 1.0  # Weight of the loss of observations, in nats per step.
-    rew_scale: float = 1.0  # Weight of the loss of rewards, in nats per step.
-    con_scale: float = 1.0  # Weight of the loss of continue flags, in nats per step.
-    dyn_scale: float = 1.0  # Weight of the KL that pulls the prior towards the posterior.
-    rep_scale: float = 0.1  # Weight of the KL that pulls the posterior towards the prior.
-    free_nats: float = 1.0  # KL of a step, in nats, below which neither prior nor posterior is pushed.
-    unimix: float = 0.01  # Share of the uniform distribution in every latent.
+    rec_scale: Amount = 1.0  # Weight of the loss of observations, in nats per step.
+    rew_scale: Amount = 1.0  # Weight of the loss of rewards, in nats per step.
+    con_scale: Amount = 1.0  # Weight of the loss of continue flags, in nats per step.
+    dyn_scale: Amount = 1.0  # Weight of the KL that pulls the prior towards the posterior.
+    rep_scale: Amount = 0.1  # Weight of the KL that pulls the posterior towards the prior.
+    free_nats: Amount = 1.0  # KL of a step, in nats, below which neither prior nor posterior is pushed.
+    unimix: Fraction = 0.01  # Share of the uniform distribution in every latent.
 
     # Behaviour.
-    imag_length: int = 15  # Steps of a dream.
-    temperature: float = 1.0
+    imag_length: Count = 15  # Steps of a dream.
+    temperature: Positive = 1.0
     """Temperature of the latents in dreams: above 1 they are less certain, and harder to exploit (Ha & Schmidhuber
     2018)."""
-    disagreement: float = 0.0
+    disagreement: Amount = 0.0
     """Reward taken off in dreams for each unit by which an ensemble of one-step models disagrees there; the ensemble
     exists only where this is not 0."""
     ensemble: int = 5  # Models of that ensemble (Sekar et al. 2020, who seek the disagreement that is avoided here).
-    policy_scale: float = 1.0  # Weight of the actor's loss.
-    value_scale: float = 1.0  # Weight of the critic's loss in dreams.
-    repval_scale: float = 0.3  # Weight of the critic loss on replayed sequences, whose gradient also shapes the model.
-    slow_scale: float = 1.0  # Weight of the pull towards the slow critic.
+    policy_scale: Amount = 1.0  # Weight of the actor's loss.
+    value_scale: Amount = 1.0  # Weight of the critic's loss in dreams.
+    repval_scale: Amount = 0.3  # Weight of the critic loss on replayed sequences, whose gradient also shapes the model.
+    slow_scale: Amount = 1.0  # Weight of the pull towards the slow critic.
     slow_rate: float = 0.02  # Share of the critic that enters the slow critic in each update.
-    actor_unimix: float = 0.01  # Share of the uniform policy in discrete actors.
+    actor_unimix: Fraction = 0.01  # Share of the uniform policy in discrete actors.
     discount_horizon: Varies[float] = 333.0  # Effective horizon in steps; the discount is 1 - 1 / discount_horizon.
-    lam: Varies[float] = 0.95  # Lambda of the returns.
-    entropy: Varies[float] = 3e-4
+    lam: Varies[Fraction] = 0.95  # Lambda of the returns.
+    entropy: Varies[Amount] = 3e-4
     """Weight of the policy's entropy. 3e-4 belongs to learning rate 4e-5; raise both together."""
 
     # Optimiser.
-    lr: Varies[float] = 4e-5  # Learning rate after the warm-up.
-    warmup: int = 1000  # Updates over which the learning rate rises from 0.
-    lr_decay_updates: int = 0
+    lr: Varies[Positive] = 4e-5  # Learning rate after the warm-up.
+    warmup: Natural = 1000  # Updates over which the learning rate rises from 0.
+    lr_decay_updates: Natural = 0
     """Updates over which it falls linearly to 0, counted from the start; 0 for a constant rate, as published."""
-    agc: float = 0.3  # Largest gradient of a tensor relative to its weights.
+    agc: Positive = 0.3  # Largest gradient of a tensor relative to its weights.
 
     def __post_init__(self):
-        check_types(self)
-        check_range(self, "deter hidden stoch units depth blocks envs batch_size imag_length capacity", least=1)
+        check_settings(self)
         check_range(self, "classes", least=1, most=256)  # the replay keeps them as bytes
         check_range(self, "batch_length", least=2)  # the critic's replay loss needs a next record
-        check_range(self, "sensor_layers policy_layers model_layers prefill warmup lr_decay_updates free_nats", least=0)
-        check_range(self, "entropy disagreement", least=0)
         check_range(self, "ensemble", least=2)
-        check_range(self, "rec_scale rew_scale con_scale dyn_scale rep_scale", least=0)
-        check_range(self, "policy_scale value_scale repval_scale slow_scale", least=0)
-        check_range(self, "unimix actor_unimix lam", least=0, most=1)
         check_range(self, "slow_rate", above=0, most=1)
-        check_range(self, "train_ratio lr agc temperature", above=0)
         check_range(self, "discount_horizon", above=1)
         if self.deter % self.blocks:
             raise ValueError(f"deter ({self.deter}) must be a multiple of blocks ({self.blocks})")
@@ -174,7 +166,7 @@ def model_losses(
     context = jax.tree.map(lambda x: x[:, 0], world.unpack(record.extras))
     latents, post, prior = world.infer(params, record, uniform, context)
     record = jax.tree.map(lambda x: x[:, 1:], record)
-    dyn, rep = rssm.kl_losses(post, prior, learner.config.free_nats)
+    dyn, rep = kl_losses(post, prior, learner.config.free_nats)
     losses: dict[str, Array] = {"dyn": dyn, "rep": rep}
     feat = latents.feat()
     reward = learner.scalar("rew", params["rew"], feat)
@@ -337,7 +329,7 @@ def init_params(nets: Networks, spec: Spec, key: Key, ensemble: int = 0) -> dict
     heads = {name: getattr(nets, name) for name in ("rew", "con", "pol", "val")}
     params = World(spec, nets.enc, nets.dyn, nets.dec).init(key, heads)
     if nets.dis:
-        inputs = jnp.concatenate([rssm.initial(nets.dyn, 1).feat(), jnp.zeros((1, nets.dyn.actions))], -1)
+        inputs = jnp.concatenate([initial(nets.dyn, 1).feat(), jnp.zeros((1, nets.dyn.actions))], -1)
         keys = jax.random.split(jax.random.fold_in(key, len(params)), ensemble)
         params["dis"] = jax.vmap(nets.dis.init, (0, None))(keys, inputs)
     return params
@@ -458,12 +450,10 @@ NANO = Config(
     envs=4, batch_size=16, batch_length=10, imag_length=8, train_ratio=80.0, prefill=256, capacity=100_000,
     lr=1e-2, entropy=3e-2, warmup=100, free_nats=0.1,
 )  # fmt: skip
-
 MICRO = replace(
     NANO, deter=64, hidden=64, stoch=8, units=64, batch_length=16, imag_length=15, train_ratio=64.0,
     lr=3e-3, entropy=1e-2, free_nats=1.0,
 )  # fmt: skip
-
 PRESETS: dict[str, Config] = {
     "1m": _size(512, 64, 4, 4, 64),
     "12m": _size(2048, 256, 16, 16, 256),

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from jaxwm.agents.system import System, hyper_of
 from jaxwm.control.policy import check_mode
-from jaxwm.errors import check_range, check_types
+from jaxwm.errors import Amount, Count, Fraction, Natural, check_range, check_settings
 from jaxwm.learning import optim
 from jaxwm.learning.step import Remembering as State
 from jaxwm.learning.step import Updated
@@ -33,23 +33,19 @@ from jaxwm.types import Acted, Agent, Array, Batch, Discrete, Dream, Key, Record
 class Config:
     """Settings of Dyna-Q; defaults are those of the book's Dyna maze."""
 
-    planning: int = 5  # Planning updates after each real step, n; 0 is plain Q-learning.
+    planning: Natural = 5  # Planning updates after each real step, n; 0 is plain Q-learning.
     model: Literal["last", "counts"] = "last"
     """What is kept of a pair: the last reward and next state, or counts of all of them (for stochastic worlds)."""
-    step_size: Varies[float] = 0.1  # Step size of the Q-table, alpha.
-    epsilon: Varies[float] = 0.1  # Share of random actions while training.
-    discount: Varies[float] = 0.95  # Discount, gamma.
-    bonus: Varies[float] = 0.0  # Reward for time since a pair was tried, kappa: above 0 this is Dyna-Q+.
-    envs: int = 1  # Environments.
+    step_size: Varies[Fraction] = 0.1  # Step size of the Q-table, alpha.
+    epsilon: Varies[Fraction] = 0.1  # Share of random actions while training.
+    discount: Varies[Fraction] = 0.95  # Discount, gamma.
+    bonus: Varies[Amount] = 0.0  # Reward for time since a pair was tried, kappa: above 0 this is Dyna-Q+.
+    envs: Count = 1  # Environments.
     capacity: int = 16  # Replay size in environment steps: only the newest pair is read.
 
     def __post_init__(self):
-        check_types(self)
-        check_range(self, "planning", least=0)
-        check_range(self, "envs", least=1)
+        check_settings(self)
         check_range(self, "capacity", least=2 * self.envs)
-        check_range(self, "step_size epsilon discount", least=0, most=1)
-        check_range(self, "bonus", least=0)
 
 
 class Last(NamedTuple):

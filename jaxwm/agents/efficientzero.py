@@ -37,8 +37,7 @@ PRESETS = {
     "catch": with_additions(muzero.PRESETS["catch"], 4_000),
     "minatar": with_additions(muzero.PRESETS["minatar"], 10_000),
 }
-"""Atari 100k as published (its input of 4 frames is `--env-option stack=4 --env-option image_size=96`), and MuZero's
-small ones with the additions."""
+"""Atari 100k as published (input: `--env-option stack=4 --env-option image_size=96`), and MuZero's small ones."""
 
 SYSTEM = replace(
     muzero.SYSTEM, presets=PRESETS, year=2021,

@@ -36,7 +36,7 @@ from jaxwm.agents.system import System, hyper_of
 from jaxwm.control import search
 from jaxwm.control.policy import Actor, action_distribution, forced
 from jaxwm.distributions import sg
-from jaxwm.errors import check_range, check_types
+from jaxwm.errors import Amount, Count, Fraction, Natural, Positive, check_range, check_settings
 from jaxwm.learning import optim
 from jaxwm.learning.pieces import merge
 from jaxwm.learning.share import ALONE, Share
@@ -56,66 +56,60 @@ class Config:
     search: Literal["puct", "gumbel"] = "puct"  # Kind of tree search.
     simulations: int = 50  # Simulations of each search.
     considered: int = 16  # Actions that a Gumbel root draws.
-    sampled: int = 20  # Actions drawn at each node where they are not a small set (vectors).
+    sampled: Count = 20  # Actions drawn at each node where they are not a small set (vectors).
     dirichlet: float = 0.25  # Concentration of the noise at a PUCT root.
     noise: float = 0.25  # Share of that noise in the prior.
-    cooling: int = 1_000_000
+    cooling: Natural = 1_000_000
     """Updates of a run over which actions become greedier: temperature 1, from half of them 0.5, from three quarters
     0.25; 0 keeps it at 1."""
 
     # Sizes.
     residual: bool = True  # Residual networks on planes, or else MLPs (and convolutions for images).
-    width: int = 256  # Channels of the latent planes, or its numbers.
-    units: int = 256  # Units of hidden layers.
-    layers: int = 16  # Residual blocks of the representation and of the dynamics, or layers of the MLPs.
-    depth: int = 16  # Channels of the first convolution for images without residual networks, and of the decoder.
+    width: Count = 256  # Channels of the latent planes, or its numbers.
+    units: Count = 256  # Units of hidden layers.
+    layers: Natural = 16  # Residual blocks of the representation and of the dynamics, or layers of the MLPs.
+    depth: Count = 16  # Channels of the first convolution for images without residual networks, and of the decoder.
     bins: int = 601  # Bins of value and reward.
-    bound: float = 300.0  # Greatest squashed value or reward.
+    bound: Positive = 300.0  # Greatest squashed value or reward.
 
     # Data.
-    envs: int = 32  # Parallel environments of each member.
-    batch_size: int = 1024  # Sequences of an update.
-    unroll: int = 5  # Steps the model is unrolled, K.
-    td_steps: int = 5  # Rewards before the bootstrap value, n: 5 with reanalysis, 10 without.
+    envs: Count = 32  # Parallel environments of each member.
+    batch_size: Count = 1024  # Sequences of an update.
+    unroll: Count = 5  # Steps the model is unrolled, K.
+    td_steps: Count = 5  # Rewards before the bootstrap value, n: 5 with reanalysis, 10 without.
     bootstrap: Literal["network", "search"] = "network"
     """Bootstrap values: the target network's, or those of the stored searches."""
-    train_ratio: float = 2.0  # Sequences learned from for each step played.
-    reanalyse: int = 1024  # Positions that are searched again before each update; 0: none.
-    prefill: int = 2000  # Environment steps of random play before learning starts.
-    capacity: int = 1_000_000  # Replay size of a member in environment steps (never more than the run collects).
-    alpha: float = 1.0  # Power of the priorities, which are errors of values; 0 samples uniformly.
-    beta: float = 1.0  # Power of the weights that make up for priorities.
+    train_ratio: Positive = 2.0  # Sequences learned from for each step played.
+    reanalyse: Natural = 1024  # Positions that are searched again before each update; 0: none.
+    prefill: Natural = 2000  # Environment steps of random play before learning starts.
+    capacity: Count = 1_000_000  # Replay size of a member in environment steps (never more than the run collects).
+    alpha: Amount = 1.0  # Power of the priorities, which are errors of values; 0 samples uniformly.
+    beta: Amount = 1.0  # Power of the weights that make up for priorities.
 
     # Losses.
-    discount: float = 0.997  # Discount of rewards per step.
-    value_scale: float = 0.25  # Weight of the value's loss.
-    entropy: float = 0.0  # Weight of the policy's entropy.
-    consistency: float = 0.0
+    discount: Fraction = 0.997  # Discount of rewards per step.
+    value_scale: Amount = 0.25  # Weight of the value's loss.
+    entropy: Amount = 0.0  # Weight of the policy's entropy.
+    consistency: Amount = 0.0
     """EfficientZero: weight of the agreement of unrolled latents with those of what is then seen; 0: off."""
-    projection: int = 1024  # Width of the projection in which they are compared.
+    projection: Count = 1024  # Width of the projection in which they are compared.
     prefix: bool = False  # EfficientZero: predict sums of rewards (value prefixes) with an LSTM.
-    correction: int = 0
+    correction: Natural = 0
     """EfficientZero: updates of a run; targets of old data use fewer real rewards, by its age. 0: off."""
     augment: bool = False  # Shift images by up to four pixels and change their brightness, in learning.
     decoder: bool = False  # Learn to show what is imagined; nothing else learns from it.
 
     # Optimiser.
     optimizer: Literal["sgd", "adam"] = "sgd"  # SGD has momentum 0.9.
-    lr: Varies[float] = 0.05  # Learning rate.
-    lr_decay_updates: int = 350_000  # Updates after which it falls to a tenth; 0: never.
-    l2: Varies[float] = 1e-4  # Weight of the squared norm of the parameters.
-    clip: float = 5.0  # Largest norm of the gradient.
-    target_every: int = 200  # Updates between two copies to the target network.
+    lr: Varies[Positive] = 0.05  # Learning rate.
+    lr_decay_updates: Natural = 350_000  # Updates after which it falls to a tenth; 0: never.
+    l2: Varies[Amount] = 1e-4  # Weight of the squared norm of the parameters.
+    clip: Positive = 5.0  # Largest norm of the gradient.
+    target_every: Count = 200  # Updates between two copies to the target network.
 
     def __post_init__(self):
-        check_types(self)
-        check_range(self, "sampled width units batch_size unroll td_steps envs target_every capacity", least=1)
-        check_range(self, "projection depth", least=1)
-        check_range(self, "layers cooling reanalyse prefill lr_decay_updates correction", least=0)
+        check_settings(self)
         check_range(self, "bins", least=3)
-        check_range(self, "train_ratio lr clip bound", above=0)
-        check_range(self, "alpha beta l2 entropy consistency value_scale", least=0)
-        check_range(self, "discount", least=0, most=1)
         check_range(self, "capacity", least=self.length * self.envs)
         search.check(self.tree())
 

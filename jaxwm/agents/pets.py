@@ -25,16 +25,14 @@ import optax
 from jaxwm import replay, spaces
 from jaxwm.agents.system import System, hyper_of
 from jaxwm.control import planning
-from jaxwm.control.planning import Planner
 from jaxwm.control.policy import forced
 from jaxwm.envs.known import KNOWN
-from jaxwm.errors import check_number, check_range, check_types
+from jaxwm.errors import Amount, Count, Fraction, Positive, check_number, check_range, check_settings
 from jaxwm.learning import optim
 from jaxwm.learning.share import ALONE, Share
 from jaxwm.learning.step import Losses, Updated, gradient_step
 from jaxwm.learning.step import Remembering as State
 from jaxwm.models import ensemble
-from jaxwm.models.ensemble import Rollout, Transition
 from jaxwm.nets.sensors import flat, kind, sensors
 from jaxwm.schedule import FOREVER, Collect, Repeat, Train
 from jaxwm.types import Acted, Agent, Array, Batch, Box, Dream, Key, PyTree, Record, Spec, Step, TrainStep, Varies
@@ -44,45 +42,41 @@ from jaxwm.types import Acted, Agent, Array, Batch, Box, Dream, Key, PyTree, Rec
 class Config:
     """Settings of PETS; defaults are those of the official code for its cartpole."""
 
-    networks: int = 5  # Networks of the ensemble, E.
-    layers: int = 3  # Hidden layers of a network.
-    units: int = 500  # Width of the hidden layers.
+    networks: Count = 5  # Networks of the ensemble, E.
+    layers: Count = 3  # Hidden layers of a network.
+    units: Count = 500  # Width of the hidden layers.
     weight_decay: tuple[float, ...] = (1e-4, 2.5e-4, 2.5e-4, 5e-4)
     """Weight of half the squared weights of each layer in the loss, the output layer included."""
-    lr: Varies[float] = 1e-3  # Learning rate of Adam.
-    batch_size: int = 32  # Transitions that each network sees in an update.
-    epochs: float = 5.0  # Passes through all data after each trial; 0 leaves the model untrained.
+    lr: Varies[Positive] = 1e-3  # Learning rate of Adam.
+    batch_size: Count = 32  # Transitions that each network sees in an update.
+    epochs: Amount = 5.0  # Passes through all data after each trial; 0 leaves the model untrained.
     deterministic: bool = False
     """Squared error and no noise instead of Gaussians: with one network and one particle, the usual baseline."""
     bounds: Literal["learned", "fixed"] = "learned"
     """Whether the bounds of the log-variances are learned (official code) or stay at +0.5 and -10."""
-    bound_scale: float = 0.01  # Weight of the distance between the bounds in the loss.
+    bound_scale: Amount = 0.01  # Weight of the distance between the bounds in the loss.
     scale_targets: bool = False  # Whether the targets are standardised too, not the inputs alone.
     reward: Literal["known", "learned"] = "known"
     """Where reward and termination come from: the environment's own functions, or the networks."""
     particles: int = 20  # Particles that judge a plan.
     propagation: Literal["TSinf", "TS1"] = "TSinf"  # Whether a particle keeps its network for the whole rollout.
     planner: Literal["cem", "icem", "mppi"] = "cem"  # How plans are found.
-    plan_horizon: int = 25  # Steps of a plan, H.
-    candidates: int = 400  # Plans that are judged in an iteration, P.
+    plan_horizon: Count = 25  # Steps of a plan, H.
+    candidates: Count = 400  # Plans that are judged in an iteration, P.
     elites: int = 40  # Best plans, to which the next iteration moves.
-    iterations: int = 5  # Iterations of the planner.
-    momentum: float = 0.1  # Share of the old mean and variance that an iteration of cem or icem keeps.
-    init_std: float = 0.5  # First standard deviation of the actions in a plan.
-    exponent: float = 2.0  # icem: colour of the noise; 0 is white.
-    temperature: float = 0.5  # mppi: weight of a return in the exponent.
-    trial: int = 200  # Environment steps of a trial, per environment.
-    envs: int = 1  # Environments.
+    iterations: Count = 5  # Iterations of the planner.
+    momentum: Fraction = 0.1  # Share of the old mean and variance that an iteration of cem or icem keeps.
+    init_std: Positive = 0.5  # First standard deviation of the actions in a plan.
+    exponent: Amount = 2.0  # icem: colour of the noise; 0 is white.
+    temperature: Positive = 0.5  # mppi: weight of a return in the exponent.
+    trial: Count = 200  # Environment steps of a trial, per environment.
+    envs: Count = 1  # Environments.
     capacity: int = 20_000  # Replay size in environment steps.
 
     def __post_init__(self):
         object.__setattr__(self, "weight_decay", tuple(self.weight_decay))  # a list where it comes out of a file
-        check_types(self)
-        check_range(self, "networks layers units batch_size plan_horizon candidates iterations trial envs", least=1)
+        check_settings(self)
         check_range(self, "elites", least=1, most=self.candidates)
-        check_range(self, "lr init_std temperature", above=0)
-        check_range(self, "epochs bound_scale exponent", least=0)
-        check_range(self, "momentum", least=0, most=1)
         check_range(self, "capacity", least=2 * self.envs)
         if self.particles < 1 or self.particles % self.networks:
             raise ValueError(
@@ -163,7 +157,7 @@ def learn(spec: Spec, config: Config, state: State, batch: Batch, key: Key, shar
 
 
 # --- Planning ---------------------------------------------------------------------------------------------------------
-def transition(spec: Spec, config: Config, params: PyTree) -> Transition:
+def transition(spec: Spec, config: Config, params: PyTree) -> ensemble.Transition:
     """How the ensemble moves particles: a draw from each network's Gaussian, added to the observation.
     A learned reward is the Gaussian's mean; a learned end is a probability, which is taken from the particle's life."""
     model, inputs, targets, known = params["model"], params["inputs"], params["targets"], KNOWN.get(spec.name)
@@ -182,7 +176,7 @@ def transition(spec: Spec, config: Config, params: PyTree) -> Transition:
     return step
 
 
-def rollout(spec: Spec, config: Config, params: PyTree, obs: Array, plans: Array, key: Key) -> Rollout:
+def rollout(spec: Spec, config: Config, params: PyTree, obs: Array, plans: Array, key: Key) -> ensemble.Rollout:
     """Move particles from `obs [C, D]` under `plans [C, H, A]` (trajectory sampling, section 5.1)."""
     chex.assert_equal_shape_prefix((obs, plans), 1)
     return ensemble.rollout(
@@ -227,7 +221,7 @@ def intended_actions(spec: Spec, config: Config, params: PyTree, obs: Array, key
     return parts.swapaxes(0, 1).reshape(len(obs), -1, parts.shape[-1])[:, :horizon]
 
 
-def build_planner(actions: int, config: Config) -> Planner:
+def build_planner(actions: int, config: Config) -> planning.Planner:
     """The planner of the settings, for actions of so many numbers."""
     sizes = actions, config.plan_horizon, config.candidates, config.elites, config.iterations
     if config.planner == "cem":
@@ -340,7 +334,7 @@ def _sensors(spec: Spec, vector: Array) -> PyTree:
     return out if isinstance(spec.obs, Mapping) else out["obs"]
 
 
-def _dream(spec: Spec, found: Rollout, actions: Array) -> Dream:
+def _dream(spec: Spec, found: ensemble.Rollout, actions: Array) -> Dream:
     """Particles `[H, E, Q, B, ...]` as means `[B, H, ...]`; reward and continuing are those of the living."""
     mean = lambda x: x.mean((1, 2)).swapaxes(0, 1)  # noqa: E731
     alive = mean(found.alive)

@@ -25,13 +25,12 @@ import jax.numpy as jnp
 from jaxwm.agents.system import System, hyper_of
 from jaxwm.control import planning
 from jaxwm.control.policy import disturb
-from jaxwm.errors import check_range, check_types
+from jaxwm.errors import Amount, Count, Natural, Positive, check_range, check_settings
 from jaxwm.learning import optim
 from jaxwm.learning.share import ALONE, Share
 from jaxwm.learning.step import Losses, State, Updated, fresh_state, gradient_step
-from jaxwm.models import rssm
 from jaxwm.models.latent_world import Carry, World, build_classic_world
-from jaxwm.models.rssm import Gaussian, Latent
+from jaxwm.models.rssm import Gaussian, Latent, floored, joint
 from jaxwm.nets.layers import Head, apply
 from jaxwm.schedule import FOREVER, Collect, Repeat, Train, prefill
 from jaxwm.types import Acted, Agent, Array, Batch, Box, Dream, Key, Record, Spec, Step, TrainStep, Varies
@@ -42,49 +41,45 @@ class Config:
     """Settings of PlaNet. Defaults are the published ones."""
 
     # Size.
-    deter: int = 200  # Width of the recurrent state.
-    hidden: int = 200  # Width of the layers around it.
-    stoch: int = 30  # Number of Gaussian latents.
-    units: int = 300  # Width of the reward head and of the MLPs for vectors.
-    layers: int = 3  # Layers of these.
-    depth: int = 32  # Channels of the first convolution; the others have 2, 4 and 8 times as many.
+    deter: Count = 200  # Width of the recurrent state.
+    hidden: Count = 200  # Width of the layers around it.
+    stoch: Count = 30  # Number of Gaussian latents.
+    units: Count = 300  # Width of the reward head and of the MLPs for vectors.
+    layers: Natural = 3  # Layers of these.
+    depth: Count = 32  # Channels of the first convolution; the others have 2, 4 and 8 times as many.
     dtype: Literal["float32", "bfloat16"] = "float32"  # Compute type; parameters, moments and losses stay float32.
 
     # Data.
-    envs: int = 1  # Parallel environments of each member.
-    batch_size: int = 50  # Sequences of an update.
+    envs: Count = 1  # Parallel environments of each member.
+    batch_size: Count = 50  # Sequences of an update.
     batch_length: int = 50  # Records of a sequence.
-    prefill: int = 2500  # Environment steps of random play before learning starts: five episodes of 500 steps.
-    collect: int = 500  # Environment steps between two phases of learning: one episode.
-    phase_updates: int = 100  # Updates of such a phase.
-    capacity: int = 1_000_000  # Replay size of a member in environment steps (never more than the run collects).
+    prefill: Natural = 2500  # Environment steps of random play before learning starts: five episodes of 500 steps.
+    collect: Count = 500  # Environment steps between two phases of learning: one episode.
+    phase_updates: Natural = 100  # Updates of such a phase.
+    capacity: Count = 1_000_000  # Replay size of a member in environment steps (never more than the run collects).
 
     # World model.
-    min_std: float = 0.1  # Smallest standard deviation of a latent.
-    free_nats: float = 3.0  # KL, mean over the batch, below which it is not pushed.
-    rec_scale: float = 0.5  # Weight of the squared error of observations: 1/2 for a unit normal.
-    rew_scale: float = 10.0  # Weight of the squared error of rewards, half of which is a unit normal's.
+    min_std: Positive = 0.1  # Smallest standard deviation of a latent.
+    free_nats: Amount = 3.0  # KL, mean over the batch, below which it is not pushed.
+    rec_scale: Amount = 0.5  # Weight of the squared error of observations: 1/2 for a unit normal.
+    rew_scale: Amount = 10.0  # Weight of the squared error of rewards, half of which is a unit normal's.
 
     # Planner.
-    plan_horizon: int = 12  # Steps of a plan.
-    candidates: int = 1000  # Action sequences tried in each iteration.
-    elites: int = 100  # Best of them, to which the search distribution is fitted.
-    iterations: int = 10  # Iterations for each action.
-    noise: Varies[float] = 0.3  # Standard deviation of the noise on actions while collecting.
+    plan_horizon: Count = 12  # Steps of a plan.
+    candidates: Count = 1000  # Action sequences tried in each iteration.
+    elites: Count = 100  # Best of them, to which the search distribution is fitted.
+    iterations: Count = 10  # Iterations for each action.
+    noise: Varies[Amount] = 0.3  # Standard deviation of the noise on actions while collecting.
 
     # Optimiser.
-    lr: Varies[float] = 1e-3  # Learning rate of Adam.
-    eps: float = 1e-4  # Epsilon of Adam.
-    clip: float = 1000.0  # Largest norm of the gradient.
+    lr: Varies[Positive] = 1e-3  # Learning rate of Adam.
+    eps: Positive = 1e-4  # Epsilon of Adam.
+    clip: Positive = 1000.0  # Largest norm of the gradient.
 
     def __post_init__(self):
-        check_types(self)
-        check_range(self, "deter hidden stoch units depth envs batch_size capacity collect", least=1)
-        check_range(self, "plan_horizon candidates elites iterations", least=1)
+        check_settings(self)
         check_range(self, "batch_length", least=2)
-        check_range(self, "layers prefill phase_updates free_nats rec_scale rew_scale noise", least=0)
         check_range(self, "elites", most=self.candidates)
-        check_range(self, "lr eps clip min_std", above=0)
 
 
 # --- The loss ---------------------------------------------------------------------------------------------------------
@@ -93,7 +88,7 @@ def loss(nets: Networks, params: Any, record: Record, uniform: Array, share: Sha
     chex.assert_equal_shape_prefix((record.reward, uniform), 2)
     config = nets.config
     _, losses, metrics = nets.world.predictions(params, nets.heads, record, uniform)
-    kl = rssm.floored(rssm.joint(losses["dyn"], losses["rep"]), config.free_nats, share)
+    kl = floored(joint(losses["dyn"], losses["rep"]), config.free_nats, share)
     total = config.rec_scale * losses["rec"] + config.rew_scale * losses["rew"] + kl
     return total, ({}, metrics | {"loss": total})
 
@@ -205,8 +200,7 @@ MICRO = replace(
     candidates=100, elites=10, iterations=4,
 )  # fmt: skip
 PRESETS = {"published": PUBLISHED, "micro": MICRO}
-"""The paper's, and one for vectors on two CPU cores. A few numbers would hardly count next to the KL if each were the
-mean of a unit normal."""
+"""The paper's, and one for vectors on two CPU cores, where a few unit normals would hardly count next to the KL."""
 
 SYSTEM = System(
     make, Config, PRESETS, default="micro", year=2019, env="gymnax/Pendulum-v1", steps=6000, actions=("Box",),

@@ -1,7 +1,6 @@
 """The names of the systems and the modules they live in; a module is imported when its system is asked for.
 
-`table()` reads what `jaxwm list` and `--help` print, without importing any: `python -m jaxwm.report.lineage` writes it
-from every `SYSTEM`."""
+`table()` reads what `jaxwm list` prints without importing any; `python -m jaxwm.report.lineage` writes it."""
 
 import dataclasses
 import importlib

@@ -14,8 +14,7 @@ ANY_ACTION = ("Discrete", "MultiDiscrete", "Box")
 @dataclass(frozen=True)
 class System:
     """A system: its constructor, its settings, and what is said of it.
-    `sees`, `predicts` and `acts` are half a line each, read in docs and `jaxwm list NAME`; the order is printed from
-    `Agent.schedule`."""
+    `sees`, `predicts` and `acts` are half a line each; the order is printed from `Agent.schedule`."""
 
     make: Callable[..., Any]  # `(spec, config) -> Agent`.
     config: type  # Its settings, a frozen dataclass.

@@ -36,7 +36,7 @@ from jaxwm import replay
 from jaxwm.agents.system import System, hyper_of
 from jaxwm.control.evolution import Evolution, cma_es
 from jaxwm.control.policy import check_mode
-from jaxwm.errors import check_range, check_types
+from jaxwm.errors import Amount, Count, Natural, Positive, check_range, check_settings
 from jaxwm.learning import optim
 from jaxwm.learning.share import ALONE, Share
 from jaxwm.learning.step import Losses, Updated, gradient_step
@@ -58,56 +58,51 @@ class Config:
     """Settings of World Models; defaults are those of TakeCover, with C trained in dreams."""
 
     # Sizes.
-    codes: int = 64  # Size of a code, z.
-    depth: int = 32  # Channels of V's convolutions: depth, 2, 4 and 8 times as many.
-    units: int = 512  # Width of the LSTM.
-    mixtures: int = 5  # Normals in the mixture of every entry of a code.
+    codes: Count = 64  # Size of a code, z.
+    depth: Count = 32  # Channels of V's convolutions: depth, 2, 4 and 8 times as many.
+    units: Count = 512  # Width of the LSTM.
+    mixtures: Count = 5  # Normals in the mixture of every entry of a code.
     done: bool = True  # M predicts the end of the episode.
     reward: bool = False  # M predicts the reward; without it a dreamed step is worth `alive`.
     cell: bool = True  # C sees the LSTM's cell next to its hidden state.
     bias: bool = False  # C has a bias for each output.
 
     # Data.
-    envs: int = 16  # Parallel environments of each member.
-    random_steps: int = 500_000  # Environment steps of random play; about 10,000 episodes of TakeCover.
-    repeat: int = 5  # Steps for which random play keeps an action, on average.
-    capacity: int = 500_000
+    envs: Count = 16  # Parallel environments of each member.
+    random_steps: Count = 500_000  # Environment steps of random play; about 10,000 episodes of TakeCover.
+    repeat: Count = 5  # Steps for which random play keeps an action, on average.
+    capacity: Count = 500_000
     """Replay size of a member in environment steps (never more than the run collects); images are its bulk."""
 
     # V.
-    vision_updates: int = 50_000  # Updates of V: ten passes over the data.
-    vision_batch: int = 100  # Images of an update.
-    vision_lr: Varies[float] = 1e-4  # Learning rate of V.
-    free_nats: float = 0.5  # KL of each entry of a code, on average over them, below which it is not pushed.
+    vision_updates: Natural = 50_000  # Updates of V: ten passes over the data.
+    vision_batch: Count = 100  # Images of an update.
+    vision_lr: Varies[Positive] = 1e-4  # Learning rate of V.
+    free_nats: Amount = 0.5  # KL of each entry of a code, on average over them, below which it is not pushed.
 
     # M.
-    memory_updates: int = 4000  # Updates of M.
-    memory_batch: int = 100  # Sequences of an update.
-    memory_length: int = 500  # Transitions of a sequence; one record more is read.
-    memory_lr: Varies[float] = 1e-3  # Learning rate of M.
-    clip: float = 1.0  # Largest gradient of any of M's weights.
-    done_weight: float = 10.0  # Weight of steps that end an episode, in the loss of M's end flag.
+    memory_updates: Natural = 4000  # Updates of M.
+    memory_batch: Count = 100  # Sequences of an update.
+    memory_length: Count = 500  # Transitions of a sequence; one record more is read.
+    memory_lr: Varies[Positive] = 1e-3  # Learning rate of M.
+    clip: Positive = 1.0  # Largest gradient of any of M's weights.
+    done_weight: Amount = 10.0  # Weight of steps that end an episode, in the loss of M's end flag.
 
     # C.
-    generations: int = 200  # Generations of CMA-ES.
+    generations: Natural = 200  # Generations of CMA-ES.
     population: int = 64  # Candidates of a generation.
-    rollouts: int = 16
+    rollouts: Count = 16
     """Dreams, or real episodes, of each candidate; all candidates meet the same starts and the same noise."""
-    std: float = 0.1  # First step size of CMA-ES.
-    weight_decay: float = 0.01  # Fitness taken off for the mean square of a candidate's weights.
-    temperature: Varies[float] = 1.15  # Temperature of dreams: above 1 they are less certain, and harder to exploit.
-    dream_length: int = 525  # Longest dream, or longest episode of a real rollout, in steps.
+    std: Positive = 0.1  # First step size of CMA-ES.
+    weight_decay: Amount = 0.01  # Fitness taken off for the mean square of a candidate's weights.
+    temperature: Varies[Positive] = 1.15  # Temperature of dreams: above 1 they are less certain, and harder to exploit.
+    dream_length: Count = 525  # Longest dream, or longest episode of a real rollout, in steps.
     alive: float = 4.0  # Reward of a dreamed step that is no end, where M does not predict rewards: TakeCover's 4 tics.
     real: bool = False  # Evolve C on the real environment instead: environment n plays candidate n % population.
 
     def __post_init__(self):
-        check_types(self)
-        check_range(self, "codes depth units mixtures envs random_steps repeat capacity rollouts dream_length", least=1)
-        check_range(self, "vision_updates memory_updates generations", least=0)
-        check_range(self, "vision_batch memory_batch memory_length", least=1)
+        check_settings(self)
         check_range(self, "population", least=2)
-        check_range(self, "vision_lr memory_lr clip std temperature", above=0)
-        check_range(self, "free_nats done_weight weight_decay", least=0)
         if not self.real and not self.done and not self.reward:
             raise ValueError("dreams that neither end nor pay teach nothing: set --done or --reward, or --real")
         if self.real and self.envs != self.population * self.rollouts:

@@ -61,8 +61,7 @@ class LaProp(NamedTuple):
 
 def laprop(agc: float = 0.3, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-20):
     """AGC, then RMS scaling, then momentum: the order of LaProp (Ziyin et al. 2020). Gives ascent directions.
-    Both moments are corrected for their start at 0. The learning rate is applied by the caller, because it may differ
-    between members of a population."""
+    Both moments are corrected for their start at 0. The caller applies the learning rate: it may differ by member."""
 
     def init(params: PyTree) -> LaProp:
         zeros = jnp.zeros_like(pack(params))

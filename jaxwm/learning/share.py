@@ -26,7 +26,6 @@ class Share(NamedTuple):
         return jax.lax.axis_size(self.axis) if self.axis else 1
 
     # Rows.
-
     def local_rows(self, batch: PyTree, axis: int = 0) -> PyTree:
         """Return this device's sequences of the batch that `update` was given; they lie along `axis`."""
         return batch if self.split else self.slice(batch, axis)
@@ -56,7 +55,6 @@ class Share(NamedTuple):
         return jax.lax.axis_index(self.axis) * rows if self.axis and self.split else 0
 
     # Statistics.
-
     def mean(self, tree: PyTree) -> PyTree:
         """Average over the devices."""
         return tree if self.axis is None else jax.lax.pmean(tree, self.axis)
@@ -73,7 +71,6 @@ class Share(NamedTuple):
         return (x * weight).sum(axis) / total
 
     # Random numbers.
-
     def draw(self, draw: Callable[[int], PyTree], rows: int, axis: int = 0) -> PyTree:
         """Draw for the rows of all devices, `draw(rows)`, and return those of this one: the numbers that one would."""
         return self.slice(draw(rows * self.devices), axis)

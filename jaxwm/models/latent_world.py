@@ -96,7 +96,6 @@ class World:
         return Latent(extras["deter"], self.dyn.latents.unpack(extras["stoch"]).astype(self.dyn.dtype))
 
     # Acting.
-
     def reset(self, num_envs: int) -> Carry:
         """The memory before a first step."""
         return Carry(rssm.initial(self.dyn, num_envs), spaces.blank(self.spec.action, num_envs))
@@ -120,7 +119,6 @@ class World:
         return Carry(latent, action), action, self.pack(latent)
 
     # Learning.
-
     def infer(
         self, params: Any, record: Record, uniform: Array, start: Latent | None = None
     ) -> tuple[Latent, Any, Any]:
@@ -189,7 +187,6 @@ class World:
         return latents, losses, metrics | {f"loss/{name}": loss for name, loss in losses.items()}
 
     # Dreaming.
-
     def rollout(
         self, params: Any, starts: Latent, actor: Policy, plan: Array, uniform: Array, temperature: float = 1.0,
         gradients: bool = False,

@@ -30,8 +30,7 @@ class Prediction(NamedTuple):
 
 class MDNRNN(nn.Module):
     """LSTM with a mixture density head, and heads for the end of the episode and the reward where asked for.
-    Its input is the code, the action, and, with a done head, the flag of a first step, as in the published one. The
-    state starts at 0 with every episode."""
+    It sees code, action, and, with a done head, the flag of a first step, as published; episodes start from state 0."""
 
     codes: int
     actions: int

@@ -165,9 +165,9 @@ class RSSM(nn.Module):
         """The block GRU: the next deter from the latent and the embedded action `[B, hidden]`.
         Takes and returns deter also as `[blocks, B, D / blocks]`, which the loops carry along: were it made from
         `latent.deter` at every step, CPUs would run the gates inside the transposition, many times slower."""
-        stoch = flatten(latent.stoch)
-        inputs = self.act_deter(self.in_deter(latent.deter)), self.act_stoch(self.in_stoch(stoch)), action
-        x = self.act_mix(self.mix(blocks, jnp.concatenate(inputs, -1)))
+        deter = self.act_deter(self.in_deter(latent.deter))
+        stoch = self.act_stoch(self.in_stoch(flatten(latent.stoch)))
+        x = self.act_mix(self.mix(blocks, jnp.concatenate([deter, stoch, action], -1)))
         reset, cand, update = jnp.split(self.gates(x), 3, -1)
         cand = jnp.tanh(jax.nn.sigmoid(reset) * cand)
         update = jax.nn.sigmoid(update - 1)
