@@ -8,14 +8,9 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, ge
 
 # --- JAX ------------------------------------------------------------------------------------------------------------
 _JAX = {
-    "jax_enable_x64": False,
-    "jax_default_prng_impl": "threefry2x32",
-    "jax_disable_jit": False,
-    "jax_debug_nans": False,
-    "jax_debug_infs": False,
-    "jax_numpy_rank_promotion": "allow",
-    "jax_numpy_dtype_promotion": "standard",
-}
+    "jax_enable_x64": False, "jax_default_prng_impl": "threefry2x32", "jax_disable_jit": False, "jax_debug_nans": False,
+    "jax_debug_infs": False, "jax_numpy_rank_promotion": "allow", "jax_numpy_dtype_promotion": "standard",
+}  # fmt: skip
 """Settings with which everything here is computed: in 32 bits, compiled, NaN where a number is absent."""
 
 
@@ -96,24 +91,16 @@ class Range(NamedTuple):
 
 
 Count = Annotated[int, Range(least=1)]
+Several = Annotated[int, Range(least=2)]
 Natural = Annotated[int, Range(least=0)]
 Amount = Annotated[float, Range(least=0)]
 Fraction = Annotated[float, Range(least=0, most=1)]
 Positive = Annotated[float, Range(above=0)]
 
 
-def check_settings(settings: Any) -> None:
-    """`check_types`, and ValueError where a number of a dataclass lies outside of its annotated `Range`."""
-    check_types(settings)
-    for name, hint in get_type_hints(type(settings), include_extras=True).items():
-        for mark in getattr(hint, "__metadata__", ()):
-            if isinstance(mark, Range):
-                check_range(settings, name, **mark._asdict())
-
-
 def check_types(settings: Any) -> None:
-    """Raise ValueError where a field of a dataclass does not have its annotated type: int, float, bool, str, Literal.
-    Numbers must be finite. Other annotations are not checked."""
+    """Raise ValueError where a field of a dataclass does not have its annotated type (int, float, bool, str, Literal),
+    or lies outside of its annotated `Range`. Numbers must be finite. Other annotations are not checked."""
     for name, hint in get_type_hints(type(settings)).items():
         value = getattr(settings, name)
         if hint in (int, float):
@@ -124,6 +111,10 @@ def check_types(settings: Any) -> None:
             raise ValueError(f"{name} must be text, not {value!r}")
         elif get_origin(hint) is Literal:
             check_choice(name, value, get_args(hint))
+    for name, hint in get_type_hints(type(settings), include_extras=True).items():
+        for mark in getattr(hint, "__metadata__", ()):
+            if isinstance(mark, Range):
+                check_range(settings, name, **mark._asdict())
 
 
 def check_range(settings: Any, names: str, **bounds: float) -> None:

@@ -25,7 +25,7 @@ import optax
 from jaxwm.agents.system import System, hyper_of
 from jaxwm.control import search
 from jaxwm.control.policy import forced
-from jaxwm.errors import Amount, Count, Natural, Positive, check_range, check_settings
+from jaxwm.errors import Amount, Count, Natural, Positive, Several, check_range, check_types
 from jaxwm.learning.pieces import merge
 from jaxwm.learning.share import ALONE, Share
 from jaxwm.learning.step import Losses, State, Updated, fresh_state, gradient_step
@@ -34,8 +34,6 @@ from jaxwm.nets.residual import Cut, Tower
 from jaxwm.schedule import FOREVER, Collect, Repeat, Train, pace
 from jaxwm.spaces import random_action
 from jaxwm.types import Acted, Agent, Array, Batch, Discrete, Key, Record, Spec, Step, TrainStep, Varies
-
-DROPS = (100_000, 300_000, 500_000)  # Updates after which the learning rate falls to a tenth.
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ class Config:
     head: Count = 32  # Channels of the 1 x 1 convolution before each head.
     units: Count = 256  # Units of the hidden layer of the value head.
     batch_size: Count = 64  # Sequences of a batch.
-    batch_length: int = 64  # Records of a sequence; with the batch size, 4,096 positions.
+    batch_length: Several = 64  # Records of a sequence; with the batch size, 4,096 positions.
     train_ratio: Positive = 0.7
     """Positions learned from for each position played: about 700,000 batches for 44 million games."""
     optimizer: Literal["sgd", "adam"] = "sgd"  # SGD has momentum 0.9.
@@ -70,8 +68,7 @@ class Config:
     capacity: int = 10_000_000  # Replay size in positions (published: the last million games).
 
     def __post_init__(self):
-        check_settings(self)
-        check_range(self, "batch_length", least=2)
+        check_types(self)
         check_range(self, "capacity", least=self.batch_length * self.envs)
         for mode in ("explore", "greedy"):
             search.check(self.tree(mode))
@@ -206,7 +203,7 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
 
     def update(state: State, batch: Batch, key: Key, share: Share = ALONE) -> Updated:
         record = share.local_rows(batch.record)
-        rate = state.hyper["lr"] * 0.1 ** sum(state.step >= drop for drop in DROPS)
+        rate = state.hyper["lr"] * 0.1 ** sum(state.step >= drop for drop in (100_000, 300_000, 500_000))
         objective = lambda params: loss(net, params, record, state.hyper["l2"], share)  # noqa: E731
         return gradient_step(state, objective, tx, rate, share=share)
 

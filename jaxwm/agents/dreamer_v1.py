@@ -30,7 +30,7 @@ from jaxwm.agents.system import System, hyper_of
 from jaxwm.control import actor_critic as ac
 from jaxwm.control.policy import Actor, disturb
 from jaxwm.distributions import TanhNormal, one_hot, sg
-from jaxwm.errors import Amount, Count, Fraction, Natural, Positive, check_range, check_settings
+from jaxwm.errors import Amount, Count, Fraction, Natural, Positive, Several, check_types
 from jaxwm.learning import optim
 from jaxwm.learning.pieces import merge
 from jaxwm.learning.share import ALONE, Share
@@ -55,24 +55,21 @@ class Config:
     value_layers: Natural = 3  # Layers of the critic.
     policy_layers: Natural = 4  # Layers of the actor.
     dtype: Literal["float32", "bfloat16"] = "float32"  # Compute type; parameters, moments and losses stay float32.
-
     # Data.
     envs: Count = 1  # Parallel environments of each member.
     batch_size: Count = 50  # Sequences of an update.
-    batch_length: int = 50  # Records of a sequence.
+    batch_length: Several = 50  # Records of a sequence.
     prefill: Natural = 2500
     """Environment steps of random play before learning starts; as `collect` after an action repeat of 2."""
     collect: Count = 500  # Environment steps between two phases of learning: one episode.
     phase_updates: Natural = 100  # Updates of such a phase.
     capacity: Count = 1_000_000  # Replay size of a member in environment steps (never more than the run collects).
-
     # World model.
     min_std: Positive = 0.1  # Smallest standard deviation of a latent.
     free_nats: Amount = 3.0  # KL, mean over the batch, below which it is not pushed.
     rec_scale: Amount = 0.5  # Weight of the squared error of observations: 1/2 for a unit normal.
     con_scale: Amount = 0.0
     """Weight of the continue flag; 0: none is predicted, and dreams never end (10 where episodes do)."""
-
     # Behaviour.
     imag_length: Count = 15  # Steps of a dream.
     discount: Varies[Fraction] = 0.99  # Discount of rewards.
@@ -80,7 +77,6 @@ class Config:
     noise: Varies[Amount] = 0.3
     """Exploration: standard deviation of the noise on continuous actions, share of random discrete ones."""
     init_std: Positive = 5.0  # Standard deviation of the actor before anything is learned.
-
     # Optimiser.
     model_lr: Varies[Positive] = 6e-4  # Learning rate of the world model and its heads.
     actor_lr: Varies[Positive] = 8e-5  # Learning rate of the actor.
@@ -89,8 +85,7 @@ class Config:
     clip: Positive = 100.0  # Largest norm of the gradient of model, actor and critic, each.
 
     def __post_init__(self):
-        check_settings(self)
-        check_range(self, "batch_length", least=2)
+        check_types(self)
 
 
 # --- Losses -----------------------------------------------------------------------------------------------------------
@@ -208,8 +203,7 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         return world.dream(state.params, context, actions, actor, key, horizon, predict)
 
     steps = {"all": TrainStep(update, config.batch_size, config.batch_length, shared=True)}
-    reset = lambda state, num_envs: world.reset(num_envs)  # noqa: E731
-    return Agent(init, reset, act, steps, imagine, schedule(config), hyper_of(config))
+    return Agent(init, world.reset, act, steps, imagine, schedule(config), hyper_of(config))
 
 
 # --- Presets ----------------------------------------------------------------------------------------------------------

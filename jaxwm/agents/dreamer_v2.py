@@ -30,7 +30,7 @@ from jaxwm.agents.system import System, hyper_of
 from jaxwm.control import actor_critic as ac
 from jaxwm.control.policy import Actor, action_distribution
 from jaxwm.distributions import sg
-from jaxwm.errors import Amount, Count, Fraction, Natural, Positive, check_range, check_settings
+from jaxwm.errors import Amount, Count, Fraction, Natural, Positive, Several, check_range, check_types
 from jaxwm.learning import optim
 from jaxwm.learning.pieces import merge
 from jaxwm.learning.share import ALONE, Share
@@ -54,16 +54,14 @@ class Config:
     layers: Natural = 4  # Layers of all MLPs.
     depth: Count = 48  # Channels of the first convolution; the others have 2, 4 and 8 times as many.
     dtype: Literal["float32", "bfloat16"] = "float32"  # Compute type; parameters, moments and losses stay float32.
-
     # Data.
     envs: Count = 1  # Parallel environments of each member.
     batch_size: Count = 50  # Sequences of an update.
-    batch_length: int = 50  # Records of a sequence.
+    batch_length: Several = 50  # Records of a sequence.
     prefill: Natural = 50_000  # Environment steps of random play before learning starts (200,000 frames).
     collect: Count = 16  # Environment steps between two phases of learning.
     phase_updates: Natural = 1  # Updates of such a phase.
     capacity: Count = 2_000_000  # Replay size of a member in environment steps (never more than the run collects).
-
     # World model.
     kl_scale: Amount = 0.1  # Weight of the KL.
     kl_balance: Fraction = 0.8
@@ -71,7 +69,6 @@ class Config:
     rec_scale: Amount = 0.5  # Weight of the squared error of observations: 1/2 for a unit normal.
     con_scale: Amount = 5.0  # Weight of the continue flag.
     squash: bool = True  # Learn from tanh of the rewards, as on Atari.
-
     # Behaviour.
     imag_length: Count = 15  # Steps of a dream.
     discount: Varies[Fraction] = 0.999  # Discount of rewards.
@@ -80,7 +77,6 @@ class Config:
     """Share of REINFORCE in the actor's loss; the rest is the gradient through the dream."""
     entropy: Varies[Amount] = 1e-3  # Weight of the policy's entropy.
     slow_every: Count = 100  # Updates between two copies of the critic to the slow one.
-
     # Optimiser.
     model_lr: Varies[Positive] = 2e-4  # Learning rate of the world model and its heads.
     actor_lr: Varies[Positive] = 4e-5  # Learning rate of the actor.
@@ -90,9 +86,8 @@ class Config:
     weight_decay: Amount = 1e-6  # Share of a weight that is lost in each update, in units of the learning rate.
 
     def __post_init__(self):
-        check_settings(self)
+        check_types(self)
         check_range(self, "classes", least=1, most=256)  # the replay keeps them as bytes
-        check_range(self, "batch_length", least=2)
 
 
 # --- Losses -----------------------------------------------------------------------------------------------------------
@@ -116,8 +111,7 @@ def model_loss(nets: Networks, params: Any, record: Record, key: Key, share: Sha
     latents, losses, metrics = nets.world.predictions(params, nets.heads, record, uniform)
     kl = config.kl_balance * losses["dyn"] + (1 - config.kl_balance) * losses["rep"]  # algorithm 2
     total = config.rec_scale * losses["rec"] + losses["rew"] + config.con_scale * losses["con"]
-    total += config.kl_scale * kl
-    return latents, total, metrics
+    return latents, total + config.kl_scale * kl, metrics
 
 
 def behaviour_losses(
@@ -219,8 +213,7 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         return world.dream(state.params, context, actions, actor, key, horizon, predict)
 
     steps = {"all": TrainStep(update, config.batch_size, config.batch_length, shared=True)}
-    reset = lambda state, num_envs: world.reset(num_envs)  # noqa: E731
-    return Agent(init, reset, act, steps, imagine, schedule(config), hyper_of(config))
+    return Agent(init, world.reset, act, steps, imagine, schedule(config), hyper_of(config))
 
 
 # --- Presets ----------------------------------------------------------------------------------------------------------

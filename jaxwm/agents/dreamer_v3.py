@@ -28,7 +28,7 @@ from jaxwm.agents.system import System, hyper_of
 from jaxwm.control import actor_critic as ac
 from jaxwm.control.policy import Actor, action_distribution
 from jaxwm.distributions import TwoHot, sg, symexp_bins, twohot
-from jaxwm.errors import Amount, Count, Fraction, Natural, Positive, check_range, check_settings
+from jaxwm.errors import Amount, Count, Fraction, Natural, Positive, Several, check_range, check_types
 from jaxwm.learning import optim
 from jaxwm.learning.pieces import PLAIN, Routes, loss_over_pieces, merge, routes, split
 from jaxwm.learning.share import ALONE, Share
@@ -59,7 +59,6 @@ class Config:
     model_layers: Natural = 1  # Layers of the reward and continue heads.
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute type; parameters, moments, norms and losses stay float32. Use bfloat16 on GPUs and TPUs."""
-
     # Data.
     envs: Count = 1  # Parallel environments of each member.
     batch_size: Count = 16  # Sequences of an update.
@@ -68,7 +67,6 @@ class Config:
     prefill: Natural = 1024  # Environment steps of random play before learning starts.
     capacity: Count = 5_000_000  # Replay size of a member in environment steps (never more than the run collects).
     online: bool = True  # Give every new sequence out once before sampling uniformly.
-
     # World model.
     rec_scale: Amount = 1.0  # Weight of the loss of observations, in nats per step.
     rew_scale: Amount = 1.0  # Weight of the loss of rewards, in nats per step.
@@ -77,7 +75,6 @@ class Config:
     rep_scale: Amount = 0.1  # Weight of the KL that pulls the posterior towards the prior.
     free_nats: Amount = 1.0  # KL of a step, in nats, below which neither prior nor posterior is pushed.
     unimix: Fraction = 0.01  # Share of the uniform distribution in every latent.
-
     # Behaviour.
     imag_length: Count = 15  # Steps of a dream.
     temperature: Positive = 1.0
@@ -86,7 +83,8 @@ class Config:
     disagreement: Amount = 0.0
     """Reward taken off in dreams for each unit by which an ensemble of one-step models disagrees there; the ensemble
     exists only where this is not 0."""
-    ensemble: int = 5  # Models of that ensemble (Sekar et al. 2020, who seek the disagreement that is avoided here).
+    ensemble: Several = 5
+    """Models of that ensemble (Sekar et al. 2020, who seek the disagreement that is avoided here)."""
     policy_scale: Amount = 1.0  # Weight of the actor's loss.
     value_scale: Amount = 1.0  # Weight of the critic's loss in dreams.
     repval_scale: Amount = 0.3  # Weight of the critic loss on replayed sequences, whose gradient also shapes the model.
@@ -97,7 +95,6 @@ class Config:
     lam: Varies[Fraction] = 0.95  # Lambda of the returns.
     entropy: Varies[Amount] = 3e-4
     """Weight of the policy's entropy. 3e-4 belongs to learning rate 4e-5; raise both together."""
-
     # Optimiser.
     lr: Varies[Positive] = 4e-5  # Learning rate after the warm-up.
     warmup: Natural = 1000  # Updates over which the learning rate rises from 0.
@@ -106,10 +103,9 @@ class Config:
     agc: Positive = 0.3  # Largest gradient of a tensor relative to its weights.
 
     def __post_init__(self):
-        check_settings(self)
+        check_types(self)
         check_range(self, "classes", least=1, most=256)  # the replay keeps them as bytes
         check_range(self, "batch_length", least=2)  # the critic's replay loss needs a next record
-        check_range(self, "ensemble", least=2)
         check_range(self, "slow_rate", above=0, most=1)
         check_range(self, "discount_horizon", above=1)
         if self.deter % self.blocks:
@@ -192,7 +188,6 @@ def behaviour_losses(
     learner: Learner, params: Any, state: State, latents: Latent, noise: Noise, share: Share = ALONE
 ) -> tuple[Metrics, Array, ac.ReturnRange, Metrics]:
     """Actor and critic learn in dreams that start at every latent `[B, T]`.
-
     Returns the mean losses, the lambda-returns of the starts `[B, T]`, the new return range, and metrics. Dreams are
     rolled out and evaluated a few at a time; advantages then wait for the range of all returns."""
     chex.assert_equal_shape_prefix((latents.deter, noise.plan, noise.imagine), 2)
@@ -428,8 +423,7 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
 
     sampler = "online" if config.online else "uniform"
     step = TrainStep(update, config.batch_size, config.batch_length + 1, sampler, shared=True)
-    reset = lambda state, num_envs: world.reset(num_envs)  # noqa: E731
-    return Agent(init, reset, act, {"all": step}, imagine, schedule(config), hyper_of(config))
+    return Agent(init, world.reset, act, {"all": step}, imagine, schedule(config), hyper_of(config))
 
 
 def schedule(config: Config) -> tuple[Collect | Repeat, ...]:

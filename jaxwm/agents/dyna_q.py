@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from jaxwm.agents.system import System, hyper_of
 from jaxwm.control.policy import check_mode
-from jaxwm.errors import Amount, Count, Fraction, Natural, check_range, check_settings
+from jaxwm.errors import Amount, Count, Fraction, Natural, check_range, check_types
 from jaxwm.learning import optim
 from jaxwm.learning.step import Remembering as State
 from jaxwm.learning.step import Updated
@@ -44,7 +44,7 @@ class Config:
     capacity: int = 16  # Replay size in environment steps: only the newest pair is read.
 
     def __post_init__(self):
-        check_settings(self)
+        check_types(self)
         check_range(self, "capacity", least=2 * self.envs)
 
 
@@ -77,10 +77,10 @@ class Memory(NamedTuple):
     time: Array
 
 
+# --- The steps of the book's box --------------------------------------------------------------------------------------
 Pair = tuple[Array, Array]  # State and action.
 
 
-# --- The steps of the book's box --------------------------------------------------------------------------------------
 def learn(config: Config, spec: Spec, state: State, batch: Batch, key: Key) -> Updated:
     """Learn from the newest transition of every environment: Q-learning (equation 6.8) and the model."""
     record = batch.record

@@ -36,7 +36,7 @@ from jaxwm.agents.system import System, hyper_of
 from jaxwm.control import search
 from jaxwm.control.policy import Actor, action_distribution, forced
 from jaxwm.distributions import sg
-from jaxwm.errors import Amount, Count, Fraction, Natural, Positive, check_range, check_settings
+from jaxwm.errors import Amount, Count, Fraction, Natural, Positive, check_range, check_types
 from jaxwm.learning import optim
 from jaxwm.learning.pieces import merge
 from jaxwm.learning.share import ALONE, Share
@@ -62,7 +62,6 @@ class Config:
     cooling: Natural = 1_000_000
     """Updates of a run over which actions become greedier: temperature 1, from half of them 0.5, from three quarters
     0.25; 0 keeps it at 1."""
-
     # Sizes.
     residual: bool = True  # Residual networks on planes, or else MLPs (and convolutions for images).
     width: Count = 256  # Channels of the latent planes, or its numbers.
@@ -71,7 +70,6 @@ class Config:
     depth: Count = 16  # Channels of the first convolution for images without residual networks, and of the decoder.
     bins: int = 601  # Bins of value and reward.
     bound: Positive = 300.0  # Greatest squashed value or reward.
-
     # Data.
     envs: Count = 32  # Parallel environments of each member.
     batch_size: Count = 1024  # Sequences of an update.
@@ -85,7 +83,6 @@ class Config:
     capacity: Count = 1_000_000  # Replay size of a member in environment steps (never more than the run collects).
     alpha: Amount = 1.0  # Power of the priorities, which are errors of values; 0 samples uniformly.
     beta: Amount = 1.0  # Power of the weights that make up for priorities.
-
     # Losses.
     discount: Fraction = 0.997  # Discount of rewards per step.
     value_scale: Amount = 0.25  # Weight of the value's loss.
@@ -98,7 +95,6 @@ class Config:
     """EfficientZero: updates of a run; targets of old data use fewer real rewards, by its age. 0: off."""
     augment: bool = False  # Shift images by up to four pixels and change their brightness, in learning.
     decoder: bool = False  # Learn to show what is imagined; nothing else learns from it.
-
     # Optimiser.
     optimizer: Literal["sgd", "adam"] = "sgd"  # SGD has momentum 0.9.
     lr: Varies[Positive] = 0.05  # Learning rate.
@@ -108,7 +104,7 @@ class Config:
     target_every: Count = 200  # Updates between two copies to the target network.
 
     def __post_init__(self):
-        check_settings(self)
+        check_types(self)
         check_range(self, "bins", least=3)
         check_range(self, "capacity", least=self.length * self.envs)
         search.check(self.tree())
@@ -180,7 +176,6 @@ def loss(
     share: Share = ALONE,
 ) -> Losses:  # fmt: skip
     """Equation 1 on sequences `[B, L]`, with the mean over the unrolled steps in place of their sum.
-
     Returns the loss, the errors `[B]` of the values at the roots, and metrics. `weight [B]` makes up for priorities."""
     config, k = nets.config, nets.config.unroll
     chex.assert_shape(list(targets), (len(weight), k + 1))

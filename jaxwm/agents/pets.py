@@ -27,7 +27,7 @@ from jaxwm.agents.system import System, hyper_of
 from jaxwm.control import planning
 from jaxwm.control.policy import forced
 from jaxwm.envs.known import KNOWN
-from jaxwm.errors import Amount, Count, Fraction, Positive, check_number, check_range, check_settings
+from jaxwm.errors import Amount, Count, Fraction, Positive, check_number, check_range, check_types
 from jaxwm.learning import optim
 from jaxwm.learning.share import ALONE, Share
 from jaxwm.learning.step import Losses, Updated, gradient_step
@@ -75,7 +75,7 @@ class Config:
 
     def __post_init__(self):
         object.__setattr__(self, "weight_decay", tuple(self.weight_decay))  # a list where it comes out of a file
-        check_settings(self)
+        check_types(self)
         check_range(self, "elites", least=1, most=self.candidates)
         check_range(self, "capacity", least=2 * self.envs)
         if self.particles < 1 or self.particles % self.networks:
@@ -346,12 +346,8 @@ def _dream(spec: Spec, found: ensemble.Rollout, actions: Array) -> Dream:
 # --- Presets ----------------------------------------------------------------------------------------------------------
 PRESETS = {
     "cartpole": Config(),
-    "reacher": Config(
-        layers=4, units=200, weight_decay=(2.5e-4, 5e-4, 5e-4, 5e-4, 7.5e-4), lr=7.5e-4, trial=150,
-    ),
-    "pusher": Config(
-        units=200, weight_decay=(2.5e-4, 5e-4, 5e-4, 7.5e-4), candidates=500, elites=50, trial=150,
-    ),
+    "reacher": Config(layers=4, units=200, weight_decay=(2.5e-4, 5e-4, 5e-4, 5e-4, 7.5e-4), lr=7.5e-4, trial=150),
+    "pusher": Config(units=200, weight_decay=(2.5e-4, 5e-4, 5e-4, 7.5e-4), candidates=500, elites=50, trial=150),
     "halfcheetah": Config(
         layers=4, units=200, weight_decay=(2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4), candidates=500, elites=50,
         plan_horizon=30, trial=1000, capacity=300_000,

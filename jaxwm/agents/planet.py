@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jaxwm.agents.system import System, hyper_of
 from jaxwm.control import planning
 from jaxwm.control.policy import disturb
-from jaxwm.errors import Amount, Count, Natural, Positive, check_range, check_settings
+from jaxwm.errors import Amount, Count, Natural, Positive, Several, check_range, check_types
 from jaxwm.learning import optim
 from jaxwm.learning.share import ALONE, Share
 from jaxwm.learning.step import Losses, State, Updated, fresh_state, gradient_step
@@ -48,37 +48,32 @@ class Config:
     layers: Natural = 3  # Layers of these.
     depth: Count = 32  # Channels of the first convolution; the others have 2, 4 and 8 times as many.
     dtype: Literal["float32", "bfloat16"] = "float32"  # Compute type; parameters, moments and losses stay float32.
-
     # Data.
     envs: Count = 1  # Parallel environments of each member.
     batch_size: Count = 50  # Sequences of an update.
-    batch_length: int = 50  # Records of a sequence.
+    batch_length: Several = 50  # Records of a sequence.
     prefill: Natural = 2500  # Environment steps of random play before learning starts: five episodes of 500 steps.
     collect: Count = 500  # Environment steps between two phases of learning: one episode.
     phase_updates: Natural = 100  # Updates of such a phase.
     capacity: Count = 1_000_000  # Replay size of a member in environment steps (never more than the run collects).
-
     # World model.
     min_std: Positive = 0.1  # Smallest standard deviation of a latent.
     free_nats: Amount = 3.0  # KL, mean over the batch, below which it is not pushed.
     rec_scale: Amount = 0.5  # Weight of the squared error of observations: 1/2 for a unit normal.
     rew_scale: Amount = 10.0  # Weight of the squared error of rewards, half of which is a unit normal's.
-
     # Planner.
     plan_horizon: Count = 12  # Steps of a plan.
     candidates: Count = 1000  # Action sequences tried in each iteration.
     elites: Count = 100  # Best of them, to which the search distribution is fitted.
     iterations: Count = 10  # Iterations for each action.
     noise: Varies[Amount] = 0.3  # Standard deviation of the noise on actions while collecting.
-
     # Optimiser.
     lr: Varies[Positive] = 1e-3  # Learning rate of Adam.
     eps: Positive = 1e-4  # Epsilon of Adam.
     clip: Positive = 1000.0  # Largest norm of the gradient.
 
     def __post_init__(self):
-        check_settings(self)
-        check_range(self, "batch_length", least=2)
+        check_types(self)
         check_range(self, "elites", most=self.candidates)
 
 
@@ -181,8 +176,7 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         return world.shown(state.params, latents, taken, reward, jnp.ones_like(reward))
 
     steps = {"all": TrainStep(update, config.batch_size, config.batch_length, shared=True)}
-    reset = lambda state, num_envs: world.reset(num_envs)  # noqa: E731
-    return Agent(init, reset, act, steps, imagine, schedule(config), hyper_of(config))
+    return Agent(init, world.reset, act, steps, imagine, schedule(config), hyper_of(config))
 
 
 def schedule(config: Any) -> tuple[Collect | Repeat, ...]:
@@ -196,8 +190,7 @@ PUBLISHED = Config()
 MICRO = replace(
     PUBLISHED, deter=32, hidden=64, stoch=8, units=64, layers=2, depth=8, envs=4, batch_size=16, batch_length=20,
     prefill=1000, collect=100, phase_updates=40, capacity=100_000, free_nats=1.0, rec_scale=30.0,
-    lr=2e-3, plan_horizon=15,
-    candidates=100, elites=10, iterations=4,
+    lr=2e-3, plan_horizon=15, candidates=100, elites=10, iterations=4,
 )  # fmt: skip
 PRESETS = {"published": PUBLISHED, "micro": MICRO}
 """The paper's, and one for vectors on two CPU cores, where a few unit normals would hardly count next to the KL."""

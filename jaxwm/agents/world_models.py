@@ -36,7 +36,7 @@ from jaxwm import replay
 from jaxwm.agents.system import System, hyper_of
 from jaxwm.control.evolution import Evolution, cma_es
 from jaxwm.control.policy import check_mode
-from jaxwm.errors import Amount, Count, Natural, Positive, check_range, check_settings
+from jaxwm.errors import Amount, Count, Natural, Positive, Several, check_types
 from jaxwm.learning import optim
 from jaxwm.learning.share import ALONE, Share
 from jaxwm.learning.step import Losses, Updated, gradient_step
@@ -66,20 +66,17 @@ class Config:
     reward: bool = False  # M predicts the reward; without it a dreamed step is worth `alive`.
     cell: bool = True  # C sees the LSTM's cell next to its hidden state.
     bias: bool = False  # C has a bias for each output.
-
     # Data.
     envs: Count = 16  # Parallel environments of each member.
     random_steps: Count = 500_000  # Environment steps of random play; about 10,000 episodes of TakeCover.
     repeat: Count = 5  # Steps for which random play keeps an action, on average.
     capacity: Count = 500_000
     """Replay size of a member in environment steps (never more than the run collects); images are its bulk."""
-
     # V.
     vision_updates: Natural = 50_000  # Updates of V: ten passes over the data.
     vision_batch: Count = 100  # Images of an update.
     vision_lr: Varies[Positive] = 1e-4  # Learning rate of V.
     free_nats: Amount = 0.5  # KL of each entry of a code, on average over them, below which it is not pushed.
-
     # M.
     memory_updates: Natural = 4000  # Updates of M.
     memory_batch: Count = 100  # Sequences of an update.
@@ -87,10 +84,9 @@ class Config:
     memory_lr: Varies[Positive] = 1e-3  # Learning rate of M.
     clip: Positive = 1.0  # Largest gradient of any of M's weights.
     done_weight: Amount = 10.0  # Weight of steps that end an episode, in the loss of M's end flag.
-
     # C.
     generations: Natural = 200  # Generations of CMA-ES.
-    population: int = 64  # Candidates of a generation.
+    population: Several = 64  # Candidates of a generation.
     rollouts: Count = 16
     """Dreams, or real episodes, of each candidate; all candidates meet the same starts and the same noise."""
     std: Positive = 0.1  # First step size of CMA-ES.
@@ -101,8 +97,7 @@ class Config:
     real: bool = False  # Evolve C on the real environment instead: environment n plays candidate n % population.
 
     def __post_init__(self):
-        check_settings(self)
-        check_range(self, "population", least=2)
+        check_types(self)
         if not self.real and not self.done and not self.reward:
             raise ValueError("dreams that neither end nor pay teach nothing: set --done or --reward, or --real")
         if self.real and self.envs != self.population * self.rollouts:
@@ -300,11 +295,9 @@ class Networks:
         """Fresh parameters of V and M, and a controller of zeros."""
         k_vision, k_memory = jax.random.split(key)
         code, action = jnp.zeros((1, self.config.codes)), jnp.zeros((1, self.action_width))
-        return {
-            "vision": self.vision.init(k_vision, jnp.zeros((1, *self.image[1]), jnp.uint8)),
-            "memory": self.memory.init(k_memory, code, action),
-            "controller": jnp.zeros(self.weights),
-        }
+        vision = self.vision.init(k_vision, jnp.zeros((1, *self.image[1]), jnp.uint8))
+        memory = self.memory.init(k_memory, code, action)
+        return {"vision": vision, "memory": memory, "controller": jnp.zeros(self.weights)}
 
     # --- V and M ----------------------------------------------------------------------------------------------------
     def encode(self, params: Any, obs: Any) -> dict[str, Array]:

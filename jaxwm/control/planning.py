@@ -44,13 +44,11 @@ def cem(
     returns: Literal["mean", "best"] = "mean",
 ) -> Planner:  # fmt: skip
     """Cross-entropy method (Rubinstein 1999) for `size` actions; the defaults are those of PETS (Chua et al. 2018).
-
     Every iteration moves mean and variance to those of the elites, keeping the share `momentum` of the old. `bounded`
     draws normals cut at two standard deviations, which are at most half the distance to the nearer bound; otherwise
     normals are clipped to [-1, 1], as in PlaNet (Hafner et al. 2019). The action is the first of the final mean, or of
     the best candidate met; random shooting is one iteration with "best". A warm start is the last mean, shifted by a
     step, with 0 behind.
-
     Raises ValueError for a setting out of range."""
     _check(size, horizon, candidates, elites, iterations, min_std, init_std)
     check_number("momentum", momentum, least=0, most=1)
@@ -85,11 +83,9 @@ def icem(
     init_std: float = 0.5, min_std: float = 0.0, exponent: float = 2.0, decay: float = 1.25, keep: float = 0.3,
 ) -> Planner:  # fmt: skip
     """iCEM (Pinneri et al. 2020): CEM with coloured noise, a shrinking population, and elites that are kept.
-
     Iteration i draws max(candidates / decay^i, 2 * elites) sequences, whose noise has a power spectrum of
     1 / frequency^`exponent` along time; the share `keep` of the elites of the last iteration, or of the last step,
     competes with them, and in the last iteration the mean does. The action is the first of the best one of the end.
-
     Raises ValueError for a setting out of range."""
     _check(size, horizon, candidates, elites, iterations, min_std, init_std)
     check_number("momentum", momentum, least=0, most=1)
@@ -130,12 +126,10 @@ def mppi(
     max_std: float = 2.0, min_std: float = 0.05, adapt: bool = True,
 ) -> Planner:  # fmt: skip
     """Model-predictive path integral control, in the form and with the defaults of TD-MPC2 (Hansen et al. 2024).
-
     Every iteration moves mean and standard deviation to those of the elites weighted by `path_weights`; sequences are
     normals clipped to [-1, 1] with standard deviations from `min_std` to `max_std`, at first the latter. The action is
     the first of the final mean. With `adapt` off, all candidates as elites and one iteration this is MPPI of Williams
     et al. (2017) with lambda = 1 / temperature and without a price of control.
-
     Raises ValueError for a setting out of range."""
     _check(size, horizon, candidates, elites, iterations, min_std, max_std)
     check_number("temperature", temperature, above=0)

@@ -47,7 +47,6 @@ class Root(NamedTuple):
 
 class Settings(NamedTuple):
     """How to search. `bounds` are the least and the greatest value that there can be, where they are known.
-
     With them "puct" scales q to [0, 1] as AlphaZero does, without them by the least and the greatest q of the whole
     tree, as MuZero does. In both an action that was not tried counts as the worst. The rule by the tree compares q of
     different nodes, so it is meant for one player; games have bounds. "gumbel" scales by the bounds too, and without
@@ -95,7 +94,6 @@ def search(
     settings: Settings, params: Any, root: Root, model: Model, key: Key, temperature: Array | float = 1.0
 ) -> Result:
     """Search from B roots.
-
     `temperature`, a number or `[B]`, is how much the action explores: 0 takes the best one and leaves all noise out
     (the greedy mode). With "puct" actions are drawn from visits ** (1 / temperature), and Dirichlet noise is part of
     every search whose temperature is not the number 0; with "gumbel" it scales the Gumbel noise, 1 being the paper's.

@@ -96,8 +96,8 @@ class World:
         return Latent(extras["deter"], self.dyn.latents.unpack(extras["stoch"]).astype(self.dyn.dtype))
 
     # Acting.
-    def reset(self, num_envs: int) -> Carry:
-        """The memory before a first step."""
+    def reset(self, state: Any, num_envs: int) -> Carry:
+        """The memory before a first step; see `Agent.reset`."""
         return Carry(rssm.initial(self.dyn, num_envs), spaces.blank(self.spec.action, num_envs))
 
     def filter(self, params: Any, carry: Carry, step: Step, key: Key) -> Latent:
