@@ -100,7 +100,9 @@ def loss(nets: Networks, params: Any, hyper: Any, record: Record, key: Key, shar
     return total, ({}, metrics | more | {"loss/policy": policy, "loss/value": value, "loss": total})
 
 
-def model_loss(nets: Networks, params: Any, record: Record, key: Key, share: Share) -> tuple[Latent, Array, Metrics]:
+def model_loss(
+    nets: Networks, params: Any, record: Record, key: Key, share: Share = ALONE
+) -> tuple[Latent, Array, Metrics]:
     """Posterior latents `[B, T]`, the negative variational bound (equation 10) and its metrics."""
     config = nets.config
     uniform = share.uniform(key, (*record.reward.shape, config.stoch))

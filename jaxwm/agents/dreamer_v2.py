@@ -102,7 +102,9 @@ def loss(nets: Networks, params: Any, state: State, record: Record, key: Key, sh
     return total, ({}, metrics | more | {"loss/policy": policy, "loss/value": value, "loss": total})
 
 
-def model_loss(nets: Networks, params: Any, record: Record, key: Key, share: Share) -> tuple[Latent, Array, Metrics]:
+def model_loss(
+    nets: Networks, params: Any, record: Record, key: Key, share: Share = ALONE
+) -> tuple[Latent, Array, Metrics]:
     """Posterior latents `[B, T]`, the loss of the world model (equation 2) with a balanced KL, and its metrics."""
     config = nets.config
     if config.squash:

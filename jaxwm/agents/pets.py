@@ -298,10 +298,8 @@ def _check_spec(spec: Spec, config: Config) -> None:
         )
     wrong = [name for name, leaf in sensors(spec.obs).items() if kind(leaf) != "vector"]
     if wrong or not sensors(spec.obs):
-        raise ValueError(
-            f"pets predicts vectors of floats; {spec.name} observes {spec.obs}: take an environment's vector "
-            "observations"
-        )
+        advice = "take an environment's vector observations"
+        raise ValueError(f"pets predicts vectors of floats; {spec.name} observes {spec.obs}: {advice}")
     if config.reward == "known" and spec.name not in KNOWN:
         raise ValueError(
             f"the reward of {spec.name} is not known (those of {', '.join(KNOWN)} are): add it to "

@@ -139,9 +139,8 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
     """Build PlaNet for an environment with continuous actions; ValueError for others.
     The replay extras are the latents that acting saw: `deter [N, D]` and `stoch [N, S]`; dreams start from them."""
     if not isinstance(spec.action, Box):
-        raise ValueError(
-            f"planet plans over continuous actions (Box); {spec.name} has {spec.action}: take dreamer-v2 or dreamer-v3"
-        )
+        advice = "take dreamer-v2 or dreamer-v3"
+        raise ValueError(f"planet plans over continuous actions (Box); {spec.name} has {spec.action}: {advice}")
     nets = build(spec, config)
     world = nets.world
     tx = optim.apart({"all": ("enc", "dyn", "dec", "rew")}, optim.adam(config.clip, config.eps))

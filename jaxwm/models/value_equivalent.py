@@ -199,10 +199,8 @@ def check(obs: Any, residual: bool) -> None:
         return
     shapes = [x.shape for x in sensors(obs).values()]
     if len(shapes) != 1 or len(shapes[0]) != 3:
-        raise ValueError(
-            f"residual networks see one image or one set of planes [H, W, C], and the observation is {shapes}: "
-            "take --no-residual"
-        )
+        found = f"and the observation is {shapes}: take --no-residual"
+        raise ValueError(f"residual networks see one image or one set of planes [H, W, C], {found}")
 
 
 def similarity(guess: Array, target: Array) -> Array:
