@@ -1,7 +1,6 @@
 """Squashing functions and the few distributions that world models need.
 
-Everything is float32 whatever the compute dtype. Shapes: `[...]` are batch axes, K is the number of classes or bins.
-"""
+Everything is float32 whatever the compute dtype. Shapes: `[...]` are batch axes, K is the number of classes or bins."""
 
 from __future__ import annotations
 
@@ -27,8 +26,6 @@ def symexp(x: Array) -> Array:
 
 
 # --- Two-hot regression -------------------------------------------------------------------------------------------
-
-
 def symexp_bins(count: int) -> Array:
     """`count` bins at symexp(linspace(-20, 20)), float32 `[count]`, exactly symmetric around zero."""
     half = symexp(jnp.linspace(-20.0, 0.0, (count + 1) // 2, dtype=jnp.float32))
@@ -37,9 +34,7 @@ def symexp_bins(count: int) -> Array:
 
 def twohot(value: Array, bins: Array) -> Array:
     """Spread `value [...]` over its two nearest bins by distance: `[..., K]`, rows sum to 1.
-
-    Written as a tent function of every bin, which fuses into the loss; a search and two gathers would not.
-    """
+    Written as a tent function of every bin, which fuses into the loss; a search and two gathers would not."""
     value = jnp.clip(value.astype(jnp.float32), bins[0], bins[-1])[..., None]
     gap = bins[1:] - bins[:-1]
     rising = jnp.concatenate([jnp.ones_like(value), (value - bins[:-1]) / gap], -1)
@@ -68,8 +63,6 @@ class TwoHot(NamedTuple):
 
 
 # --- One-hot latents and discrete actions -------------------------------------------------------------------------
-
-
 class OneHot(NamedTuple):
     """A categorical over K classes, as normalised log-probabilities `[..., K]`."""
 
@@ -121,8 +114,6 @@ def one_hot(logits: Array, unimix: float = 0.0) -> OneHot:
 
 
 # --- Gaussian latents, continuous actions -------------------------------------------------------------------------
-
-
 class Normal(NamedTuple):
     """Independent normals; `log_prob` and `entropy` are per entry, shape of `mean`."""
 
@@ -184,8 +175,6 @@ def bounded_normal(mean: Array, std: Array, low: float = 0.1, high: float = 1.0)
 
 
 # --- Mixtures of normals ------------------------------------------------------------------------------------------
-
-
 class Mixture(NamedTuple):
     """Independent mixtures of K normals, one for every entry of a vector (Bishop 1994): parameters `[..., K]`."""
 

@@ -1,24 +1,16 @@
 """One clear sentence for a wrong name, option or value: what is wrong, and what would be right."""
 
-from __future__ import annotations
-
 import math
 import numbers
 from collections.abc import Iterable
 from difflib import SequenceMatcher
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 # --- JAX ------------------------------------------------------------------------------------------------------------
-
 _JAX = {
-    "jax_enable_x64": False,
-    "jax_default_prng_impl": "threefry2x32",
-    "jax_disable_jit": False,
-    "jax_debug_nans": False,
-    "jax_debug_infs": False,
-    "jax_numpy_rank_promotion": "allow",
-    "jax_numpy_dtype_promotion": "standard",
-}
+    "jax_enable_x64": False, "jax_default_prng_impl": "threefry2x32", "jax_disable_jit": False, "jax_debug_nans": False,
+    "jax_debug_infs": False, "jax_numpy_rank_promotion": "allow", "jax_numpy_dtype_promotion": "standard",
+}  # fmt: skip
 """Settings with which everything here is computed: in 32 bits, compiled, NaN where a number is absent."""
 
 
@@ -28,15 +20,11 @@ def check_jax() -> None:
 
     for name, needed in _JAX.items():
         if (found := getattr(jax.config, name)) != needed:
-            raise ValueError(
-                f"jaxwm does not run with {name}={found}: unset {name.upper()}, or "
-                f"jax.config.update({name!r}, {needed!r})"
-            )
+            remedy = f"unset {name.upper()}, or jax.config.update({name!r}, {needed!r})"
+            raise ValueError(f"jaxwm does not run with {name}={found}: {remedy}")
 
 
 # --- Names --------------------------------------------------------------------------------------------------------
-
-
 def nearest(word: str, known: Iterable[str], count: int = 3) -> list[str]:
     """Up to `count` of `known` that look like `word`, best first; case, suite and version may differ."""
 
@@ -74,19 +62,12 @@ def _core(name: str) -> str:
 
 
 # --- Values -------------------------------------------------------------------------------------------------------
-
-
 def check_number(
-    what: str,
-    value: Any,
-    least: float = -math.inf,
-    most: float = math.inf,
-    above: float = -math.inf,
+    what: str, value: Any, least: float = -math.inf, most: float = math.inf, above: float = -math.inf,
     whole: bool = False,
-) -> None:
+) -> None:  # fmt: skip
     """Raise ValueError unless `value` is a finite number in [least, most] and greater than `above`; no bool is one."""
-    kind = numbers.Integral if whole else numbers.Real
-    if isinstance(value, kind) and not isinstance(value, bool):
+    if isinstance(value, numbers.Integral if whole else numbers.Real) and not isinstance(value, bool):
         if -math.inf < value < math.inf and least <= value <= most and value > above:  # type: ignore[operator]
             return
     lower = f" above {above:g}" if above > -math.inf else f" of at least {least}" if least > -math.inf else ""
@@ -101,11 +82,25 @@ def check_choice(what: str, value: Any, choices: Iterable[Any]) -> None:
         raise ValueError(f"{what} must be one of {', '.join(map(repr, choices))}, not {value!r}")
 
 
-def check_types(settings: Any) -> None:
-    """Raise ValueError where a field of a dataclass does not have its annotated type: int, float, bool, str, Literal.
+class Range(NamedTuple):
+    """Where a number may lie, as a part of a field's annotation; see `check_number`."""
 
-    Numbers must be finite. Other annotations are not checked.
-    """
+    least: float = -math.inf
+    most: float = math.inf
+    above: float = -math.inf
+
+
+Count = Annotated[int, Range(least=1)]
+Several = Annotated[int, Range(least=2)]
+Natural = Annotated[int, Range(least=0)]
+Amount = Annotated[float, Range(least=0)]
+Fraction = Annotated[float, Range(least=0, most=1)]
+Positive = Annotated[float, Range(above=0)]
+
+
+def check_types(settings: Any) -> None:
+    """Raise ValueError where a field of a dataclass does not have its annotated type (int, float, bool, str, Literal),
+    or lies outside of its annotated `Range`. Numbers must be finite. Other annotations are not checked."""
     for name, hint in get_type_hints(type(settings)).items():
         value = getattr(settings, name)
         if hint in (int, float):
@@ -116,6 +111,10 @@ def check_types(settings: Any) -> None:
             raise ValueError(f"{name} must be text, not {value!r}")
         elif get_origin(hint) is Literal:
             check_choice(name, value, get_args(hint))
+    for name, hint in get_type_hints(type(settings), include_extras=True).items():
+        for mark in getattr(hint, "__metadata__", ()):
+            if isinstance(mark, Range):
+                check_range(settings, name, **mark._asdict())
 
 
 def check_range(settings: Any, names: str, **bounds: float) -> None:

@@ -1,7 +1,5 @@
 """The schedule as data: the pace of collecting and learning, segments that can be cut into chunks, and its words."""
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 import math
@@ -77,18 +75,14 @@ def prefill(steps: int, envs: int, length: int, mode: Mode = "random") -> Collec
 
 def after(steps: int, updates: int) -> Callable[[Array], Array]:
     """`Train.updates` of a part that joins later: none before `steps` environment steps, then `updates`.
-
-    The trip count is traced, so the part is compiled once, in the same body as those that began before.
-    """
+    The trip count is traced, so the part is compiled once, in the same body as those that began before."""
     return lambda collected: jnp.where(collected >= steps, updates, 0)
 
 
 def offline(schedule: tuple[Word, ...], held: int, rows: int) -> tuple[Word, ...]:
     """The schedule of an agent that learns from recordings instead of an environment.
-
     All `rows` of the recordings are loaded first, or as many as the replay holds (`held`). Then the agent trains in its
-    own order; where not everything fits, it goes on loading as fast as it would have collected.
-    """
+    own order; where not everything fits, it goes on loading as fast as it would have collected."""
 
     def inner(word: Word) -> tuple[Word, ...]:
         if isinstance(word, Repeat):
@@ -103,7 +97,6 @@ def offline(schedule: tuple[Word, ...], held: int, rows: int) -> tuple[Word, ...
 
 
 # --- In words -----------------------------------------------------------------------------------------------------
-
 MODES = {"explore": "", "random": ", at random", "greedy": ", greedily"}
 
 

@@ -1,7 +1,5 @@
 """What an action space is to a network: how actions are encoded, drawn and sized, for every kind of space."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 
@@ -51,9 +49,7 @@ def noise_size(space: ActionSpace) -> int:
 
 def noise(space: ActionSpace, uniform: Array) -> Array:
     """What decides random choices, from `uniform [..., noise_size(space)]` in [0, 1): normal for vectors.
-
-    The last axis is gone where there is one choice.
-    """
+    The last axis is gone where there is one choice."""
     if isinstance(space, Box):
         return normal_noise(uniform)
     return uniform[..., 0] if isinstance(space, Discrete) else uniform
@@ -67,6 +63,11 @@ def random_action(space: ActionSpace, key: Key, num: int, legal: Array | None = 
         return jax.random.uniform(key, (num, space.size), minval=-1.0, maxval=1.0)
     parts = [jax.random.randint(jax.random.fold_in(key, i), (num,), 0, n) for i, n in enumerate(choices(space))]
     return parts[0] if isinstance(space, Discrete) else jnp.stack(parts, -1)
+
+
+def wide(flag: Array, like: Array) -> Array:
+    """A flag `[N]` with axes of size 1 behind it, as many as `like [N, ...]` has."""
+    return flag.reshape(-1, *(1,) * (like.ndim - 1))
 
 
 def check_dream(space: ActionSpace, context: Record, actions: Array | None, horizon: int, least: int = 1) -> None:

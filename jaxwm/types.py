@@ -2,8 +2,7 @@
 
 Axis letters: M members, N environments, B batch, L records of a sequence, T time, H horizon, A action size.
 Every environment is batched by construction, so the arrays of a `Step` carry a leading `[N]`; the replay ring stores
-`[time, N, ...]`; batches are `[B, L, ...]`. The member axis M is added by the trainer and appears nowhere below it.
-"""
+`[time, N, ...]`; batches are `[B, L, ...]`. The member axis M is added by the trainer and appears nowhere below it."""
 
 from __future__ import annotations
 
@@ -17,13 +16,9 @@ import numpy as np
 from jaxwm.errors import check_number
 
 Array = jax.Array
-
-
 Key = jax.Array
-
-
 PyTree = Any
-
+Metrics = dict[str, Array]
 
 FOREVER = 2**31 - 1
 """A `Repeat` that ends only when the run does."""
@@ -32,9 +27,7 @@ FOREVER = 2**31 - 1
 RESERVED = {"legal": "the action mask", "to_play": "the player to move", "sim": "the state of the simulator"}
 """Observation keys with a meaning of their own; a system that does not understand one refuses to be built."""
 
-
 Mode = Literal["random", "explore", "greedy"]
-
 
 T = TypeVar("T")
 VARIES = "may differ between the members of a population"
@@ -43,8 +36,6 @@ Varies = Annotated[T, VARIES]
 
 
 # --- Spaces and the environment ---------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Discrete:
     """One choice out of `n`: int32 `[N]`."""
@@ -71,9 +62,7 @@ class MultiDiscrete:
 @dataclass(frozen=True)
 class Box:
     """A continuous vector of `size` entries: float32 `[N, size]`.
-
-    Agents act in [-1, 1]; the environment's constructor scales to the native bounds.
-    """
+    Agents act in [-1, 1]; the environment's constructor scales to the native bounds."""
 
     size: int
 
@@ -89,27 +78,19 @@ class Spec:
     """What an agent must know of an environment.
 
     `obs` is one `jax.ShapeDtypeStruct` or a dict of them, without the `[N]` axis. The dtype tells the kind: uint8
-    `[H, W, C]` is an image, bool is a set of 0/1 planes or flags, float32 a vector. `max_steps` is the time limit of an
-    episode in environment steps (None: unknown).
+    `[H, W, C]` is an image, bool is a set of 0/1 planes or flags, float32 a vector.
 
     `simulate(sim, action) -> Step` is the environment itself as a model, for systems that search in it: `sim` is the
     observation of that name, leaves `[N, ...]`, and so is the `sim` in the observation of the result. No auto-reset:
-    after an end it stays there, with reward 0. In a game the reward is that of the player who moved.
-
-    `players` is how many the agent moves for, in turn: 2 in games against itself.
-
-    `one_hot` says that the observation, a single bool array, always has one True entry: the index of a discrete state.
-
-    `action` is None for recordings in which nobody acts.
-    """
+    after an end it stays there, with reward 0. In a game the reward is that of the player who moved."""
 
     name: str
     obs: PyTree
-    action: Any  # ActionSpace; None only where a recording has no actions
-    max_steps: int | None = None
+    action: Any  # an ActionSpace; None for recordings in which nobody acts
+    max_steps: int | None = None  # the time limit of an episode in environment steps; None: unknown
     simulate: Callable[[PyTree, Array], Step] | None = None
-    players: int = 1
-    one_hot: bool = False
+    players: int = 1  # how many the agent moves for, in turn: 2 in games against itself
+    one_hot: bool = False  # the observation, a single bool array, always has one True entry: the index of a state
 
     def __post_init__(self):
         if self.action is not None and not isinstance(self.action, ActionSpace):
@@ -157,10 +138,8 @@ def action_dtype(action: ActionSpace | None) -> Any:
 
 class Step(NamedTuple):
     """What an environment returns; every field has a leading axis `[N]`.
-
     The step after `is_last` ignores the action and returns the reset observation with `is_first` and reward 0.
-    `is_terminal` is a true end (the future is worth nothing); a time limit sets `is_last` alone.
-    """
+    `is_terminal` is a true end (the future is worth nothing); a time limit sets `is_last` alone."""
 
     obs: PyTree
     reward: Array  # float32 [N], raw
@@ -174,8 +153,7 @@ class Env(NamedTuple):
 
     pure=True:  `reset(key) -> (env_state, Step)` and `step(env_state, action) -> (env_state, Step)` are JAX functions.
     pure=False: `reset(keys[M]) -> (handle, Step)` builds a pool of M * N environments, one seed each; `step(handle,
-                action[M, N, ...]) -> (handle, Step)` are host functions over NumPy arrays `[M, N, ...]`.
-    """
+                action[M, N, ...]) -> (handle, Step)` are host functions over NumPy arrays `[M, N, ...]`."""
 
     spec: Spec
     reset: Callable[..., tuple[PyTree, Step]]
@@ -189,8 +167,7 @@ class Data(NamedTuple):
     """Recorded episodes, as a source of records in place of an environment.
 
     `read(first, count) -> Record` gives rows `[count, N, ...]` of N streams side by side, NumPy arrays without extras;
-    the action is None where nobody acted. Rows may be asked for without end: a stream begins again after `rows`.
-    """
+    the action is None where nobody acted. Rows may be asked for without end: a stream begins again after `rows`."""
 
     spec: Spec
     read: Callable[[int, int], Record]
@@ -204,11 +181,8 @@ Source = Env | Data
 
 
 # --- Replay -----------------------------------------------------------------------------------------------------------
-
-
 class Record(NamedTuple):
-    """One replay entry: the `Step` at t, the action taken after seeing it (None where nobody acts), and the agent's
-    extras."""
+    """One replay entry: the `Step` at t, the action taken after it (None where nobody acts), the agent's extras."""
 
     obs: PyTree
     reward: Array
@@ -228,9 +202,7 @@ class Index(NamedTuple):
 
 class Batch(NamedTuple):
     """Sequences `[B, L, ...]` with their place in the ring.
-
-    `weight` float32 `[B]` is the importance weight (1 for uniform sampling).
-    """
+    `weight` float32 `[B]` is the importance weight (1 for uniform sampling)."""
 
     record: Record
     index: Index
@@ -238,8 +210,6 @@ class Batch(NamedTuple):
 
 
 # --- The agent --------------------------------------------------------------------------------------------------------
-
-
 class Writes(NamedTuple):
     """The ring that a train step writes: its name, and how many records it holds."""
 
@@ -250,34 +220,28 @@ class Writes(NamedTuple):
 class TrainStep(NamedTuple):
     """One named way of learning: `update(state, batch, key) -> (state, feedback, metrics)`.
 
-    `length` is the number of records read (a context record included). `sampler` is "uniform", "latest", "online", a
-    pure function `(state, ring, key, size) -> Batch` or a `replay.Sampler`; `size` is `batch_size`, or a device's part
-    of it where the replay is split among several. `feedback` maps names of extras to arrays
-    `[B, L', ...]` with `L' <= length`, aligned with the last L' records; it is written back to the ring. `metrics` are
-    float32 scalars.
-
-    `reads` names the ring to sample from; given several names, the sampler is a function and gets `{name: Ring}`.
-    A step that `writes` returns new records `[K, N', ...]` (rows of N' streams) in place of feedback.
+    `sampler` is "uniform", "latest", "online", a pure function `(state, ring, key, size) -> Batch` or a
+    `replay.Sampler`; `size` is `batch_size`, or a device's part of it where the replay is split among several.
+    `feedback` maps names of extras to arrays `[B, L', ...]` with `L' <= length`, aligned with the last L' records; it
+    is written back to the ring. `metrics` are float32 scalars. A step that `writes` returns new records `[K, N', ...]`
+    (rows of N' streams) in place of feedback.
 
     Where `shared` is set, as for every gradient step, `update` also takes `share`, a `jaxwm.learning.share.Share`: each
-    of several devices works on its part of the batch. Other steps are repeated by every device on the whole batch.
-    """
+    of several devices works on its part of the batch. Other steps are repeated by every device on the whole batch."""
 
-    update: Callable[..., tuple[PyTree, Any, dict[str, Array]]]
+    update: Callable[..., tuple[PyTree, Any, Metrics]]
     batch_size: int
-    length: int
+    length: int  # records read, a context record included
     sampler: Any = "uniform"
     shared: bool = False
-    reads: str | tuple[str, ...] = "real"
+    reads: str | tuple[str, ...] = "real"  # ring to sample from; given several, the sampler gets `{name: Ring}`
     writes: Writes | None = None
 
 
 class Dream(NamedTuple):
     """An imagined trajectory; every field is `[B, H, ...]` (`obs` is None where there is no decoder).
-
     `action[:, t]` leads to `obs[:, t]`, with which `reward[:, t]` arrives; `cont` is the undiscounted probability that
-    the episode goes on after it.
-    """
+    the episode goes on after it."""
 
     obs: PyTree
     reward: Array
@@ -288,6 +252,10 @@ class Dream(NamedTuple):
     def swapped(self) -> Dream:
         """Return the dream with its first two axes swapped: batch first where it was time first."""
         return jax.tree.map(lambda x: x.swapaxes(0, 1), self)
+
+
+Acted = tuple[PyTree, Array, dict[str, Array]]
+"""Carry, action and extras: what `Agent.act` returns."""
 
 
 class Agent(NamedTuple):
@@ -303,8 +271,7 @@ class Agent(NamedTuple):
     schedule                                     the order of collecting and learning, as data
     hyper                                        scalars that may differ between members, with their defaults
     scores(state, batch, key) -> {name: []}      how good the model is on records that it did not learn from, or None:
-                                                 for systems in which nothing acts, which have no return
-    """
+                                                 for systems in which nothing acts, which have no return"""
 
     init: Callable[[Key, Mapping[str, Any]], Any]
     reset: Any  # Callable[[State, int], Carry], or None
@@ -313,23 +280,22 @@ class Agent(NamedTuple):
     imagine: Callable[..., Dream] | None
     schedule: tuple[Word, ...]
     hyper: dict[str, float]
-    scores: Callable[[Any, Batch, Key], dict[str, Array]] | None = None
+    scores: Callable[[Any, Batch, Key], Metrics] | None = None
 
-    def train_step(self, state: Any, batches: Batch | dict[str, Batch], key: Key) -> tuple[Any, dict[str, Array]]:
+    def train_step(self, state: Any, batches: Batch | dict[str, Batch], key: Key) -> tuple[Any, Metrics]:
         """Apply every named step once: `(state, {name: Batch}, key) -> (state, metrics)`.
 
         An agent with a single step takes the batch itself. Feedback for the replay is dropped here; call
-        `train_steps[name].update` to have it.
-        """
+        `train_steps[name].update` to have it."""
         if not isinstance(batches, dict):
             if len(self.train_steps) > 1:
                 raise ValueError(f"this agent has the steps {sorted(self.train_steps)}: pass {{name: Batch}}")
             batches = dict.fromkeys(self.train_steps, batches)
         if batches.keys() != self.train_steps.keys():
             raise ValueError(f"expected batches for {sorted(self.train_steps)}, got {sorted(batches)}")
-        metrics = {}
         for name, step in self.train_steps.items():
             _check_batch(name, batches[name], step.length)
+        metrics = {}
         for index, (name, step) in enumerate(self.train_steps.items()):
             state, _, new = step.update(state, batches[name], jax.random.fold_in(key, index))
             metrics |= new
@@ -349,14 +315,10 @@ def _check_batch(name: str, batch: Any, length: int) -> None:
 
 
 # --- The schedule -----------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Collect:
     """Take `steps` environment steps of one member, summed over its N environments (rounded up to a multiple of N).
-
-    `fresh` starts new episodes first.
-    """
+    `fresh` starts new episodes first."""
 
     steps: int
     mode: Mode = "explore"
@@ -374,8 +336,7 @@ class Load:
 class Train:
     """Apply the step `name` `updates` times; `updates` may be a function of the environment steps collected so far.
 
-    `until(metrics) -> bool` stops a member early; the shared counters still advance by `updates`.
-    """
+    `until(metrics) -> bool` stops a member early; the shared counters still advance by `updates`."""
 
     name: str
     updates: int | Callable[[Array], Array] = 1

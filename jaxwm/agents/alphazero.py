@@ -8,8 +8,7 @@ loss knows who that is.
 B positions, L records of a sequence, A actions. Differences from the paper: the towers have RMS norm and SiLU in place
 of batch norm and ReLU, so that acting and learning see the same network; learning and self-play alternate at a fixed
 ratio in one program; games cut off at the end of a sequence have no value target (or, with `bootstrap`, the value that
-the search gave the last position).
-"""
+the search gave the last position)."""
 
 from __future__ import annotations
 
@@ -26,97 +25,63 @@ import optax
 from jaxwm.agents.system import System, hyper_of
 from jaxwm.control import search
 from jaxwm.control.policy import forced
-from jaxwm.errors import check_range, check_types
+from jaxwm.errors import Amount, Count, Natural, Positive, Several, check_range, check_types
 from jaxwm.learning.pieces import merge
 from jaxwm.learning.share import ALONE, Share
-from jaxwm.learning.step import State, fresh_state, gradient_step
+from jaxwm.learning.step import Losses, State, Updated, fresh_state, gradient_step
 from jaxwm.nets.layers import MLP, Linear, apply
 from jaxwm.nets.residual import Cut, Tower
 from jaxwm.schedule import FOREVER, Collect, Repeat, Train, pace
 from jaxwm.spaces import random_action
-from jaxwm.types import Agent, Array, Batch, Discrete, Key, Record, Spec, Step, TrainStep, Varies
-
-DROPS = (100_000, 300_000, 500_000)
-"""Updates after which the learning rate falls to a tenth."""
+from jaxwm.types import Acted, Agent, Array, Batch, Discrete, Key, Record, Spec, Step, TrainStep, Varies
 
 
 @dataclass(frozen=True)
 class Config:
     """Settings of AlphaZero; defaults are those published for chess."""
 
-    search: Literal["puct", "gumbel"] = "puct"
-    """Kind of tree search."""
-    simulations: int = 800
-    """Simulations of each search of self-play."""
-    match_simulations: int = 800
-    """Simulations of each search in the greedy mode."""
-    considered: int = 16
-    """Actions that a Gumbel root draws."""
-    dirichlet: float = 0.3
-    """Concentration of the noise at a PUCT root: 0.3 for chess, 0.03 for Go."""
-    noise: float = 0.25
-    """Share of that noise in the prior."""
-    sampling_moves: int = 30
+    search: Literal["puct", "gumbel"] = "puct"  # Kind of tree search.
+    simulations: int = 800  # Simulations of each search of self-play.
+    match_simulations: int = 800  # Simulations of each search in the greedy mode.
+    considered: int = 16  # Actions that a Gumbel root draws.
+    dirichlet: float = 0.3  # Concentration of the noise at a PUCT root: 0.3 for chess, 0.03 for Go.
+    noise: float = 0.25  # Share of that noise in the prior.
+    sampling_moves: Natural = 30
     """First moves of a game of self-play that are drawn at temperature 1; later ones are the best of the search."""
-    random_moves: int = 0
+    random_moves: Natural = 0
     """Games of self-play begin with up to so many moves at random, each number equally likely: a player that has become
     good meets few positions on its own. Their values are not learned (KataGo does the like: Wu 2019)."""
-    blocks: int = 20
-    """Residual blocks of two 3 x 3 convolutions."""
-    channels: int = 256
-    """Channels of the convolutions."""
-    head: int = 32
-    """Channels of the 1 x 1 convolution before each head."""
-    units: int = 256
-    """Units of the hidden layer of the value head."""
-    batch_size: int = 64
-    """Sequences of a batch."""
-    batch_length: int = 64
-    """Records of a sequence; with the batch size, 4,096 positions."""
-    train_ratio: float = 0.7
+    blocks: Natural = 20  # Residual blocks of two 3 x 3 convolutions.
+    channels: Count = 256  # Channels of the convolutions.
+    head: Count = 32  # Channels of the 1 x 1 convolution before each head.
+    units: Count = 256  # Units of the hidden layer of the value head.
+    batch_size: Count = 64  # Sequences of a batch.
+    batch_length: Several = 64  # Records of a sequence; with the batch size, 4,096 positions.
+    train_ratio: Positive = 0.7
     """Positions learned from for each position played: about 700,000 batches for 44 million games."""
-    optimizer: Literal["sgd", "adam"] = "sgd"
-    """SGD has momentum 0.9."""
-    lr: Varies[float] = 0.2
+    optimizer: Literal["sgd", "adam"] = "sgd"  # SGD has momentum 0.9.
+    lr: Varies[Positive] = 0.2
     """Learning rate; a tenth of it after 100,000 updates, and again after 300,000 and 500,000."""
-    l2: Varies[float] = 1e-4
-    """Weight of the squared norm of the parameters."""
-    bootstrap: bool = False
-    """Learn from the value of the search where a sequence ends before its game."""
-    envs: int = 5000
-    """Games played at once."""
-    capacity: int = 10_000_000
-    """Replay size in positions (published: the last million games)."""
+    l2: Varies[Amount] = 1e-4  # Weight of the squared norm of the parameters.
+    bootstrap: bool = False  # Learn from the value of the search where a sequence ends before its game.
+    envs: Count = 5000  # Games played at once.
+    capacity: int = 10_000_000  # Replay size in positions (published: the last million games).
 
     def __post_init__(self):
         check_types(self)
-        check_range(self, "blocks sampling_moves random_moves", least=0)
-        check_range(self, "channels head units batch_size envs", least=1)
-        check_range(self, "batch_length", least=2)
         check_range(self, "capacity", least=self.batch_length * self.envs)
-        check_range(self, "train_ratio lr", above=0)
-        check_range(self, "l2", least=0)
         for mode in ("explore", "greedy"):
             search.check(self.tree(mode))
 
     def tree(self, mode: str = "explore") -> search.Settings:
         """The settings of the search; results of games are in [-1, 1]."""
-        return search.Settings(
-            kind=self.search,
-            simulations=self.match_simulations if mode == "greedy" else self.simulations,
-            considered=self.considered,
-            dirichlet=self.dirichlet,
-            noise=self.noise,
-            bounds=(-1.0, 1.0),
-        )
+        numbers = self.match_simulations if mode == "greedy" else self.simulations, self.considered
+        noise = dict(dirichlet=self.dirichlet, noise=self.noise)
+        return search.Settings(self.search, *numbers, **noise, bounds=(-1.0, 1.0))
 
 
 # --- The loss ---------------------------------------------------------------------------------------------------------
-
-
-def loss(
-    net: Net, params: Any, record: Record, l2: Array, share: Share = ALONE
-) -> tuple[Array, tuple[None, dict[str, Array]]]:
+def loss(net: Net, params: Any, record: Record, l2: Array, share: Share = ALONE) -> Losses:
     """(z - v)^2 - pi log p + l2 |params|^2 (equation 1) over the positions of `[B, L]` in which a move was made."""
     chex.assert_equal_shape_prefix((record.reward, record.extras["policy"], record.obs["legal"]), 2)
     result, known = results(record, net.config.bootstrap)
@@ -133,15 +98,13 @@ def loss(
     entropy = -jnp.where(seen["legal"], jnp.exp(log_p) * log_p, 0.0).sum(-1).reshape(shape)
     total = sum(parts.values()) + l2 * optax.tree.norm(params, squared=True)
     about = {"loss": total, "entropy": mean(entropy, used), "known": mean(known, used)}
-    return total, (None, parts | about)
+    return total, ({}, parts | about)
 
 
 def results(record: Record, bootstrap: bool) -> tuple[Array, Array]:
     """How games `[B, L]` ended for the players to move, `[B, L - 1]`, and where that is known.
-
     The reward of a record is that of the player who moved in the record before. Where the sequence ends first, or a
-    time limit ends the game, the value of the search stands in; with `bootstrap` the former counts as known too.
-    """
+    time limit ends the game, the value of the search stands in; with `bootstrap` the former counts as known too."""
     to_play = record.obs["to_play"]
     chex.assert_equal_shape((to_play, record.reward, record.extras["value"]))
     sign = jnp.where(to_play[:, 1:] == to_play[:, :-1], 1.0, -1.0)
@@ -155,16 +118,12 @@ def results(record: Record, bootstrap: bool) -> tuple[Array, Array]:
 
     after = (record.reward, record.extras["value"], record.is_first, record.is_last, record.is_terminal)
     reward, value, first, last, terminal = (x[:, 1:].swapaxes(0, 1) for x in after)
-    start = value[-1], jnp.full(len(to_play), bootstrap)
-    _, (result, known) = jax.lax.scan(
-        back, start, (reward, sign.swapaxes(0, 1), value, first, last, terminal), reverse=True
-    )
+    start, steps = (value[-1], jnp.full(len(to_play), bootstrap)), (reward, sign.T, value, first, last, terminal)
+    _, (result, known) = jax.lax.scan(back, start, steps, reverse=True)
     return result.swapaxes(0, 1), known.swapaxes(0, 1)
 
 
 # --- The search -------------------------------------------------------------------------------------------------------
-
-
 def perfect_model(simulate: Callable[[Any, Array], Step], evaluate: Callable[[Any, Array], Any]) -> search.Model:
     """The environment as the model of a search, and the network's evaluation of where it leads.
 
@@ -176,20 +135,15 @@ def perfect_model(simulate: Callable[[Any, Array], Step], evaluate: Callable[[An
         step = simulate(sim, action)
         logits, value = evaluate(params, step.obs["board"])
         after, over = step.obs["to_play"], step.is_last
-        node = search.Node(
-            reward=step.reward,
-            discount=jnp.where(over, 0.0, jnp.where(after == mover, 1.0, -1.0)),
-            prior_logits=search.mask(logits, step.obs["legal"]),
-            value=jnp.where(over, 0.0, value),
-        )
+        discount = jnp.where(over, 0.0, jnp.where(after == mover, 1.0, -1.0))
+        logits, value = search.mask(logits, step.obs["legal"]), jnp.where(over, 0.0, value)
+        node = search.Node(reward=step.reward, discount=discount, prior_logits=logits, value=value)
         return node, (step.obs["sim"], after)
 
     return model
 
 
 # --- Wiring -----------------------------------------------------------------------------------------------------------
-
-
 class GameCarry(NamedTuple):
     """What is known of games `[N]`: `moves` made so far, and how many of them are the `opening` at random."""
 
@@ -231,10 +185,7 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         params = net.init(key, jnp.zeros((1, *obs["board"].shape), obs["board"].dtype))
         return fresh_state(params, tx.init(params), hyper)
 
-    def reset(state: State, num_envs: int) -> GameCarry:
-        return GameCarry(jnp.zeros(num_envs, jnp.int32), jnp.zeros(num_envs, jnp.int32))
-
-    def act(state: State, carry: GameCarry, step: Step, key: Key, mode: str) -> tuple[GameCarry, Array, dict]:
+    def act(state: State, carry: GameCarry, step: Step, key: Key, mode: str) -> Acted:
         legal, k_move, k_opening = step.obs["legal"], jax.random.fold_in(key, 1), jax.random.fold_in(key, 2)
         at_will = forced(space, step, k_move, mode)
         drawn = jax.random.randint(k_opening, carry.opening.shape, 0, config.random_moves + 1)
@@ -250,13 +201,14 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         action = jnp.where(at_random, random_action(space, k_move, len(legal), legal), found.action)
         return carry, action, {"policy": found.policy, "value": found.value, "random": at_random}
 
-    def update(state: State, batch: Batch, key: Key, share: Share = ALONE) -> tuple[State, dict, dict[str, Array]]:
+    def update(state: State, batch: Batch, key: Key, share: Share = ALONE) -> Updated:
         record = share.local_rows(batch.record)
-        rate = state.hyper["lr"] * 0.1 ** sum(state.step >= drop for drop in DROPS)
+        rate = state.hyper["lr"] * 0.1 ** sum(state.step >= drop for drop in (100_000, 300_000, 500_000))
         objective = lambda params: loss(net, params, record, state.hyper["l2"], share)  # noqa: E731
-        state, _, metrics = gradient_step(state, objective, tx, rate, share=share)
-        return state, {}, metrics
+        return gradient_step(state, objective, tx, rate, share=share)
 
+    none = lambda num_envs: jnp.zeros(num_envs, jnp.int32)  # noqa: E731
+    reset = lambda state, num_envs: GameCarry(none(num_envs), none(num_envs))  # noqa: E731
     steps = {"all": TrainStep(update, config.batch_size, config.batch_length, shared=True)}
     return Agent(init, reset, act, steps, None, schedule(config), hyper_of(config))
 
@@ -270,7 +222,6 @@ def schedule(config: Config) -> tuple[Collect | Repeat, ...]:
 
 
 # --- Presets ----------------------------------------------------------------------------------------------------------
-
 _SMALL: Any = dict(search="gumbel", optimizer="adam", l2=1e-5, head=16, units=64, bootstrap=True)
 
 PRESETS = {
@@ -290,20 +241,11 @@ PRESETS = {
 }  # fmt: skip
 
 SYSTEM = System(
-    make,
-    Config,
-    PRESETS,
-    default="tictactoe",
+    make, Config, PRESETS, default="tictactoe", year=2017, env="pgx/TicTacToe", steps=40_000, observations=("board",),
+    actions=("Discrete",), players=2, obeys=("legal", "to_play", "sim"),
     summary="tree search in the environment itself, learned from self-play (Silver et al. 2018)",
-    year=2017,
     paper="Silver et al., A General Reinforcement Learning Algorithm That Masters Chess, Shogi and Go",
     sees="the board",
     predicts="nothing: the rules are given, the environment itself is the model",
     acts="tree search (PUCT or Gumbel) with a network's policy and value at the leaves",
-    env="pgx/TicTacToe",
-    steps=40_000,
-    observations=("board",),
-    actions=("Discrete",),
-    players=2,
-    obeys=("legal", "to_play", "sim"),
-)
+)  # fmt: skip

@@ -11,12 +11,12 @@ Where the paper and the official code differ, this file does the following:
 - discrete actors mix 1 % of the uniform policy, as in the paper (the code's categorical head ignores the setting);
   `actor_unimix=0` gives the code's behaviour;
 - `is_terminal` means a true end, as in the paper (the code's Atari wrapper also marks time limits);
-- the train ratio of Atari-100k is 256, as in the code (128 is reported for the paper's runs).
-"""
+- the train ratio of Atari-100k is 256, as in the code (128 is reported for the paper's runs)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import chex
@@ -26,20 +26,19 @@ import jax.numpy as jnp
 from jaxwm import spaces
 from jaxwm.agents.system import System, hyper_of
 from jaxwm.control import actor_critic as ac
-from jaxwm.control.policy import Actor, action_distribution, forced
+from jaxwm.control.policy import Actor, action_distribution
 from jaxwm.distributions import TwoHot, sg, symexp_bins, twohot
-from jaxwm.errors import check_range, check_types
+from jaxwm.errors import Amount, Count, Fraction, Natural, Positive, Several, check_range, check_types
 from jaxwm.learning import optim
 from jaxwm.learning.pieces import PLAIN, Routes, loss_over_pieces, merge, routes, split
 from jaxwm.learning.share import ALONE, Share
-from jaxwm.learning.step import gradient_step
-from jaxwm.models import rssm
-from jaxwm.models.latent_world import Carry, World
-from jaxwm.models.rssm import RSSM, Categorical, Latent, flatten
+from jaxwm.learning.step import Losses, Updated, gradient_step
+from jaxwm.models.latent_world import Carry, World, token_size
+from jaxwm.models.rssm import RSSM, Categorical, Latent, flatten, initial, kl_losses
 from jaxwm.nets import encoders
 from jaxwm.nets.layers import Head, apply
 from jaxwm.schedule import FOREVER, Collect, Repeat, Train, pace, prefill
-from jaxwm.types import Agent, Array, Batch, Dream, Key, Record, Spec, Step, TrainStep, Varies
+from jaxwm.types import Acted, Agent, Array, Batch, Dream, Key, Metrics, Record, Spec, Step, TrainStep, Varies
 
 
 @dataclass(frozen=True)
@@ -47,116 +46,67 @@ class Config:
     """Settings of Dreamer V3. Defaults are the published ones at 12 million parameters."""
 
     # Size.
-    deter: int = 2048
-    """Width of the recurrent state."""
-    hidden: int = 256
-    """Width of the layers inside the recurrence, the prior and the posterior."""
-    stoch: int = 32
-    """Number of categorical latents."""
-    classes: int = 16
-    """Classes of each latent."""
-    units: int = 256
-    """Width of all MLPs."""
-    depth: int = 16
-    """Convolution channels; the stages have 2, 3, 4 and 4 times as many."""
-    blocks: int = 8
-    """Blocks of the recurrent state; deter must be a multiple."""
-    bins: int = 255
-    """Bins of the reward and value distributions."""
-    sensor_layers: int = 3
-    """Layers of the vector encoder and decoder."""
-    policy_layers: int = 3
-    """Layers of actor and critic."""
-    model_layers: int = 1
-    """Layers of the reward and continue heads."""
+    deter: Count = 2048  # Width of the recurrent state.
+    hidden: Count = 256  # Width of the layers inside the recurrence, the prior and the posterior.
+    stoch: Count = 32  # Number of categorical latents.
+    classes: int = 16  # Classes of each latent.
+    units: Count = 256  # Width of all MLPs.
+    depth: Count = 16  # Convolution channels; the stages have 2, 3, 4 and 4 times as many.
+    blocks: Count = 8  # Blocks of the recurrent state; deter must be a multiple.
+    bins: int = 255  # Bins of the reward and value distributions.
+    sensor_layers: Natural = 3  # Layers of the vector encoder and decoder.
+    policy_layers: Natural = 3  # Layers of actor and critic.
+    model_layers: Natural = 1  # Layers of the reward and continue heads.
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute type; parameters, moments, norms and losses stay float32. Use bfloat16 on GPUs and TPUs."""
-
     # Data.
-    envs: int = 1
-    """Parallel environments of each member."""
-    batch_size: int = 16
-    """Sequences of an update."""
-    batch_length: int = 64
-    """Trained records of a sequence; one more is read as context."""
-    train_ratio: float = 256.0
-    """Replayed records per environment step."""
-    prefill: int = 1024
-    """Environment steps of random play before learning starts."""
-    capacity: int = 5_000_000
-    """Replay size of a member in environment steps (never more than the run collects)."""
-    online: bool = True
-    """Give every new sequence out once before sampling uniformly."""
-
+    envs: Count = 1  # Parallel environments of each member.
+    batch_size: Count = 16  # Sequences of an update.
+    batch_length: int = 64  # Trained records of a sequence; one more is read as context.
+    train_ratio: Positive = 256.0  # Replayed records per environment step.
+    prefill: Natural = 1024  # Environment steps of random play before learning starts.
+    capacity: Count = 5_000_000  # Replay size of a member in environment steps (never more than the run collects).
+    online: bool = True  # Give every new sequence out once before sampling uniformly.
     # World model.
-    rec_scale: float = 1.0
-    """Weight of the loss of observations, in nats per step."""
-    rew_scale: float = 1.0
-    """Weight of the loss of rewards, in nats per step."""
-    con_scale: float = 1.0
-    """Weight of the loss of continue flags, in nats per step."""
-    dyn_scale: float = 1.0
-    """Weight of the KL that pulls the prior towards the posterior."""
-    rep_scale: float = 0.1
-    """Weight of the KL that pulls the posterior towards the prior."""
-    free_nats: float = 1.0
-    """KL of a step, in nats, below which neither prior nor posterior is pushed."""
-    unimix: float = 0.01
-    """Share of the uniform distribution in every latent."""
-
+    rec_scale: Amount = 1.0  # Weight of the loss of observations, in nats per step.
+    rew_scale: Amount = 1.0  # Weight of the loss of rewards, in nats per step.
+    con_scale: Amount = 1.0  # Weight of the loss of continue flags, in nats per step.
+    dyn_scale: Amount = 1.0  # Weight of the KL that pulls the prior towards the posterior.
+    rep_scale: Amount = 0.1  # Weight of the KL that pulls the posterior towards the prior.
+    free_nats: Amount = 1.0  # KL of a step, in nats, below which neither prior nor posterior is pushed.
+    unimix: Fraction = 0.01  # Share of the uniform distribution in every latent.
     # Behaviour.
-    imag_length: int = 15
-    """Steps of a dream."""
-    temperature: float = 1.0
+    imag_length: Count = 15  # Steps of a dream.
+    temperature: Positive = 1.0
     """Temperature of the latents in dreams: above 1 they are less certain, and harder to exploit (Ha & Schmidhuber
     2018)."""
-    disagreement: float = 0.0
+    disagreement: Amount = 0.0
     """Reward taken off in dreams for each unit by which an ensemble of one-step models disagrees there; the ensemble
     exists only where this is not 0."""
-    ensemble: int = 5
+    ensemble: Several = 5
     """Models of that ensemble (Sekar et al. 2020, who seek the disagreement that is avoided here)."""
-    policy_scale: float = 1.0
-    """Weight of the actor's loss."""
-    value_scale: float = 1.0
-    """Weight of the critic's loss in dreams."""
-    repval_scale: float = 0.3
-    """Weight of the critic loss on replayed sequences, whose gradient also shapes the model."""
-    slow_scale: float = 1.0
-    """Weight of the pull towards the slow critic."""
-    slow_rate: float = 0.02
-    """Share of the critic that enters the slow critic in each update."""
-    actor_unimix: float = 0.01
-    """Share of the uniform policy in discrete actors."""
-    discount_horizon: Varies[float] = 333.0
-    """Effective horizon in steps; the discount is 1 - 1 / discount_horizon."""
-    lam: Varies[float] = 0.95
-    """Lambda of the returns."""
-    entropy: Varies[float] = 3e-4
+    policy_scale: Amount = 1.0  # Weight of the actor's loss.
+    value_scale: Amount = 1.0  # Weight of the critic's loss in dreams.
+    repval_scale: Amount = 0.3  # Weight of the critic loss on replayed sequences, whose gradient also shapes the model.
+    slow_scale: Amount = 1.0  # Weight of the pull towards the slow critic.
+    slow_rate: float = 0.02  # Share of the critic that enters the slow critic in each update.
+    actor_unimix: Fraction = 0.01  # Share of the uniform policy in discrete actors.
+    discount_horizon: Varies[float] = 333.0  # Effective horizon in steps; the discount is 1 - 1 / discount_horizon.
+    lam: Varies[Fraction] = 0.95  # Lambda of the returns.
+    entropy: Varies[Amount] = 3e-4
     """Weight of the policy's entropy. 3e-4 belongs to learning rate 4e-5; raise both together."""
-
     # Optimiser.
-    lr: Varies[float] = 4e-5
-    """Learning rate after the warm-up."""
-    warmup: int = 1000
-    """Updates over which the learning rate rises from 0."""
-    lr_decay_updates: int = 0
+    lr: Varies[Positive] = 4e-5  # Learning rate after the warm-up.
+    warmup: Natural = 1000  # Updates over which the learning rate rises from 0.
+    lr_decay_updates: Natural = 0
     """Updates over which it falls linearly to 0, counted from the start; 0 for a constant rate, as published."""
-    agc: float = 0.3
-    """Largest gradient of a tensor relative to its weights."""
+    agc: Positive = 0.3  # Largest gradient of a tensor relative to its weights.
 
     def __post_init__(self):
         check_types(self)
-        check_range(self, "deter hidden stoch units depth blocks envs batch_size imag_length capacity", least=1)
         check_range(self, "classes", least=1, most=256)  # the replay keeps them as bytes
         check_range(self, "batch_length", least=2)  # the critic's replay loss needs a next record
-        check_range(self, "sensor_layers policy_layers model_layers prefill warmup lr_decay_updates free_nats", least=0)
-        check_range(self, "entropy disagreement", least=0)
-        check_range(self, "ensemble", least=2)
-        check_range(self, "rec_scale rew_scale con_scale dyn_scale rep_scale", least=0)
-        check_range(self, "policy_scale value_scale repval_scale slow_scale", least=0)
-        check_range(self, "unimix actor_unimix lam", least=0, most=1)
         check_range(self, "slow_rate", above=0, most=1)
-        check_range(self, "train_ratio lr agc temperature", above=0)
         check_range(self, "discount_horizon", above=1)
         if self.deter % self.blocks:
             raise ValueError(f"deter ({self.deter}) must be a multiple of blocks ({self.blocks})")
@@ -165,8 +115,6 @@ class Config:
 
 
 # --- Losses -----------------------------------------------------------------------------------------------------------
-
-
 class Noise(NamedTuple):
     """The random numbers of an update."""
 
@@ -186,9 +134,7 @@ class Evaluated(NamedTuple):
     spread: Array | None  # [H, R], disagreement of the ensemble
 
 
-def loss(
-    learner: Learner, params: Any, state: State, record: Record, noise: Noise, share: Share = ALONE
-) -> tuple[Array, tuple[tuple[Latent, ac.ReturnRange], dict[str, Array]]]:
+def loss(learner: Learner, params: Any, state: State, record: Record, noise: Noise, share: Share = ALONE) -> Losses:
     """The total loss of sequences `[B, T + 1]`; latents `[B, T]` and the return range; metrics."""
     batch, length = record.reward.shape
     chex.assert_shape(noise.observe, (batch, length - 1, learner.config.stoch))
@@ -210,13 +156,13 @@ def loss(
 
 def model_losses(
     learner: Learner, params: Any, hyper: Any, record: Record, uniform: Array
-) -> tuple[Latent, dict[str, Array], dict[str, Array]]:
+) -> tuple[Latent, Metrics, Metrics]:
     """Posterior latents `[B, T]`, the mean losses of everything that is predicted (equation 3), and metrics."""
     world = learner.world
     context = jax.tree.map(lambda x: x[:, 0], world.unpack(record.extras))
     latents, post, prior = world.infer(params, record, uniform, context)
     record = jax.tree.map(lambda x: x[:, 1:], record)
-    dyn, rep = rssm.kl_losses(post, prior, learner.config.free_nats)
+    dyn, rep = kl_losses(post, prior, learner.config.free_nats)
     losses: dict[str, Array] = {"dyn": dyn, "rep": rep}
     feat = latents.feat()
     reward = learner.scalar("rew", params["rew"], feat)
@@ -240,12 +186,10 @@ def ensemble_loss(learner: Learner, params: Any, latents: Latent, record: Record
 
 def behaviour_losses(
     learner: Learner, params: Any, state: State, latents: Latent, noise: Noise, share: Share = ALONE
-) -> tuple[dict[str, Array], Array, ac.ReturnRange, dict[str, Array]]:
+) -> tuple[Metrics, Array, ac.ReturnRange, Metrics]:
     """Actor and critic learn in dreams that start at every latent `[B, T]`.
-
     Returns the mean losses, the lambda-returns of the starts `[B, T]`, the new return range, and metrics. Dreams are
-    rolled out and evaluated a few at a time; advantages then wait for the range of all returns.
-    """
+    rolled out and evaluated a few at a time; advantages then wait for the range of all returns."""
     chex.assert_equal_shape_prefix((latents.deter, noise.plan, noise.imagine), 2)
     lead, flat = latents.deter.shape[:2], lambda x: sg(x).reshape(-1, *x.shape[2:])
     rows = jax.tree.map(flat, (latents, noise.plan, noise.imagine))
@@ -279,9 +223,7 @@ def evaluate_dream(
     learner: Learner, val: Any, params: Any, state: State, feat: Array, actions: Array
 ) -> tuple[Array, Evaluated]:
     """Critic losses `[H, R]` (equation 5) of dreams `feat [H + 1, R, F]`, and the dreams as the heads see them.
-
-    `val` are the critic's parameters, which learn; `params` are constants.
-    """
+    `val` are the critic's parameters, which learn; `params` are constants."""
     chex.assert_equal_shape_prefix((feat, actions), 2)
     config = learner.config
     reward = learner.scalar("rew", params["rew"], feat).mean()
@@ -305,7 +247,8 @@ def policy_loss(
 ) -> tuple[Array, Array]:
     """REINFORCE losses (equation 6) and entropies `[H, R]` at `feat [H, R, F]`."""
     policy = learner.actor({"pol": pol}, feat)
-    return ac.reinforce_loss(policy, actions, advantage, weight, hyper["entropy"])
+    entropy = policy.entropy()
+    return ac.actor_loss(ac.reinforce(policy, actions, advantage), entropy, weight, hyper["entropy"]), entropy
 
 
 def replay_value_loss(learner: Learner, params: Any, state: State, record: Record, feat: Array, boot: Array) -> Array:
@@ -335,8 +278,6 @@ def dream_metrics(seen: Evaluated, returns: Array, advantage: Array, share: Shar
 
 
 # --- Wiring -----------------------------------------------------------------------------------------------------------
-
-
 class State(NamedTuple):
     """Everything that learning changes."""
 
@@ -365,35 +306,17 @@ def build(spec: Spec, config: Config, routes: Routes = PLAIN) -> Networks:
     """The networks of an agent for this environment; ValueError for observations that no encoder fits."""
     dtype = jnp.dtype(config.dtype)
     enc = encoders.Encoder(spec.obs, config.depth, config.units, config.sensor_layers, dtype, routes)
-    lead = jax.tree.map(lambda s: jax.ShapeDtypeStruct((1, *s.shape), s.dtype), spec.obs)
-    tokens, _ = jax.eval_shape(enc.init_with_output, jax.random.key(0), lead)
-    latents = Categorical(config.stoch, config.classes, config.unimix)
-    dyn = RSSM(
-        spaces.action_size(spec.action),
-        tokens.shape[-1],
-        config.deter,
-        config.hidden,
-        latents,
-        config.blocks,
-        dtype=dtype,
-    )
-    dec = encoders.Decoder(
-        spec.obs, config.depth, config.units, config.deter, config.stoch * config.classes, config.sensor_layers,
-        config.blocks, dtype, routes,
-    )  # fmt: skip
-    model_layers, policy_layers = config.model_layers, config.policy_layers
-    return Networks(
-        enc,
-        dyn,
-        dec,
-        rew=Head({"bins": config.bins}, model_layers, config.units, 0.0, dtype),
-        con=Head({"logit": 1}, model_layers, config.units, 1.0, dtype),
-        pol=Head(spaces.head_sizes(spec.action), policy_layers, config.units, 0.01, dtype),
-        val=Head({"bins": config.bins}, policy_layers, config.units, 0.0, dtype),
-        dis=Head({"stoch": config.stoch * config.classes}, model_layers, config.units, 1.0, dtype)
-        if config.disagreement
-        else None,
-    )
+    latents, deter = Categorical(config.stoch, config.classes, config.unimix), config.deter
+    sizes = spaces.action_size(spec.action), token_size(enc, spec), deter, config.hidden
+    dyn = RSSM(*sizes, latents, config.blocks, dtype=dtype)
+    shape = config.depth, config.units, deter, latents.outputs, config.sensor_layers, config.blocks
+    dec = encoders.Decoder(spec.obs, *shape, dtype, routes)
+    model = partial(Head, layers=config.model_layers, units=config.units, dtype=dtype)
+    policy = partial(Head, layers=config.policy_layers, units=config.units, dtype=dtype)
+    rew, con = model({"bins": config.bins}, outscale=0.0), model({"logit": 1})
+    pol, val = policy(spaces.head_sizes(spec.action), outscale=0.01), policy({"bins": config.bins}, outscale=0.0)
+    dis = model({"stoch": latents.outputs}) if config.disagreement else None
+    return Networks(enc, dyn, dec, rew, con, pol, val, dis)
 
 
 def init_params(nets: Networks, spec: Spec, key: Key, ensemble: int = 0) -> dict[str, Any]:
@@ -401,7 +324,7 @@ def init_params(nets: Networks, spec: Spec, key: Key, ensemble: int = 0) -> dict
     heads = {name: getattr(nets, name) for name in ("rew", "con", "pol", "val")}
     params = World(spec, nets.enc, nets.dyn, nets.dec).init(key, heads)
     if nets.dis:
-        inputs = jnp.concatenate([rssm.initial(nets.dyn, 1).feat(), jnp.zeros((1, nets.dyn.actions))], -1)
+        inputs = jnp.concatenate([initial(nets.dyn, 1).feat(), jnp.zeros((1, nets.dyn.actions))], -1)
         keys = jax.random.split(jax.random.fold_in(key, len(params)), ensemble)
         params["dis"] = jax.vmap(nets.dis.init, (0, None))(keys, inputs)
     return params
@@ -442,9 +365,7 @@ class Learner:
 
     def noise(self, key: Key, batch: int, length: int, share: Share = ALONE) -> Noise:
         """Draw all random numbers of an update of `length` records, the context included.
-
-        They come from one draw, as a generator takes longer to compile than to run.
-        """
+        They come from one draw, as a generator takes longer to compile than to run."""
         horizon, stoch, width = self.config.imag_length, self.config.stoch, spaces.noise_size(self.spec.action)
         sizes = stoch, (horizon + 1) * width, horizon * stoch
         draw = share.uniform(key, (batch, length - 1, sum(sizes)))
@@ -454,16 +375,14 @@ class Learner:
 
     def rollout(self, params: Any, starts: Latent, plan: Array, uniform: Array) -> tuple[Latent, Array]:
         """Dreams `[H + 1, R, ...]` under the policy, without gradients; the noise is time first."""
-        actor = lambda feat: self.actor(params, feat)  # noqa: E731
+        actor = partial(self.actor, params)
         return self.world.rollout(params, starts, actor, plan, uniform, self.config.temperature)
 
 
 def make(spec: Spec, config: Config = Config()) -> Agent:
     """Build Dreamer V3 for an environment.
-
     The replay extras are the posterior latents: `deter [N, D]` in the compute type and `stoch` uint8 `[N, S]` class
-    indices. They are refreshed by every update that reads them.
-    """
+    indices. They are refreshed by every update that reads them."""
     nets = build(spec, config, routes())
     learner = Learner(nets, spec, config, routes())
     world, tx = learner.world, optim.laprop(config.agc)
@@ -474,21 +393,14 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         hyper = optim.numbers(hyper)
         return State(params, slow, ac.initial_range(), tx.init(params), hyper, jnp.zeros((), jnp.int32))
 
-    def reset(state: State, num_envs: int) -> Carry:
-        return world.reset(num_envs)
-
-    def act(state: State, carry: Carry, step: Step, key: Key, mode: str) -> tuple[Carry, Array, dict[str, Array]]:
+    def act(state: State, carry: Carry, step: Step, key: Key, mode: str) -> Acted:
         def choose(latent: Latent, key: Key) -> Array:
-            if (action := forced(spec.action, step, key, mode)) is not None:
-                return action
             policy = learner.actor(state.params, latent.feat())
             return policy.mode() if mode == "greedy" else policy.sample(key)
 
-        return world.act(state.params, carry, step, key, choose)
+        return world.act(state.params, carry, step, key, mode, choose)
 
-    def update(
-        state: State, batch: Batch, key: Key, share: Share = ALONE
-    ) -> tuple[State, dict[str, Array], dict[str, Array]]:
+    def update(state: State, batch: Batch, key: Key, share: Share = ALONE) -> Updated:
         record = share.local_rows(batch.record)
         noise = learner.noise(key, *record.reward.shape, share=share)
         rate = state.hyper["lr"] * optim.warmup(state.step, config.warmup)
@@ -499,19 +411,19 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         return new._replace(slow=slow, returns=ranges), share.batch_rows(world.pack(latents)), metrics
 
     def imagine(state: State, context: Record, actions: Array | None, key: Key, horizon: int) -> Dream:
-        """Filter `context [B, L]` from its stored first latent, then roll on; see `Agent.imagine`."""
-        world.check_dream(context, actions, horizon)
         params, discount = state.params, 1 - 1 / state.hyper["discount_horizon"]
-        actor = lambda feat: learner.actor(params, feat)  # noqa: E731
-        latent, taken = world.dream(params, context, actions, actor, key, horizon, config.temperature)
-        feat = latent.feat()
-        reward = learner.scalar("rew", params["rew"], feat).mean()
-        cont = jax.nn.sigmoid(learner.continues(params, feat)) / discount  # the flag was learnt discounted
-        return Dream(world.decode(params, latent), reward, jnp.minimum(1.0, cont), taken, latent).swapped()
+
+        def predict(feat: Array) -> tuple[Array, Array]:
+            reward = learner.scalar("rew", params["rew"], feat).mean()
+            cont = jax.nn.sigmoid(learner.continues(params, feat)) / discount  # the flag was learnt discounted
+            return reward, jnp.minimum(1.0, cont)
+
+        actor = partial(learner.actor, params)
+        return world.dream(params, context, actions, actor, key, horizon, predict, config.temperature)
 
     sampler = "online" if config.online else "uniform"
     step = TrainStep(update, config.batch_size, config.batch_length + 1, sampler, shared=True)
-    return Agent(init, reset, act, {"all": step}, imagine, schedule(config), hyper_of(config))
+    return Agent(init, world.reset, act, {"all": step}, imagine, schedule(config), hyper_of(config))
 
 
 def schedule(config: Config) -> tuple[Collect | Repeat, ...]:
@@ -523,8 +435,6 @@ def schedule(config: Config) -> tuple[Collect | Repeat, ...]:
 
 
 # --- Presets ----------------------------------------------------------------------------------------------------------
-
-
 def _size(deter: int, hidden: int, classes: int, depth: int, units: int) -> Config:
     return Config(deter=deter, hidden=hidden, classes=classes, depth=depth, units=units)
 
@@ -534,12 +444,10 @@ NANO = Config(
     envs=4, batch_size=16, batch_length=10, imag_length=8, train_ratio=80.0, prefill=256, capacity=100_000,
     lr=1e-2, entropy=3e-2, warmup=100, free_nats=0.1,
 )  # fmt: skip
-
 MICRO = replace(
     NANO, deter=64, hidden=64, stoch=8, units=64, batch_length=16, imag_length=15, train_ratio=64.0,
     lr=3e-3, entropy=1e-2, free_nats=1.0,
 )  # fmt: skip
-
 PRESETS: dict[str, Config] = {
     "1m": _size(512, 64, 4, 4, 64),
     "12m": _size(2048, 256, 16, 16, 256),
@@ -554,17 +462,11 @@ PRESETS: dict[str, Config] = {
 """Published sizes by parameter count, and small presets whose networks and learning rates suit two CPU cores."""
 
 SYSTEM = System(
-    make,
-    Config,
-    PRESETS,
-    default="nano",
+    make, Config, PRESETS, default="nano", year=2023, offline=True, copies={"slow": "val"},
+    renamed={"horizon": "discount_horizon", "decay": "lr_decay_updates"},
     summary="recurrent state-space model, actor-critic inside dreams (Hafner et al. 2023)",
-    year=2023,
     paper="Hafner et al., Mastering Diverse Domains through World Models",
     sees="CNN or MLP, by the kind of observation; a latent of categoricals",
     predicts="RSSM: block GRU and categorical prior; reward and continue heads; decoder",
     acts="actor-critic on lambda-returns inside dreams",
-    offline=True,
-    copies={"slow": "val"},
-    renamed={"horizon": "discount_horizon", "decay": "lr_decay_updates"},
-)
+)  # fmt: skip

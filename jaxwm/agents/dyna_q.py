@@ -6,57 +6,46 @@ steps promises bonus * sqrt(tau) more, and untried actions of known states are p
 
 S states, A actions. Observations must be one-hot (`Spec.one_hot`), such as those of the `tabular` environments. One
 thing differs from the book: a transition is learned after the next action has been chosen, as the record of a step
-holds its action.
-"""
-
-from __future__ import annotations
+holds its action."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 
 from jaxwm.agents.system import System, hyper_of
-from jaxwm.errors import check_choice, check_range, check_types
+from jaxwm.control.policy import check_mode
+from jaxwm.errors import Amount, Count, Fraction, Natural, check_range, check_types
 from jaxwm.learning import optim
+from jaxwm.learning.step import Remembering as State
+from jaxwm.learning.step import Updated
 from jaxwm.schedule import FOREVER, Collect, Repeat, Train
 from jaxwm.spaces import check_dream
-from jaxwm.types import Agent, Array, Batch, Discrete, Dream, Key, Mode, Record, Spec, Step, TrainStep, Varies
+from jaxwm.types import Acted, Agent, Array, Batch, Discrete, Dream, Key, Record, Spec, Step, TrainStep, Varies
 
 
 @dataclass(frozen=True)
 class Config:
     """Settings of Dyna-Q; defaults are those of the book's Dyna maze."""
 
-    planning: int = 5
-    """Planning updates after each real step, n; 0 is plain Q-learning."""
+    planning: Natural = 5  # Planning updates after each real step, n; 0 is plain Q-learning.
     model: Literal["last", "counts"] = "last"
     """What is kept of a pair: the last reward and next state, or counts of all of them (for stochastic worlds)."""
-    step_size: Varies[float] = 0.1
-    """Step size of the Q-table, alpha."""
-    epsilon: Varies[float] = 0.1
-    """Share of random actions while training."""
-    discount: Varies[float] = 0.95
-    """Discount, gamma."""
-    bonus: Varies[float] = 0.0
-    """Reward for time since a pair was tried, kappa: above 0 this is Dyna-Q+."""
-    envs: int = 1
-    """Environments."""
-    capacity: int = 16
-    """Replay size in environment steps: only the newest pair is read."""
+    step_size: Varies[Fraction] = 0.1  # Step size of the Q-table, alpha.
+    epsilon: Varies[Fraction] = 0.1  # Share of random actions while training.
+    discount: Varies[Fraction] = 0.95  # Discount, gamma.
+    bonus: Varies[Amount] = 0.0  # Reward for time since a pair was tried, kappa: above 0 this is Dyna-Q+.
+    envs: Count = 1  # Environments.
+    capacity: int = 16  # Replay size in environment steps: only the newest pair is read.
 
     def __post_init__(self):
         check_types(self)
-        check_range(self, "planning", least=0)
-        check_range(self, "envs", least=1)
         check_range(self, "capacity", least=2 * self.envs)
-        check_range(self, "step_size epsilon discount", least=0, most=1)
-        check_range(self, "bonus", least=0)
 
 
 class Last(NamedTuple):
@@ -77,10 +66,8 @@ class Counts(NamedTuple):
 
 class Memory(NamedTuple):
     """The model and what planning starts from.
-
     `pairs` `[S * A]` lists the known pairs (state * A + action) in the order in which they became known, `count` of
-    them; `tried` `[S, A]` is the real step at which a pair was last tried, `time` the present one.
-    """
+    them; `tried` `[S, A]` is the real step at which a pair was last tried, `time` the present one."""
 
     model: Any
     pairs: Array
@@ -90,24 +77,11 @@ class Memory(NamedTuple):
     time: Array
 
 
-class State(NamedTuple):
-    """All of an agent. `params` holds the Q-table `[S, A]`."""
-
-    params: dict[str, Array]
-    opt: tuple[()]
-    hyper: dict[str, Array]
-    step: Array
-    memory: Memory
-
-
-Pair = tuple[Array, Array]
-"""State and action."""
-
-
 # --- The steps of the book's box --------------------------------------------------------------------------------------
+Pair = tuple[Array, Array]  # State and action.
 
 
-def learn(config: Config, spec: Spec, state: State, batch: Batch, key: Key) -> tuple[State, dict, dict[str, Array]]:
+def learn(config: Config, spec: Spec, state: State, batch: Batch, key: Key) -> Updated:
     """Learn from the newest transition of every environment: Q-learning (equation 6.8) and the model."""
     record = batch.record
     chex.assert_shape(record.reward, (config.envs, 2))
@@ -126,7 +100,7 @@ def learn(config: Config, spec: Spec, state: State, batch: Batch, key: Key) -> t
     return state, {}, {"td_error": errors.mean(), "known_pairs": state.memory.count.astype(jnp.float32)}
 
 
-def plan(config: Config, state: State, batch: Batch, key: Key) -> tuple[State, dict, dict[str, Array]]:
+def plan(config: Config, state: State, batch: Batch, key: Key) -> Updated:
     """Make `planning` updates for each real step, from known pairs, drawn uniformly (section 8.2, step f)."""
     memory, hyper = state.memory, state.hyper
     step_size = hyper["step_size"] * (memory.count > 0)
@@ -188,10 +162,9 @@ def state_of(spec: Spec, obs: Array) -> Array:
 
 
 # --- Wiring -----------------------------------------------------------------------------------------------------------
-
-
 def make(spec: Spec, config: Config = Config()) -> Agent:
-    """Build Dyna-Q for an environment. ValueError unless observations are one-hot and actions discrete."""
+    """Build Dyna-Q for an environment; `State.params["q"]` is the Q-table `[S, A]`.
+    ValueError unless observations are one-hot and actions discrete."""
     obs = spec.obs
     if not spec.one_hot or not isinstance(spec.action, Discrete):
         raise ValueError(
@@ -211,11 +184,8 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         memory = Memory(model, room, blank > 0, none, blank.astype(jnp.int32), none)
         return State({"q": blank}, (), optim.numbers(hyper), none, memory)
 
-    def reset(state: State, num_envs: int) -> tuple[()]:
-        return ()
-
-    def act(state: State, carry: tuple[()], step: Step, key: Key, mode: str) -> tuple[tuple[()], Array, dict]:
-        check_choice("mode", mode, get_args(Mode))
+    def act(state: State, carry: tuple[()], step: Step, key: Key, mode: str) -> Acted:
+        check_mode(mode)
         k_tie, k_random, k_mix = jax.random.split(key, 3)
         q = state.params["q"][state_of(spec, step.obs)]  # [N, A]
         best = jnp.argmax(jnp.where(q == q.max(-1, keepdims=True), jax.random.uniform(k_tie, q.shape), -1.0), -1)
@@ -226,6 +196,7 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
     steps = {"real": TrainStep(partial(learn, config, spec), config.envs, 2, "latest")}
     if config.planning:
         steps["plan"] = TrainStep(partial(plan, config), 1, 2, "latest")
+    reset = lambda state, num_envs: ()  # noqa: E731
     return Agent(init, reset, act, steps, partial(imagine, spec), schedule(config), hyper_of(config))
 
 
@@ -263,7 +234,6 @@ def schedule(config: Config) -> tuple[Collect | Repeat, ...]:
 
 
 # --- Presets ----------------------------------------------------------------------------------------------------------
-
 PRESETS = {  # in worlds without chance a step size of 1 forgets at once what is no longer so
     "maze": Config(),
     "plus": Config(planning=50, bonus=1e-3, step_size=1.0),
@@ -274,17 +244,11 @@ PRESETS = {  # in worlds without chance a step size of 1 forgets at once what is
 }
 
 SYSTEM = System(
-    make,
-    Config,
-    PRESETS,
-    default="maze",
+    make, Config, PRESETS, default="maze", year=1990, env="tabular/DynaMaze", observations=("one-hot",),
+    actions=("Discrete",),
     summary="tabular Q-learning with planning in a learned model; Dyna-Q+ with --bonus (Sutton 1990)",
-    year=1990,
     paper="Sutton, Integrated Architectures for Learning, Planning, and Reacting",
     sees="the index of the state",
     predicts="table: the last reward and next state of a pair, or counts of all",
     acts="epsilon-greedy on a Q-table taught by each real step and n planned ones",
-    env="tabular/DynaMaze",
-    observations=("one-hot",),
-    actions=("Discrete",),
-)
+)  # fmt: skip

@@ -10,8 +10,7 @@
 
 Its networks see no reconstruction of observations. Differences from the official code: RMS norm instead of batch norm,
 whose running statistics differ between acting and learning; reanalysed policies and values are written back to the
-replay instead of being used once. An ablation is one command: `jaxwm train efficientzero --consistency 0`.
-"""
+replay instead of being used once. An ablation is one command: `jaxwm train efficientzero --consistency 0`."""
 
 from dataclasses import replace
 
@@ -38,16 +37,13 @@ PRESETS = {
     "catch": with_additions(muzero.PRESETS["catch"], 4_000),
     "minatar": with_additions(muzero.PRESETS["minatar"], 10_000),
 }
-"""Atari 100k as published (its input of 4 frames is `--env-option stack=4 --env-option image_size=96`), and MuZero's
-small ones with the additions."""
+"""Atari 100k as published (input: `--env-option stack=4 --env-option image_size=96`), and MuZero's small ones."""
 
 SYSTEM = replace(
-    muzero.SYSTEM,
-    presets=PRESETS,
+    muzero.SYSTEM, presets=PRESETS, year=2021,
     summary="MuZero with consistency, value prefixes and corrected old data (Ye et al. 2021)",
-    year=2021,
     paper="Ye et al., Mastering Atari Games with Limited Data",
     sees="as MuZero",
     predicts="as MuZero; sums of rewards by an LSTM; latents that agree with what is then seen",
     acts="as MuZero",
-)
+)  # fmt: skip

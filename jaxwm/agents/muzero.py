@@ -17,8 +17,7 @@ Choices where paper and code differ or are silent: the value transform is Pohlen
 bootstrap values come from the target network (`bootstrap="network"`, as in EfficientZero) or from the searches
 ("search", as in MuZero); after an end the state is absorbing, with value and reward 0, random actions and no policy
 target; a time limit is no end: what follows it is not learned. A priority is stored with the last record of its
-sequence, which is when the sequence becomes complete. RMS norm stands for batch norm.
-"""
+sequence, which is when the sequence becomes complete. RMS norm stands for batch norm."""
 
 from __future__ import annotations
 
@@ -37,16 +36,16 @@ from jaxwm.agents.system import System, hyper_of
 from jaxwm.control import search
 from jaxwm.control.policy import Actor, action_distribution, forced
 from jaxwm.distributions import sg
-from jaxwm.errors import check_range, check_types
+from jaxwm.errors import Amount, Count, Fraction, Natural, Positive, check_range, check_types
 from jaxwm.learning import optim
 from jaxwm.learning.pieces import merge
 from jaxwm.learning.share import ALONE, Share
-from jaxwm.learning.step import every, gradient_step
+from jaxwm.learning.step import Losses, Updated, every, gradient_step
 from jaxwm.models.value_equivalent import Memory, Net, Support, check, similarity
 from jaxwm.nets import sensors
 from jaxwm.nets.layers import apply
 from jaxwm.schedule import FOREVER, Collect, Repeat, Train, pace, prefill
-from jaxwm.types import Agent, Array, Batch, Discrete, Dream, Key, Record, Spec, Step, TrainStep, Varies
+from jaxwm.types import Acted, Agent, Array, Batch, Discrete, Dream, Key, Record, Spec, Step, TrainStep, Varies
 
 
 @dataclass(frozen=True)
@@ -54,107 +53,59 @@ class Config:
     """Settings of MuZero; defaults are those published for Atari, with reanalysis."""
 
     # Search.
-    search: Literal["puct", "gumbel"] = "puct"
-    """Kind of tree search."""
-    simulations: int = 50
-    """Simulations of each search."""
-    considered: int = 16
-    """Actions that a Gumbel root draws."""
-    sampled: int = 20
-    """Actions drawn at each node where they are not a small set (vectors)."""
-    dirichlet: float = 0.25
-    """Concentration of the noise at a PUCT root."""
-    noise: float = 0.25
-    """Share of that noise in the prior."""
-    cooling: int = 1_000_000
+    search: Literal["puct", "gumbel"] = "puct"  # Kind of tree search.
+    simulations: int = 50  # Simulations of each search.
+    considered: int = 16  # Actions that a Gumbel root draws.
+    sampled: Count = 20  # Actions drawn at each node where they are not a small set (vectors).
+    dirichlet: float = 0.25  # Concentration of the noise at a PUCT root.
+    noise: float = 0.25  # Share of that noise in the prior.
+    cooling: Natural = 1_000_000
     """Updates of a run over which actions become greedier: temperature 1, from half of them 0.5, from three quarters
     0.25; 0 keeps it at 1."""
-
     # Sizes.
-    residual: bool = True
-    """Residual networks on planes, or else MLPs (and convolutions for images)."""
-    width: int = 256
-    """Channels of the latent planes, or its numbers."""
-    units: int = 256
-    """Units of hidden layers."""
-    layers: int = 16
-    """Residual blocks of the representation and of the dynamics, or layers of the MLPs."""
-    depth: int = 16
-    """Channels of the first convolution for images without residual networks, and of the decoder."""
-    bins: int = 601
-    """Bins of value and reward."""
-    bound: float = 300.0
-    """Greatest squashed value or reward."""
-
+    residual: bool = True  # Residual networks on planes, or else MLPs (and convolutions for images).
+    width: Count = 256  # Channels of the latent planes, or its numbers.
+    units: Count = 256  # Units of hidden layers.
+    layers: Natural = 16  # Residual blocks of the representation and of the dynamics, or layers of the MLPs.
+    depth: Count = 16  # Channels of the first convolution for images without residual networks, and of the decoder.
+    bins: int = 601  # Bins of value and reward.
+    bound: Positive = 300.0  # Greatest squashed value or reward.
     # Data.
-    envs: int = 32
-    """Parallel environments of each member."""
-    batch_size: int = 1024
-    """Sequences of an update."""
-    unroll: int = 5
-    """Steps the model is unrolled, K."""
-    td_steps: int = 5
-    """Rewards before the bootstrap value, n: 5 with reanalysis, 10 without."""
+    envs: Count = 32  # Parallel environments of each member.
+    batch_size: Count = 1024  # Sequences of an update.
+    unroll: Count = 5  # Steps the model is unrolled, K.
+    td_steps: Count = 5  # Rewards before the bootstrap value, n: 5 with reanalysis, 10 without.
     bootstrap: Literal["network", "search"] = "network"
     """Bootstrap values: the target network's, or those of the stored searches."""
-    train_ratio: float = 2.0
-    """Sequences learned from for each step played."""
-    reanalyse: int = 1024
-    """Positions that are searched again before each update; 0: none."""
-    prefill: int = 2000
-    """Environment steps of random play before learning starts."""
-    capacity: int = 1_000_000
-    """Replay size of a member in environment steps (never more than the run collects)."""
-    alpha: float = 1.0
-    """Power of the priorities, which are errors of values; 0 samples uniformly."""
-    beta: float = 1.0
-    """Power of the weights that make up for priorities."""
-
+    train_ratio: Positive = 2.0  # Sequences learned from for each step played.
+    reanalyse: Natural = 1024  # Positions that are searched again before each update; 0: none.
+    prefill: Natural = 2000  # Environment steps of random play before learning starts.
+    capacity: Count = 1_000_000  # Replay size of a member in environment steps (never more than the run collects).
+    alpha: Amount = 1.0  # Power of the priorities, which are errors of values; 0 samples uniformly.
+    beta: Amount = 1.0  # Power of the weights that make up for priorities.
     # Losses.
-    discount: float = 0.997
-    """Discount of rewards per step."""
-    value_scale: float = 0.25
-    """Weight of the value's loss."""
-    entropy: float = 0.0
-    """Weight of the policy's entropy."""
-    consistency: float = 0.0
+    discount: Fraction = 0.997  # Discount of rewards per step.
+    value_scale: Amount = 0.25  # Weight of the value's loss.
+    entropy: Amount = 0.0  # Weight of the policy's entropy.
+    consistency: Amount = 0.0
     """EfficientZero: weight of the agreement of unrolled latents with those of what is then seen; 0: off."""
-    projection: int = 1024
-    """Width of the projection in which they are compared."""
-    prefix: bool = False
-    """EfficientZero: predict sums of rewards (value prefixes) with an LSTM."""
-    correction: int = 0
+    projection: Count = 1024  # Width of the projection in which they are compared.
+    prefix: bool = False  # EfficientZero: predict sums of rewards (value prefixes) with an LSTM.
+    correction: Natural = 0
     """EfficientZero: updates of a run; targets of old data use fewer real rewards, by its age. 0: off."""
-    augment: bool = False
-    """Shift images by up to four pixels and change their brightness, in learning."""
-    decoder: bool = False
-    """Learn to show what is imagined; nothing else learns from it."""
-
+    augment: bool = False  # Shift images by up to four pixels and change their brightness, in learning.
+    decoder: bool = False  # Learn to show what is imagined; nothing else learns from it.
     # Optimiser.
-    optimizer: Literal["sgd", "adam"] = "sgd"
-    """SGD has momentum 0.9."""
-    lr: Varies[float] = 0.05
-    """Learning rate."""
-    lr_decay_updates: int = 350_000
-    """Updates after which it falls to a tenth; 0: never."""
-    l2: Varies[float] = 1e-4
-    """Weight of the squared norm of the parameters."""
-    clip: float = 5.0
-    """Largest norm of the gradient."""
-    target_every: int = 200
-    """Updates between two copies to the target network."""
+    optimizer: Literal["sgd", "adam"] = "sgd"  # SGD has momentum 0.9.
+    lr: Varies[Positive] = 0.05  # Learning rate.
+    lr_decay_updates: Natural = 350_000  # Updates after which it falls to a tenth; 0: never.
+    l2: Varies[Amount] = 1e-4  # Weight of the squared norm of the parameters.
+    clip: Positive = 5.0  # Largest norm of the gradient.
+    target_every: Count = 200  # Updates between two copies to the target network.
 
     def __post_init__(self):
         check_types(self)
-        check_range(
-            self, "sampled width units batch_size unroll td_steps envs target_every capacity projection", least=1
-        )
-        check_range(self, "layers cooling reanalyse prefill lr_decay_updates correction", least=0)
         check_range(self, "bins", least=3)
-        check_range(self, "depth", least=1)
-        check_range(self, "train_ratio lr clip bound", above=0)
-        check_range(self, "alpha beta l2 entropy consistency value_scale", least=0)
-        check_range(self, "discount", least=0, most=1)
         check_range(self, "capacity", least=self.length * self.envs)
         search.check(self.tree())
 
@@ -165,14 +116,11 @@ class Config:
 
     def tree(self) -> search.Settings:
         """The settings of the search. Values have no known bounds."""
-        return search.Settings(
-            self.search, self.simulations, self.considered, dirichlet=self.dirichlet, noise=self.noise
-        )
+        numbers = self.simulations, self.considered
+        return search.Settings(self.search, *numbers, dirichlet=self.dirichlet, noise=self.noise)
 
 
 # --- Targets ----------------------------------------------------------------------------------------------------------
-
-
 class Targets(NamedTuple):
     """What positions 0 to K of sequences should say, `[B, K + 1]`, each with where it counts."""
 
@@ -186,11 +134,9 @@ class Targets(NamedTuple):
 
 def targets(record: Record, value: Array, unroll: int, td_steps: int, discount: float, used: Array | None) -> Targets:
     """The targets of sequences `record [B, K + n + 1]` with bootstrap values `value` of the same shape.
-
     z_t = r_{t+1} + ... + gamma^(n-1) r_{t+n} + gamma^n v_{t+n}, cut at the end of the episode: what follows is worth 0,
     or, at a time limit, the value of its last observation. `used [B]`, if given, is how many rewards are used, at least
-    one (EfficientZero's correction for old data).
-    """
+    one (EfficientZero's correction for old data)."""
     chex.assert_shape((record.reward, value), (None, unroll + td_steps + 1))
     over = record.is_last | record.is_terminal
     shape = len(over), unroll + 1
@@ -206,46 +152,31 @@ def targets(record: Record, value: Array, unroll: int, td_steps: int, discount: 
     before = jnp.cumsum(over, 1)[:, : unroll + 1] - over[:, : unroll + 1] > 0  # an end came earlier
     dead = jnp.cumsum(record.is_terminal, 1)[:, : unroll + 1] > 0  # a true end came, here or earlier
     real, last = ~before, part(over, 0)
-    return Targets(
-        value=jnp.where(real, total, 0.0),
-        value_known=dead | (real & ~last),
-        reward=jnp.where(real, part(record.reward, 0), 0.0),
-        reward_known=real | dead,
-        policy_known=real & ~last,
-        real=real,
-    )
-
-
-def bootstrap_values(nets: Networks, state: State, record: Record) -> Array:
-    """The values `[B, L]` that n-step targets end in: the target network's, or those of the stored searches."""
-    if nets.config.bootstrap == "search":
-        return record.extras["value"]
-    rows = merge(record.obs)
-    _, logits = nets.call(state.target, Net.predict, nets.call(state.target, Net.represent, rows))
-    return nets.support.mean(logits).reshape(record.reward.shape)
+    value, value_known = jnp.where(real, total, 0.0), dead | (real & ~last)
+    reward, reward_known = jnp.where(real, part(record.reward, 0), 0.0), real | dead
+    return Targets(value, value_known, reward, reward_known, policy_known=real & ~last, real=real)
 
 
 def targets_of(nets: Networks, state: State, record: Record) -> Targets:
-    """The targets of sequences `[B, L]`; those of old data use fewer real rewards, where `correction` says so."""
-    config, used = nets.config, None
+    """The targets of sequences `[B, L]`, which end in values of the target network, or of the stored searches. Those of
+    old data use fewer real rewards, where `correction` says so."""
+    config, used, values = nets.config, None, record.extras["value"]
     if config.correction:
         age = (state.step - record.extras["born"][:, 0]).astype(jnp.float32)
         used = config.td_steps - jnp.floor(age / (0.3 * config.correction))
-    values = bootstrap_values(nets, state, record)
+    if config.bootstrap == "network":
+        latent = nets.call(state.target, Net.represent, merge(record.obs))
+        values = nets.support.mean(nets.call(state.target, Net.predict, latent)[1]).reshape(record.reward.shape)
     return targets(record, values, config.unroll, config.td_steps, config.discount, used)
 
 
 # --- Losses -----------------------------------------------------------------------------------------------------------
-
-
 def loss(
     nets: Networks, params: Any, record: Record, targets: Targets, weight: Array, l2: Array, key: Key,
     share: Share = ALONE,
-) -> tuple[Array, tuple[Array, dict[str, Array]]]:  # fmt: skip
+) -> Losses:  # fmt: skip
     """Equation 1 on sequences `[B, L]`, with the mean over the unrolled steps in place of their sum.
-
-    Returns the loss, the errors `[B]` of the values at the roots, and metrics. `weight [B]` makes up for priorities.
-    """
+    Returns the loss, the errors `[B]` of the values at the roots, and metrics. `weight [B]` makes up for priorities."""
     config, k = nets.config, nets.config.unroll
     chex.assert_shape(list(targets), (len(weight), k + 1))
     chex.assert_shape(record.reward, (len(weight), config.length))
@@ -257,8 +188,7 @@ def loss(
     outputs, value = nets.call(params, Net.predict, merge(latents))
     outputs, value = jax.tree.map(lambda x: x.reshape(-1, k + 1, x.shape[-1]), (outputs, value))
     policy, support = action_distribution(nets.spec.action, outputs), nets.support
-    gain = targets.reward[:, 1:]
-    gain = jnp.cumsum(gain, 1) if config.prefix else gain
+    gain = jnp.cumsum(targets.reward[:, 1:], 1) if config.prefix else targets.reward[:, 1:]
     part = jnp.concatenate([jnp.ones(1), jnp.full(k, 1 / k)])  # what is unrolled counts as much as the root
     cross = policy_cross_entropy(policy, near.extras)
     terms = {
@@ -284,9 +214,7 @@ def loss(
 
 def unroll(nets: Networks, params: Any, obs: Any, actions: Array) -> tuple[Array, Array]:
     """Latents `[B, K + 1, ...]` from observations `[B, ...]` under encoded actions `[B, K, A]`, and reward logits.
-
-    The gradient that enters a step is halved on its way back to the one before (appendix G).
-    """
+    The gradient that enters a step is halved on its way back to the one before (appendix G)."""
 
     def step(carry: Any, action: Array) -> tuple[Any, Any]:
         latent, memory = carry
@@ -354,8 +282,6 @@ def observation_noise(obs: Any, key: Key, share: Share = ALONE) -> Any:
 
 
 # --- The search -------------------------------------------------------------------------------------------------------
-
-
 class Place(NamedTuple):
     """Where a node of the tree is: latent, memory of the value prefix, and the sampled actions `[B, A, ...]`."""
 
@@ -414,8 +340,6 @@ def visit_temperature(config: Config, step: Array) -> Array:
 
 
 # --- Wiring -----------------------------------------------------------------------------------------------------------
-
-
 class State(NamedTuple):
     """All of an agent. `peak` is the greatest priority so far, which new data gets."""
 
@@ -471,10 +395,8 @@ class Networks:
 
 def make(spec: Spec, config: Config = Config()) -> Agent:
     """Build MuZero for an environment. ValueError where residual networks do not fit the observation.
-
     Replay extras: `policy [N, A]` and `value [N]` of the search, `priority [N]` of the sequence that ends there, `born`
-    int32 `[N]`, the updates made when it was collected, and `options [N, A, ...]`, the sampled actions, if so.
-    """
+    int32 `[N]`, the updates made when it was collected, and `options [N, A, ...]`, the sampled actions, if so."""
     check(spec.obs, config.residual)
     nets = Networks(spec, config)
     if nets.masked and not nets.discrete:
@@ -488,10 +410,7 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         target = jax.tree.map(jnp.copy, params)
         return State(params, target, tx.init(params), optim.numbers(hyper), jnp.zeros((), jnp.int32), jnp.ones(()))
 
-    def reset(state: State, num_envs: int) -> tuple[()]:
-        return ()
-
-    def learn(state: State, batch: Batch, key: Key, share: Share = ALONE) -> tuple[State, dict, dict[str, Array]]:
+    def learn(state: State, batch: Batch, key: Key, share: Share = ALONE) -> Updated:
         record, weight = share.local_rows((batch.record, batch.weight))
         targets, l2 = targets_of(nets, state, record), state.hyper["l2"]
         objective = lambda params: loss(nets, params, record, targets, weight, l2, key, share)  # noqa: E731
@@ -505,7 +424,7 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         feedback = share.batch_rows({"priority": priority[:, None]})
         return new._replace(target=target, peak=peak), feedback, metrics
 
-    def reanalyse(state: State, batch: Batch, key: Key) -> tuple[State, dict, dict[str, Array]]:
+    def reanalyse(state: State, batch: Batch, key: Key) -> Updated:
         """Search old positions again with the target network; their policies and values in the replay are replaced."""
         rows = jax.tree.map(lambda x: x[:, 0], batch.record)
         found, sampled = search_from(nets, state.target, rows.obs, key, 0.0 if config.search == "gumbel" else 1.0)
@@ -515,22 +434,19 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         change = jnp.abs(found.policy - rows.extras["policy"]).sum(-1).mean() / 2
         return state, feedback, {"reanalysed": change}
 
-    def sampler(state: State, ring: replay.Ring, key: Key, size: int) -> Batch:
-        return replay.prioritised(ring, key, size, config.length, config.alpha, config.beta)
-
+    draw = partial(replay.prioritised, length=config.length, alpha=config.alpha, beta=config.beta)
+    sampler = lambda state, ring, key, size: draw(ring, key, size)  # noqa: E731
     steps = {"learn": TrainStep(learn, config.batch_size, config.length, sampler, shared=True)}
     if config.reanalyse:
         steps["reanalyse"] = TrainStep(reanalyse, config.reanalyse, 1)
+    reset = lambda state, num_envs: ()  # noqa: E731
     return Agent(init, reset, partial(act, nets), steps, partial(imagine, nets), schedule(config), hyper_of(config))
 
 
-def act(
-    nets: Networks, state: State, carry: tuple[()], step: Step, key: Key, mode: str
-) -> tuple[tuple[()], Array, dict[str, Array]]:
+def act(nets: Networks, state: State, carry: tuple[()], step: Step, key: Key, mode: str) -> Acted:
     """Search and act; see `Agent.act`."""
     space, num, sampled = nets.spec.action, len(step.reward), None
-    action = forced(space, step, key, mode)
-    if action is not None:
+    if (action := forced(space, step, key, mode)) is not None:
         policy, value = jnp.full((num, nets.options), 1 / nets.options), jnp.zeros(num)
         if not nets.discrete:
             keys = jax.random.split(jax.random.fold_in(key, 1), nets.options)
@@ -577,7 +493,6 @@ def schedule(config: Config) -> tuple[Collect | Repeat, ...]:
 
 
 # --- Presets ----------------------------------------------------------------------------------------------------------
-
 _MLP = Config(
     search="gumbel", simulations=16, residual=False, width=64, units=64, layers=1, bins=101, bound=25.0, envs=8,
     batch_size=64, train_ratio=24.0, reanalyse=32, prefill=400, capacity=100_000, optimizer="adam", lr=1e-3,
@@ -593,18 +508,11 @@ PRESETS = {
 """The paper's, and small ones for two CPU cores."""
 
 SYSTEM = System(
-    make,
-    Config,
-    PRESETS,
-    default="catch",
+    make, Config, PRESETS, default="catch", year=2019, steps=8000, obeys=("legal", "to_play", "sim"),
+    copies={"target": None}, renamed={"decay": "lr_decay_updates"},
     summary="tree search in a learned model of rewards, values and policies (Schrittwieser et al. 2020)",
-    year=2019,
     paper="Schrittwieser et al., Mastering Atari, Go, Chess and Shogi by Planning with a Learned Model",
     sees="residual CNN or MLP; a latent scaled to [0, 1]",
     predicts="residual CNN or MLP: next latent, reward, value, policy; no observations (decoder on request)",
     acts="tree search (PUCT or Gumbel) in the latent; over sampled actions where they are vectors",
-    steps=8000,
-    obeys=("legal", "to_play", "sim"),
-    copies={"target": None},
-    renamed={"decay": "lr_decay_updates"},
-)
+)  # fmt: skip

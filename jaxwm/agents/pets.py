@@ -10,15 +10,12 @@ Observations are float vectors, actions a `Box`. Where paper and official code d
 in batches of 32 after each trial, weights kept between trials, learned bounds of the log-variances, variances of CEM
 bounded by the distance to the action bounds. Three things differ from the code: a network's bootstrap is made of
 Poisson counts that stay as they are when data are added; CEM runs all its iterations; and the plans of an iteration are
-compared under the same noise.
-"""
-
-from __future__ import annotations
+compared under the same noise."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import chex
 import jax
@@ -28,90 +25,59 @@ import optax
 from jaxwm import replay, spaces
 from jaxwm.agents.system import System, hyper_of
 from jaxwm.control import planning
-from jaxwm.control.planning import Planner
 from jaxwm.control.policy import forced
 from jaxwm.envs.known import KNOWN
-from jaxwm.errors import check_number, check_range, check_types
+from jaxwm.errors import Amount, Count, Fraction, Positive, check_number, check_range, check_types
 from jaxwm.learning import optim
 from jaxwm.learning.share import ALONE, Share
-from jaxwm.learning.step import gradient_step
+from jaxwm.learning.step import Losses, Updated, gradient_step
+from jaxwm.learning.step import Remembering as State
 from jaxwm.models import ensemble
-from jaxwm.models.ensemble import Rollout, Transition
 from jaxwm.nets.sensors import flat, kind, sensors
 from jaxwm.schedule import FOREVER, Collect, Repeat, Train
-from jaxwm.types import Agent, Array, Batch, Box, Dream, Key, PyTree, Record, Spec, Step, TrainStep, Varies
+from jaxwm.types import Acted, Agent, Array, Batch, Box, Dream, Key, PyTree, Record, Spec, Step, TrainStep, Varies
 
 
 @dataclass(frozen=True)
 class Config:
     """Settings of PETS; defaults are those of the official code for its cartpole."""
 
-    networks: int = 5
-    """Networks of the ensemble, E."""
-    layers: int = 3
-    """Hidden layers of a network."""
-    units: int = 500
-    """Width of the hidden layers."""
+    networks: Count = 5  # Networks of the ensemble, E.
+    layers: Count = 3  # Hidden layers of a network.
+    units: Count = 500  # Width of the hidden layers.
     weight_decay: tuple[float, ...] = (1e-4, 2.5e-4, 2.5e-4, 5e-4)
     """Weight of half the squared weights of each layer in the loss, the output layer included."""
-    lr: Varies[float] = 1e-3
-    """Learning rate of Adam."""
-    batch_size: int = 32
-    """Transitions that each network sees in an update."""
-    epochs: float = 5.0
-    """Passes through all data after each trial; 0 leaves the model untrained."""
+    lr: Varies[Positive] = 1e-3  # Learning rate of Adam.
+    batch_size: Count = 32  # Transitions that each network sees in an update.
+    epochs: Amount = 5.0  # Passes through all data after each trial; 0 leaves the model untrained.
     deterministic: bool = False
     """Squared error and no noise instead of Gaussians: with one network and one particle, the usual baseline."""
     bounds: Literal["learned", "fixed"] = "learned"
     """Whether the bounds of the log-variances are learned (official code) or stay at +0.5 and -10."""
-    bound_scale: float = 0.01
-    """Weight of the distance between the bounds in the loss."""
-    scale_targets: bool = False
-    """Whether the targets are standardised too, not the inputs alone."""
+    bound_scale: Amount = 0.01  # Weight of the distance between the bounds in the loss.
+    scale_targets: bool = False  # Whether the targets are standardised too, not the inputs alone.
     reward: Literal["known", "learned"] = "known"
     """Where reward and termination come from: the environment's own functions, or the networks."""
-    particles: int = 20
-    """Particles that judge a plan."""
-    propagation: Literal["TSinf", "TS1"] = "TSinf"
-    """Whether a particle keeps its network for the whole rollout."""
-    planner: Literal["cem", "icem", "mppi"] = "cem"
-    """How plans are found."""
-    plan_horizon: int = 25
-    """Steps of a plan, H."""
-    candidates: int = 400
-    """Plans that are judged in an iteration, P."""
-    elites: int = 40
-    """Best plans, to which the next iteration moves."""
-    iterations: int = 5
-    """Iterations of the planner."""
-    momentum: float = 0.1
-    """Share of the old mean and variance that an iteration of cem or icem keeps."""
-    init_std: float = 0.5
-    """First standard deviation of the actions in a plan."""
-    exponent: float = 2.0
-    """icem: colour of the noise; 0 is white."""
-    temperature: float = 0.5
-    """mppi: weight of a return in the exponent."""
-    trial: int = 200
-    """Environment steps of a trial, per environment."""
-    envs: int = 1
-    """Environments."""
-    capacity: int = 20_000
-    """Replay size in environment steps."""
+    particles: int = 20  # Particles that judge a plan.
+    propagation: Literal["TSinf", "TS1"] = "TSinf"  # Whether a particle keeps its network for the whole rollout.
+    planner: Literal["cem", "icem", "mppi"] = "cem"  # How plans are found.
+    plan_horizon: Count = 25  # Steps of a plan, H.
+    candidates: Count = 400  # Plans that are judged in an iteration, P.
+    elites: int = 40  # Best plans, to which the next iteration moves.
+    iterations: Count = 5  # Iterations of the planner.
+    momentum: Fraction = 0.1  # Share of the old mean and variance that an iteration of cem or icem keeps.
+    init_std: Positive = 0.5  # First standard deviation of the actions in a plan.
+    exponent: Amount = 2.0  # icem: colour of the noise; 0 is white.
+    temperature: Positive = 0.5  # mppi: weight of a return in the exponent.
+    trial: Count = 200  # Environment steps of a trial, per environment.
+    envs: Count = 1  # Environments.
+    capacity: int = 20_000  # Replay size in environment steps.
 
     def __post_init__(self):
         object.__setattr__(self, "weight_decay", tuple(self.weight_decay))  # a list where it comes out of a file
         check_types(self)
-        check_range(self, "networks layers units batch_size plan_horizon candidates iterations trial envs", least=1)
         check_range(self, "elites", least=1, most=self.candidates)
-        check_range(self, "lr init_std temperature", above=0)
-        check_range(self, "epochs bound_scale exponent", least=0)
-        check_range(self, "momentum", least=0, most=1)
         check_range(self, "capacity", least=2 * self.envs)
-        self._check_lists()
-
-    def _check_lists(self) -> None:
-        """ValueError where two settings do not fit together."""
         if self.particles < 1 or self.particles % self.networks:
             raise ValueError(
                 f"particles must be a multiple of the {self.networks} networks, not {self.particles}: each network "
@@ -127,21 +93,16 @@ class Config:
 
 
 # --- Losses -----------------------------------------------------------------------------------------------------------
-
-
 def loss(
     config: Config, model: PyTree, inputs: Array, target: Array, ended: Array, weight: Array, share: Share = ALONE
-) -> tuple[Array, tuple[None, dict[str, Array]]]:
+) -> Losses:
     """Sum over networks of the mean negative log-likelihood (section 4), weight decay and the price of wide bounds.
-
     `inputs` `[E, B, D + A]` and `target` `[E, B, O]` are standardised; `ended` and `weight` are `[E, B]`: a transition
-    counts `weight` times.
-    """
+    counts `weight` times."""
     chex.assert_equal_shape((ended, weight))
     chex.assert_equal_shape_prefix((inputs, target, weight), 2)
     if config.bounds == "fixed":
-        still = {name: jax.lax.stop_gradient(model[name]) for name in ("max_logvar", "min_logvar")}
-        model = model | still
+        model = model | {name: jax.lax.stop_gradient(model[name]) for name in ("max_logvar", "min_logvar")}
     found = ensemble.predict(model, inputs)
     error = jnp.square(found.mean - target).mean(-1)
     each = error if config.deterministic else ensemble.nll(found, target).mean(-1)
@@ -152,7 +113,7 @@ def loss(
     if config.bounds == "learned" and not config.deterministic:
         total += config.bound_scale * (model["max_logvar"].sum() - model["min_logvar"].sum())
     metrics = {"loss": mean(each).mean(), "squared_error": mean(error).mean(), "logvar": found.logvar.mean()}
-    return total, (None, metrics)
+    return total, ({}, metrics)
 
 
 def transitions(spec: Spec, config: Config, record: Record) -> tuple[Array, Array, Array, Array]:
@@ -168,11 +129,10 @@ def transitions(spec: Spec, config: Config, record: Record) -> tuple[Array, Arra
 
 
 # --- The train steps --------------------------------------------------------------------------------------------------
-
 ADAM = optax.scale_by_adam()
 
 
-def scale(spec: Spec, config: Config, state: State, batch: Batch, key: Key) -> tuple[State, dict, dict[str, Array]]:
+def scale(spec: Spec, config: Config, state: State, batch: Batch, key: Key) -> Updated:
     """Fit mean and standard deviation of all transitions so far."""
     inputs, target, _, real = transitions(spec, config, batch.record)
     weight = real * batch.weight
@@ -182,9 +142,7 @@ def scale(spec: Spec, config: Config, state: State, batch: Batch, key: Key) -> t
     return state._replace(params=state.params | new), {}, {"transitions": weight.sum()}
 
 
-def learn(
-    spec: Spec, config: Config, state: State, batch: Batch, key: Key, share: Share = ALONE
-) -> tuple[State, dict, dict[str, Array]]:
+def learn(spec: Spec, config: Config, state: State, batch: Batch, key: Key, share: Share = ALONE) -> Updated:
     """Take a step of Adam for every network, on transitions of its own: `[E * B, 2]` records."""
     inputs, target, ended, real = transitions(spec, config, batch.record)
     network = jnp.arange(config.networks).repeat(len(real) // config.networks)
@@ -195,18 +153,13 @@ def learn(
     data = scales[0].forward(inputs), scales[1].forward(target), ended, weight
     data = jax.tree.map(lambda x: x.reshape(config.networks, -1, *x.shape[1:]), data)
     objective = lambda model: loss(config, model, *share.local_rows(data, 1), share=share)  # noqa: E731
-    state, _, metrics = gradient_step(state, objective, ADAM, state.hyper["lr"], part="model", share=share)
-    return state, {}, metrics
+    return gradient_step(state, objective, ADAM, state.hyper["lr"], part="model", share=share)
 
 
 # --- Planning ---------------------------------------------------------------------------------------------------------
-
-
-def transition(spec: Spec, config: Config, params: PyTree) -> Transition:
+def transition(spec: Spec, config: Config, params: PyTree) -> ensemble.Transition:
     """How the ensemble moves particles: a draw from each network's Gaussian, added to the observation.
-
-    A learned reward is the Gaussian's mean; a learned end is a probability, which is taken from the particle's life.
-    """
+    A learned reward is the Gaussian's mean; a learned end is a probability, which is taken from the particle's life."""
     model, inputs, targets, known = params["model"], params["inputs"], params["targets"], KNOWN.get(spec.name)
 
     def step(obs: Array, action: Array, noise: Array) -> tuple[Array, Array, Array]:
@@ -223,7 +176,7 @@ def transition(spec: Spec, config: Config, params: PyTree) -> Transition:
     return step
 
 
-def rollout(spec: Spec, config: Config, params: PyTree, obs: Array, plans: Array, key: Key) -> Rollout:
+def rollout(spec: Spec, config: Config, params: PyTree, obs: Array, plans: Array, key: Key) -> ensemble.Rollout:
     """Move particles from `obs [C, D]` under `plans [C, H, A]` (trajectory sampling, section 5.1)."""
     chex.assert_equal_shape_prefix((obs, plans), 1)
     return ensemble.rollout(
@@ -268,7 +221,7 @@ def intended_actions(spec: Spec, config: Config, params: PyTree, obs: Array, key
     return parts.swapaxes(0, 1).reshape(len(obs), -1, parts.shape[-1])[:, :horizon]
 
 
-def build_planner(actions: int, config: Config) -> Planner:
+def build_planner(actions: int, config: Config) -> planning.Planner:
     """The planner of the settings, for actions of so many numbers."""
     sizes = actions, config.plan_horizon, config.candidates, config.elites, config.iterations
     if config.planner == "cem":
@@ -280,81 +233,52 @@ def build_planner(actions: int, config: Config) -> Planner:
 
 
 # --- Wiring -----------------------------------------------------------------------------------------------------------
-
-
-class State(NamedTuple):
-    """All of an agent.
-
-    `params` holds the networks (`model`) and the scales of their inputs and targets, which are fitted and not learned;
-    `memory`, a number, decides the bootstraps.
-    """
-
-    params: dict[str, Any]
-    opt: dict[str, Any]
-    hyper: dict[str, Array]
-    step: Array
-    memory: Array
-
-
 def make(spec: Spec, config: Config = Config()) -> Agent:
     """Build PETS for an environment.
-
-    ValueError unless observations are float vectors and actions a `Box`, and where a reward that is to be known is not.
-    """
+    `State.params` holds the networks (`model`) and the scales of their inputs and targets, which are fitted and not
+    learned; `State.memory`, a number, decides the bootstraps. ValueError unless observations are float vectors and
+    actions a `Box`, and where a reward that is to be known is not."""
     _check_spec(spec, config)
     inputs, outputs = _width(spec) + spec.action.size, _outputs(spec, config)
     learned = config.reward == "learned"
 
     def init(key: Key, hyper: Mapping[str, Any]) -> State:
         k_model, k_memory = jax.random.split(key)
-        model = ensemble.init(
-            k_model, config.networks, inputs, config.units, config.layers, outputs, logits=int(learned)
-        )
+        model = ensemble.init(k_model, config.networks, inputs, config.units, config.layers, outputs, int(learned))
         params = {"model": model, "inputs": ensemble.unit(inputs), "targets": ensemble.unit(outputs)}
         bootstraps = jax.random.bits(k_memory, (), jnp.uint32)
         return State(params, {"model": ADAM.init(model)}, optim.numbers(hyper), jnp.zeros((), jnp.int32), bootstraps)
 
-    def reset(state: State, num_envs: int) -> planning.Memory:
-        return fresh_plans(spec, config, num_envs)
-
-    def act(
-        state: State, carry: planning.Memory, step: Step, key: Key, mode: str
-    ) -> tuple[planning.Memory, Array, dict]:
+    def act(state: State, carry: planning.Memory, step: Step, key: Key, mode: str) -> Acted:
         if (action := forced(spec.action, step, key, mode)) is not None:
             return carry, action, {}
-        fresh = reset(state, len(step.reward))
-        start = jax.tree.map(lambda x, y: jnp.where(_wide(step.is_first, x), x, y), fresh, carry)
+        fresh = fresh_plans(spec, config, len(step.reward))
+        start = jax.tree.map(lambda x, y: jnp.where(spaces.wide(step.is_first, x), x, y), fresh, carry)
         memory, action = plan(spec, config, state.params, start, _vector(spec, step.obs), key)
         return memory, action, {}
 
     def imagine(state: State, context: Record, given: Array | None, key: Key, horizon: int) -> Dream:
         """The mean of the particles; `latent` is their standard deviation `[B, H, D]`.
-
-        Without `given` actions a plan is followed to its end, where the next is made from the mean of the particles.
-        """
+        Without `given` actions a plan is followed to its end, where the next is made from the mean of the particles."""
         spaces.check_dream(spec.action, context, given, horizon)
         k_plan, k_roll = jax.random.split(key)
         start, params = _vector(spec, context.obs)[:, -1], state.params
         taken = intended_actions(spec, config, params, start, k_plan, horizon) if given is None else given
         return _dream(spec, rollout(spec, config, params, start, taken, k_roll), taken)
 
-    def sampler(state: State, ring: replay.Ring, key: Key, size: int) -> Batch:
-        return replay.sample(ring, key, config.networks * size, 2)
-
+    reset = lambda state, num_envs: fresh_plans(spec, config, num_envs)  # noqa: E731
+    everything = lambda state, ring, key, size: replay.all_pairs(ring)  # noqa: E731
+    pairs = lambda state, ring, key, size: replay.sample(ring, key, config.networks * size, 2)  # noqa: E731
     steps = {
-        "scale": TrainStep(
-            partial(scale, spec, config), config.capacity, 2, lambda state, ring, key, size: replay.all_pairs(ring)
-        ),
-        "model": TrainStep(partial(learn, spec, config), config.batch_size, 2, sampler, shared=True),
+        "scale": TrainStep(partial(scale, spec, config), config.capacity, 2, everything),
+        "model": TrainStep(partial(learn, spec, config), config.batch_size, 2, pairs, shared=True),
     }
     return Agent(init, reset, act, steps, imagine, schedule(config), hyper_of(config))
 
 
 def schedule(config: Config) -> tuple[Collect | Repeat, ...]:
     """A trial of random actions; then learn from everything and play a trial, forever.
-
-    A trial is one record longer than its steps, so that its end is seen.
-    """
+    A trial is one record longer than its steps, so that its end is seen."""
     rows = (config.trial + 1) * config.envs
 
     def updates(steps: Array) -> Array:
@@ -366,8 +290,6 @@ def schedule(config: Config) -> tuple[Collect | Repeat, ...]:
 
 
 # --- Observations -------------------------------------------------------------------------------------------------
-
-
 def _check_spec(spec: Spec, config: Config) -> None:
     if not isinstance(spec.action, Box):
         raise ValueError(
@@ -376,10 +298,8 @@ def _check_spec(spec: Spec, config: Config) -> None:
         )
     wrong = [name for name, leaf in sensors(spec.obs).items() if kind(leaf) != "vector"]
     if wrong or not sensors(spec.obs):
-        raise ValueError(
-            f"pets predicts vectors of floats; {spec.name} observes {spec.obs}: take an environment's vector "
-            "observations"
-        )
+        advice = "take an environment's vector observations"
+        raise ValueError(f"pets predicts vectors of floats; {spec.name} observes {spec.obs}: {advice}")
     if config.reward == "known" and spec.name not in KNOWN:
         raise ValueError(
             f"the reward of {spec.name} is not known (those of {', '.join(KNOWN)} are): add it to "
@@ -412,7 +332,7 @@ def _sensors(spec: Spec, vector: Array) -> PyTree:
     return out if isinstance(spec.obs, Mapping) else out["obs"]
 
 
-def _dream(spec: Spec, found: Rollout, actions: Array) -> Dream:
+def _dream(spec: Spec, found: ensemble.Rollout, actions: Array) -> Dream:
     """Particles `[H, E, Q, B, ...]` as means `[B, H, ...]`; reward and continuing are those of the living."""
     mean = lambda x: x.mean((1, 2)).swapaxes(0, 1)  # noqa: E731
     alive = mean(found.alive)
@@ -421,20 +341,11 @@ def _dream(spec: Spec, found: Rollout, actions: Array) -> Dream:
     return Dream(_sensors(spec, mean(found.obs)), mean(found.reward) / before, alive / before, actions, spread)
 
 
-def _wide(flag: Array, like: Array) -> Array:
-    return flag.reshape(-1, *[1] * (like.ndim - 1))
-
-
 # --- Presets ----------------------------------------------------------------------------------------------------------
-
 PRESETS = {
     "cartpole": Config(),
-    "reacher": Config(
-        layers=4, units=200, weight_decay=(2.5e-4, 5e-4, 5e-4, 5e-4, 7.5e-4), lr=7.5e-4, trial=150,
-    ),
-    "pusher": Config(
-        units=200, weight_decay=(2.5e-4, 5e-4, 5e-4, 7.5e-4), candidates=500, elites=50, trial=150,
-    ),
+    "reacher": Config(layers=4, units=200, weight_decay=(2.5e-4, 5e-4, 5e-4, 5e-4, 7.5e-4), lr=7.5e-4, trial=150),
+    "pusher": Config(units=200, weight_decay=(2.5e-4, 5e-4, 5e-4, 7.5e-4), candidates=500, elites=50, trial=150),
     "halfcheetah": Config(
         layers=4, units=200, weight_decay=(2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4), candidates=500, elites=50,
         plan_horizon=30, trial=1000, capacity=300_000,
@@ -447,20 +358,12 @@ PRESETS = {
 """Those of the official code, and a small one for two CPU cores."""
 
 SYSTEM = System(
-    make,
-    Config,
-    PRESETS,
-    default="small",
+    make, Config, PRESETS, default="small", year=2018, env="continuous/CartPole", steps=2010,
+    observations=("vector",), actions=("Box",), offline=True,
+    renamed={"decay": "weight_decay", "horizon": "plan_horizon"},
     summary="planning with an ensemble of probabilistic networks (Chua et al. 2018)",
-    year=2018,
     paper="Chua et al., Deep Reinforcement Learning in a Handful of Trials",
     sees="the numbers of the observation, standardised",
     predicts="bootstrapped ensemble of probabilistic MLPs; reward and end known or learned",
     acts="CEM, iCEM or MPPI over action sequences, each judged by particles through the networks",
-    env="continuous/CartPole",
-    steps=2010,
-    observations=("vector",),
-    actions=("Box",),
-    offline=True,
-    renamed={"decay": "weight_decay", "horizon": "plan_horizon"},
-)
+)  # fmt: skip

@@ -10,8 +10,7 @@ Where this file chooses:
 
 - the model is trained with the one-step KL only, as in the final version of the paper's code (overshooting is off);
 - images keep their 8 bits (the code quantises them to 5 and adds noise), vectors pass through symlog;
-- the end of an episode is not predicted, as in the paper: the planner believes that the task goes on.
-"""
+- the end of an episode is not predicted, as in the paper: the planner believes that the task goes on."""
 
 from __future__ import annotations
 
@@ -25,17 +24,16 @@ import jax.numpy as jnp
 
 from jaxwm.agents.system import System, hyper_of
 from jaxwm.control import planning
-from jaxwm.control.policy import disturb, forced
-from jaxwm.errors import check_range, check_types
+from jaxwm.control.policy import disturb
+from jaxwm.errors import Amount, Count, Natural, Positive, Several, check_range, check_types
 from jaxwm.learning import optim
 from jaxwm.learning.share import ALONE, Share
-from jaxwm.learning.step import State, fresh_state, gradient_step
-from jaxwm.models import rssm
+from jaxwm.learning.step import Losses, State, Updated, fresh_state, gradient_step
 from jaxwm.models.latent_world import Carry, World, build_classic_world
-from jaxwm.models.rssm import Gaussian, Latent
+from jaxwm.models.rssm import Gaussian, Latent, floored, joint
 from jaxwm.nets.layers import Head, apply
 from jaxwm.schedule import FOREVER, Collect, Repeat, Train, prefill
-from jaxwm.types import Agent, Array, Batch, Box, Dream, Key, Record, Spec, Step, TrainStep, Varies
+from jaxwm.types import Acted, Agent, Array, Batch, Box, Dream, Key, Record, Spec, Step, TrainStep, Varies
 
 
 @dataclass(frozen=True)
@@ -43,98 +41,57 @@ class Config:
     """Settings of PlaNet. Defaults are the published ones."""
 
     # Size.
-    deter: int = 200
-    """Width of the recurrent state."""
-    hidden: int = 200
-    """Width of the layers around it."""
-    stoch: int = 30
-    """Number of Gaussian latents."""
-    units: int = 300
-    """Width of the reward head and of the MLPs for vectors."""
-    layers: int = 3
-    """Layers of these."""
-    depth: int = 32
-    """Channels of the first convolution; the others have 2, 4 and 8 times as many."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Compute type; parameters, moments and losses stay float32."""
-
+    deter: Count = 200  # Width of the recurrent state.
+    hidden: Count = 200  # Width of the layers around it.
+    stoch: Count = 30  # Number of Gaussian latents.
+    units: Count = 300  # Width of the reward head and of the MLPs for vectors.
+    layers: Natural = 3  # Layers of these.
+    depth: Count = 32  # Channels of the first convolution; the others have 2, 4 and 8 times as many.
+    dtype: Literal["float32", "bfloat16"] = "float32"  # Compute type; parameters, moments and losses stay float32.
     # Data.
-    envs: int = 1
-    """Parallel environments of each member."""
-    batch_size: int = 50
-    """Sequences of an update."""
-    batch_length: int = 50
-    """Records of a sequence."""
-    prefill: int = 2500
-    """Environment steps of random play before learning starts: five episodes of 500 steps."""
-    collect: int = 500
-    """Environment steps between two phases of learning: one episode."""
-    phase_updates: int = 100
-    """Updates of such a phase."""
-    capacity: int = 1_000_000
-    """Replay size of a member in environment steps (never more than the run collects)."""
-
+    envs: Count = 1  # Parallel environments of each member.
+    batch_size: Count = 50  # Sequences of an update.
+    batch_length: Several = 50  # Records of a sequence.
+    prefill: Natural = 2500  # Environment steps of random play before learning starts: five episodes of 500 steps.
+    collect: Count = 500  # Environment steps between two phases of learning: one episode.
+    phase_updates: Natural = 100  # Updates of such a phase.
+    capacity: Count = 1_000_000  # Replay size of a member in environment steps (never more than the run collects).
     # World model.
-    min_std: float = 0.1
-    """Smallest standard deviation of a latent."""
-    free_nats: float = 3.0
-    """KL, mean over the batch, below which it is not pushed."""
-    rec_scale: float = 0.5
-    """Weight of the squared error of observations: 1/2 for a unit normal."""
-    rew_scale: float = 10.0
-    """Weight of the squared error of rewards, half of which is a unit normal's."""
-
+    min_std: Positive = 0.1  # Smallest standard deviation of a latent.
+    free_nats: Amount = 3.0  # KL, mean over the batch, below which it is not pushed.
+    rec_scale: Amount = 0.5  # Weight of the squared error of observations: 1/2 for a unit normal.
+    rew_scale: Amount = 10.0  # Weight of the squared error of rewards, half of which is a unit normal's.
     # Planner.
-    plan_horizon: int = 12
-    """Steps of a plan."""
-    candidates: int = 1000
-    """Action sequences tried in each iteration."""
-    elites: int = 100
-    """Best of them, to which the search distribution is fitted."""
-    iterations: int = 10
-    """Iterations for each action."""
-    noise: Varies[float] = 0.3
-    """Standard deviation of the noise on actions while collecting."""
-
+    plan_horizon: Count = 12  # Steps of a plan.
+    candidates: Count = 1000  # Action sequences tried in each iteration.
+    elites: Count = 100  # Best of them, to which the search distribution is fitted.
+    iterations: Count = 10  # Iterations for each action.
+    noise: Varies[Amount] = 0.3  # Standard deviation of the noise on actions while collecting.
     # Optimiser.
-    lr: Varies[float] = 1e-3
-    """Learning rate of Adam."""
-    eps: float = 1e-4
-    """Epsilon of Adam."""
-    clip: float = 1000.0
-    """Largest norm of the gradient."""
+    lr: Varies[Positive] = 1e-3  # Learning rate of Adam.
+    eps: Positive = 1e-4  # Epsilon of Adam.
+    clip: Positive = 1000.0  # Largest norm of the gradient.
 
     def __post_init__(self):
         check_types(self)
-        check_range(self, "deter hidden stoch units depth envs batch_size capacity collect", least=1)
-        check_range(self, "plan_horizon candidates elites iterations", least=1)
-        check_range(self, "batch_length", least=2)
-        check_range(self, "layers prefill phase_updates free_nats rec_scale rew_scale noise", least=0)
         check_range(self, "elites", most=self.candidates)
-        check_range(self, "lr eps clip min_std", above=0)
 
 
 # --- The loss ---------------------------------------------------------------------------------------------------------
-
-
-def loss(
-    nets: Networks, params: Any, record: Record, uniform: Array, share: Share = ALONE
-) -> tuple[Array, tuple[None, dict[str, Array]]]:
+def loss(nets: Networks, params: Any, record: Record, uniform: Array, share: Share = ALONE) -> Losses:
     """The negative variational bound (equation 3) of sequences `[B, T]`; `uniform [B, T, S]` decides the latents."""
     chex.assert_equal_shape_prefix((record.reward, uniform), 2)
     config = nets.config
     _, losses, metrics = nets.world.predictions(params, nets.heads, record, uniform)
-    kl = rssm.floored(rssm.joint(losses["dyn"], losses["rep"]), config.free_nats, share)
+    kl = floored(joint(losses["dyn"], losses["rep"]), config.free_nats, share)
     total = config.rec_scale * losses["rec"] + config.rew_scale * losses["rew"] + kl
-    return total, (None, metrics | {"loss": total})
+    return total, ({}, metrics | {"loss": total})
 
 
 # --- Planning ---------------------------------------------------------------------------------------------------------
-
-
-def predict_reward(nets: Networks, params: Any, latent: Latent) -> Array:
-    """Predict the rewards `[...]` that arrive with latents `[..., D]`."""
-    return apply(nets.heads["rew"], params["rew"], latent.feat())["mean"][..., 0]
+def predict_reward(nets: Networks, params: Any, feat: Array) -> Array:
+    """Predict the rewards `[...]` that arrive with latents `feat [..., F]`."""
+    return apply(nets.heads["rew"], params["rew"], feat)["mean"][..., 0]
 
 
 def planned_return(nets: Networks, params: Any, start: Latent) -> planning.Score:
@@ -143,44 +100,25 @@ def planned_return(nets: Networks, params: Any, start: Latent) -> planning.Score
     def score(actions: Array, key: Key) -> Array:
         starts = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(actions), *x.shape)), start)
         latents = nets.world.open_loop(params, starts, actions.swapaxes(0, 1), key)
-        return predict_reward(nets, params, latents).sum(0)
+        return predict_reward(nets, params, latents.feat()).sum(0)
 
     return score
 
 
-def build_planner(nets: Networks, horizon: int, warm_start: bool) -> planning.Planner:
-    """The cross-entropy method over plans of `horizon` steps."""
+def plans(nets: Networks, params: Any, starts: Latent, key: Key, horizon: int) -> Array:
+    """Plan from every latent `[B, ...]` by the cross-entropy method: actions `[B, horizon, A]`."""
     config, size = nets.config, nets.world.spec.action.size
-    return planning.cem(
-        size, horizon, config.candidates, config.elites, config.iterations, momentum=0.0, init_std=1.0,
-        warm_start=warm_start, bounded=False,
-    )  # fmt: skip
-
-
-def first_actions(nets: Networks, params: Any, starts: Latent, key: Key) -> Array:
-    """Plan from every latent `[N, ...]`; the first action `[N, A]` of each plan."""
-    planner = build_planner(nets, nets.config.plan_horizon, warm_start=False)
-
-    def plan(start: Latent, key: Key) -> Array:
-        return planner.plan(planned_return(nets, params, start), planner.start(), key)[1]
-
-    return jax.vmap(plan)(starts, jax.random.split(key, len(starts.deter)))
-
-
-def whole_plans(nets: Networks, params: Any, starts: Latent, key: Key, horizon: int) -> Array:
-    """Plan from every latent `[B, ...]`; all actions `[B, horizon, A]` of each plan."""
-    planner = build_planner(nets, horizon, warm_start=True)  # what is kept for the next step is the rest of the plan
+    sizes = size, horizon, config.candidates, config.elites, config.iterations
+    planner = planning.cem(*sizes, momentum=0.0, init_std=1.0, bounded=False)
 
     def plan(start: Latent, key: Key) -> Array:
         memory, first = planner.plan(planned_return(nets, params, start), planner.start(), key)
-        return jnp.concatenate([first[None], memory.mean[:-1]])
+        return jnp.concatenate([first[None], memory.mean[:-1]])  # what is kept for the next step is the rest of it
 
     return jax.vmap(plan)(starts, jax.random.split(key, len(starts.deter)))
 
 
 # --- Wiring -----------------------------------------------------------------------------------------------------------
-
-
 class Networks(NamedTuple):
     """The components; the heads' parameters live under their names next to those of the world."""
 
@@ -191,23 +129,18 @@ class Networks(NamedTuple):
 
 def build(spec: Spec, config: Config) -> Networks:
     """Build the networks; ValueError for observations that no encoder fits."""
-    world = build_classic_world(
-        spec, Gaussian(config.stoch, config.min_std), deter=config.deter, hidden=config.hidden, units=config.units,
-        layers=config.layers, depth=config.depth, acts=("relu", "relu"), dtype=jnp.dtype(config.dtype),
-    )  # fmt: skip
+    latents = Gaussian(config.stoch, config.min_std)
+    world = build_classic_world(spec, latents, config, config.layers, ("relu", "relu"))
     heads = {"rew": Head({"mean": 1}, config.layers, config.units, dtype=world.dyn.dtype, act="relu")}
     return Networks(world, heads, config)
 
 
 def make(spec: Spec, config: Config = Config()) -> Agent:
     """Build PlaNet for an environment with continuous actions; ValueError for others.
-
-    The replay extras are the latents that acting saw: `deter [N, D]` and `stoch [N, S]`; dreams start from them.
-    """
+    The replay extras are the latents that acting saw: `deter [N, D]` and `stoch [N, S]`; dreams start from them."""
     if not isinstance(spec.action, Box):
-        raise ValueError(
-            f"planet plans over continuous actions (Box); {spec.name} has {spec.action}: take dreamer-v2 or dreamer-v3"
-        )
+        advice = "take dreamer-v2 or dreamer-v3"
+        raise ValueError(f"planet plans over continuous actions (Box); {spec.name} has {spec.action}: {advice}")
     nets = build(spec, config)
     world = nets.world
     tx = optim.apart({"all": ("enc", "dyn", "dec", "rew")}, optim.adam(config.clip, config.eps))
@@ -216,75 +149,57 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         params = world.init(key, nets.heads)
         return fresh_state(params, tx.init(params), hyper)
 
-    def reset(state: State, num_envs: int) -> Carry:
-        return world.reset(num_envs)
-
-    def act(state: State, carry: Carry, step: Step, key: Key, mode: str) -> tuple[Carry, Array, dict[str, Array]]:
+    def act(state: State, carry: Carry, step: Step, key: Key, mode: str) -> Acted:
         def choose(latent: Latent, key: Key) -> Array:
-            if (action := forced(spec.action, step, key, mode)) is not None:
-                return action
             k_plan, k_noise = jax.random.split(key)
-            action = first_actions(nets, state.params, latent, k_plan)
+            action = plans(nets, state.params, latent, k_plan, config.plan_horizon)[:, 0]
             return action if mode == "greedy" else disturb(spec.action, action, state.hyper["noise"], k_noise)
 
-        return world.act(state.params, carry, step, key, choose)
+        return world.act(state.params, carry, step, key, mode, choose)
 
-    def update(state: State, batch: Batch, key: Key, share: Share = ALONE) -> tuple[State, dict, dict[str, Array]]:
+    def update(state: State, batch: Batch, key: Key, share: Share = ALONE) -> Updated:
         record = share.local_rows(batch.record)
         uniform = share.uniform(key, (*record.reward.shape, config.stoch))
         objective = lambda params: loss(nets, params, record, uniform, share)  # noqa: E731
-        state, _, metrics = gradient_step(state, objective, tx, state.hyper["lr"], share=share)
-        return state, {}, metrics
+        return gradient_step(state, objective, tx, state.hyper["lr"], share=share)
 
     def imagine(state: State, context: Record, actions: Array | None, key: Key, horizon: int) -> Dream:
         """As in `Agent.imagine`; without actions one plan is made for the whole dream, where the dream starts."""
         world.check_dream(context, actions, horizon)
         k_filter, k_plan, k_dream = jax.random.split(key, 3)
         starts = world.last(state.params, context, k_filter)
-        if actions is None:
-            actions = whole_plans(nets, state.params, starts, k_plan, horizon)
-        actions = actions.swapaxes(0, 1)
-        latents = world.open_loop(state.params, starts, actions, k_dream)
-        reward = predict_reward(nets, state.params, latents)
-        return Dream(world.decode(state.params, latents), reward, jnp.ones_like(reward), actions, latents).swapped()
+        taken = plans(nets, state.params, starts, k_plan, horizon) if actions is None else actions
+        taken = taken.swapaxes(0, 1)
+        latents = world.open_loop(state.params, starts, taken, k_dream)
+        reward = predict_reward(nets, state.params, latents.feat())
+        return world.shown(state.params, latents, taken, reward, jnp.ones_like(reward))
 
     steps = {"all": TrainStep(update, config.batch_size, config.batch_length, shared=True)}
-    return Agent(init, reset, act, steps, imagine, schedule(config), hyper_of(config))
+    return Agent(init, world.reset, act, steps, imagine, schedule(config), hyper_of(config))
 
 
-def schedule(config: Config) -> tuple[Collect | Repeat, ...]:
-    """Random episodes, then fitting the model and collecting one more episode in turn."""
+def schedule(config: Any) -> tuple[Collect | Repeat, ...]:
+    """Random play, then learning and collecting in turn; Dreamer V1 and V2 do the same."""
     body = Train("all", config.phase_updates), Collect(config.collect)
     return prefill(config.prefill, config.envs, config.batch_length), Repeat(FOREVER, body)
 
 
 # --- Presets ----------------------------------------------------------------------------------------------------------
-
 PUBLISHED = Config()
 MICRO = replace(
     PUBLISHED, deter=32, hidden=64, stoch=8, units=64, layers=2, depth=8, envs=4, batch_size=16, batch_length=20,
     prefill=1000, collect=100, phase_updates=40, capacity=100_000, free_nats=1.0, rec_scale=30.0,
-    lr=2e-3, plan_horizon=15,
-    candidates=100, elites=10, iterations=4,
+    lr=2e-3, plan_horizon=15, candidates=100, elites=10, iterations=4,
 )  # fmt: skip
 PRESETS = {"published": PUBLISHED, "micro": MICRO}
-"""The paper's, and one for vectors on two CPU cores. A few numbers would hardly count next to the KL if each were the
-mean of a unit normal."""
+"""The paper's, and one for vectors on two CPU cores, where a few unit normals would hardly count next to the KL."""
 
 SYSTEM = System(
-    make,
-    Config,
-    PRESETS,
-    default="micro",
+    make, Config, PRESETS, default="micro", year=2019, env="gymnax/Pendulum-v1", steps=6000, actions=("Box",),
+    offline=True, renamed={"updates": "phase_updates"},
     summary="Gaussian latents, cross-entropy planning in latent space (Hafner et al. 2019)",
-    year=2019,
     paper="Hafner et al., Learning Latent Dynamics for Planning from Pixels",
     sees="CNN or MLP; a Gaussian latent",
     predicts="RSSM: GRU and Gaussian prior; reward head; decoder",
     acts="cross-entropy method over action sequences in latent space, anew at every step",
-    env="gymnax/Pendulum-v1",
-    steps=6000,
-    actions=("Box",),
-    offline=True,
-    renamed={"updates": "phase_updates"},
-)
+)  # fmt: skip

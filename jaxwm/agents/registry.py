@@ -1,63 +1,30 @@
 """The names of the systems and the modules they live in; a module is imported when its system is asked for.
 
-`table()` reads what `jaxwm list` and `--help` print, without importing any: `python -m docs.lineage` writes it
-from every `SYSTEM`.
+`table()` reads what `jaxwm list` and `--help` print without importing any; `python -m docs.lineage` writes it.
 """
-
-from __future__ import annotations
 
 import dataclasses
 import importlib
 import json
 import pkgutil
-from collections.abc import Iterator, MutableMapping
+from collections import UserDict
 from functools import cache
 from typing import Any
 
 from jaxwm.agents.system import System
 
-MODULES = {
-    "dreamer-v3": "dreamer_v3",
-    "dreamer-v2": "dreamer_v2",
-    "dreamer-v1": "dreamer_v1",
-    "planet": "planet",
-    "dyna-q": "dyna_q",
-    "pets": "pets",
-    "world-models": "world_models",
-    "alphazero": "alphazero",
-    "muzero": "muzero",
-    "efficientzero": "efficientzero",
-}
-
+NAMES = "dreamer-v3 dreamer-v2 dreamer-v1 planet dyna-q pets world-models alphazero muzero efficientzero".split()
+MODULES = {name: name.replace("-", "_") for name in NAMES}
 TABLE = "table.json"
 
 
-class Registry(MutableMapping[str, System]):
+class Registry(UserDict[str, Any]):
     """Systems by name, imported at first use; systems of one's own can be added."""
 
-    def __init__(self, modules: dict[str, str]):
-        self._entries: dict[str, str | System] = dict(modules)
-
     def __getitem__(self, name: str) -> System:
-        entry = self._entries[name]
-        if isinstance(entry, str):
-            entry = self._entries[name] = importlib.import_module(f"jaxwm.agents.{entry}").SYSTEM
-        return entry
-
-    def __setitem__(self, name: str, system: System) -> None:
-        self._entries[name] = system
-
-    def __delitem__(self, name: str) -> None:
-        del self._entries[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._entries  # without importing it
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
-
-    def __len__(self) -> int:
-        return len(self._entries)
+        if isinstance(self.data[name], str):
+            self.data[name] = importlib.import_module(f"jaxwm.agents.{self.data[name]}").SYSTEM
+        return self.data[name]
 
 
 AGENTS = Registry(MODULES)

@@ -1,15 +1,12 @@
 """`System`: what each agent's file ends in. Everything about a system that is not code stands here, as data."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
 from jaxwm.types import VARIES
 
-ANY_OBSERVATION = ("image", "binary", "vector")
-"""Every kind of sensor that `nets.encoders` can see."""
+ANY_OBSERVATION = ("image", "binary", "vector")  # Every kind of sensor that `nets.encoders` can see.
 
 ANY_ACTION = ("Discrete", "MultiDiscrete", "Box")
 
@@ -17,44 +14,27 @@ ANY_ACTION = ("Discrete", "MultiDiscrete", "Box")
 @dataclass(frozen=True)
 class System:
     """A system: its constructor, its settings, and what is said of it.
+    `sees`, `predicts` and `acts` are half a line each; the order is printed from `Agent.schedule`."""
 
-    `sees`, `predicts` and `acts` are half a line each, read in docs and `jaxwm list NAME`; the order is printed from
-    `Agent.schedule`.
-    """
-
-    make: Callable[..., Any]
-    """`(spec, config) -> Agent`."""
-    config: type
-    """Its settings, a frozen dataclass."""
-    presets: Mapping[str, Any]
-    """Settings by name."""
-    default: str
-    """The preset that is taken where none is named."""
-    summary: str
-    """One line."""
-    year: int = 0
-    """Year of its paper."""
-    paper: str = ""
-    """Authors, title."""
+    make: Callable[..., Any]  # `(spec, config) -> Agent`.
+    config: type  # Its settings, a frozen dataclass.
+    presets: Mapping[str, Any]  # Settings by name.
+    default: str  # The preset that is taken where none is named.
+    summary: str  # One line.
+    year: int = 0  # Year of its paper.
+    paper: str = ""  # Authors, title.
     sees: str = ""
     predicts: str = ""
     acts: str = ""
-    env: str = "gymnax/Catch-bsuite"
-    """Environment that it is trained on where none is named."""
-    steps: int = 6000
-    """Environment steps of such a run."""
+    env: str = "gymnax/Catch-bsuite"  # Environment that it is trained on where none is named.
+    steps: int = 6000  # Environment steps of such a run.
     observations: tuple[str, ...] = ANY_OBSERVATION
     """Kinds of sensors that it can see (`nets.sensors`), or "one-hot" or "board"."""
-    actions: tuple[str, ...] = ANY_ACTION
-    """Action spaces that it can take, by the names of their types."""
-    players: int = 1
-    """The most that it can move for, see `Spec.players`."""
-    obeys: tuple[str, ...] = ()
-    """Reserved observation keys that it understands, see `types.RESERVED`."""
-    offline: bool = False
-    """Whether it can learn from recorded episodes: its targets need nothing of what acting saw."""
-    video: bool = False
-    """Whether it learns from recordings without actions."""
+    actions: tuple[str, ...] = ANY_ACTION  # Action spaces that it can take, by the names of their types.
+    players: int = 1  # The most that it can move for, see `Spec.players`.
+    obeys: tuple[str, ...] = ()  # Reserved observation keys that it understands, see `types.RESERVED`.
+    offline: bool = False  # Whether it can learn from recorded episodes: its targets need nothing of what acting saw.
+    video: bool = False  # Whether it learns from recordings without actions.
     copies: Mapping[str, str | None] = field(default_factory=dict)
     """Fields of its state that are copies of a component of the parameters (slow critics), or of all (None): what
     begins with other weights copies them anew."""

@@ -17,15 +17,14 @@ What the paper leaves open, or its official code does otherwise:
 - random play keeps an action for `repeat` steps on average (drawn anew with probability 1 / repeat); the code draws
   the number of steps uniformly;
 - the temperature divides the mixture's logits and multiplies its variances, as in the code;
-- M is trained on sequences from anywhere in the replay, not on padded whole episodes.
-"""
+- M is trained on sequences from anywhere in the replay, not on padded whole episodes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import chex
 import flax.linen as nn
@@ -36,36 +35,22 @@ import optax
 from jaxwm import replay
 from jaxwm.agents.system import System, hyper_of
 from jaxwm.control.evolution import Evolution, cma_es
-from jaxwm.errors import check_choice, check_range, check_types
+from jaxwm.control.policy import check_mode
+from jaxwm.errors import Amount, Count, Natural, Positive, Several, check_types
 from jaxwm.learning import optim
 from jaxwm.learning.share import ALONE, Share
-from jaxwm.learning.step import gradient_step
+from jaxwm.learning.step import Losses, Updated, gradient_step
+from jaxwm.learning.step import Remembering as State
 from jaxwm.models.mdn_rnn import MDNRNN, LSTMState, Prediction
 from jaxwm.nets.layers import Linear, apply
 from jaxwm.nets.sensors import sensors
 from jaxwm.nets.strided import StridedDecoder, StridedEncoder, check_side
 from jaxwm.replay import Ring
 from jaxwm.schedule import Collect, Repeat, Train
-from jaxwm.spaces import blank, check_dream, choices, random_action
-from jaxwm.types import (
-    Agent,
-    Array,
-    Batch,
-    Box,
-    Discrete,
-    Dream,
-    Index,
-    Key,
-    Mode,
-    Record,
-    Spec,
-    Step,
-    TrainStep,
-    Varies,
-)
+from jaxwm.spaces import blank, check_dream, choices, random_action, wide
+from jaxwm.types import Acted, Agent, Array, Batch, Box, Discrete, Dream, Key, Record, Spec, Step, TrainStep, Varies
 
-BLOCK = 16
-"""Rows of the replay that one update of "encode" looks at."""
+BLOCK = 16  # Rows of the replay that one update of "encode" looks at.
 
 
 @dataclass(frozen=True)
@@ -73,85 +58,46 @@ class Config:
     """Settings of World Models; defaults are those of TakeCover, with C trained in dreams."""
 
     # Sizes.
-    codes: int = 64
-    """Size of a code, z."""
-    depth: int = 32
-    """Channels of V's convolutions: depth, 2, 4 and 8 times as many."""
-    units: int = 512
-    """Width of the LSTM."""
-    mixtures: int = 5
-    """Normals in the mixture of every entry of a code."""
-    done: bool = True
-    """M predicts the end of the episode."""
-    reward: bool = False
-    """M predicts the reward; without it a dreamed step is worth `alive`."""
-    cell: bool = True
-    """C sees the LSTM's cell next to its hidden state."""
-    bias: bool = False
-    """C has a bias for each output."""
-
+    codes: Count = 64  # Size of a code, z.
+    depth: Count = 32  # Channels of V's convolutions: depth, 2, 4 and 8 times as many.
+    units: Count = 512  # Width of the LSTM.
+    mixtures: Count = 5  # Normals in the mixture of every entry of a code.
+    done: bool = True  # M predicts the end of the episode.
+    reward: bool = False  # M predicts the reward; without it a dreamed step is worth `alive`.
+    cell: bool = True  # C sees the LSTM's cell next to its hidden state.
+    bias: bool = False  # C has a bias for each output.
     # Data.
-    envs: int = 16
-    """Parallel environments of each member."""
-    random_steps: int = 500_000
-    """Environment steps of random play; about 10,000 episodes of TakeCover."""
-    repeat: int = 5
-    """Steps for which random play keeps an action, on average."""
-    capacity: int = 500_000
+    envs: Count = 16  # Parallel environments of each member.
+    random_steps: Count = 500_000  # Environment steps of random play; about 10,000 episodes of TakeCover.
+    repeat: Count = 5  # Steps for which random play keeps an action, on average.
+    capacity: Count = 500_000
     """Replay size of a member in environment steps (never more than the run collects); images are its bulk."""
-
     # V.
-    vision_updates: int = 50_000
-    """Updates of V: ten passes over the data."""
-    vision_batch: int = 100
-    """Images of an update."""
-    vision_lr: Varies[float] = 1e-4
-    """Learning rate of V."""
-    free_nats: float = 0.5
-    """KL of each entry of a code, on average over them, below which it is not pushed."""
-
+    vision_updates: Natural = 50_000  # Updates of V: ten passes over the data.
+    vision_batch: Count = 100  # Images of an update.
+    vision_lr: Varies[Positive] = 1e-4  # Learning rate of V.
+    free_nats: Amount = 0.5  # KL of each entry of a code, on average over them, below which it is not pushed.
     # M.
-    memory_updates: int = 4000
-    """Updates of M."""
-    memory_batch: int = 100
-    """Sequences of an update."""
-    memory_length: int = 500
-    """Transitions of a sequence; one record more is read."""
-    memory_lr: Varies[float] = 1e-3
-    """Learning rate of M."""
-    clip: float = 1.0
-    """Largest gradient of any of M's weights."""
-    done_weight: float = 10.0
-    """Weight of steps that end an episode, in the loss of M's end flag."""
-
+    memory_updates: Natural = 4000  # Updates of M.
+    memory_batch: Count = 100  # Sequences of an update.
+    memory_length: Count = 500  # Transitions of a sequence; one record more is read.
+    memory_lr: Varies[Positive] = 1e-3  # Learning rate of M.
+    clip: Positive = 1.0  # Largest gradient of any of M's weights.
+    done_weight: Amount = 10.0  # Weight of steps that end an episode, in the loss of M's end flag.
     # C.
-    generations: int = 200
-    """Generations of CMA-ES."""
-    population: int = 64
-    """Candidates of a generation."""
-    rollouts: int = 16
+    generations: Natural = 200  # Generations of CMA-ES.
+    population: Several = 64  # Candidates of a generation.
+    rollouts: Count = 16
     """Dreams, or real episodes, of each candidate; all candidates meet the same starts and the same noise."""
-    std: float = 0.1
-    """First step size of CMA-ES."""
-    weight_decay: float = 0.01
-    """Fitness taken off for the mean square of a candidate's weights."""
-    temperature: Varies[float] = 1.15
-    """Temperature of dreams: above 1 they are less certain, and harder to exploit."""
-    dream_length: int = 525
-    """Longest dream, or longest episode of a real rollout, in steps."""
-    alive: float = 4.0
-    """Reward of a dreamed step that is no end, where M does not predict rewards: TakeCover's 4 tics."""
-    real: bool = False
-    """Evolve C on the real environment instead: environment n plays candidate n % population."""
+    std: Positive = 0.1  # First step size of CMA-ES.
+    weight_decay: Amount = 0.01  # Fitness taken off for the mean square of a candidate's weights.
+    temperature: Varies[Positive] = 1.15  # Temperature of dreams: above 1 they are less certain, and harder to exploit.
+    dream_length: Count = 525  # Longest dream, or longest episode of a real rollout, in steps.
+    alive: float = 4.0  # Reward of a dreamed step that is no end, where M does not predict rewards: TakeCover's 4 tics.
+    real: bool = False  # Evolve C on the real environment instead: environment n plays candidate n % population.
 
     def __post_init__(self):
         check_types(self)
-        check_range(self, "codes depth units mixtures envs random_steps repeat capacity rollouts dream_length", least=1)
-        check_range(self, "vision_updates memory_updates generations", least=0)
-        check_range(self, "vision_batch memory_batch memory_length", least=1)
-        check_range(self, "population", least=2)
-        check_range(self, "vision_lr memory_lr clip std temperature", above=0)
-        check_range(self, "free_nats done_weight weight_decay", least=0)
         if not self.real and not self.done and not self.reward:
             raise ValueError("dreams that neither end nor pay teach nothing: set --done or --reward, or --real")
         if self.real and self.envs != self.population * self.rollouts:
@@ -162,10 +108,6 @@ class Config:
 
 
 # --- Losses of V and M ------------------------------------------------------------------------------------------------
-
-Losses = tuple[Array, tuple[None, dict[str, Array]]]
-
-
 def vision_loss(nets: Networks, params: Any, image: Array, key: Key, share: Share = ALONE) -> Losses:
     """Squared error summed over images `[B, 64, 64, C]`, and the KL to a standard normal with a floor (V, A.1)."""
     chex.assert_rank(image, 4)
@@ -176,14 +118,12 @@ def vision_loss(nets: Networks, params: Any, image: Array, key: Key, share: Shar
     error = jnp.square(painted - image.astype(jnp.float32) / 255).sum((1, 2, 3)).mean()
     kl = 0.5 * (jnp.square(mean) + jnp.exp(log_var) - log_var - 1).sum(-1)
     total = error + jnp.maximum(kl, config.free_nats * config.codes).mean()
-    return total, (None, {"loss": total, "squared_error": error, "kl": kl.mean()})
+    return total, ({}, {"loss": total, "squared_error": error, "kl": kl.mean()})
 
 
 def memory_loss(nets: Networks, params: Any, record: Record, key: Key, share: Share = ALONE) -> Losses:
     """Negative log-likelihood of an entry of the next code, and the losses of end and reward (M, A.2).
-
-    M predicts each next record of sequences `[B, L + 1]`.
-    """
+    M predicts each next record of sequences `[B, L + 1]`."""
     chex.assert_equal_shape((record.reward, record.is_first, record.is_terminal))
     chex.assert_equal_shape_prefix((record.reward, record.action, record.extras["mean"]), 2)
     code, first = draw_codes(record.extras, key, share), record.is_first
@@ -200,7 +140,7 @@ def memory_loss(nets: Networks, params: Any, record: Record, key: Key, share: Sh
     if guess.reward is not None:
         losses["reward"] = mean(jnp.square(guess.reward - record.reward[:, 1:]))
     total = jnp.stack(list(losses.values())).sum()
-    return total, (None, {"loss": total} | {f"loss/{name}": loss for name, loss in losses.items()})
+    return total, ({}, {"loss": total} | {f"loss/{name}": loss for name, loss in losses.items()})
 
 
 def draw_codes(codes: dict[str, Array], key: Key, share: Share = ALONE) -> Array:
@@ -209,17 +149,13 @@ def draw_codes(codes: dict[str, Array], key: Key, share: Share = ALONE) -> Array
 
 
 # --- Dreams and evolution of C ----------------------------------------------------------------------------------------
-
-
 def dream_noise(key: Key, shape: tuple[int, ...]) -> Array:
     """The noise behind one dreamed step `[2, *shape]`: uniform, then normal."""
     k_uniform, k_normal = jax.random.split(key)
     return jnp.stack([jax.random.uniform(k_uniform, shape), jax.random.normal(k_normal, shape)])
 
 
-def dream_step(
-    nets: Networks, params: Any, hidden: Array, noise: Array, temperature: Array
-) -> tuple[Array, Array, Array]:
+def dream_step(nets: Networks, params: Any, hidden: Array, noise: Array, temperature: Array) -> tuple[Array, ...]:
     """The next code `[..., Z]`, end logit and reward `[...]`, from M's state; `noise [2, ..., Z]` decides."""
     guess = nets.predict(params, hidden)
     code = guess.code.tempered(temperature).pick(*noise)
@@ -229,10 +165,8 @@ def dream_step(
 
 def dreamed_returns(nets: Networks, params: Any, weights: Array, starts: Array, key: Key, temperature: Array) -> Array:
     """Undiscounted returns `[P, R]` of candidates `[P, D]` in dreams from first codes `[R, Z]`.
-
     All candidates dream with the same noise. A dream ends where M says so, or after `dream_length` steps; the program
-    stops when the last one has ended.
-    """
+    stops when the last one has ended."""
     chex.assert_rank((weights, starts), 2)
     config, size = nets.config, (len(weights), len(starts))
     code = jnp.broadcast_to(starts, (*size, starts.shape[-1]))
@@ -257,9 +191,7 @@ def dreamed_returns(nets: Networks, params: Any, weights: Array, starts: Array, 
     return jax.lax.while_loop(go, turn, start)[-1]
 
 
-def evolve(
-    config: Config, evolution: Evolution, state: State, returns: Array, key: Key
-) -> tuple[State, dict[str, Array]]:
+def evolve(config: Config, evolution: Evolution, state: State, returns: Array, key: Key) -> Updated:
     """Draw the next candidates, from the mean returns `[P]` of these: one generation of CMA-ES."""
     chex.assert_shape(returns, (config.population,))
     k_tell, k_ask = jax.random.split(key)
@@ -269,27 +201,15 @@ def evolve(
     params, (candidates, strategy) = state.params | {"controller": strategy.mean}, evolution.ask(k_ask, strategy)
     opt, kept = state.opt | {"controller": strategy}, state.memory._replace(candidates=candidates)
     state = state._replace(params=params, opt=opt, memory=kept, step=state.step + 1)
-    return state, {"mean": returns.mean(), "best": returns.max(), "std": strategy.std}
+    return state, {}, {"mean": returns.mean(), "best": returns.max(), "std": strategy.std}
 
 
 # --- Networks ---------------------------------------------------------------------------------------------------------
-
-
 class Memory(NamedTuple):
     """The candidates of this generation `[P, D]`, and how many rows have codes of this V."""
 
     candidates: Array
     encoded: Array
-
-
-class State(NamedTuple):
-    """Everything that learning changes. `params` holds "vision", "memory" and "controller", the mean of CMA-ES."""
-
-    params: dict[str, Any]
-    opt: dict[str, Any]
-    hyper: dict[str, Array]
-    step: Array  # updates so far
-    memory: Memory
 
 
 class Carry(NamedTuple):
@@ -375,14 +295,11 @@ class Networks:
         """Fresh parameters of V and M, and a controller of zeros."""
         k_vision, k_memory = jax.random.split(key)
         code, action = jnp.zeros((1, self.config.codes)), jnp.zeros((1, self.action_width))
-        return {
-            "vision": self.vision.init(k_vision, jnp.zeros((1, *self.image[1]), jnp.uint8)),
-            "memory": self.memory.init(k_memory, code, action),
-            "controller": jnp.zeros(self.weights),
-        }
+        vision = self.vision.init(k_vision, jnp.zeros((1, *self.image[1]), jnp.uint8))
+        memory = self.memory.init(k_memory, code, action)
+        return {"vision": vision, "memory": memory, "controller": jnp.zeros(self.weights)}
 
     # --- V and M ----------------------------------------------------------------------------------------------------
-
     def encode(self, params: Any, obs: Any) -> dict[str, Array]:
         """`mean` and `log_var` `[..., Z]` of observations."""
         mean, log_var = apply(self.vision, params["vision"], sensors(obs)[self.image[0]], method="encode")
@@ -403,14 +320,12 @@ class Networks:
         return apply(self.memory, params["memory"], hidden, method="predict")
 
     # --- C ----------------------------------------------------------------------------------------------------------
-
     def control(self, weights: Array, code: Array, lstm: LSTMState) -> Array:
         """C's outputs `[..., A]` in [-1, 1]; leading axes of `weights [..., D]` are those of candidates."""
         kernel, bias = jnp.split(weights, [self.features * self.action_width], -1)
         kernel = kernel.reshape(*weights.shape[:-1], self.features, self.action_width)
         feat = jnp.concatenate([code, lstm.hidden] + ([lstm.cell] if self.config.cell else []), -1)
-        out = jnp.einsum("...f,...fa->...a", feat, kernel) + (bias if self.config.bias else 0.0)
-        return jnp.tanh(out)
+        return jnp.tanh(jnp.einsum("...f,...fa->...a", feat, kernel) + (bias if self.config.bias else 0.0))
 
     def as_action(self, output: Array) -> Array:
         """The environment's action behind C's outputs `[..., A]`."""
@@ -428,13 +343,11 @@ class Networks:
 
 
 # --- The train steps --------------------------------------------------------------------------------------------------
-
-
 def train_steps(nets: Networks, evolution: Evolution, adam: Any, capped: Any) -> dict[str, TrainStep]:
     """V, the codes of what was seen, M and C."""
     config = nets.config
 
-    def vision(state: State, batch: Batch, key: Key, share: Share = ALONE) -> tuple[State, dict, dict[str, Array]]:
+    def vision(state: State, batch: Batch, key: Key, share: Share = ALONE) -> Updated:
         """V reconstructs images `[B, 1]`."""
         image = share.local_rows(sensors(batch.record.obs)[nets.image[0]][:, 0])
         objective = lambda params: vision_loss(nets, params, image, key, share)  # noqa: E731
@@ -442,65 +355,57 @@ def train_steps(nets: Networks, evolution: Evolution, adam: Any, capped: Any) ->
         stale = state.memory._replace(encoded=jnp.zeros((), jnp.int32))
         return state._replace(memory=stale), {}, metrics
 
-    def encode(state: State, batch: Batch, key: Key) -> tuple[State, dict, dict[str, Array]]:
+    def encode(state: State, batch: Batch, key: Key) -> Updated:
         """V's codes go into the replay, a block of rows at a time."""
         done = state.memory.encoded + BLOCK
         state = state._replace(memory=state.memory._replace(encoded=done), step=state.step + 1)
         return state, nets.encode(state.params, batch.record.obs), {"rows": done.astype(jnp.float32)}
 
-    def memory(state: State, batch: Batch, key: Key, share: Share = ALONE) -> tuple[State, dict, dict[str, Array]]:
+    def memory(state: State, batch: Batch, key: Key, share: Share = ALONE) -> Updated:
         """M predicts each next record of sequences `[B, L + 1]`."""
         record = share.local_rows(batch.record)
         objective = lambda params: memory_loss(nets, params, record, key, share)  # noqa: E731
-        state, _, metrics = gradient_step(state, objective, capped, state.hyper["memory_lr"], "memory", share=share)
-        return state, {}, metrics
+        return gradient_step(state, objective, capped, state.hyper["memory_lr"], "memory", share=share)
 
-    def controller(state: State, batch: Batch, key: Key) -> tuple[State, dict, dict[str, Array]]:
+    def controller(state: State, batch: Batch, key: Key) -> Updated:
         """Evolve one generation in dreams and report the dreamed return of the last mean."""
         k_code, k_dream, k_evolve = jax.random.split(key, 3)
         first = draw_codes(batch.record.extras, k_code)[:, 0]
         everyone = jnp.concatenate([state.memory.candidates, state.params["controller"][None]])
         temperature = state.hyper["temperature"]
         returns = dreamed_returns(nets, state.params, everyone, first, k_dream, temperature).mean(1)
-        state, metrics = evolve(config, evolution, state, returns[:-1], k_evolve)
+        state, _, metrics = evolve(config, evolution, state, returns[:-1], k_evolve)
         return state, {}, metrics | {"dream_return": returns[-1]}
 
-    def real_controller(state: State, batch: Batch, key: Key) -> tuple[State, dict, dict[str, Array]]:
+    def real_controller(state: State, batch: Batch, key: Key) -> Updated:
         """Evolve one generation on real episodes, the first ones in sequences `[N, L]`."""
         record = batch.record
         ended = jnp.cumsum(record.is_last, 1) - record.is_last  # ends before each record
         returns = (record.reward * (ended == 0)).sum(1)
-        state, metrics = evolve(config, evolution, state, returns.reshape(-1, config.population).mean(0), key)
-        return state, {}, metrics
+        return evolve(config, evolution, state, returns.reshape(-1, config.population).mean(0), key)
 
     starts = lambda state, ring, key, size: replay.starts(ring, key, size)  # noqa: E731
-    if config.real:
-        last = TrainStep(real_controller, config.envs, config.dream_length + 1, "latest")
-    else:
-        last = TrainStep(controller, config.rollouts, 1, starts)
+    dreamed = TrainStep(controller, config.rollouts, 1, starts)
+    played = TrainStep(real_controller, config.envs, config.dream_length + 1, "latest")
     return {
         "vision": TrainStep(vision, config.vision_batch, 1, shared=True),
         "encode": TrainStep(encode, config.envs, BLOCK, next_block),
         "memory": TrainStep(memory, config.memory_batch, config.memory_length + 1, shared=True),
-        "controller": last,
+        "controller": played if config.real else dreamed,
     }
 
 
 def next_block(state: State, ring: Ring, key: Key, size: int) -> Batch:
     """The next rows without codes, of all environments of the ring."""
-    num_envs = ring.data.reward.shape[1]
     first = jnp.minimum(replay.oldest(ring) + state.memory.encoded, ring.rows - BLOCK)
-    return replay.gather(ring, Index(jnp.broadcast_to(first, (num_envs,)), jnp.arange(num_envs)), BLOCK)
+    return replay.across(ring, first, ring.data.reward.shape[1], BLOCK)
 
 
 # --- Wiring -----------------------------------------------------------------------------------------------------------
-
-
 def make(spec: Spec, config: Config = Config()) -> Agent:
     """Build World Models for an environment of images; replay extras are V's codes, `mean` and `log_var` `[N, Z]`.
-
-    ValueError unless the observation is one image of 64 x 64 and actions are `Discrete` or `Box`.
-    """
+    `State.params` holds "vision", "memory" and "controller", the mean of CMA-ES.
+    ValueError unless the observation is one image of 64 x 64 and actions are `Discrete` or `Box`."""
     if not isinstance(spec.action, Discrete | Box):
         raise ValueError(f"world-models wants Discrete or Box actions; {spec.name} has {spec.action}")
     nets = Networks(spec, config)
@@ -517,18 +422,14 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         zero = jnp.zeros((), jnp.int32)
         return State(params, opt, optim.numbers(hyper), zero, Memory(candidates, zero))
 
-    def reset(state: State, num_envs: int) -> Carry:
-        return Carry(nets.memory.initial(num_envs), blank(spec.action, num_envs))
-
+    reset = lambda state, num_envs: Carry(nets.memory.initial(num_envs), blank(spec.action, num_envs))  # noqa: E731
     steps = train_steps(nets, evolution, adam, capped)
     return Agent(init, reset, partial(act, nets), steps, partial(imagine, nets), schedule(config), hyper_of(config))
 
 
-def act(
-    nets: Networks, state: State, carry: Carry, step: Step, key: Key, mode: str
-) -> tuple[Carry, Array, dict[str, Array]]:
+def act(nets: Networks, state: State, carry: Carry, step: Step, key: Key, mode: str) -> Acted:
     """See with V, act with C, remember with M; see `Agent.act`."""
-    check_choice("mode", mode, get_args(Mode))
+    check_mode(mode)
     config, num = nets.config, len(step.reward)
     k_action, k_code = jax.random.split(key)
     if mode == "random":
@@ -578,18 +479,14 @@ def sticky_action(spec: Spec, repeat: int, kept: Array, first: Array, key: Key) 
     k_new, k_action = jax.random.split(key)
     new = first | (jax.random.uniform(k_new, first.shape) < 1 / repeat)
     fresh = random_action(spec.action, k_action, len(first))
-    return jnp.where(new.reshape(-1, *(1,) * (kept.ndim - 1)), fresh, kept)
+    return jnp.where(wide(new, kept), fresh, kept)
 
 
 def schedule(config: Config) -> tuple[Collect | Train | Repeat, ...]:
     """Random play; V, the codes of all that was seen, M, and C, one after the other."""
     blocks = lambda steps: -(-jnp.minimum(steps, config.capacity) // (config.envs * BLOCK))  # noqa: E731
-    model = (
-        Collect(config.random_steps, "random"),
-        Train("vision", config.vision_updates),
-        Train("encode", blocks),
-        Train("memory", config.memory_updates),
-    )
+    vision, memory = Train("vision", config.vision_updates), Train("memory", config.memory_updates)
+    model = Collect(config.random_steps, "random"), vision, Train("encode", blocks), memory
     if not config.real:
         return *model, Train("controller", config.generations)
     generation = Collect(config.envs * (config.dream_length + 1), "explore", fresh=True), Train("controller")
@@ -597,7 +494,6 @@ def schedule(config: Config) -> tuple[Collect | Train | Repeat, ...]:
 
 
 # --- Presets ----------------------------------------------------------------------------------------------------------
-
 PRESETS = {
     "takecover": Config(),
     "carracing": Config(
@@ -613,20 +509,11 @@ PRESETS = {
 """Published settings (CarRacing's replay takes 123 GB, as the paper's data did) and a small one for two CPU cores."""
 
 SYSTEM = System(
-    make,
-    Config,
-    PRESETS,
-    default="takecover-small",
+    make, Config, PRESETS, default="takecover-small", year=2018, env="vizdoom/TakeCover", steps=16000,
+    observations=("image",), actions=("Discrete", "Box"), offline=True, renamed={"horizon": "dream_length"},
     summary="autoencoder, mixture density LSTM, controller evolved in dreams (Ha & Schmidhuber 2018)",
-    year=2018,
     paper="Ha and Schmidhuber, World Models",
     sees="convolutional variational autoencoder",
     predicts="LSTM with a mixture density for each latent; done head, reward head on request",
     acts="linear controller evolved by CMA-ES, inside dreams or in the environment",
-    env="vizdoom/TakeCover",
-    steps=16000,
-    observations=("image",),
-    actions=("Discrete", "Box"),
-    offline=True,
-    renamed={"horizon": "dream_length"},
-)
+)  # fmt: skip

@@ -1,7 +1,6 @@
 """Actor-critic in dreams: lambda-returns, the losses of actor and critic, return normalisation, slow copies.
 
-H horizon, R dreams, time first. Weights, returns and advantages are constants wherever a loss takes them.
-"""
+H horizon, R dreams, time first. Weights, returns and advantages are constants wherever a loss takes them."""
 
 from __future__ import annotations
 
@@ -18,11 +17,9 @@ from jaxwm.types import Array
 
 def lambda_return(reward: Array, bootstrap: Array, discount: Array, last: Array, lam: float | Array) -> Array:
     """Lambda-returns (Sutton & Barto 2018, 12.1), time first: `[T, ...]` in, `[T - 1, ...]` out.
-
     R_t = r_{t+1} + d_{t+1} ((1 - l_{t+1}) v_{t+1} + l_{t+1} R_{t+1}) with l = lam (1 - last) and R_{T-1} = v_{T-1}.
     `reward[t]` arrives with state t, `discount[t]` is 0 (or small) where state t is terminal, `bootstrap[t]` is the
-    value of state t, and `last[t]` marks a state after which the sequence goes on with another episode.
-    """
+    value of state t, and `last[t]` marks a state after which the sequence goes on with another episode."""
     chex.assert_equal_shape((reward, bootstrap, discount, last))
     trace = lam * (1.0 - last[1:].astype(jnp.float32))
     direct = reward[1:] + discount[1:] * (1 - trace) * bootstrap[1:]
@@ -38,9 +35,7 @@ def lambda_return(reward: Array, bootstrap: Array, discount: Array, last: Array,
 
 def dream_weights(cont: Array) -> Array:
     """The probability `[H, ...]` that a dream goes on until each of its states, from continues `[H + 1, ...]`.
-
-    The root's own continue counts as well: a dream from an end is worth nothing.
-    """
+    The root's own continue counts as well: a dream from an end is worth nothing."""
     return jnp.cumprod(cont, 0)[:-1]
 
 
@@ -55,14 +50,6 @@ def actor_loss(gain: Array, entropy: Array, weight: Array, scale: Array | float)
     """The loss `[...]` of an actor that climbs `gain` and keeps its entropy, whose weight is `scale`."""
     chex.assert_equal_shape((gain, entropy, weight))
     return -weight * (gain + scale * entropy)
-
-
-def reinforce_loss(
-    policy: Actor, actions: Array, advantage: Array, weight: Array, scale: Array | float
-) -> tuple[Array, Array]:
-    """The loss `[...]` of an actor that learns by REINFORCE only, and its entropy `[...]`."""
-    entropy = policy.entropy()
-    return actor_loss(reinforce(policy, actions, advantage), entropy, weight, scale), entropy
 
 
 def critic_loss(value: Array, returns: Array, weight: Array) -> Array:

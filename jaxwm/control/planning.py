@@ -4,13 +4,9 @@ A planner looks for the sequence of actions with the highest return; where retur
 model, the simulator) is the caller's `Score`. Everything is for one environment: agents `vmap` over theirs. Letters: P
 candidates, K elites, H horizon, A action size. Actions lie in [-1, 1].
 
-Returns that are not finite count as the worst there are, so that a model that diverges is no place to go to.
-"""
-
-from __future__ import annotations
+Returns that are not finite count as the worst there are, so that a model that diverges is no place to go to."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -36,36 +32,24 @@ class Memory(NamedTuple):
 class Planner(NamedTuple):
     """`start() -> Memory` before the first step; `plan(score, memory, key) -> (memory, action [A])` at each step.
 
-    The memory that `plan` returns is already shifted by one step.
-    """
+    The memory that `plan` returns is already shifted by one step."""
 
     start: Callable[[], Memory]
     plan: Callable[[Score, Memory, Key], tuple[Memory, Array]]
 
 
 def cem(
-    size: int,
-    horizon: int,
-    candidates: int = 400,
-    elites: int = 40,
-    iterations: int = 5,
-    momentum: float = 0.1,
-    init_std: float = 0.5,
-    min_std: float = 0.0,
-    warm_start: bool = True,
-    bounded: bool = True,
+    size: int, horizon: int, candidates: int = 400, elites: int = 40, iterations: int = 5, momentum: float = 0.1,
+    init_std: float = 0.5, min_std: float = 0.0, warm_start: bool = True, bounded: bool = True,
     returns: Literal["mean", "best"] = "mean",
-) -> Planner:
+) -> Planner:  # fmt: skip
     """Cross-entropy method (Rubinstein 1999) for `size` actions; the defaults are those of PETS (Chua et al. 2018).
-
     Every iteration moves mean and variance to those of the elites, keeping the share `momentum` of the old. `bounded`
     draws normals cut at two standard deviations, which are at most half the distance to the nearer bound; otherwise
     normals are clipped to [-1, 1], as in PlaNet (Hafner et al. 2019). The action is the first of the final mean, or of
     the best candidate met; random shooting is one iteration with "best". A warm start is the last mean, shifted by a
     step, with 0 behind.
-
-    Raises ValueError for a setting out of range.
-    """
+    Raises ValueError for a setting out of range."""
     _check(size, horizon, candidates, elites, iterations, min_std, init_std)
     check_number("momentum", momentum, least=0, most=1)
     check_choice("returns", returns, ("mean", "best"))
@@ -81,43 +65,28 @@ def cem(
             mean, var, best, top = carry
             k_draw, k_score = jax.random.split(jax.random.fold_in(key, i))
             tried = draw(mean, jnp.maximum(jnp.sqrt(var), min_std), k_draw)
-            value, index = jax.lax.top_k(_finite(score(tried, k_score)), elites)
-            elite = tried[index]
+            value, elite = _best(score(tried, k_score), tried, elites)
             best, top = jnp.where(value[0] > top, elite[0], best), jnp.maximum(value[0], top)
             mix = lambda old, new: momentum * old + (1 - momentum) * new  # noqa: E731
             return mix(mean, elite.mean(0)), mix(var, elite.var(0)), best, top
 
         mean, var = memory.mean, jnp.full_like(memory.mean, init_std**2)
-        start = mean, var, mean, jnp.array(-jnp.inf)
-        mean, _, best, _ = jax.lax.fori_loop(0, iterations, improve, start)
-        chosen = mean if returns == "mean" else best
+        mean, _, best, _ = jax.lax.fori_loop(0, iterations, improve, (mean, var, mean, jnp.array(-jnp.inf)))
         after = _shift(mean, jnp.zeros_like(mean[:1])) if warm_start else jnp.zeros_like(mean)
-        return memory._replace(mean=after), chosen[0]
+        return memory._replace(mean=after), mean[0] if returns == "mean" else best[0]
 
-    return Planner(partial(_start, size, horizon), plan)
+    return Planner(lambda: Memory(jnp.zeros((horizon, size))), plan)
 
 
 def icem(
-    size: int,
-    horizon: int,
-    candidates: int = 100,
-    elites: int = 10,
-    iterations: int = 3,
-    momentum: float = 0.1,
-    init_std: float = 0.5,
-    min_std: float = 0.0,
-    exponent: float = 2.0,
-    decay: float = 1.25,
-    keep: float = 0.3,
-) -> Planner:
+    size: int, horizon: int, candidates: int = 100, elites: int = 10, iterations: int = 3, momentum: float = 0.1,
+    init_std: float = 0.5, min_std: float = 0.0, exponent: float = 2.0, decay: float = 1.25, keep: float = 0.3,
+) -> Planner:  # fmt: skip
     """iCEM (Pinneri et al. 2020): CEM with coloured noise, a shrinking population, and elites that are kept.
-
     Iteration i draws max(candidates / decay^i, 2 * elites) sequences, whose noise has a power spectrum of
     1 / frequency^`exponent` along time; the share `keep` of the elites of the last iteration, or of the last step,
     competes with them, and in the last iteration the mean does. The action is the first of the best one of the end.
-
-    Raises ValueError for a setting out of range.
-    """
+    Raises ValueError for a setting out of range."""
     _check(size, horizon, candidates, elites, iterations, min_std, init_std)
     check_number("momentum", momentum, least=0, most=1)
     check_number("keep", keep, least=0, most=1)
@@ -140,7 +109,7 @@ def icem(
             tried = tried.at[number:].set(jnp.where(have, kept, tried[number:]))
             if i == iterations - 1:
                 tried = tried.at[0].set(mean)
-            elite = tried[jax.lax.top_k(_finite(score(tried, k_score)), elites)[1]]
+            _, elite = _best(score(tried, k_score), tried, elites)
             mean = momentum * mean + (1 - momentum) * elite.mean(0)
             std = jnp.maximum(momentum * std + (1 - momentum) * elite.std(0), min_std)
             kept, have = elite[:count], jnp.bool_(True)
@@ -148,33 +117,20 @@ def icem(
         kept = jnp.concatenate([kept[:, 1:], last], 1)
         return Memory(_shift(mean, mean[-1:]), kept, have), elite[0, 0]
 
-    def start() -> Memory:
-        return Memory(jnp.zeros((horizon, size)), jnp.zeros((count, horizon, size)), jnp.zeros((), bool))
-
-    return Planner(start, plan)
+    plans = count, horizon, size
+    return Planner(lambda: Memory(jnp.zeros(plans[1:]), jnp.zeros(plans), jnp.zeros((), bool)), plan)
 
 
 def mppi(
-    size: int,
-    horizon: int,
-    candidates: int = 512,
-    elites: int = 64,
-    iterations: int = 6,
-    temperature: float = 0.5,
-    max_std: float = 2.0,
-    min_std: float = 0.05,
-    adapt: bool = True,
-    warm_start: bool = True,
-) -> Planner:
+    size: int, horizon: int, candidates: int = 512, elites: int = 64, iterations: int = 6, temperature: float = 0.5,
+    max_std: float = 2.0, min_std: float = 0.05, adapt: bool = True,
+) -> Planner:  # fmt: skip
     """Model-predictive path integral control, in the form and with the defaults of TD-MPC2 (Hansen et al. 2024).
-
     Every iteration moves mean and standard deviation to those of the elites weighted by `path_weights`; sequences are
     normals clipped to [-1, 1] with standard deviations from `min_std` to `max_std`, at first the latter. The action is
     the first of the final mean. With `adapt` off, all candidates as elites and one iteration this is MPPI of Williams
     et al. (2017) with lambda = 1 / temperature and without a price of control.
-
-    Raises ValueError for a setting out of range.
-    """
+    Raises ValueError for a setting out of range."""
     _check(size, horizon, candidates, elites, iterations, min_std, max_std)
     check_number("temperature", temperature, above=0)
 
@@ -183,25 +139,21 @@ def mppi(
             mean, std = carry
             k_draw, k_score = jax.random.split(jax.random.fold_in(key, i))
             tried = jnp.clip(mean + std * jax.random.normal(k_draw, (candidates, *mean.shape)), -1.0, 1.0)
-            value, index = jax.lax.top_k(_finite(score(tried, k_score)), elites)
-            weight, elite = path_weights(value, temperature), tried[index]
+            value, elite = _best(score(tried, k_score), tried, elites)
+            weight = path_weights(value, temperature)
             mean = jnp.einsum("k,kha->ha", weight, elite)
             spread = jnp.sqrt(jnp.einsum("k,kha->ha", weight, jnp.square(elite - mean)))
             return mean, jnp.clip(spread, min_std, max_std) if adapt else std
 
-        start = memory.mean, jnp.full_like(memory.mean, max_std)
-        mean, _ = jax.lax.fori_loop(0, iterations, improve, start)
-        after = _shift(mean, jnp.zeros_like(mean[:1])) if warm_start else jnp.zeros_like(mean)
-        return memory._replace(mean=after), mean[0]
+        mean, _ = jax.lax.fori_loop(0, iterations, improve, (memory.mean, jnp.full_like(memory.mean, max_std)))
+        return memory._replace(mean=_shift(mean, jnp.zeros_like(mean[:1]))), mean[0]
 
-    return Planner(partial(_start, size, horizon), plan)
+    return Planner(lambda: Memory(jnp.zeros((horizon, size))), plan)
 
 
 def path_weights(value: Array, temperature: float) -> Array:
     """exp(temperature * (value - best)), normalised: returns `[K]` to weights `[K]` that sum to 1.
-
-    `temperature` multiplies, as in TD-MPC2; it is 1 / lambda of Williams et al. (2017).
-    """
+    `temperature` multiplies, as in TD-MPC2; it is 1 / lambda of Williams et al. (2017)."""
     best = value.max()
     shifted = jnp.where(jnp.isfinite(best), value - best, 0.0)
     return jax.nn.softmax(temperature * shifted)
@@ -209,10 +161,8 @@ def path_weights(value: Array, temperature: float) -> Array:
 
 def coloured(horizon: int, exponent: float) -> np.ndarray:
     """The matrix `[H, H]` that turns white noise into noise with power 1 / frequency^exponent and variance 1.
-
     Its columns are cosines and sines of the frequencies k / H; the constant has the power of the lowest of them (Timmer
-    & König 1995). With exponent 0 the matrix is orthogonal.
-    """
+    & König 1995). With exponent 0 the matrix is orthogonal."""
     time, columns = np.arange(horizon), []
     for k in range(horizon // 2 + 1):
         scale, angle = max(k, 1) ** (-exponent / 2), 2 * np.pi * k * time / horizon
@@ -224,23 +174,20 @@ def coloured(horizon: int, exponent: float) -> np.ndarray:
     return (basis / np.sqrt(np.square(basis).sum(1, keepdims=True))).astype(np.float32)
 
 
-def _start(size: int, horizon: int) -> Memory:
-    return Memory(jnp.zeros((horizon, size)))
-
-
 def _shift(plan: Array, last: Array) -> Array:
     """A plan `[H, A]` a step later, with `last` `[1, A]` behind."""
     return jnp.concatenate([plan[1:], last])
 
 
-def _finite(value: Array) -> Array:
-    return jnp.where(jnp.isfinite(value), value, -jnp.inf)
+def _best(value: Array, tried: Array, count: int) -> tuple[Array, Array]:
+    """The `count` highest returns, best first, and their candidates; what is not finite is the worst there is."""
+    value, index = jax.lax.top_k(jnp.where(jnp.isfinite(value), value, -jnp.inf), count)
+    return value, tried[index]
 
 
 def _check(size: int, horizon: int, candidates: int, elites: int, iterations: int, min_std: Any, init_std: Any) -> None:
     """ValueError for a planner's setting out of range."""
-    sizes = {"size": size, "horizon": horizon, "candidates": candidates, "iterations": iterations}
-    for name, value in sizes.items():
+    for name, value in dict(size=size, horizon=horizon, candidates=candidates, iterations=iterations).items():
         check_number(f"{name} of a planner", value, least=1, whole=True)
     check_number(f"elites of a planner with {candidates} candidates", elites, least=1, most=candidates, whole=True)
     check_number("the first standard deviation of a planner", init_std, above=0)

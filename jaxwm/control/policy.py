@@ -1,7 +1,5 @@
 """Policies as distributions over actions, for every kind of action space."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple, get_args
 
@@ -10,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxwm.distributions import Normal, OneHot, TanhNormal, bounded_normal, one_hot
 from jaxwm.errors import check_choice
-from jaxwm.spaces import head_sizes, noise, noise_size, random_action
+from jaxwm.spaces import head_sizes, noise, noise_size, random_action, wide
 from jaxwm.types import ActionSpace, Array, Box, Discrete, Key, Mode, Step
 
 
@@ -73,13 +71,14 @@ def action_distribution(space: ActionSpace, outputs: dict[str, Array], unimix: f
     return Actor(tuple(one_hot(outputs[name], unimix) for name in head_sizes(space)), space)
 
 
-def forced(space: ActionSpace, step: Step, key: Key, mode: str) -> Array | None:
-    """Draw the actions `[N, ...]` of mode "random", legal ones where the observation says which are; else None.
-
-    Raises:
-        ValueError: `mode` is none.
-    """
+def check_mode(mode: str) -> None:
+    """ValueError unless `mode` is one of `types.Mode`."""
     check_choice("mode", mode, get_args(Mode))
+
+
+def forced(space: ActionSpace, step: Step, key: Key, mode: str) -> Array | None:
+    """Draw the actions `[N, ...]` of mode "random", legal ones where the observation says which are; else None."""
+    check_mode(mode)
     if mode != "random":
         return None
     legal = step.obs.get("legal") if isinstance(step.obs, Mapping) and isinstance(space, Discrete) else None
@@ -93,5 +92,4 @@ def disturb(space: ActionSpace, action: Array, amount: Array, key: Key) -> Array
     if isinstance(space, Box):
         return jnp.clip(action + amount * jax.random.normal(k_noise, action.shape), -1.0, 1.0)
     swap = jax.random.uniform(k_mix, (len(action),)) < amount
-    swap = swap.reshape(-1, *(1,) * (action.ndim - 1))
-    return jnp.where(swap, random_action(space, k_noise, len(action)), action)
+    return jnp.where(wide(swap, action), random_action(space, k_noise, len(action)), action)

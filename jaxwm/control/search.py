@@ -11,10 +11,7 @@ of the root. B trees at once, A actions, K nodes of a tree (simulations + 1). Wh
 Two kinds of search. "puct" is AlphaZero's and MuZero's (Silver et al. 2018; Schrittwieser et al. 2020, appendix B); its
 policy is the share of visits. "gumbel" is Gumbel MuZero (Danihelka et al. 2022): actions of the root are drawn without
 replacement and halved, its policy is softmax(logits + sigma(completed q)), which improves on the prior with as few as
-two simulations.
-"""
-
-from __future__ import annotations
+two simulations."""
 
 from collections.abc import Callable
 from functools import partial
@@ -50,13 +47,11 @@ class Root(NamedTuple):
 
 class Settings(NamedTuple):
     """How to search. `bounds` are the least and the greatest value that there can be, where they are known.
-
     With them "puct" scales q to [0, 1] as AlphaZero does, without them by the least and the greatest q of the whole
     tree, as MuZero does. In both an action that was not tried counts as the worst. The rule by the tree compares q of
     different nodes, so it is meant for one player; games have bounds. "gumbel" scales by the bounds too, and without
     them by the least and the greatest q of the node; then small differences count as much as large ones, so its
-    `c_scale` is a tenth (Danihelka et al. 2022: 1 for board games, 0.1 for Atari).
-    """
+    `c_scale` is a tenth (Danihelka et al. 2022: 1 for board games, 0.1 for Atari)."""
 
     kind: Literal["gumbel", "puct"] = "gumbel"
     simulations: int = 32
@@ -99,7 +94,6 @@ def search(
     settings: Settings, params: Any, root: Root, model: Model, key: Key, temperature: Array | float = 1.0
 ) -> Result:
     """Search from B roots.
-
     `temperature`, a number or `[B]`, is how much the action explores: 0 takes the best one and leaves all noise out
     (the greedy mode). With "puct" actions are drawn from visits ** (1 / temperature), and Dirichlet noise is part of
     every search whose temperature is not the number 0; with "gumbel" it scales the Gumbel noise, 1 being the paper's.
@@ -115,50 +109,27 @@ def _tree(settings: Settings, params: Any, root: Root, model: Model, key: Key, t
     start = mctx.RootFnOutput(prior_logits=mask(root.logits, root.legal), value=root.value, embedding=root.embedding)  # type: ignore[call-arg]
     heat = jnp.reshape(jnp.asarray(temperature, jnp.float32), (-1, 1))  # [B or 1, 1]
     common = (params, key, start, model, settings.simulations, ~root.legal)
+    low, high = settings.bounds or (0.0, 1.0)
     if settings.kind == "gumbel":
+        scale = (settings.c_scale or (1.0 if settings.bounds else 0.1)) / (high - low)  # where q lies on it is the same
         rule = partial(
-            mctx.qtransform_completed_by_mix_value,
-            value_scale=_scale(settings),
-            maxvisit_init=settings.c_visit,
+            mctx.qtransform_completed_by_mix_value, value_scale=scale, maxvisit_init=settings.c_visit,
             rescale_values=settings.bounds is None,
-        )
-        considered = min(settings.considered, root.logits.shape[-1])
-        return mctx.gumbel_muzero_policy(
-            *common, qtransform=rule, max_num_considered_actions=considered, gumbel_scale=heat
-        )
+        )  # fmt: skip
+        drawn = dict(max_num_considered_actions=min(settings.considered, root.logits.shape[-1]), gumbel_scale=heat)
+        return mctx.gumbel_muzero_policy(*common, qtransform=rule, **drawn)
     still = isinstance(temperature, int | float) and temperature == 0
+    rule = partial(mctx.qtransform_by_min_max, min_value=low, max_value=high) if settings.bounds else tree_q
     return mctx.muzero_policy(
-        *common,
-        qtransform=partial(legal_q, partial(bounded_q, bounds=settings.bounds) if settings.bounds else tree_q),
-        dirichlet_fraction=0.0 if still else settings.noise,
-        dirichlet_alpha=settings.dirichlet,
-        pb_c_init=settings.c_init,
-        pb_c_base=settings.c_base,
-        temperature=heat,
-    )
-
-
-def _scale(settings: Settings) -> float:
-    """The factor of q in a Gumbel search; where q lies on its scale makes no difference."""
-    if settings.bounds is None:
-        return 0.1 if settings.c_scale is None else settings.c_scale
-    low, high = settings.bounds
-    return (1.0 if settings.c_scale is None else settings.c_scale) / (high - low)
+        *common, qtransform=partial(legal_q, rule), dirichlet_fraction=0.0 if still else settings.noise,
+        dirichlet_alpha=settings.dirichlet, pb_c_init=settings.c_init, pb_c_base=settings.c_base, temperature=heat,
+    )  # fmt: skip
 
 
 # --- What PUCT makes of q, for one node of one tree ---------------------------------------------------------------
-
-
-def bounded_q(tree: Any, node: Array, bounds: tuple[float, float]) -> Array:
-    """q of a node's actions `[A]`, scaled from `bounds` to [0, 1]; 0 where not tried."""
-    return mctx.qtransform_by_min_max(tree, node, min_value=bounds[0], max_value=bounds[1])
-
-
 def tree_q(tree: Any, node: Array, least: float = 1e-8) -> Array:
     """q of a node's actions `[A]`, scaled to [0, 1] by the least and greatest q of the whole tree; 0 where not tried.
-
-    Schrittwieser et al. 2020, equation 5. (mctx's own default looks at a node and its children alone.)
-    """
+    Schrittwieser et al. 2020, equation 5. (mctx's own default looks at a node and its children alone.)"""
     q = tree.children_rewards + tree.children_discounts * tree.children_values  # [K, A]
     tried = tree.children_visits > 0
     low, high = jnp.where(tried, q, jnp.inf).min(), jnp.where(tried, q, -jnp.inf).max()
@@ -168,7 +139,5 @@ def tree_q(tree: Any, node: Array, least: float = 1e-8) -> Array:
 
 def legal_q(rule: Callable, tree: Any, node: Array) -> Array:
     """`rule`, with the lowest score for illegal actions.
-
-    Their prior is 0, but so may be, in float32, that of a legal one; mctx breaks such a tie at random.
-    """
+    Their prior is 0, but so may be, in float32, that of a legal one; mctx breaks such a tie at random."""
     return jnp.where(tree.children_prior_logits[node] > MASKED / 2, rule(tree, node), -1e9)

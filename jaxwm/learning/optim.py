@@ -1,7 +1,5 @@
 """Gradient transformations that optax does not have in the form these systems use."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,8 +10,7 @@ import optax
 
 from jaxwm.types import Array, PyTree
 
-WIDTH = 256
-"""Columns of packed tensors."""
+WIDTH = 256  # Columns of packed tensors.
 
 
 def numbers(hyper: Mapping[str, Any]) -> dict[str, Array]:
@@ -23,9 +20,7 @@ def numbers(hyper: Mapping[str, Any]) -> dict[str, Array]:
 
 def pack(tree: PyTree) -> Array:
     """All float32 tensors of a tree as one matrix `[rows, WIDTH]`; each starts a row, zeros fill its last one.
-
-    A hundred tensors treated one by one make a program several times as long, most of it the optimiser.
-    """
+    A hundred tensors treated one by one make a program several times as long, most of it the optimiser."""
     parts = []
     for x in jax.tree.leaves(tree):
         parts += [x.ravel(), jnp.zeros(-x.size % WIDTH, x.dtype)]
@@ -51,9 +46,7 @@ def norms(rows: Array, like: PyTree) -> Array:
 
 def clip(grads: Array, weights: Array, like: PyTree, limit: float = 0.3, floor: float = 1e-3) -> Array:
     """Packed gradients with |g| <= limit * max(floor, |w|) for each tensor: adaptive clipping as in Dreamer V3.
-
-    `optax.adaptive_grad_clip` clips per output unit (Brock et al. 2021), which is another algorithm.
-    """
+    `optax.adaptive_grad_clip` clips per output unit (Brock et al. 2021), which is another algorithm."""
     most = limit * jnp.maximum(floor, norms(weights, like))
     return grads / jnp.maximum(1.0, norms(grads, like) / most)[:, None]
 
@@ -68,10 +61,7 @@ class LaProp(NamedTuple):
 
 def laprop(agc: float = 0.3, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-20):
     """AGC, then RMS scaling, then momentum: the order of LaProp (Ziyin et al. 2020). Gives ascent directions.
-
-    Both moments are corrected for their start at 0. The learning rate is applied by the caller, because it may differ
-    between members of a population.
-    """
+    Both moments are corrected for their start at 0. The caller applies the learning rate: it may differ by member."""
 
     def init(params: PyTree) -> LaProp:
         zeros = jnp.zeros_like(pack(params))
@@ -89,9 +79,7 @@ def laprop(agc: float = 0.3, beta1: float = 0.9, beta2: float = 0.999, eps: floa
 
 def apart(groups: Mapping[str, Sequence[str]], tx: optax.GradientTransformation) -> optax.GradientTransformation:
     """`tx` for each group of components on its own, each packed into one matrix: so that each has its own clipping.
-
-    `groups` names the components `{group: (component, ...)}` of trees `{component: tree}`. Gives ascent directions.
-    """
+    `groups` names the components `{group: (component, ...)}` of trees `{component: tree}`. Gives ascent directions."""
 
     def pick(tree: PyTree, group: str) -> PyTree:
         return {name: tree[name] for name in groups[group]}

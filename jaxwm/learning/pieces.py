@@ -1,10 +1,7 @@
 """Work on a large batch in pieces that fit a CPU's cache, and the routes that each kind of device prefers.
 
 On CPUs a layer over 16,000 rows waits for memory; the same rows 1,000 at a time stay in cache from the first layer to
-the last, and back. On accelerators one large piece is best. Both compute the same numbers up to the order of sums.
-"""
-
-from __future__ import annotations
+the last, and back. On accelerators one large piece is best. Both compute the same numbers up to the order of sums."""
 
 from collections.abc import Callable
 from functools import partial
@@ -15,25 +12,21 @@ import jax.numpy as jnp
 
 from jaxwm.types import Array
 
-Rows = Any
-"""A pytree of arrays that share their first axis; cut, `[n, rows / n, ...]`."""
+Rows = Any  # A pytree of arrays that share their first axis; cut, `[n, rows / n, ...]`.
 
 
 class Routes(NamedTuple):
     """What one kind of device prefers. 0 stands for all at once."""
 
-    images: int = 0
-    """Images that go through convolutions, and back, together."""
-    dreams: int = 0
-    """Dreams that are rolled out and judged together."""
+    images: int = 0  # Images that go through convolutions, and back, together.
+    dreams: int = 0  # Dreams that are rolled out and judged together.
     own_gradients: bool = False
     """Use hand-written gradients of convolutions: XLA's own are many times slower on CPUs, above all in loops."""
     subpixel: bool = True
     """Double images and convolve them in one convolution at the lower resolution (9 instead of 25 products)."""
 
 
-PLAIN = Routes(subpixel=False)
-"""The mathematics as written, for reading and for tests."""
+PLAIN = Routes(subpixel=False)  # The mathematics as written, for reading and for tests.
 
 ROUTES = {"cpu": Routes(images=16, dreams=64, own_gradients=True)}
 """By backend; others take the defaults of `Routes`. Measured in benchmarks/NOTES.md."""
@@ -52,8 +45,7 @@ def _length(rows: Rows) -> int:
 def split(rows: Rows, size: int) -> Rows:
     """`[R, ...] -> [n, R / n, ...]` with the largest pieces of at most `size` rows that divide R.
 
-    n = 1 for size 0, and where only pieces of less than an eighth of `size` would divide R: those do not pay.
-    """
+    n = 1 for size 0, and where only pieces of less than an eighth of `size` would divide R: those do not pay."""
     count = _length(rows)
     piece = max(k for k in range(1, min(size or count, count) + 1) if count % k == 0)
     if 8 * piece < size:
@@ -85,8 +77,7 @@ def loss_over_pieces(
 
     `fn(params, rows, data, shared) -> (loss, aux)` sees one piece of `rows` and `data`, and all of `shared`. The result
     has gradients for `params` and `rows`; `data`, `shared` and `aux` are constants. As nothing follows a loss but a
-    factor, its gradient is taken while the piece is still in cache, instead of in a second pass.
-    """
+    factor, its gradient is taken while the piece is still in cache, instead of in a second pass."""
     if _length((rows, data)) == 1:
         stop = jax.lax.stop_gradient
         loss, aux = fn(params, _only(rows), stop(_only(data)), stop(shared))

@@ -2,10 +2,7 @@
 
 Gradients are averaged by hand, so the surrounding `jax.shard_map` needs `check_vma=False`, and the gradient of a
 `pmean` is wrong: a loss never averages what it differentiates. It is a mean over this device's rows, and statistics of
-the whole batch enter it as constants.
-"""
-
-from __future__ import annotations
+the whole batch enter it as constants."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,9 +15,7 @@ from jaxwm.types import Array, Key, PyTree
 
 class Share(NamedTuple):
     """The devices of a mapped axis that work out one update together; without an axis, this one only.
-
-    `split` tells whose sequences a batch holds: those of this device (the replay is split too), or those of all.
-    """
+    `split` tells whose sequences a batch holds: those of this device (the replay is split too), or those of all."""
 
     axis: str | None = None
     split: bool = False
@@ -31,7 +26,6 @@ class Share(NamedTuple):
         return jax.lax.axis_size(self.axis) if self.axis else 1
 
     # Rows.
-
     def local_rows(self, batch: PyTree, axis: int = 0) -> PyTree:
         """Return this device's sequences of the batch that `update` was given; they lie along `axis`."""
         return batch if self.split else self.slice(batch, axis)
@@ -61,7 +55,6 @@ class Share(NamedTuple):
         return jax.lax.axis_index(self.axis) * rows if self.axis and self.split else 0
 
     # Statistics.
-
     def mean(self, tree: PyTree) -> PyTree:
         """Average over the devices."""
         return tree if self.axis is None else jax.lax.pmean(tree, self.axis)
@@ -72,15 +65,12 @@ class Share(NamedTuple):
 
     def weighted_mean(self, x: Array, weight: Array, axis: Any = None, least: float = 1.0) -> Array:
         """Return this device's term of sum(x weight) / max(sum(weight), least) over the rows of all devices.
-
-        The average of the devices' terms is that number. `weight` is a constant.
-        """
+        The average of the devices' terms is that number. `weight` is a constant."""
         weight = weight.astype(jnp.float32)
         total = jnp.maximum(self.mean(weight.sum(axis)), least / self.devices)
         return (x * weight).sum(axis) / total
 
     # Random numbers.
-
     def draw(self, draw: Callable[[int], PyTree], rows: int, axis: int = 0) -> PyTree:
         """Draw for the rows of all devices, `draw(rows)`, and return those of this one: the numbers that one would."""
         return self.slice(draw(rows * self.devices), axis)

@@ -1,7 +1,5 @@
 """The gradient step of every system: its file holds losses, this one what becomes of their gradients."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -11,10 +9,13 @@ import optax
 
 from jaxwm.learning import optim
 from jaxwm.learning.share import ALONE, Share
-from jaxwm.types import Array, PyTree
+from jaxwm.types import Array, Metrics, PyTree
 
-Loss = Callable[[Any], tuple[Array, tuple[Any, dict[str, Array]]]]
-"""`loss(params) -> (loss, (aux, metrics))`, a mean over the rows of this device."""
+Losses = tuple[Array, tuple[Any, Metrics]]
+"""What a loss returns: the mean over the rows of this device, and `(aux, metrics)`; aux is `{}` where there is none."""
+
+Updated = tuple[Any, Any, Metrics]
+"""State, feedback for the replay (`{}` for none) and metrics: what the update of a `TrainStep` returns."""
 
 
 class State(NamedTuple):
@@ -26,25 +27,30 @@ class State(NamedTuple):
     step: Array  # updates so far, int32
 
 
+class Remembering(NamedTuple):
+    """A `State` with a `memory`: what a system keeps beside parameters that learn by gradients."""
+
+    params: Any
+    opt: Any
+    hyper: dict[str, Array]
+    step: Array
+    memory: Any
+
+
 def fresh_state(params: Any, opt: Any, hyper: Mapping[str, Any]) -> State:
     """Return the state before the first update."""
     return State(params, opt, optim.numbers(hyper), jnp.zeros((), jnp.int32))
 
 
 def gradient_step(
-    state: Any,
-    loss: Loss,
-    tx: optax.GradientTransformation,
-    rates: Array | Mapping[str, Array],
-    part: str | None = None,
-    weight_decay: float = 0.0,
-    share: Share = ALONE,
-) -> tuple[Any, Any, dict[str, Array]]:
+    state: Any, loss: Callable[[Any], Losses], tx: optax.GradientTransformation, rates: Array | Mapping[str, Array],
+    part: str | None = None, weight_decay: float = 0.0, share: Share = ALONE,
+) -> Updated:  # fmt: skip
     """Take one gradient step, by all devices that share it.
 
     Args:
         state: A `State`, or any NamedTuple with its fields.
-        loss: What to differentiate: see `Loss`. Its metrics are averaged over the devices, its aux stays local.
+        loss: What to differentiate. Its metrics are averaged over the devices, its aux stays local.
         tx: Turns gradients into directions of ascent, clipping included. Its state is `state.opt`.
         rates: The learning rate, or one per component of the parameters.
         part: The component of the parameters, and of `state.opt`, that learns; None for all of them.
@@ -52,8 +58,7 @@ def gradient_step(
         share: The devices.
 
     Returns:
-        The state after it, aux, and the metrics with `grad_norm`, the norm of all gradients before clipping.
-    """
+        The state after it, aux, and the metrics with `grad_norm`, the norm of all gradients before clipping."""
     params, opt = (state.params, state.opt) if part is None else (state.params[part], state.opt[part])
     grads, (aux, metrics) = jax.grad(loss, has_aux=True)(params)
     grads, metrics = share.mean(grads), share.mean(metrics)

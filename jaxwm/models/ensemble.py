@@ -6,10 +6,7 @@ one batched product; particles are sorted by network, so that nobody gathers wei
 
 Each network sees its own bootstrap of the data: the number of times that a record counts for it is a Poisson(1) draw
 which depends on the record's place in the replay alone (online bootstrap, Oza & Russell 2001). It is never drawn anew,
-however the data grow.
-"""
-
-from __future__ import annotations
+however the data grow."""
 
 import itertools
 import math
@@ -23,11 +20,8 @@ import numpy as np
 from jaxwm.nets.layers import truncated_normal
 from jaxwm.types import Array, Key, PyTree
 
-OUTSCALE = 0.44
-"""Weights start with 1 / (2 sqrt(fan-in)) as standard deviation of a normal that is cut at two of them."""
-
-MAX_LOGVAR, MIN_LOGVAR = 0.5, -10.0
-"""Where the bounds of the log-variances start."""
+OUTSCALE = 0.44  # Weights start with 1 / (2 sqrt(fan-in)) as standard deviation of a normal that is cut at two of them.
+MAX_LOGVAR, MIN_LOGVAR = 0.5, -10.0  # Where the bounds of the log-variances start.
 
 POISSON = np.cumsum([math.exp(-1) / math.factorial(k) for k in range(8)]).astype(np.float32)
 """Distribution function of Poisson(1) at 0, 1, ...; more than 8 has probability 1e-6."""
@@ -62,13 +56,9 @@ def fit(x: Array, weight: Array) -> Scale:
 
 
 # --- The networks -------------------------------------------------------------------------------------------------
-
-
 def init(key: Key, networks: int, inputs: int, units: int, layers: int, outputs: int, logits: int = 0) -> PyTree:
     """Weights of `networks` MLPs with `layers` hidden layers: `kernel{i} [E, in, out]`, `bias{i} [E, 1, out]`.
-
-    The outputs are mean and raw log-variance `[O]` each and `logits`; the bounds `[O]` belong to all networks.
-    """
+    The outputs are mean and raw log-variance `[O]` each and `logits`; the bounds `[O]` belong to all networks."""
     widths = [inputs, *[units] * layers, 2 * outputs + logits]
     params = {"max_logvar": jnp.full(outputs, MAX_LOGVAR), "min_logvar": jnp.full(outputs, MIN_LOGVAR)}
     for i, (fan_in, fan_out) in enumerate(itertools.pairwise(widths)):
@@ -116,9 +106,7 @@ def decay(params: PyTree, rates: tuple[float, ...]) -> Array:
 
 def bootstrap(seed: Array, row: Array, env: Array, network: Array) -> Array:
     """How often the record at `row` of environment `env` counts for a network: Poisson(1) draws, float32 `[...]`.
-
-    All arguments but `seed` have one shape. The draw depends on nothing else.
-    """
+    All arguments but `seed` have one shape. The draw depends on nothing else."""
 
     def one(*place: Array) -> Array:
         key = jax.random.fold_in(jax.random.key(0), seed)
@@ -131,7 +119,6 @@ def bootstrap(seed: Array, row: Array, env: Array, network: Array) -> Array:
 
 
 # --- Rollouts -----------------------------------------------------------------------------------------------------
-
 Transition = Callable[[Array, Array, Array], tuple[Array, Array, Array]]
 """`(obs [E, B, D], action [E, B, A], noise [E, B, O]) -> (next obs, reward [E, B], probability of going on [E, B])`."""
 
@@ -150,21 +137,12 @@ class Rollout(NamedTuple):
 
 
 def rollout(
-    transition: Transition,
-    obs: Array,
-    actions: Array,
-    key: Key,
-    networks: int,
-    particles: int,
-    outputs: int,
-    mix: bool,
+    transition: Transition, obs: Array, actions: Array, key: Key, networks: int, particles: int, outputs: int, mix: bool
 ) -> Rollout:
     """Trajectory sampling: `particles` of them from each of `obs` `[C, D]` under `actions` `[C, H, A]`.
-
     Particle e * Q + q starts with network e. It keeps it (TS-infinity), or with `mix` all are shuffled among the
     networks after every step (TS1), which gives each network its equal share. The rollouts side by side meet the same
-    normal noise and the same shuffles: plans are compared under equal luck, and noise costs next to nothing.
-    """
+    normal noise and the same shuffles: plans are compared under equal luck, and noise costs next to nothing."""
     each, (count, horizon) = particles // networks, actions.shape[:2]
 
     def spread(x: Array) -> Array:

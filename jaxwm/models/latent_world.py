@@ -1,14 +1,14 @@
 """What PlaNet and Dreamer V1, V2 and V3 share: an encoder, a recurrent state-space model, a decoder, and their uses.
 
 What differs between them: layers and latents of the model (`models.rssm`), the heads that read it, and how they act.
-Letters as in `models.rssm`.
-"""
+Letters as in `models.rssm`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import chex
@@ -16,16 +16,16 @@ import jax
 import jax.numpy as jnp
 
 from jaxwm import spaces
+from jaxwm.control.policy import forced
 from jaxwm.learning.pieces import PLAIN, Routes, loss_over_pieces, map_pieces, merge, split
 from jaxwm.learning.share import ALONE, Share
 from jaxwm.models import rssm
 from jaxwm.models.rssm import Latent, Model, flatten
 from jaxwm.nets import encoders, sensors
 from jaxwm.nets.layers import Head, apply
-from jaxwm.types import Array, Key, Record, Spec, Step
+from jaxwm.types import Acted, Array, Dream, Key, Record, Spec, Step
 
-Policy = Callable[[Array], Any]
-"""From `feat [..., F]` to a distribution over actions, a `control.policy.Actor`."""
+Policy = Callable[[Array], Any]  # From `feat [..., F]` to a distribution over actions, a `control.policy.Actor`.
 
 
 class Carry(NamedTuple):
@@ -41,39 +41,25 @@ def groups_of(heads: Mapping[str, Head]) -> dict[str, tuple[str, ...]]:
     return {"model": ("enc", "dyn", "dec", *(name for name in heads if name not in ("pol", "val")))} | own
 
 
-def build_classic_world(
-    spec: Spec,
-    latents: rssm.Latents,
-    *,
-    deter: int,
-    hidden: int,
-    units: int,
-    layers: int,
-    depth: int,
-    acts: tuple[str, str],
-    norm: bool = False,
-    dtype: Any = jnp.float32,
-) -> World:
-    """Build the components of PlaNet, Dreamer V1 and V2.
-
-    Args:
-        spec: The environment.
-        latents: Kind and number of the latents.
-        deter: Width of the recurrent state.
-        hidden: Width of the layers around it.
-        units: Width of the MLPs for vectors.
-        layers: Layers of these.
-        depth: Channels of the first convolution.
-        acts: Activations of the sensors and of the recurrent model.
-        norm: Whether the GRU has a layer norm.
-        dtype: Compute type.
-    """
-    enc = encoders.Encoder(spec.obs, depth, units, layers, dtype, act=acts[0])
+def token_size(enc: encoders.Encoder, spec: Spec) -> int:
+    """Numbers that an encoder makes of an observation, E."""
     lead = jax.tree.map(lambda s: jax.ShapeDtypeStruct((1, *s.shape), s.dtype), spec.obs)
     tokens, _ = jax.eval_shape(enc.init_with_output, jax.random.key(0), lead)
-    actions, size = spaces.action_size(spec.action), math.prod(latents.shape)
-    dyn = rssm.ClassicRSSM(actions, tokens.shape[-1], deter, hidden, latents, acts[1], norm, dtype)
-    dec = encoders.Decoder(spec.obs, depth, units, deter, size, layers, 1, dtype, act=acts[0])
+    return tokens.shape[-1]
+
+
+def build_classic_world(
+    spec: Spec, latents: rssm.Latents, config: Any, layers: int, acts: tuple[str, str], norm: bool = False
+) -> World:
+    """Build the components of PlaNet, Dreamer V1 and V2.
+    `config` holds `deter`, `hidden`, `units`, `depth` and `dtype`; the MLPs for vectors have `layers`. `acts` are the
+    activations of the sensors and of the recurrent model, whose GRU has a layer norm if `norm`."""
+    dtype = jnp.dtype(config.dtype)
+    enc = encoders.Encoder(spec.obs, config.depth, config.units, layers, dtype, act=acts[0])
+    sizes = spaces.action_size(spec.action), token_size(enc, spec), config.deter, config.hidden
+    dyn = rssm.ClassicRSSM(*sizes, latents, acts[1], norm, dtype)
+    stoch = math.prod(latents.shape)
+    dec = encoders.Decoder(spec.obs, config.depth, config.units, config.deter, stoch, layers, 1, dtype, act=acts[0])
     return World(spec, enc, dyn, dec)
 
 
@@ -89,17 +75,13 @@ class World:
 
     def init(self, key: Key, heads: Mapping[str, Head]) -> dict[str, Any]:
         """Fresh parameters of the components and of the heads on top of them."""
-        names = ("enc", "dyn", "dec", *heads)
-        keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(names)}
         obs = jax.tree.map(lambda s: jnp.zeros((1, *s.shape), s.dtype), self.spec.obs)
-        latent = rssm.initial(self.dyn, 1)
-        params: dict[str, Any] = {"enc": self.enc.init(keys["enc"], obs)}
-        tokens = jnp.zeros((1, self.dyn.tokens))
-        params["dyn"] = self.dyn.init(keys["dyn"], tokens, jnp.zeros((1, self.dyn.actions)))
-        params["dec"] = self.dec.init(keys["dec"], latent.deter, flatten(latent.stoch))
-        for name, head in heads.items():
-            params[name] = head.init(keys[name], latent.feat())
-        return params
+        latent, tokens = rssm.initial(self.dyn, 1), jnp.zeros((1, self.dyn.tokens))
+        inputs = {"enc": (obs,), "dyn": (tokens, jnp.zeros((1, self.dyn.actions)))}
+        inputs |= {"dec": (latent.deter, flatten(latent.stoch))} | {name: (latent.feat(),) for name in heads}
+        modules = {"enc": self.enc, "dyn": self.dyn, "dec": self.dec, **heads}
+        keys = (jax.random.fold_in(key, i) for i in range(len(modules)))
+        return {name: modules[name].init(k, *inputs[name]) for name, k in zip(modules, keys, strict=True)}
 
     def encode(self, action: Array) -> Array:
         """Encode an action as numbers `[..., A]`."""
@@ -114,9 +96,8 @@ class World:
         return Latent(extras["deter"], self.dyn.latents.unpack(extras["stoch"]).astype(self.dyn.dtype))
 
     # Acting.
-
-    def reset(self, num_envs: int) -> Carry:
-        """The memory before a first step."""
+    def reset(self, state: Any, num_envs: int) -> Carry:
+        """The memory before a first step; see `Agent.reset`."""
         return Carry(rssm.initial(self.dyn, num_envs), spaces.blank(self.spec.action, num_envs))
 
     def filter(self, params: Any, carry: Carry, step: Step, key: Key) -> Latent:
@@ -128,44 +109,37 @@ class World:
         return jax.tree.map(lambda x: x[:, 0], latents)
 
     def act(
-        self, params: Any, carry: Carry, step: Step, key: Key, choose: Callable[[Latent, Key], Array]
-    ) -> tuple[Carry, Array, dict[str, Array]]:
-        """See the newest step, then act by `choose(latent, key)`: carry, action and the latents as replay extras."""
+        self, params: Any, carry: Carry, step: Step, key: Key, mode: str, choose: Callable[[Latent, Key], Array]
+    ) -> Acted:
+        """See the newest step, then act at random, if `mode` says so, or by `choose`; the extras are the latents."""
         key, choice = jax.random.split(key)
         latent = self.filter(params, carry, step, key)
-        action = choose(latent, choice)
+        action = forced(self.spec.action, step, choice, mode)
+        action = choose(latent, choice) if action is None else action
         return Carry(latent, action), action, self.pack(latent)
 
     # Learning.
-
     def infer(
         self, params: Any, record: Record, uniform: Array, start: Latent | None = None
     ) -> tuple[Latent, Any, Any]:
         """Infer posterior latents of sequences, their distributions and the priors, `[B, T, ...]`.
-
         `start [B, ...]` is the latent of the first record, whose own is then left out. Without it, sequences start from
-        nothing. `uniform [B, T, S]` decides the latents.
-        """
+        nothing. `uniform [B, T, S]` decides the latents."""
         batch, length = record.is_first.shape
         chex.assert_shape(uniform, (batch, length - (start is not None), self.dyn.latents.stoch))
         previous, is_first = self.encode(record.action), record.is_first
         if start is None:
             start, is_first = rssm.initial(self.dyn, len(is_first)), is_first.at[:, 0].set(True)
-            previous = jnp.concatenate([jnp.zeros_like(previous[:, :1]), previous[:, :-1]], 1)
-            obs = record.obs
+            previous, obs = jnp.concatenate([jnp.zeros_like(previous[:, :1]), previous[:, :-1]], 1), record.obs
         else:
             previous, is_first = previous[:, :-1], is_first[:, 1:]
             obs = jax.tree.map(lambda x: x[:, 1:], record.obs)
-        tokens = self.tokens(params, obs)
-        latents, post = rssm.observe(self.dyn, params["dyn"], start, tokens, previous, is_first, uniform)
-        return latents, post, apply(self.dyn, params["dyn"], latents.deter, method="prior")
-
-    def tokens(self, params: Any, obs: Any) -> Array:
-        """Encoded observations `[B, T, E]`; images a few at a time."""
         lead, flat = sensors.rows(obs, self.spec.obs)
         pieces = split(flat, self.routes.images if self.images else 0)
-        tokens = map_pieces(lambda params, piece: apply(self.enc, params, piece), params["enc"], pieces)
-        return merge(tokens).reshape(*lead, -1)
+        tokens = map_pieces(partial(apply, self.enc), params["enc"], pieces)
+        tokens = merge(tokens).reshape(*lead, -1)
+        latents, post = rssm.observe(self.dyn, params["dyn"], start, tokens, previous, is_first, uniform)
+        return latents, post, apply(self.dyn, params["dyn"], latents.deter, method="prior")
 
     @property
     def images(self) -> bool:
@@ -174,9 +148,7 @@ class World:
 
     def reconstruction(self, params: Any, latents: Latent, obs: Any) -> tuple[Array, dict[str, Array]]:
         """Mean loss over all sensors, and that of each where there are several; images a few at a time.
-
-        `params` are the decoder's own.
-        """
+        `params` are the decoder's own."""
         inputs = latents.deter, flatten(latents.stoch)
         numbers = apply(self.dec, params, *inputs, method="numbers")
         losses = {k: v.mean() for k, v in sensors.reconstruction_loss(obs, numbers, self.spec.obs).items()}
@@ -201,10 +173,8 @@ class World:
         self, params: Any, heads: Mapping[str, Head], record: Record, uniform: Array
     ) -> tuple[Latent, dict[str, Array], dict[str, Array]]:
         """Posterior latents `[B, T]` of sequences from nothing, the mean losses of all that is predicted, and metrics.
-
         `rec` observations, `rew` rewards as unit normals, `con` the continue flag where there is such a head,
-        `dyn` and `rep` the KL towards the posterior and towards the prior.
-        """
+        `dyn` and `rep` the KL towards the posterior and towards the prior."""
         latents, post, prior = self.infer(params, record, uniform)
         feat, losses = latents.feat(), {}
         losses["dyn"], losses["rep"] = (x.mean() for x in rssm.kl_losses(post, prior))
@@ -217,21 +187,12 @@ class World:
         return latents, losses, metrics | {f"loss/{name}": loss for name, loss in losses.items()}
 
     # Dreaming.
-
     def rollout(
-        self,
-        params: Any,
-        starts: Latent,
-        actor: Policy,
-        plan: Array,
-        uniform: Array,
-        temperature: float = 1.0,
+        self, params: Any, starts: Latent, actor: Policy, plan: Array, uniform: Array, temperature: float = 1.0,
         gradients: bool = False,
-    ) -> tuple[Latent, Array]:
+    ) -> tuple[Latent, Array]:  # fmt: skip
         """Dreams `[H + 1, R, ...]` under `actor(feat)`; see `rssm.imagine`.
-
-        With `gradients` they run through latents and actions; what the actor sees is constant (Hafner et al. 2020).
-        """
+        With `gradients` they run through latents and actions; what the actor sees is constant (Hafner et al. 2020)."""
 
         def policy(latent: Latent, noise: Array) -> tuple[Array, Array]:
             dist = actor(jax.lax.stop_gradient(latent.feat()) if gradients else latent.feat())
@@ -240,19 +201,19 @@ class World:
 
         return rssm.imagine(self.dyn, params["dyn"], starts, policy, plan, uniform, temperature, gradients)
 
-    def check_dream(self, context: Record, actions: Array | None, horizon: int) -> None:
-        """ValueError where the arguments of `Agent.imagine` do not fit: the first record of a context is the start."""
-        spaces.check_dream(self.spec.action, context, actions, horizon, least=2)
-
     def explore(
         self, params: Any, starts: Latent, actor: Policy, horizon: int, key: Key, share: Share = ALONE
     ) -> tuple[Latent, Array]:
         """Roll out with gradients and fresh noise, for learning: dreams and actions `[H + 1, R, ...]`."""
         k_plan, k_dream = jax.random.split(key)
-        count, space = len(starts.deter), self.spec.action
-        plan = spaces.noise(space, share.uniform(k_plan, (horizon + 1, count, spaces.noise_size(space)), 1))
-        uniform = share.uniform(k_dream, (horizon, count, self.dyn.latents.stoch), 1)
-        return self.rollout(params, starts, actor, plan, uniform, gradients=True)
+        noise = self.noise(k_plan, k_dream, horizon, len(starts.deter), share)
+        return self.rollout(params, starts, actor, *noise, gradients=True)
+
+    def noise(self, k_plan: Key, k_dream: Key, horizon: int, rows: int, share: Share = ALONE) -> tuple[Array, Array]:
+        """What decides the actions `[H + 1, R, ...]` and the latents `[H, R, S]` of a dream."""
+        space = self.spec.action
+        plan = spaces.noise(space, share.uniform(k_plan, (horizon + 1, rows, spaces.noise_size(space)), 1))
+        return plan, share.uniform(k_dream, (horizon, rows, self.dyn.latents.stoch), 1)
 
     def last(self, params: Any, context: Record, key: Key) -> Latent:
         """The latent `[B, ...]` of a context's last record, filtered from the stored one of its first."""
@@ -271,29 +232,30 @@ class World:
         return jax.tree.map(lambda x: x[1:], latents)
 
     def dream(
-        self,
-        params: Any,
-        context: Record,
-        actions: Array | None,
-        actor: Policy,
-        key: Key,
-        horizon: int,
-        temperature: float = 1.0,
-    ) -> tuple[Latent, Array]:
-        """Latents and actions `[H, B, ...]` that follow a context, under given actions `[B, H, ...]` or `actor(feat)`.
-
-        Given actions are followed at temperature 1.
-        """
+        self, params: Any, context: Record, actions: Array | None, actor: Policy, key: Key, horizon: int,
+        predict: Callable[[Array], tuple[Array, Array]], temperature: float = 1.0,
+    ) -> Dream:  # fmt: skip
+        """What follows a context `[B, L]`, under given actions or `actor(feat)`; see `Agent.imagine`.
+        `predict(feat)` gives reward and continue. Given actions are followed at temperature 1."""
+        self.check_dream(context, actions, horizon)
         k_observe, k_plan, k_imagine = jax.random.split(key, 3)
         start = self.last(params, context, k_observe)
         if actions is not None:
-            given = actions.swapaxes(0, 1)
-            return self.open_loop(params, start, given, k_imagine), given
-        batch, width = len(context.reward), spaces.noise_size(self.spec.action)
-        uniform = jax.random.uniform(k_imagine, (horizon, batch, self.dyn.latents.stoch))
-        plan = spaces.noise(self.spec.action, jax.random.uniform(k_plan, (horizon + 1, batch, width)))
-        latents, taken = self.rollout(params, start, actor, plan, uniform, temperature)
-        return jax.tree.map(lambda x: x[1:], latents), taken[:-1]
+            taken = actions.swapaxes(0, 1)
+            latents = self.open_loop(params, start, taken, k_imagine)
+            return self.shown(params, latents, taken, *predict(latents.feat()))
+        noise = self.noise(k_plan, k_imagine, horizon, len(context.reward))
+        latents, taken = self.rollout(params, start, actor, *noise, temperature)
+        latents = jax.tree.map(lambda x: x[1:], latents)
+        return self.shown(params, latents, taken[:-1], *predict(latents.feat()))
+
+    def check_dream(self, context: Record, actions: Array | None, horizon: int) -> None:
+        """ValueError where the arguments of `Agent.imagine` do not fit: the first record of a context is the start."""
+        spaces.check_dream(self.spec.action, context, actions, horizon, least=2)
+
+    def shown(self, params: Any, latents: Latent, actions: Array, reward: Array, cont: Array) -> Dream:
+        """The dream `[B, H, ...]` behind latents `[H, B, ...]`, with what the decoder shows of them."""
+        return Dream(self.decode(params, latents), reward, cont, actions, latents).swapped()
 
     def decode(self, params: Any, latents: Latent) -> Any:
         """What is seen in latents `[..., D]`, as the environment would show it."""

@@ -1,9 +1,6 @@
 """The MDN-RNN of World Models: an LSTM and a mixture of normals over the next code (Ha & Schmidhuber 2018, A.2).
 
-B batch, T time, Z size of a code, A width of an action, U units, K mixture components of every entry of a code.
-"""
-
-from __future__ import annotations
+B batch, T time, Z size of a code, A width of an action, U units, K mixture components of every entry of a code."""
 
 from typing import NamedTuple
 
@@ -33,10 +30,7 @@ class Prediction(NamedTuple):
 
 class MDNRNN(nn.Module):
     """LSTM with a mixture density head, and heads for the end of the episode and the reward where asked for.
-
-    Its input is the code, the action, and, with a done head, the flag of a first step, as in the published one. The
-    state starts at 0 with every episode.
-    """
+    It sees code, action, and, with a done head, the flag of a first step, as published; episodes start from state 0."""
 
     codes: int
     actions: int

@@ -4,10 +4,7 @@ Letters: B batch, T time, D deter, S latents, C classes, E tokens, A action size
 of one time step: `RSSM` those of Dreamer V3 with its block-diagonal GRU, `ClassicRSSM` those of PlaNet, Dreamer V1 and
 V2. `Categorical` and `Gaussian` say what the random latents are. `observe` and `imagine` are the two loops over a time
 step, the same for all. Only the true recurrence runs inside the loops: actions, tokens and random numbers are prepared
-before, priors are computed after.
-"""
-
-from __future__ import annotations
+before, priors are computed after."""
 
 import math
 from collections.abc import Callable
@@ -19,12 +16,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxwm.distributions import Normal, OneHot, normal_noise, one_hot
+from jaxwm.distributions import Normal, OneHot, normal_noise, one_hot, sg
 from jaxwm.learning.share import ALONE, Share
 from jaxwm.nets.layers import ACTIVATIONS, MLP, BlockLinear, Linear, NormSilu, apply, from_blocks, to_blocks
 from jaxwm.types import Array
-
-sg = jax.lax.stop_gradient
 
 
 class Latent(NamedTuple):
@@ -168,16 +163,11 @@ class RSSM(nn.Module):
 
     def recur(self, blocks: Array, latent: Latent, action: Array) -> Array:
         """The block GRU: the next deter from the latent and the embedded action `[B, hidden]`.
-
         Takes and returns deter also as `[blocks, B, D / blocks]`, which the loops carry along: were it made from
-        `latent.deter` at every step, CPUs would run the gates inside the transposition, many times slower.
-        """
-        inputs = (
-            self.act_deter(self.in_deter(latent.deter)),
-            self.act_stoch(self.in_stoch(flatten(latent.stoch))),
-            action,
-        )
-        x = self.act_mix(self.mix(blocks, jnp.concatenate(inputs, -1)))
+        `latent.deter` at every step, CPUs would run the gates inside the transposition, many times slower."""
+        deter = self.act_deter(self.in_deter(latent.deter))
+        stoch = self.act_stoch(self.in_stoch(flatten(latent.stoch)))
+        x = self.act_mix(self.mix(blocks, jnp.concatenate([deter, stoch, action], -1)))
         reset, cand, update = jnp.split(self.gates(x), 3, -1)
         cand = jnp.tanh(jax.nn.sigmoid(reset) * cand)
         update = jax.nn.sigmoid(update - 1)
@@ -195,9 +185,7 @@ class RSSM(nn.Module):
 
 class ClassicRSSM(nn.Module):
     """One time step of the model of PlaNet, Dreamer V1 and V2: one layer before a GRU, one before each distribution.
-
-    The methods are those of `RSSM`, with one block.
-    """
+    The methods are those of `RSSM`, with one block."""
 
     actions: int
     tokens: int
@@ -274,10 +262,8 @@ def observe(
     rssm: Model, params: Any, start: Latent, tokens: Array, action: Array, is_first: Array, uniform: Array
 ) -> tuple[Latent, Any]:
     """Filter a sequence: posterior latents `[B, T, ...]` and their distributions.
-
     `action [B, T, A]` is the encoded action taken *before* each observation. Where `is_first [B, T]`, the latent and
-    that action are zeroed: both belong to another episode. `uniform [B, T, S]` in [0, 1) decides the latents.
-    """
+    that action are zeroed: both belong to another episode. `uniform [B, T, S]` in [0, 1) decides the latents."""
     chex.assert_shape(action, (*is_first.shape, rssm.actions))
     chex.assert_shape(tokens, (*is_first.shape, rssm.tokens))
     chex.assert_shape(uniform, (*is_first.shape, rssm.latents.stoch))
@@ -301,22 +287,15 @@ def observe(
 
 
 def imagine(
-    rssm: Model,
-    params: Any,
-    start: Latent,
-    policy: Callable[[Latent, Any], tuple[Array, Array]],
-    plan: Array,
-    uniform: Array,
-    temperature: float = 1.0,
-    gradients: bool = False,
-) -> tuple[Latent, Array]:
+    rssm: Model, params: Any, start: Latent, policy: Callable[[Latent, Any], tuple[Array, Array]], plan: Array,
+    uniform: Array, temperature: float = 1.0, gradients: bool = False,
+) -> tuple[Latent, Array]:  # fmt: skip
     """Roll the prior forward for H steps, time first.
 
     `policy(latent, plan[t]) -> (action, encoded action [B, A])`, where `plan [H + 1, B, ...]` holds the noise that
     decides, or the actions themselves. `uniform [H, B, S]` in [0, 1) decides the latents, which are drawn at
     `temperature`, or with `gradients` as they are. Returns latents `[H + 1, B, ...]` (the start first) and the actions
-    `[H + 1, B, ...]` taken in them.
-    """
+    `[H + 1, B, ...]` taken in them."""
     horizon, rows = len(uniform), len(start.deter)
     chex.assert_shape(uniform, (horizon, rows, rssm.latents.stoch))
     chex.assert_shape(plan, (horizon + 1, rows, ...))
@@ -341,9 +320,7 @@ def imagine(
 
 def kl_losses(post: Any, prior: Any, free_nats: float = 0.0) -> tuple[Array, Array]:
     """KL(posterior || prior) summed over the latents, `[...]`, not pushed below `free_nats`, twice.
-
-    First with gradients for the prior alone (dynamics loss), then for the posterior alone (representation loss).
-    """
+    First with gradients for the prior alone (dynamics loss), then for the posterior alone (representation loss)."""
     frozen = jax.tree.map(sg, (post, prior))
     dyn = frozen[0].kl(prior).sum(-1)
     rep = post.kl(frozen[1]).sum(-1)

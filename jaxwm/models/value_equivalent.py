@@ -1,10 +1,7 @@
 """The model of MuZero and its kin: it predicts rewards, values and policies, and nothing else (Grimm et al. 2020).
 
 R rows (any leading axes joined), A width of an action, K bins of a support. A latent is `[R, D]`, or planes
-`[R, H, W, C]` where the networks are residual; it is scaled to [0, 1].
-"""
-
-from __future__ import annotations
+`[R, H, W, C]` where the networks are residual; it is scaled to [0, 1]."""
 
 from typing import Any, NamedTuple
 
@@ -19,8 +16,7 @@ from jaxwm.nets.residual import ROUTES, Cut, Tower
 from jaxwm.nets.sensors import kinds, sensors
 from jaxwm.types import Array
 
-EPS = 0.001
-"""Weight of the linear term of `squash`, without which large values could not be told apart."""
+EPS = 0.001  # Weight of the linear term of `squash`, without which large values could not be told apart.
 
 
 def squash(x: Array) -> Array:
@@ -30,9 +26,7 @@ def squash(x: Array) -> Array:
 
 def unsquash(y: Array) -> Array:
     """The inverse of `squash`.
-
-    With u = sqrt(|x| + 1) it is the root of EPS u^2 + u - (1 + EPS + |y|) = 0, written so that nothing cancels.
-    """
+    With u = sqrt(|x| + 1) it is the root of EPS u^2 + u - (1 + EPS + |y|) = 0, written so that nothing cancels."""
     target = 1 + EPS + jnp.abs(y)
     u = 2 * target / (1 + jnp.sqrt(1 + 4 * EPS * target))
     return jnp.sign(y) * (u * u - 1)
@@ -73,8 +67,7 @@ def scaled(latent: Array) -> Array:
     return (latent - low) / jnp.maximum(high - low, 1e-5)
 
 
-SMALL = 10
-"""Height of planes that residual networks do not halve: 96 becomes 6, as in MuZero; a grid of 10 stays."""
+SMALL = 10  # Height of planes that residual networks do not halve: 96 becomes 6, as in MuZero; a grid of 10 stays.
 
 
 class Half(nn.Module):
@@ -166,10 +159,8 @@ class Net(nn.Module):
 
     def reward(self, latent: Array, memory: Memory | None) -> tuple[Array, Array, Memory | None]:
         """Logits `[R, K]` of what is predicted, the reward `[R]` of the step into `latent`, the memory behind it.
-
         Predicted is the reward, or the value prefix: the sum of rewards since the last reset, undiscounted. The reward
-        is then the difference of two prefixes, or the prefix itself right after a reset.
-        """
+        is then the difference of two prefixes, or the prefix itself right after a reset."""
         x = self.cuts["reward"](latent) if self.residual else latent
         if memory is None:
             logits = self.gain(x)["reward"]
@@ -208,10 +199,8 @@ def check(obs: Any, residual: bool) -> None:
         return
     shapes = [x.shape for x in sensors(obs).values()]
     if len(shapes) != 1 or len(shapes[0]) != 3:
-        raise ValueError(
-            f"residual networks see one image or one set of planes [H, W, C], and the observation is {shapes}: "
-            "take --no-residual"
-        )
+        found = f"and the observation is {shapes}: take --no-residual"
+        raise ValueError(f"residual networks see one image or one set of planes [H, W, C], {found}")
 
 
 def similarity(guess: Array, target: Array) -> Array:

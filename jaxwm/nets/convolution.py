@@ -3,10 +3,7 @@
 Two exact rewritings, both optional. XLA's gradient of a kernel gets many times slower on CPUs where the batch is large
 or stands inside a loop; written as an ordinary convolution whose batch axis is the input channels, it does not. And a
 convolution of an image that was doubled by repeating pixels sees each pixel four times: summing the kernel's taps first
-gives the same numbers from the small image with 9 instead of 25 products a pixel.
-"""
-
-from __future__ import annotations
+gives the same numbers from the small image with 9 instead of 25 products a pixel."""
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +15,8 @@ from jaxwm.types import Array
 def convolve(x: Array, kernel: Array, padding: int | None = None) -> Array:
     """`x [B, H, W, I], kernel [K, K, I, O] -> [B, H', W', O]`; with padding K // 2 the size stays."""
     pad = kernel.shape[0] // 2 if padding is None else padding
-    return jax.lax.conv_general_dilated(
-        x, kernel, (1, 1), [(pad, pad)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )  # fmt: skip
+    axes = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), [(pad, pad)] * 2, dimension_numbers=axes)
 
 
 @jax.custom_vjp

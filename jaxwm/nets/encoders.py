@@ -1,7 +1,5 @@
 """Encoder and decoder for any mix of sensors (see `nets.sensors`): images, 0/1 planes and vectors."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 
@@ -17,8 +15,7 @@ from jaxwm.nets.sensors import flat, kinds, sensors
 from jaxwm.nets.strided import StridedDecoder, StridedEncoder
 from jaxwm.types import Array
 
-MULTIPLIERS = (2, 3, 4, 4)
-"""Channels of the four convolution stages, in units of `depth`."""
+MULTIPLIERS = (2, 3, 4, 4)  # Channels of the four convolution stages, in units of `depth`.
 
 
 class Encoder(nn.Module):
@@ -71,8 +68,7 @@ def max_pool(x: Array) -> Array:
 class Decoder(nn.Module):
     """`deter [..., D], stoch [..., Z] -> {sensor: raw prediction}`; see `reconstruction_loss` and `observation`.
 
-    It has two independent parts: `numbers` for all sensors but images, and `paint(canvas(...))` for images.
-    """
+    It has two independent parts: `numbers` for all sensors but images, and `paint(canvas(...))` for images."""
 
     spec: Any
     depth: int
@@ -83,8 +79,7 @@ class Decoder(nn.Module):
     blocks: int = 8
     dtype: Any = jnp.float32
     routes: Routes = PLAIN
-    act: str = "norm_silu"
-    """As for the encoder."""
+    act: str = "norm_silu"  # As for the encoder.
 
     def setup(self):
         spec, dtype = sensors(self.spec), self.dtype

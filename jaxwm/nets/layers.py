@@ -1,10 +1,7 @@
 """Layers shared by all systems: linear, block-linear, convolution, RMS norm, MLP (flax.linen, init/apply only).
 
 Parameters are float32; `dtype` is the compute dtype. Weights start as truncated normals with variance 1 / fan-in
-times `outscale` squared, biases at 0.
-"""
-
-from __future__ import annotations
+times `outscale` squared, biases at 0."""
 
 import math
 from typing import Any
@@ -16,8 +13,6 @@ import jax.numpy as jnp
 from jaxwm.learning.pieces import PLAIN, Routes
 from jaxwm.nets import convolution
 from jaxwm.types import Array
-
-Dtype = Any
 
 
 def apply(module: nn.Module, params: Any, *args: Any, **options: Any) -> Any:
@@ -41,7 +36,7 @@ class Linear(nn.Module):
     inputs: int
     units: int
     outscale: float = 1.0
-    dtype: Dtype = jnp.float32
+    dtype: Any = jnp.float32
 
     def setup(self):
         self.kernel = self.param("kernel", truncated_normal(self.inputs, self.outscale), (self.inputs, self.units))
@@ -69,16 +64,14 @@ def from_blocks(x: Array) -> Array:
 
 class BlockLinear(nn.Module):
     """Block-diagonal linear layer: `blocks` independent maps, `[blocks, ..., inputs / blocks]` to `units / blocks`.
-
     `shared [..., S]` inputs are seen by every block beside the block's own. The fan-in of the initialiser is the full
-    input width over all blocks, as in the official Dreamer V3, not that of one block.
-    """
+    input width over all blocks, as in the official Dreamer V3, not that of one block."""
 
     inputs: int  # all blocks together, without the shared part
     units: int
     blocks: int
     shared: int = 0
-    dtype: Dtype = jnp.float32
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array, shared: Array | None = None) -> Array:
@@ -103,7 +96,7 @@ class Conv(nn.Module):
     kernel: int = 5
     doubled: bool = False
     routes: Routes = PLAIN
-    dtype: Dtype = jnp.float32
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -153,7 +146,7 @@ class MLP(nn.Module):
 
     layers: int
     units: int
-    dtype: Dtype = jnp.float32
+    dtype: Any = jnp.float32
     act: str = "norm_silu"
 
     @nn.compact
@@ -171,7 +164,7 @@ class Head(nn.Module):
     layers: int
     units: int
     outscale: float = 1.0
-    dtype: Dtype = jnp.float32
+    dtype: Any = jnp.float32
     act: str = "norm_silu"
 
     @nn.compact

@@ -1,7 +1,5 @@
 """A tower of residual blocks on planes, for board games, grids and images made small."""
 
-from __future__ import annotations
-
 import flax.linen as nn
 
 from jaxwm.learning.pieces import Routes
@@ -13,10 +11,7 @@ ROUTES = Routes(own_gradients=True)
 
 class Tower(nn.Module):
     """`[B, H, W, C] -> [B, H, W, channels]`: a 3 x 3 convolution, then `blocks` of two with a way around them.
-
-    He et al. (2016), with RMS norm and SiLU in place of batch norm and ReLU, so that acting and learning see the same
-    network.
-    """
+    He et al. (2016), with RMS norm, not batch norm, so that acting and learning see the same network, and SiLU."""
 
     channels: int
     blocks: int

@@ -2,10 +2,7 @@
 
 - uint8 `[H, W, C]` ("image"): x / 255 - 0.5 through convolutions; reconstructed with squared error;
 - bool, any rank ("binary"): as 0/1 numbers through the MLP; reconstructed as independent Bernoullis;
-- float32, rank 0 to 2 ("vector"): symlog through the MLP; reconstructed with squared error in symlog space.
-"""
-
-from __future__ import annotations
+- float32, rank 0 to 2 ("vector"): symlog through the MLP; reconstructed with squared error in symlog space."""
 
 import math
 from collections.abc import Mapping
@@ -25,8 +22,7 @@ def sensors(obs: Any) -> dict[str, Any]:
     return {name: obs[name] for name in sorted(obs) if name not in RESERVED}
 
 
-LONGEST = 4095
-"""Numbers in a vector; where there are more they are those of an image."""
+LONGEST = 4095  # Numbers in a vector; where there are more they are those of an image.
 
 
 def kind(spec: jax.ShapeDtypeStruct) -> str:

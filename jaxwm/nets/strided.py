@@ -4,10 +4,7 @@ Ha & Schmidhuber 2018, appendix A.1; Hafner et al. 2019, appendix A. With depth 
 64, 128, 256 channels in, 1024 numbers between, 128, 64, 32 channels out.
 
 Both kinds are written as one matrix product each, with pixels moved beside it: XLA's own convolutions take three times
-as long on a CPU inside a loop, and longer still with a population's kernels.
-"""
-
-from __future__ import annotations
+as long on a CPU inside a loop, and longer still with a population's kernels."""
 
 from typing import Any
 
@@ -17,14 +14,9 @@ import jax.numpy as jnp
 from jaxwm.nets.layers import ACTIVATIONS, Linear, truncated_normal
 from jaxwm.types import Array
 
-SIDE = 64
-"""Height and width of the images; nothing else fits these kernels."""
-
-CHANNELS = (1, 2, 4, 8)
-"""Channels of the convolutions, in units of `depth`."""
-
-KERNELS = (5, 5, 6, 6)
-"""Kernels of the transposed convolutions: 1, 5, 13, 30 and 64 pixels."""
+SIDE = 64  # Height and width of the images; nothing else fits these kernels.
+CHANNELS = (1, 2, 4, 8)  # Channels of the convolutions, in units of `depth`.
+KERNELS = (5, 5, 6, 6)  # Kernels of the transposed convolutions: 1, 5, 13, 30 and 64 pixels.
 
 
 def check_side(shape: tuple[int, ...]) -> None:

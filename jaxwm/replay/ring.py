@@ -3,10 +3,7 @@
 Letters: P capacity in rows (time steps of all environments together), N environments, B batch, L records of a sequence.
 Rows are counted from the first one ever written, so the age of a record is `ring.rows - row`; row r lies at `r % P`.
 The counters are shared by the members of a population (map them with `AXES`), so that `add` stays an in-place
-`dynamic_update_slice`. Inside a compiled loop write first and read the new ring, or XLA copies it at every step.
-"""
-
-from __future__ import annotations
+`dynamic_update_slice`. Inside a compiled loop write first and read the new ring, or XLA copies it at every step."""
 
 from typing import Any, NamedTuple
 
@@ -32,9 +29,7 @@ SHARED: Any = Ring(Record(None, None, None, None, None, None, 0), None)  # type:
 
 def init(example: Record, capacity: int, num_envs: int) -> Ring:
     """An empty ring for records shaped like `example` (arrays or shape structs `[N, ...]`).
-
-    `capacity` counts environment steps over all `num_envs` environments; ValueError if not even one row fits.
-    """
+    `capacity` counts environment steps over all `num_envs` environments; ValueError if not even one row fits."""
     rows = capacity // num_envs
     if rows < 1:
         raise ValueError(f"a replay of {capacity} steps is smaller than one step of {num_envs} environments")
@@ -82,11 +77,9 @@ def cut(ring: Ring) -> Ring:
 
 def update(ring: Ring, batch: Batch, feedback: dict[str, Array], keep: Array | bool = True) -> Ring:
     """Write `feedback` back into the extras of the records it came from.
-
     `feedback` leaves are `[B, L', ...]` with L' <= L, aligned with the last L' records. Where sequences of a batch
     overlap, the last one of the batch wins: scatters with repeated indices have no promised order on GPUs. Nothing is
-    written where `keep`, a bool scalar, is False.
-    """
+    written where `keep`, a bool scalar, is False."""
     if not feedback:
         return ring
     length = batch.record.reward.shape[1]

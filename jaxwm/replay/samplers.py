@@ -1,10 +1,7 @@
 """Ways to draw batches from a ring. Letters as in `replay.ring`.
 
 A `TrainStep` names one of "uniform", "latest" and "online", or brings a function `(state, ring, key, size) -> Batch`,
-where `size` is how many sequences to draw, or a `Sampler` of its own.
-"""
-
-from __future__ import annotations
+where `size` is how many sequences to draw, or a `Sampler` of its own."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -20,8 +17,7 @@ from jaxwm.types import Array, Batch, Index, Key, PyTree
 class Sampler(NamedTuple):
     """Batches for a train step: `draw(state, ring, cursor, key) -> (Batch, cursor)`.
 
-    `cursor` is what the sampler remembers between draws, shared by all members; it begins as `start`.
-    """
+    `cursor` is what the sampler remembers between draws, shared by all members; it begins as `start`."""
 
     draw: Callable[[PyTree, Any, PyTree, Key], tuple[Batch, PyTree]]
     start: PyTree = ()
@@ -43,17 +39,20 @@ def gather(ring: Ring, index: Index, length: int, weight: Array | None = None) -
     return Batch(take(ring, index, length), index, jnp.ones(len(index.row)) if weight is None else weight)
 
 
+def across(ring: Ring, first: Array, batch: int, length: int) -> Batch:
+    """The `length` rows from `first` on, of `batch` environments in turn."""
+    index = Index(jnp.broadcast_to(first, (batch,)), jnp.arange(batch) % ring.data.reward.shape[1])
+    return gather(ring, index, length)
+
+
 def sample(ring: Ring, key: Key, batch: int, length: int, how: str = "uniform") -> Batch:
     """Draw sequences `[batch, length]`. Fill the ring with at least `length` rows before.
-
-    "uniform": any start. "latest": the newest `length` records of environments in turn.
-    """
+    "uniform": any start. "latest": the newest `length` records of environments in turn."""
     _check(ring, batch, length)
     if how == "uniform":
         return gather(ring, _uniform(ring, key, batch, length), length)
     if how == "latest":
-        num_envs = ring.data.reward.shape[1]
-        return gather(ring, Index(jnp.broadcast_to(ring.rows - length, (batch,)), jnp.arange(batch) % num_envs), length)
+        return across(ring, ring.rows - length, batch, length)
     raise ValueError(f"unknown sampler {how!r}; there are uniform, latest and online, or pass a function")
 
 
@@ -73,10 +72,8 @@ def _uniform(ring: Ring, key: Key, batch: int, length: int) -> Index:
 
 def online(batch: int, length: int) -> Sampler:
     """New sequences first, each once, in the order in which they were completed; the rest of a batch is uniform.
-
     Sequence q covers the rows from `q // N * length` of environment `q % N`: consecutive, not overlapping. The cursor
-    is the number of the next one; those already overwritten are passed over.
-    """
+    is the number of the next one; those already overwritten are passed over."""
 
     def draw(state: PyTree, ring: Ring, cursor: Array, key: Key) -> tuple[Batch, Array]:
         _check(ring, batch, length)
@@ -94,9 +91,7 @@ def online(batch: int, length: int) -> Sampler:
 
 def prioritised(ring: Ring, key: Key, batch: int, length: int, alpha: float, beta: float) -> Batch:
     """Sequences by the priority of their last record, p ** alpha (Schaul et al. 2016), stratified.
-
-    `weight` is (1 / (count p)) ** beta, divided by its greatest entry in the batch.
-    """
+    `weight` is (1 / (count p)) ** beta, divided by its greatest entry in the batch."""
     rows, num_envs = ring.data.extras["priority"].shape
     slot = jnp.arange(rows)
     newest = (ring.rows - 1 - slot) // rows * rows + slot  # the row that a slot holds; before 0 where it is empty
