@@ -1,7 +1,9 @@
 """Renew a results file from a finished run.
 
-    python -m docs.record RUN NAME    # reads RUN/config.json and RUN/evaluation.json, rewrites results/NAME.json
-    python -m docs.tables             # then print the tables
+    python -m docs.record RUN NAME [COMMIT]    # reads RUN/*.json, rewrites results/NAME.json
+    python -m docs.tables                      # then print the tables
+
+COMMIT is what was measured, if not what is checked out.
 
 Scores, steps, time, date, versions and commit come from the run; goal, command, table and note stay as they are.
 """
@@ -34,7 +36,7 @@ def dumped(row: Row) -> str:
     return re.sub(r"\[\s[^\[\]{}]*\s\]", lambda found: f"[{' '.join(found[0][1:-1].split())}]", text) + "\n"
 
 
-def measured(folder: Path) -> dict[str, Any]:
+def measured(folder: Path, commit: str = "HEAD") -> dict[str, Any]:
     """What a run directory says about its own scores."""
     config = json.loads((folder / "config.json").read_text())
     found = json.loads((folder / "evaluation.json").read_text())
@@ -43,7 +45,7 @@ def measured(folder: Path) -> dict[str, Any]:
         "scores": scores,
         "score": min(scores),
         "random": min(map(decimal, found["random"])),
-        "steps": found["env_steps"],
+        "steps": found.get("env_steps"),
         "updates": found["updates"],
         "wall": f"{found['seconds'] / 60:.1f} min",
         "seeds": len(scores),
@@ -51,12 +53,12 @@ def measured(folder: Path) -> dict[str, Any]:
         "date": f"{datetime.fromtimestamp((folder / 'evaluation.json').stat().st_mtime, UTC):%Y-%m-%d}",
         "device": f"{os.cpu_count()} CPU cores, {platform.machine()}",
         "versions": {"jax": config["jax"], "jaxwm": config["jaxwm"]},
-        "source": subprocess.check_output(["git", "rev-parse", "--short=7", "HEAD"], cwd=ROOT, text=True).strip(),
+        "source": subprocess.check_output(["git", "rev-parse", "--short=7", commit], cwd=ROOT, text=True).strip(),
     }
 
 
 def main(arguments: list[str]) -> int:
-    if len(arguments) != 2:
+    if len(arguments) not in (2, 3):
         print(__doc__)
         return 2
     folder, path = Path(arguments[0]), ROOT / "results" / f"{arguments[1]}.json"
@@ -65,7 +67,7 @@ def main(arguments: list[str]) -> int:
     if (system["agent"], system["env"]) != (row["system"], row["environment"]):
         print(f"{folder} is a run of {system['agent']} on {system['env']}, not of what {path.name} describes")
         return 2
-    path.write_text(dumped(row | measured(folder)))
+    path.write_text(dumped(row | measured(folder, *arguments[2:])))
     print(path)
     return 0
 

@@ -183,6 +183,11 @@ TABLES = {
     "search": Table(("search",), {"system": system} | RETURN),
     "minatar": Table(("minatar",), RETURN | {"note": field("note")}),
     "dreamer-v3-variants": Table(("dreamer-v3-variants",), BRIEF | {"what differs": field("note")}),
+    "offline": Table(
+        ("offline",),
+        {"run": field("note"), "goal": field("goal"), "worst seed (all)": score, "random": field("random")}
+        | {"updates": counted("updates"), "steps": counted("steps"), "wall time": field("wall"), "date": date},
+    ),
     "atari-pilot": Table(("atari-pilot",), BRIEF | {"episodes": field("episodes"), "wall time": field("wall")}),
     "pets-baselines": Table(
         ("pets-baselines",),
