@@ -551,7 +551,10 @@ def toy_trainer(**options):
 
 
 def dream(context, actions=None, horizon=3):
-    return dreamer().imagine(None, context, actions, jax.random.key(0), horizon)
+    agent = dreamer()
+    shapes = jax.eval_shape(lambda: agent.init(jax.random.key(0), agent.hyper))
+    state = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes)
+    return agent.imagine(state, context, actions, jax.random.key(0), horizon)
 
 
 def act(mode):
