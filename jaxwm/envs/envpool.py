@@ -1,8 +1,7 @@
 """envpool: Atari, DeepMind Control from state, classic control, Box2D and ViZDoom, as C++ pools on the host.
 
 envpool already resets at the step after the last one and ignores that step's action, gives every environment its own
-seed, and draws the same stream for a seed whatever the size of the pool. Its ROMs come inside its assets package.
-"""
+seed, and draws the same stream for a seed whatever the size of the pool. Its ROMs come inside its assets package."""
 
 import ctypes
 import os
@@ -71,8 +70,7 @@ def atari(
     max_frames         there `is_last` is set alone; the default is 30 minutes. `Spec.max_steps` is that / frame_skip.
     num_threads        threads of the pool; 0 lets envpool choose.
 
-    Raises ValueError for a value out of range.
-    """
+    Raises ValueError for a value out of range."""
     name = f"atari/{game}"
     _at_least(name, 1, image_size=image_size, frame_skip=frame_skip, noop_max=noop_max, stack=stack)
     _at_least(name, frame_skip, max_frames=max_frames)
@@ -99,11 +97,9 @@ def dmc(
     pixels: bool = False,
 ) -> Env:
     """A DeepMind Control task from its state, such as "CartpoleSwingup": a dict of float32 vectors, a `Box` action.
-
     The keys are those of dm_control; a scalar is `[1]`, a matrix is flattened. `action_repeat` applies an action to
     that many control steps and adds their rewards (1 for DreamerV3 from state). `max_steps` replaces the time limit of
-    1000 control steps, counted in steps of the agent. Raises ValueError for `pixels=True`.
-    """
+    1000 control steps, counted in steps of the agent. Raises ValueError for `pixels=True`."""
     if pixels:
         reason = "rendering MuJoCo in envpool 1.2.5 ends the whole process where EGL is missing"
         raise ValueError(f"dmc/{task} is offered from state only: {reason}, without an exception to catch")
@@ -131,8 +127,7 @@ def box2d(
     Without a version it is the newest. With an `image_size`, CarRacing's image loses the status bar at its bottom and
     is resized to `[image_size, image_size, 3]`, as in World Models (64). Other options as for `dmc`.
 
-    Raises ValueError for an `image_size` where there is no image.
-    """
+    Raises ValueError for an `image_size` where there is no image."""
     name, native = f"box2d/{task}", _BOX2D_NEWEST.get(task, task)
     if image_size is None:
         return _timed(name, native, num_envs, action_repeat, max_steps, num_threads)
@@ -168,8 +163,7 @@ def vizdoom(
     max_tics     time limit; there `is_last` is set alone. `Spec.max_steps` is that over frame_skip.
     num_threads  threads of the pool; 0 lets envpool choose.
 
-    Raises ValueError for a value out of range.
-    """
+    Raises ValueError for a value out of range."""
     name = f"vizdoom/{task}"
     _at_least(name, 1, image_size=image_size, frame_skip=frame_skip)
     _at_least(name, frame_skip, max_tics=max_tics)
@@ -207,10 +201,8 @@ def _env(
     reward: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Env:
     """The `Env` of envpool's `task` with envpool's options `native`.
-
     `view` is another observation spec and the function to it, `order` the native action behind each of ours, and
-    `reward` a function of `terminated [K]` that takes the place of envpool's.
-    """
+    `reward` a function of `terminated [K]` that takes the place of envpool's."""
     check_num_envs(num_envs)
     _at_least(name, 0, num_threads=native["num_threads"])
     try:
@@ -243,11 +235,9 @@ def _env(
 
 def _stop_blas_threads() -> None:
     """Fork once, alone, so that OpenBLAS (in NumPy and SciPy) has no threads left to join at a fork.
-
     A pool of ViZDoom forks from several threads at once, and when OpenBLAS joins its threads in two forks at the same
     time, one of them waits for ever. It starts them again when it needs them. C's fork, because Python's warns of
-    threads, and the child leaves at once.
-    """
+    threads, and the child leaves at once."""
     if sys.platform != "linux":
         return
     libc = ctypes.PyDLL(None)

@@ -36,8 +36,7 @@ def gymnax(task: str, num_envs: int = 1, *, max_steps: int | None = None, **opti
     0/1 grids are bool `[H, W, C]`, MNIST is uint8 `[28, 28, 1]`, a discrete state is one-hot bool `[n]`, the rest a
     flat float32 vector. Box actions in [-1, 1] are scaled to the native bounds.
 
-    Raises ValueError for an unknown option and RuntimeError where MNIST cannot be downloaded.
-    """
+    Raises ValueError for an unknown option and RuntimeError where MNIST cannot be downloaded."""
     return _make(f"gymnax/{task}", task, num_envs, max_steps, options)
 
 

@@ -10,8 +10,7 @@ An observation is a dict:
 Without an opponent an environment is self-play: the agent moves for both (`Spec.players` is 2), and the reward is that
 of the player who has just moved: 1 for the winning move, 0 otherwise (in Go a move can lose at once, -1). The sum of
 such rewards is no score. With one the agent plays one side and sees its own turns only; the reward is 1, 0 or -1 at the
-end, the agent's.
-"""
+end, the agent's."""
 
 from collections.abc import Callable
 from functools import partial
@@ -54,8 +53,7 @@ def pgx(
     search with `simulations` random playouts a move). `side` is the one the agent plays against it; "both" gives every
     other environment another one and changes with each game.
 
-    Raises ValueError for an unknown opponent or side, and for minimax in another game.
-    """
+    Raises ValueError for an unknown opponent or side, and for minimax in another game."""
     check_num_envs(num_envs)
     check_choice("opponent", opponent, ("self", "random", "minimax", "mcts"))
     check_choice("side", side, ("both", "first", "second"))

@@ -1,8 +1,7 @@
 """`jaxwm dream`: what a run's world model dreams, next to what really happened.
 
 Real windows of L context records and H more are cut out of fresh episodes. The model sees the context and dreams H
-steps open loop under the actions that were really taken.
-"""
+steps open loop under the actions that were really taken."""
 
 import json
 from collections.abc import Iterator
@@ -50,9 +49,7 @@ class Settings:
 
 def dream(player: Player, out: Path, settings: Settings, console: Console) -> None:
     """Write pictures and numbers of a run's dreams into `out`; print a table of the errors and what it means.
-
-    ValueError for an agent that cannot dream.
-    """
+    ValueError for an agent that cannot dream."""
     if player.agent.imagine is None:
         name = player.plan.agent
         raise ValueError(f"{name} has no model that dreams (Agent.imagine is None); see its policy with jaxwm watch")
@@ -117,9 +114,7 @@ def draw(out: Path, title: str, spec: Spec, study: Study, found: dict[str, Any],
 
 def film(title: str, painter: pictures.Painter, study: Study) -> Iterator[np.ndarray]:
     """Frames of all sequences side by side; the rows are truth, dream and error.
-
-    During the context both rows show the real observation in a grey frame; the dream is framed in orange.
-    """
+    During the context both rows show the real observation in a grey frame; the dream is framed in orange."""
     length, horizon = study.context, study.valid.shape[1]
     for t in range(length + horizon):
         word = f"dreamed step {t - length + 1} of {horizon}" if t >= length else f"context {t + 1} of {length}"
