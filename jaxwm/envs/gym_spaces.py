@@ -14,17 +14,14 @@ import numpy as np
 from jaxwm import types
 from jaxwm.envs.border import Misfit, Reader, Sensor
 
-Writer = Callable[[np.ndarray], np.ndarray]
-"""From our actions `[K, ...]` to those of a native space."""
-
+Writer = Callable[[np.ndarray], np.ndarray]  # from our actions `[K, ...]` to those of a native space
 OPEN = 1e9  # a bound this far out is none: LQR writes 1e10, ViZDoom 1e308, others inf
 SMALL = 16  # most channels, or frames of a stack, of an image; sides of images are longer
 
 
 def box_range(low: Any, high: Any, shape: tuple[int, ...], name: str = "the environment") -> tuple[Any, Any]:
     """The range, float64 of `shape` each, to which [-1, 1] is scaled.
-    It is [-1, 1] itself where an entry has no bounds. Raises ValueError where it has one on one side only, as there is
-    nothing to scale to."""
+    It is [-1, 1] itself where an entry has no bounds. ValueError where it has one on one side only: no scale fits."""
     low, high = (np.broadcast_to(np.asarray(x, np.float64), shape) for x in (low, high))
     below, above = low <= -OPEN, high >= OPEN
     wrong = (below != above) | ~(low <= high)

@@ -138,4 +138,3 @@ PROBES = {
     "Recall": recall,
     "MultiSensor": multi_sensor,
 }
-"""Task -> constructor `(num_envs, **options) -> Env`."""

@@ -22,10 +22,7 @@ WALLS = {
     "BlockingMaze": [(3, column) for column in range(8)],
     "ShortcutMaze": [(3, column) for column in range(1, 9)],
 }
-LATER = {
-    "BlockingMaze": [(3, column) for column in range(1, 9)],
-    "ShortcutMaze": [(3, column) for column in range(1, 8)],
-}
+LATER = {"BlockingMaze": WALLS["ShortcutMaze"], "ShortcutMaze": [(3, column) for column in range(1, 8)]}
 """The walls after the change, which comes after `CHANGES` real steps."""
 
 STARTS = {"DynaMaze": (2, 0), "BlockingMaze": (5, 3), "ShortcutMaze": (5, 3)}
@@ -155,4 +152,3 @@ def taxi(num_envs: int = 1) -> Env:
 
 TABULAR: dict[str, Callable[..., Env]] = {task: partial(maze, task) for task in WALLS}
 TABULAR |= {task: partial(frozen_lake, task) for task in LAKES} | {"Taxi": taxi}
-"""Task -> constructor `(num_envs, **options) -> Env`."""

@@ -21,8 +21,7 @@ GREY, GAP, DASHES = "#555555", "#F0F0EC", (0, (6, 3))
 MOST_WITH_MEMBERS = 4  # more runs than this in one figure are drawn without a line for each member
 STEPS, NORMALISED = "environment steps per member", "human-normalised score"
 
-_STYLE_FILE = str(files("jaxwm.report.data").joinpath("report.mplstyle"))
-STYLE: Any = rc_params_from_file(_STYLE_FILE, use_default_template=False)
+STYLE: Any = rc_params_from_file(str(files("jaxwm.report.data") / "report.mplstyle"), use_default_template=False)
 """For `matplotlib.rc_context`, around drawing and saving."""
 
 

@@ -1,10 +1,8 @@
 """Real episodes to look at: the policy plays, its records are kept, windows are cut out of them.
 
-Arrays are NumPy, time first as in the replay ring: `[T, N, ...]` are T rows of N environments; windows are
-`[B, W, ...]`."""
+Arrays are NumPy, time first as in a replay ring: T rows of N environments `[T, N, ...]`; windows are `[B, W, ...]`."""
 
-from collections.abc import Callable, Generator, Iterator
-from itertools import islice
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,8 +50,8 @@ def open_player(folder: Path, member: int, seed: int, checkpoint: str = "newest"
 
 def play(agent: Agent, env: Env, state: Any, key: Key, mode: Mode = "explore") -> Generator[Record]:
     """Records `[N, ...]` of one member, one per time step and without end; close it when you have enough.
-    A simulator that dies is built again with other seeds, with a warning, and its episodes start again: the episode
-    before has no end. EnvironmentDied when three restarts in a row have not helped."""
+    A simulator that dies is built again with other seeds, with a warning; the episode before has no end.
+    EnvironmentDied when three restarts in a row have not helped."""
     start, advance, close = _single(env)
     act = jax.jit(lambda state, memory, step, t: agent.act(state, memory, step, stream(key, ACT, t), mode))
     memory = agent.reset(state, env.num_envs)
@@ -85,15 +83,14 @@ def _single(env: Env) -> tuple[Callable[..., tuple[Any, Step]], Callable[..., tu
     return start, advance, Pool.close
 
 
-def record(records: Iterator[Record], rows: int) -> Record:
-    """The next `rows` records as one, `[T, N, ...]`."""
-    return jax.tree.map(lambda *x: np.stack(x), *islice(records, rows))
+def record(records: Iterable[Record]) -> Record:
+    """Records `[...]` as one, `[T, ...]`."""
+    return jax.tree.map(lambda *x: np.stack(x), *records)
 
 
 def fit(records: Record, context: int, horizon: int) -> tuple[int, int]:
     """`context` and `horizon`, shortened so that some window fits into the longest episode that was recorded.
-    A quarter of a short episode is context, but two records at least, because some models start from the latent
-    stored with the first one."""
+    A quarter of a short episode is context, but at least two records: some models start from the first one's latent."""
     began, after = _bounds(records.is_first)
     longest = int((after - began).max())
     if context + horizon > longest:

@@ -67,7 +67,7 @@ def _play(player: Player, settings: Settings, console: Console) -> list[Record]:
             ended |= rows[-1].is_last
             if ended.all():
                 break
-    return episodes.episodes(episodes.record(iter(rows), len(rows)))
+    return episodes.episodes(episodes.record(rows))
 
 
 def film(title: list[str], spec: Spec, episode: Record, number: int, every: int = 1) -> Iterator[np.ndarray]:
