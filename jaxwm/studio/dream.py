@@ -200,8 +200,7 @@ def _write_numbers(path: Path, player: Player, study: Study, found: dict[str, An
     }
     about = dict(agent=player.plan.agent, env=player.plan.env, member=player.member, env_steps=player.env_steps)
     about |= dict(seed=player.seed, context=study.context, horizon=study.valid.shape[1])
-    about |= dict(
-        sequences=study.valid.sum(0).tolist(), changed_actions=changed, errors=numbers, verdict=verdict(found)
-    )
+    about |= dict(sequences=study.valid.sum(0).tolist(), changed_actions=changed)
+    about |= dict(errors=numbers, verdict=verdict(found))
     path.write_text(json.dumps(about, indent=2) + "\n")
     return path
