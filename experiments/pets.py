@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 from contextlib import closing
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,7 +94,7 @@ def calibrate(
     env = player.envs(10)
     agent = pets.make(env.spec, replace(player.plan.settings, particles=particles))
     with closing(episodes.play(player.agent, env, player.state, player.key, mode)) as plays:
-        records = episodes.record(plays, 201)
+        records = episodes.record(islice(plays, 201))
     window, valid = episodes.windows(records, 2, horizon, windows, np.random.default_rng(0))
     dream = jax.jit(
         agent.imagine, static_argnums=4

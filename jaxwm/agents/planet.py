@@ -22,6 +22,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from jaxwm import spaces
 from jaxwm.agents.system import System, hyper_of
 from jaxwm.control import planning
 from jaxwm.control.policy import disturb
@@ -165,7 +166,7 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
 
     def imagine(state: State, context: Record, actions: Array | None, key: Key, horizon: int) -> Dream:
         """As in `Agent.imagine`; without actions one plan is made for the whole dream, where the dream starts."""
-        world.check_dream(context, actions, horizon)
+        spaces.check_dream(world.spec.action, context, actions, horizon, least=2)
         k_filter, k_plan, k_dream = jax.random.split(key, 3)
         starts = world.last(state.params, context, k_filter)
         taken = plans(nets, state.params, starts, k_plan, horizon) if actions is None else actions

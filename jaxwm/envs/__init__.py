@@ -5,8 +5,7 @@
 `suite/Task`: continuous, gymnax, minatar, pgx, probe and tabular are pure JAX (`env.pure`); atari, dmc, classic, box2d
 and vizdoom are host pools.
 A new environment is two functions (`from_functions`) or any object with gymnasium's interface (`from_gymnasium`), and
-may be given a name with `register`. gymnax, pgx and envpool are imported only when one of theirs is asked for.
-"""
+may be given a name with `register`. gymnax, pgx and envpool are imported only when one of theirs is asked for."""
 
 from jaxwm.envs.host import from_gymnasium
 from jaxwm.envs.pure import from_functions

@@ -18,10 +18,8 @@ FAR, TILTED = 2.4, 12 * math.pi / 180  # where an episode ends: distance of the 
 
 def cartpole(num_envs: int = 1, *, max_steps: int = 200) -> Env:
     """Gymnasium's CartPole with the force 10 N * action, action in [-1, 1] (Box(1)); reward 1 a step.
-
     obs = position, velocity, angle, angular velocity, drawn from [-0.05, 0.05] at the start. An episode ends at 2.4 m
-    or 12 degrees, or after `max_steps`; its highest return is `max_steps`.
-    """
+    or 12 degrees, or after `max_steps`; its highest return is `max_steps`."""
     check_number("continuous/CartPole: max_steps", max_steps, least=1, whole=True)
 
     def reset(key: Key) -> tuple[PyTree, Array]:
@@ -56,11 +54,9 @@ STRIDE, SLIP = 0.1, 0.05  # of the ledge: distance of a step at action 1, standa
 
 def ledge(num_envs: int = 1, *, max_steps: int = 50) -> Env:
     """A walk towards a ledge on slippery ground: the nearer, the better, but who steps over it earns nothing more.
-
     obs = position x, from [-0.05, 0.05] at the start; a step moves it by 0.1 * action, action in [-1, 1] (Box(1)), and
     a normal slip of 0.05. The reward is the new x; beyond 1 it is 0 and the episode ends. Who plans with the mean of
-    the next position walks up to the edge and falls; who knows its spread keeps a distance.
-    """
+    the next position walks up to the edge and falls; who knows its spread keeps a distance."""
     check_number("continuous/Ledge: max_steps", max_steps, least=1, whole=True)
 
     def reset(key: Key) -> tuple[PyTree, Array]:

@@ -1,8 +1,7 @@
 """envpool: Atari, DeepMind Control from state, classic control, Box2D and ViZDoom, as C++ pools on the host.
 
 envpool already resets at the step after the last one and ignores that step's action, gives every environment its own
-seed, and draws the same stream for a seed whatever the size of the pool. Its ROMs come inside its assets package.
-"""
+seed, and draws the same stream for a seed whatever the size of the pool. Its ROMs come inside its assets package."""
 
 import ctypes
 import os
@@ -18,7 +17,6 @@ from PIL import Image
 
 from jaxwm.envs import gym_spaces
 from jaxwm.envs.host import Outcome, host_env
-from jaxwm.envs.pure import check_num_envs
 from jaxwm.errors import check_choice, check_number
 from jaxwm.types import Env, PyTree, Spec
 
@@ -33,22 +31,11 @@ CAR_RACING_BAR = 12  # rows at the bottom of CarRacing's 96 x 96 image that show
 
 
 def atari(
-    game: str,
-    num_envs: int = 1,
-    *,
-    image_size: int = 64,
-    gray: bool = False,
-    resize: Literal["area", "bilinear"] = "area",
-    frame_skip: int = 4,
-    sticky: float = 0.0,
-    full_action_space: bool = False,
-    noop_max: int = 30,
-    use_fire_reset: bool = False,
-    stack: int = 1,
-    life_loss: Literal["ignore", "terminal"] = "ignore",
-    max_frames: int = 108_000,
-    num_threads: int = 0,
-) -> Env:
+    game: str, num_envs: int = 1, *, image_size: int = 64, gray: bool = False,
+    resize: Literal["area", "bilinear"] = "area", frame_skip: int = 4, sticky: float = 0.0,
+    full_action_space: bool = False, noop_max: int = 30, use_fire_reset: bool = False, stack: int = 1,
+    life_loss: Literal["ignore", "terminal"] = "ignore", max_frames: int = 108_000, num_threads: int = 0,
+) -> Env:  # fmt: skip
     """An Atari game, such as "Pong", with the Atari-100k settings of DreamerV3 as defaults.
 
     Observations are uint8 `[image_size, image_size, C]`, C = stack * (1 if gray else 3), newest frame last; actions
@@ -71,8 +58,7 @@ def atari(
     max_frames         there `is_last` is set alone; the default is 30 minutes. `Spec.max_steps` is that / frame_skip.
     num_threads        threads of the pool; 0 lets envpool choose.
 
-    Raises ValueError for a value out of range.
-    """
+    Raises ValueError for a value out of range."""
     name = f"atari/{game}"
     _at_least(name, 1, image_size=image_size, frame_skip=frame_skip, noop_max=noop_max, stack=stack)
     _at_least(name, frame_skip, max_frames=max_frames)
@@ -90,20 +76,13 @@ def atari(
 
 
 def dmc(
-    task: str,
-    num_envs: int = 1,
-    *,
-    action_repeat: int = 1,
-    max_steps: int | None = None,
-    num_threads: int = 0,
+    task: str, num_envs: int = 1, *, action_repeat: int = 1, max_steps: int | None = None, num_threads: int = 0,
     pixels: bool = False,
-) -> Env:
+) -> Env:  # fmt: skip
     """A DeepMind Control task from its state, such as "CartpoleSwingup": a dict of float32 vectors, a `Box` action.
-
     The keys are those of dm_control; a scalar is `[1]`, a matrix is flattened. `action_repeat` applies an action to
     that many control steps and adds their rewards (1 for DreamerV3 from state). `max_steps` replaces the time limit of
-    1000 control steps, counted in steps of the agent. Raises ValueError for `pixels=True`.
-    """
+    1000 control steps, counted in steps of the agent. Raises ValueError for `pixels=True`."""
     if pixels:
         reason = "rendering MuJoCo in envpool 1.2.5 ends the whole process where EGL is missing"
         raise ValueError(f"dmc/{task} is offered from state only: {reason}, without an exception to catch")
@@ -118,21 +97,13 @@ def classic(
 
 
 def box2d(
-    task: str,
-    num_envs: int = 1,
-    *,
-    action_repeat: int = 1,
-    max_steps: int | None = None,
-    num_threads: int = 0,
+    task: str, num_envs: int = 1, *, action_repeat: int = 1, max_steps: int | None = None, num_threads: int = 0,
     image_size: int | None = None,
-) -> Env:
+) -> Env:  # fmt: skip
     """A Box2D task, such as "LunarLander" (float32 vector) or "CarRacing" (uint8 `[96, 96, 3]`, Box(3)).
-
     Without a version it is the newest. With an `image_size`, CarRacing's image loses the status bar at its bottom and
-    is resized to `[image_size, image_size, 3]`, as in World Models (64). Other options as for `dmc`.
-
-    Raises ValueError for an `image_size` where there is no image.
-    """
+    is resized to `[image_size, image_size, 3]`, as in World Models (64). Other options as for `dmc`. Raises ValueError
+    for an `image_size` where there is no image."""
     name, native = f"box2d/{task}", _BOX2D_NEWEST.get(task, task)
     if image_size is None:
         return _timed(name, native, num_envs, action_repeat, max_steps, num_threads)
@@ -158,18 +129,16 @@ def vizdoom(
     num_threads: int = 0,
 ) -> Env:
     """ViZDoom's "TakeCover": step aside from fireballs, as long as possible.
-
     Observations are uint8 `[image_size, image_size, 3]`, the whole view without a status bar; actions are
     `Discrete(3)`: left, stay, right. The reward is the number of tics (game frames, 35 a second) that were survived:
-    frame_skip at every step, 0 at the one that ends in death. A return is therefore the survival in tics that is
-    published, less what was survived of the last step.
+    frame_skip at every step, 0 at the one that ends in death. A return is the published survival in tics, less what was
+    survived of the last step.
 
     frame_skip   tics that an action is held.
     max_tics     time limit; there `is_last` is set alone. `Spec.max_steps` is that over frame_skip.
     num_threads  threads of the pool; 0 lets envpool choose.
 
-    Raises ValueError for a value out of range.
-    """
+    Raises ValueError for a value out of range."""
     name = f"vizdoom/{task}"
     _at_least(name, 1, image_size=image_size, frame_skip=frame_skip)
     _at_least(name, frame_skip, max_tics=max_tics)
@@ -194,24 +163,13 @@ def _timed(
 
 
 def _env(
-    name: str,
-    task: str,
-    num_envs: int,
-    native: dict[str, Any],
-    *,
-    channels_first: bool = False,
-    lives: bool = False,
-    repeat: int = 1,
-    view: View | None = None,
-    order: np.ndarray | None = None,
+    name: str, task: str, num_envs: int, native: dict[str, Any], *, channels_first: bool = False, lives: bool = False,
+    repeat: int = 1, view: View | None = None, order: np.ndarray | None = None,
     reward: Callable[[np.ndarray], np.ndarray] | None = None,
-) -> Env:
+) -> Env:  # fmt: skip
     """The `Env` of envpool's `task` with envpool's options `native`.
-
-    `view` is another observation spec and the function to it, `order` the native action behind each of ours, and
-    `reward` a function of `terminated [K]` that takes the place of envpool's.
-    """
-    check_num_envs(num_envs)
+    `view` is another observation spec and the function to it, `order` the native action behind each of ours, `reward` a
+    function of `terminated [K]` in place of envpool's."""
     _at_least(name, 0, num_threads=native["num_threads"])
     try:
         import envpool
@@ -243,11 +201,9 @@ def _env(
 
 def _stop_blas_threads() -> None:
     """Fork once, alone, so that OpenBLAS (in NumPy and SciPy) has no threads left to join at a fork.
-
     A pool of ViZDoom forks from several threads at once, and when OpenBLAS joins its threads in two forks at the same
     time, one of them waits for ever. It starts them again when it needs them. C's fork, because Python's warns of
-    threads, and the child leaves at once.
-    """
+    threads, and the child leaves at once."""
     if sys.platform != "linux":
         return
     libc = ctypes.PyDLL(None)

@@ -1,8 +1,7 @@
 """What the spaces of gymnasium mean to us: sensors to read, actions to write.
 
 gymnasium itself is not imported: a space is recognised by the name of its class, so a space of an older `gym` is
-understood too. Functions over arrays work on NumPy, with one leading axis `[K]` (K environments of a host pool).
-"""
+understood too. Functions over arrays work on NumPy, with one leading axis `[K]` (K environments of a host pool)."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -15,19 +14,14 @@ import numpy as np
 from jaxwm import types
 from jaxwm.envs.border import Misfit, Reader, Sensor
 
-Writer = Callable[[np.ndarray], np.ndarray]
-"""From our actions `[K, ...]` to those of a native space."""
-
+Writer = Callable[[np.ndarray], np.ndarray]  # from our actions `[K, ...]` to those of a native space
 OPEN = 1e9  # a bound this far out is none: LQR writes 1e10, ViZDoom 1e308, others inf
 SMALL = 16  # most channels, or frames of a stack, of an image; sides of images are longer
 
 
 def box_range(low: Any, high: Any, shape: tuple[int, ...], name: str = "the environment") -> tuple[Any, Any]:
     """The range, float64 of `shape` each, to which [-1, 1] is scaled.
-
-    It is [-1, 1] itself where an entry has no bounds. Raises ValueError where it has one on one side only, as there is
-    nothing to scale to.
-    """
+    It is [-1, 1] itself where an entry has no bounds. ValueError where it has one on one side only: no scale fits."""
     low, high = (np.broadcast_to(np.asarray(x, np.float64), shape) for x in (low, high))
     below, above = low <= -OPEN, high >= OPEN
     wrong = (below != above) | ~(low <= high)
@@ -40,10 +34,8 @@ def box_range(low: Any, high: Any, shape: tuple[int, ...], name: str = "the envi
 
 def action_space(space: Any, name: str = "the environment") -> tuple[types.ActionSpace, Writer]:
     """Our action space, and the writer of actions of the native `space`.
-
     -1 and 1 become exactly the bounds of a `Box`, and nothing leaves them. Raises ValueError for a space that has no
-    counterpart (Tuple, Dict, Text, ...) and for a box with bounds on one side only.
-    """
+    counterpart (Tuple, Dict, Text, ...) and for a box with bounds on one side only."""
     kind = type(space).__name__
     if kind == "Discrete":
         start = int(getattr(space, "start", 0))
@@ -79,8 +71,7 @@ def observation_space(space: Any, channels_first: bool = False, name: str = "the
     - Dict and Tuple: a dict, inner ones flattened; names are keys and places joined by "_".
     - any other Box: float32, flat unless its rank is above 2.
 
-    Raises ValueError for another kind of space and for two sensors of one name.
-    """
+    Raises ValueError for another kind of space and for two sensors of one name."""
     sensors = tuple(_sensors(space, (), channels_first, name))
     names = [sensor.name for sensor in sensors]
     if len(set(names)) < len(names):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxwm.envs import gym_spaces
-from jaxwm.envs.pure import check_num_envs, from_functions
+from jaxwm.envs.pure import from_functions
 from jaxwm.errors import check_number, check_options
 from jaxwm.types import ActionSpace, Box, Discrete, Env, Spec
 
@@ -29,20 +29,15 @@ def minatar(task: str, num_envs: int = 1, *, max_steps: int | None = None, **opt
 
 def gymnax(task: str, num_envs: int = 1, *, max_steps: int | None = None, **options: Any) -> Env:
     """The gymnax environment with the id `task`, as a pure `Env`.
-
     `max_steps` replaces the time limit (`max_steps_in_episode`). Every other field of the environment's `EnvParams`
     and every argument of its constructor is an option: `gravity=12.0` for CartPole-v1, `size=20` for DeepSea-bsuite.
-
     0/1 grids are bool `[H, W, C]`, MNIST is uint8 `[28, 28, 1]`, a discrete state is one-hot bool `[n]`, the rest a
-    flat float32 vector. Box actions in [-1, 1] are scaled to the native bounds.
-
-    Raises ValueError for an unknown option and RuntimeError where MNIST cannot be downloaded.
-    """
+    flat float32 vector. Box actions in [-1, 1] are scaled to the native bounds. Raises ValueError for an unknown option
+    and ConnectionError where MNIST cannot be downloaded."""
     return _make(f"gymnax/{task}", task, num_envs, max_steps, options)
 
 
 def _make(name: str, task: str, num_envs: int, max_steps: int | None, options: dict[str, Any]) -> Env:
-    check_num_envs(num_envs)
     native, params = _build(name, task, max_steps, options)
     shape = jax.eval_shape(lambda: native.reset_env(jax.random.key(0), params)[0]).shape
     obs, read = _observation(task, native.observation_space(params), shape)

@@ -38,10 +38,8 @@ class Pool(Protocol):
 
 class Handle:
     """The `env_state` of a host environment: the pool, the number of members, who starts anew at the next step.
-
     `replaced` int `[M, N]` counts steps in which a number was not finite (see `envs.border`). `step` changes a handle
-    in place; there is no way back to an earlier one.
-    """
+    in place; there is no way back to an earlier one."""
 
     def __init__(self, pool: Pool, members: int, num_envs: int):
         self.pool: Pool | None = pool
@@ -119,9 +117,7 @@ def from_gymnasium(make_one: Callable[[int], Any], num_envs: int = 1, spec: Spec
     inferred: observations must be those of `spec.obs`, and actions are handed over as they are, in [-1, 1].
 
     Raises ValueError for a space without a counterpart in `jaxwm.types`, and `border.Misfit` when what is returned is
-    not what the spaces or the spec say.
-    """
-    check_num_envs(num_envs)
+    not what the spaces or the spec say."""
     if spec is not None:
         read, write = border.reader_of(spec), lambda action: action
     else:

@@ -1,8 +1,7 @@
 """Fixed opponents for board games: at random, perfect play of tic-tac-toe, plain Monte Carlo tree search.
 
 An opponent is a function `(key, sim) -> action` for N games at once: `sim` is a pgx state `[N, ...]`, the action int32
-`[N]`. It shares nothing with the agents that are measured against it.
-"""
+`[N]`. It shares nothing with the agents that are measured against it."""
 
 from collections.abc import Callable
 from functools import cache

@@ -10,8 +10,7 @@ An observation is a dict:
 Without an opponent an environment is self-play: the agent moves for both (`Spec.players` is 2), and the reward is that
 of the player who has just moved: 1 for the winning move, 0 otherwise (in Go a move can lose at once, -1). The sum of
 such rewards is no score. With one the agent plays one side and sees its own turns only; the reward is 1, 0 or -1 at the
-end, the agent's.
-"""
+end, the agent's."""
 
 from collections.abc import Callable
 from functools import partial
@@ -28,8 +27,7 @@ from jaxwm.types import Array, Discrete, Env, Key, PyTree, Spec, Step
 GAMES = {"TicTacToe": "tic_tac_toe", "ConnectFour": "connect_four", "GardnerChess": "gardner_chess", "Go9x9": "go_9x9"}
 """Task -> the name that pgx has for it."""
 
-LIMITS = {"TicTacToe": 9, "ConnectFour": 42, "GardnerChess": 256, "Go9x9": 162}
-"""Moves after which a game is over."""
+LIMITS = {"TicTacToe": 9, "ConnectFour": 42, "GardnerChess": 256, "Go9x9": 162}  # moves to the end of a game
 
 
 class Table(NamedTuple):
@@ -42,20 +40,14 @@ class Table(NamedTuple):
 
 
 def pgx(
-    task: str,
-    num_envs: int = 1,
-    opponent: Literal["self", "random", "minimax", "mcts"] = "self",
-    side: Literal["both", "first", "second"] = "both",
-    simulations: int = 100,
-) -> Env:
+    task: str, num_envs: int = 1, opponent: Literal["self", "random", "minimax", "mcts"] = "self",
+    side: Literal["both", "first", "second"] = "both", simulations: int = 100,
+) -> Env:  # fmt: skip
     """The board game `task`, `num_envs` of it.
-
     `opponent` moves for the other side: "random", "minimax" (tic-tac-toe, perfect) or "mcts" (plain Monte Carlo tree
     search with `simulations` random playouts a move). `side` is the one the agent plays against it; "both" gives every
-    other environment another one and changes with each game.
-
-    Raises ValueError for an unknown opponent or side, and for minimax in another game.
-    """
+    other environment another one and changes with each game. Raises ValueError for an unknown opponent or side, and for
+    minimax in another game."""
     check_num_envs(num_envs)
     check_choice("opponent", opponent, ("self", "random", "minimax", "mcts"))
     check_choice("side", side, ("both", "first", "second"))
@@ -91,10 +83,8 @@ def pgx(
         return settle(sim, sides, jnp.where(now.over, 0.0, moved.reward), keys, now.over)
 
     sim = jax.eval_shape(rules.init, jax.random.key(0))
-    to_play = jax.ShapeDtypeStruct((), jnp.int32)
-    obs = {"board": sim.observation, "legal": sim.legal_action_mask, "to_play": to_play, "sim": sim}
-    actions = Discrete(sim.legal_action_mask.shape[0])
-    spec = Spec(f"pgx/{task}", obs, actions, LIMITS[task], simulate, 1 if reply else 2)
+    obs = jax.eval_shape(_step, sim, sim.rewards, sim.terminated).obs
+    spec = Spec(f"pgx/{task}", obs, Discrete(obs["legal"].shape[0]), LIMITS[task], simulate, 1 if reply else 2)
     return Env(spec, reset, step, num_envs, True)
 
 
@@ -135,4 +125,3 @@ def _split(keys: Key) -> tuple[Key, Key]:
 
 
 PGX = {task: partial(pgx, task) for task in GAMES}
-"""Task -> constructor `(num_envs, **options) -> Env`."""

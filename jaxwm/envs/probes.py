@@ -5,8 +5,7 @@ offset, ObsReward the path from observation to value, TwoStepDiscount bootstrapp
 policy gradient, ContinuousTarget the same for a Box, Recall the recurrent state, MultiSensor the encoders and the
 factorised action.
 
-Below, r_t is the reward in the `Step` that follows action a_t, V* the optimal value and gamma the discount.
-"""
+Below, r_t is the reward in the `Step` that follows action a_t, V* the optimal value and gamma the discount."""
 
 from collections.abc import Callable
 from typing import Any
@@ -35,9 +34,7 @@ def _bandit(name: str, action: ActionSpace, reward: Callable[[Array], Any], num_
 
 def constant_reward(num_envs: int = 1) -> Env:
     """One step, reward 1 whatever the action: obs = 0, r_0 = 1, end. V*(0) = 1; every policy's return is 1.
-
-    There are two equal actions, because a policy over a single one has no entropy to normalise.
-    """
+    There are two equal actions, because a policy over a single one has no entropy to normalise."""
     return _bandit("ConstantReward", Discrete(2), lambda action: 1.0, num_envs)
 
 
@@ -48,9 +45,7 @@ def action_reward(num_envs: int = 1) -> Env:
 
 def continuous_target(num_envs: int = 1) -> Env:
     """One step: obs = 0, r_0 = -(a - 1/2)^2 with a clipped to [-1, 1], end.
-
-    V*(0) = 0 at a = 1/2; a policy uniform over [-1, 1] returns -(1/3 + 1/4) = -7/12.
-    """
+    V*(0) = 0 at a = 1/2; a policy uniform over [-1, 1] returns -(1/3 + 1/4) = -7/12."""
     near = lambda action: -jnp.square(jnp.clip(action[0], -1.0, 1.0) - 0.5)  # noqa: E731
     return _bandit("ContinuousTarget", Box(1), near, num_envs)
 
@@ -84,13 +79,11 @@ def two_step_discount(num_envs: int = 1) -> Env:
 
 def recall(num_envs: int = 1, *, delay: int = 10) -> Env:
     """Remember a cue for `delay` blank steps, then name it.
-
     obs is bool `[5]`: the cue c, one of four classes, one-hot; then a go flag. The first observation shows the cue, the
     next `delay` are blank (all False), the one after has the go flag; actions count there alone: r = 1 for action c,
     else 0, end. An episode takes delay + 2 actions. The last observation, after the
     answer, shows the cue again: a model is told what it should have remembered whether or not the answer was right.
-    V*(t steps after the cue) = gamma^(delay + 1 - t), the optimal return is 1; without memory it is 1/4.
-    """
+    V*(t steps after the cue) = gamma^(delay + 1 - t), the optimal return is 1; without memory it is 1/4."""
     check_number("probe/Recall: delay", delay, least=0, whole=True)
 
     def show(cue: Array, t: Array) -> Array:
@@ -111,11 +104,9 @@ def recall(num_envs: int = 1, *, delay: int = 10) -> Env:
 
 def multi_sensor(num_envs: int = 1) -> Env:
     """One step, two sensors, two actions.
-
     obs is a dict: `image` uint8 `[64, 64, 3]`, a 16 x 16 square anywhere on black, its colour red, green or
     blue (k = 0, 1, 2); `vector` float32 `[2]`, (s, -s) with s = -1 or +1. The action is MultiDiscrete((2, 3)).
-    r_0 = [a_0 = 1 if s > 0 else 0] / 2 + [a_1 = k] / 2, end. V* = 1; a uniform policy's return is 1/4 + 1/6 = 5/12.
-    """
+    r_0 = [a_0 = 1 if s > 0 else 0] / 2 + [a_1 = k] / 2, end. V* = 1; a uniform policy's return is 1/4 + 1/6 = 5/12."""
 
     def show(state: PyTree) -> PyTree:
         sign, colour, corner = state
@@ -147,4 +138,3 @@ PROBES = {
     "Recall": recall,
     "MultiSensor": multi_sensor,
 }
-"""Task -> constructor `(num_envs, **options) -> Env`."""

@@ -38,8 +38,7 @@ def from_functions(spec: Spec, reset: Reset, step: Transition, num_envs: int = 1
     keeps the dtypes that `reset` gave it, strongly typed, and can be carried by `lax.scan`.
 
     Raises `border.Misfit`, when traced, where names, shapes or kinds of number are not those of the spec, or of the
-    state that `reset` gave.
-    """
+    state that `reset` gave."""
     check_num_envs(num_envs)
     no, yes = jnp.bool(False), jnp.bool(True)
 

@@ -45,8 +45,7 @@ def make(name: str, num_envs: int = 1, **options: Any) -> Env:
     `.box2d`, `.vizdoom`, `jaxwm.envs.gymnax.gymnax`, `.minatar`, `jaxwm.envs.pgx.pgx`, and the functions in
     `jaxwm.envs.probes`, `.continuous` and `.tabular`.
 
-    Raises ValueError for an unknown name or option (naming the nearest) and for a value out of range.
-    """
+    Raises ValueError for an unknown name or option (naming the nearest) and for a value out of range."""
     check_jax()
     constructor = _registered.get(name, _BUILT_IN.get(name))
     if constructor is None:
@@ -72,10 +71,8 @@ def names() -> dict[str, list[str]]:
 
 def register(name: str, constructor: Constructor) -> None:
     """Give the name "suite/Task" to `constructor(num_envs, **options) -> Env`, pure or host.
-
     A name may be registered again, the last one counts (a notebook's cell is run twice). Raises ValueError for a
-    built-in name and for one that is not "suite/Task".
-    """
+    built-in name and for one that is not "suite/Task"."""
     suite, _, task = name.partition("/")
     if not suite or not task or "/" in task or name != name.strip():
         raise ValueError(f"an environment is named 'suite/Task', not {name!r}")

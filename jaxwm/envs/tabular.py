@@ -1,7 +1,6 @@
 """Small worlds with few states, pure: the mazes of Dyna, FrozenLake and Taxi.
 
-An observation is one-hot: bool planes `[rows, columns, 1]` where the state is a place, else a bool vector `[S]`.
-"""
+An observation is one-hot: bool planes `[rows, columns, 1]` where the state is a place, else a bool vector `[S]`."""
 
 from collections.abc import Callable
 from functools import partial
@@ -23,10 +22,7 @@ WALLS = {
     "BlockingMaze": [(3, column) for column in range(8)],
     "ShortcutMaze": [(3, column) for column in range(1, 9)],
 }
-LATER = {
-    "BlockingMaze": [(3, column) for column in range(1, 9)],
-    "ShortcutMaze": [(3, column) for column in range(1, 8)],
-}
+LATER = {"BlockingMaze": WALLS["ShortcutMaze"], "ShortcutMaze": [(3, column) for column in range(1, 8)]}
 """The walls after the change, which comes after `CHANGES` real steps."""
 
 STARTS = {"DynaMaze": (2, 0), "BlockingMaze": (5, 3), "ShortcutMaze": (5, 3)}
@@ -35,10 +31,8 @@ CHANGES = {"DynaMaze": 0, "BlockingMaze": 1000, "ShortcutMaze": 3000}
 
 def maze(task: str, num_envs: int = 1, change: int | None = None, max_steps: int = 10_000) -> Env:
     """The gridworlds of Sutton & Barto (2018), chapter 8: +1 at the goal, which ends the episode, 0 elsewhere.
-
     `change` is the number of real steps, over all episodes of an environment, after which the walls are others (the way
-    is blocked and another opens, or a shortcut opens); walking into a wall stays in place.
-    """
+    is blocked and another opens, or a shortcut opens); walking into a wall stays in place."""
     check_num_envs(num_envs)
     change = CHANGES[task] if change is None else change
     check_number("change", change, least=0, whole=True)
@@ -86,10 +80,8 @@ LIMITS = {"FrozenLake": 100, "FrozenLake8x8": 200}
 
 def frozen_lake(task: str, num_envs: int = 1, slippery: bool = True) -> Env:
     """Cross a frozen lake from S to G (+1) without falling into a hole H; both end the episode.
-
     Actions: left, down, right, up. On slippery ice one of the intended direction and its two neighbours is taken, each
-    with probability 1/3. Rules and limits (100 steps, 200 for 8x8) as in gymnasium's FrozenLake-v1.
-    """
+    with probability 1/3. Rules and limits (100 steps, 200 for 8x8) as in gymnasium's FrozenLake-v1."""
     grid = np.array([list(row) for row in LAKES[task].split()])
     size, limit = len(grid), LIMITS[task]
     hole, goal = jnp.asarray(grid == "H"), jnp.asarray(grid == "G")
@@ -120,10 +112,8 @@ ABOARD, TAXI_LIMIT = 4, 200
 
 def taxi(num_envs: int = 1) -> Env:
     """Fetch a passenger and bring them to their destination: -1 a step, -10 for a wrong pick-up or drop-off, +20.
-
     Actions: south, north, east, west, pick up, drop off. State ((row * 5 + column) * 5 + passenger) * 4 + destination,
-    500 of them, shown as a bool vector. Rules and limit (200 steps) as in gymnasium's Taxi-v3.
-    """
+    500 of them, shown as a bool vector. Rules and limit (200 steps) as in gymnasium's Taxi-v3."""
     stops = jnp.array(STOPS)
     east = jnp.zeros((5, 6), bool).at[tuple(np.array(EAST_WALLS).T)].set(True)
 
@@ -162,4 +152,3 @@ def taxi(num_envs: int = 1) -> Env:
 
 TABULAR: dict[str, Callable[..., Env]] = {task: partial(maze, task) for task in WALLS}
 TABULAR |= {task: partial(frozen_lake, task) for task in LAKES} | {"Taxi": taxi}
-"""Task -> constructor `(num_envs, **options) -> Env`."""

@@ -237,7 +237,7 @@ class World:
     ) -> Dream:  # fmt: skip
         """What follows a context `[B, L]`, under given actions or `actor(feat)`; see `Agent.imagine`.
         `predict(feat)` gives reward and continue. Given actions are followed at temperature 1."""
-        self.check_dream(context, actions, horizon)
+        spaces.check_dream(self.spec.action, context, actions, horizon, least=2)
         k_observe, k_plan, k_imagine = jax.random.split(key, 3)
         start = self.last(params, context, k_observe)
         if actions is not None:
@@ -249,15 +249,7 @@ class World:
         latents = jax.tree.map(lambda x: x[1:], latents)
         return self.shown(params, latents, taken[:-1], *predict(latents.feat()))
 
-    def check_dream(self, context: Record, actions: Array | None, horizon: int) -> None:
-        """ValueError where the arguments of `Agent.imagine` do not fit: the first record of a context is the start."""
-        spaces.check_dream(self.spec.action, context, actions, horizon, least=2)
-
     def shown(self, params: Any, latents: Latent, actions: Array, reward: Array, cont: Array) -> Dream:
         """The dream `[B, H, ...]` behind latents `[H, B, ...]`, with what the decoder shows of them."""
-        return Dream(self.decode(params, latents), reward, cont, actions, latents).swapped()
-
-    def decode(self, params: Any, latents: Latent) -> Any:
-        """What is seen in latents `[..., D]`, as the environment would show it."""
         decoded = apply(self.dec, params["dec"], latents.deter, flatten(latents.stoch))
-        return sensors.observation(decoded, self.spec.obs)
+        return Dream(sensors.observation(decoded, self.spec.obs), reward, cont, actions, latents).swapped()

@@ -291,7 +291,6 @@ def imagine(
     uniform: Array, temperature: float = 1.0, gradients: bool = False,
 ) -> tuple[Latent, Array]:  # fmt: skip
     """Roll the prior forward for H steps, time first.
-
     `policy(latent, plan[t]) -> (action, encoded action [B, A])`, where `plan [H + 1, B, ...]` holds the noise that
     decides, or the actions themselves. `uniform [H, B, S]` in [0, 1) decides the latents, which are drawn at
     `temperature`, or with `gradients` as they are. Returns latents `[H + 1, B, ...]` (the start first) and the actions

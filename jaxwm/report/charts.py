@@ -1,7 +1,6 @@
 """The figures of a report. Arrays in, matplotlib figures out: no files, no global state of pyplot.
 
-Letters: K points, M members. Colours are Okabe and Ito's, which colour-blind readers can distinguish.
-"""
+Letters: K points, M members. Colours are Okabe and Ito's, which colour-blind readers can distinguish."""
 
 from collections.abc import Sequence
 from importlib.resources import files
@@ -22,16 +21,13 @@ GREY, GAP, DASHES = "#555555", "#F0F0EC", (0, (6, 3))
 MOST_WITH_MEMBERS = 4  # more runs than this in one figure are drawn without a line for each member
 STEPS, NORMALISED = "environment steps per member", "human-normalised score"
 
-_STYLE_FILE = str(files("jaxwm.report.data").joinpath("report.mplstyle"))
-STYLE: Any = rc_params_from_file(_STYLE_FILE, use_default_template=False)
+STYLE: Any = rc_params_from_file(str(files("jaxwm.report.data") / "report.mplstyle"), use_default_template=False)
 """For `matplotlib.rc_context`, around drawing and saving."""
 
 
 class Series(NamedTuple):
     """A quantity of the members of one run: `steps [K]`, `values [K, M]` with NaN where there is none.
-
-    `index` is the place of the run in the report, which gives it its colour in every figure.
-    """
+    `index` is the place of the run in the report, which gives it its colour in every figure."""
 
     label: str
     index: int
@@ -49,9 +45,7 @@ class Panel(NamedTuple):
 
 def returns(title: str, series: list[Series], finals: list[Series], chance: float | None) -> Figure:
     """Learning curves of the runs of one environment, their evaluations (K = 1), and the random policy's return.
-
-    With a single run the stretches in which not all members have an episode are shaded.
-    """
+    With a single run the stretches in which not all members have an episode are shaded."""
     figure = Figure(figsize=(8, 4.4), layout="constrained")
     axes = figure.add_subplot(title=title, xlabel=STEPS, ylabel="return of an episode (raw)")
     thin = len(series) <= MOST_WITH_MEMBERS
@@ -141,9 +135,7 @@ def _focus(axes: Axes, series: list[Series]) -> None:
 
 def _draw(axes: Axes, curve: Series, members: bool = False, color: str | None = None, band: float = 0.15) -> None:
     """Mean over the members and the band from the least to the greatest, where all members have a value.
-
-    A thin line for each member is drawn on request, and where the others have gaps.
-    """
+    A thin line for each member is drawn on request, and where the others have gaps."""
     look: Any = _look(curve.index) if color is None else {"color": color, "linestyle": "-"}
     values, there = curve.values, np.isfinite(curve.values)
     whole = np.where(there.all(1, keepdims=True), values, np.nan)
@@ -211,9 +203,7 @@ def _meaning_handles(several: bool, thin: bool = False, final: bool = False, cha
 
 def aggregates(numbers: dict[str, dict[str, Any]], ours: list[str]) -> Figure:
     """A panel for each aggregate, a row for each system: the estimate, and the interval where there is one.
-
-    `numbers` are `{system: {aggregate: (value, low, high)}}`, `ours` the systems to set off by colour.
-    """
+    `numbers` are `{system: {aggregate: (value, low, high)}}`, `ours` the systems to set off by colour."""
     names, panels = list(numbers)[::-1], list(next(iter(numbers.values())))
     figure = Figure(figsize=(11, 0.28 * len(names) + 1.2), layout="constrained")
     grid = figure.subplots(1, len(panels), sharey=True, squeeze=False).ravel()

@@ -14,9 +14,7 @@ METRIC_BINS = 200  # largest number of points of the other curves
 
 def binned(steps: np.ndarray, values: np.ndarray, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Means of `values [K, M]` in the bins of `steps [K]`: centres and means of the bins that hold a row.
-
-    NaN entries do not count; a bin with nothing else stays NaN: a gap.
-    """
+    NaN entries do not count; a bin with nothing else stays NaN: a gap."""
     which = np.clip(np.searchsorted(edges, steps, side="right") - 1, 0, len(edges) - 2)
     used = np.unique(which)
     means = [np.ma.masked_invalid(values[which == bin]).mean(0).filled(np.nan) for bin in used]

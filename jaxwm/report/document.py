@@ -1,7 +1,6 @@
 """A page as a list of blocks, each written as Markdown and as HTML; the HTML file needs nothing else.
 
-Text may hold `code`, **bold** and [links](to.somewhere), in both.
-"""
+Text may hold `code`, **bold** and [links](to.somewhere), in both."""
 
 import base64
 import re

@@ -1,7 +1,6 @@
 """What a system sees, predicts and does, and in which order: `jaxwm list NAME`, and docs/lineage.md for all of them.
 
-The order is the schedule of the system's default preset, built for the environment of its example.
-"""
+The order is the schedule of the system's default preset, built for the environment of its example."""
 
 from jaxwm import agents, envs
 from jaxwm.schedule import in_words

@@ -1,8 +1,7 @@
 """`jaxwm report`: the plain files of run directories as one page with figures, report.md and report.html.
 
 Nothing is computed again: what is not in config.json, metrics.jsonl, scores.jsonl, evaluation.json and dreams/ is named
-as missing. M is the number of members of a run.
-"""
+as missing. M is the number of members of a run."""
 
 import json
 import shlex
@@ -35,16 +34,10 @@ def report(paths: Iterable[str | Path], out: str | Path | None = None) -> Path:
     """Write report.md, report.html and their figures about run directories, or directories that contain some.
 
     `out` is the directory to write to: by default RUN/report for one run, runs/report-TIME where all runs are below
-    runs/, and report-TIME for others.
+    runs/, and report-TIME for others. Returns the path of report.html.
 
-    Returns:
-        The path of report.html.
-
-    Raises:
-        FileNotFoundError: a path is no run directory and contains none.
-        ValueError: no path, or a damaged file, which the message names.
-        PermissionError: `out` cannot be written to.
-    """
+    Raises FileNotFoundError for a path that is no run directory and contains none, ValueError for no path and for a
+    damaged file, which the message names, PermissionError where `out` cannot be written to."""
     stories = read(paths)
     out = _prepare(Path(out) if out else _default_out(stories))
     title = f"Report: {stories[0].label if len(stories) == 1 else f'{len(stories)} runs'}"

@@ -16,8 +16,7 @@ from jaxwm.report import data
 Scores = Mapping[str, Sequence[float] | np.ndarray]
 """Scores `[..., R]` of the R runs of each task; functions below keep the leading axes, of resampled scores."""
 
-RESAMPLES = 2000
-"""Resampled sets of runs behind an interval."""
+RESAMPLES = 2000  # resampled sets of runs behind an interval
 
 
 class Interval(NamedTuple):

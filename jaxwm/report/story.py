@@ -1,7 +1,6 @@
 """Reading run directories: config.json, metrics.jsonl, scores.jsonl and evaluation.json of a run as one `Story`.
 
-K is the number of rows that hold a metric, M that of the members.
-"""
+K is the number of rows that hold a metric, M that of the members."""
 
 import os
 from collections.abc import Iterable

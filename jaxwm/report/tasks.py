@@ -1,7 +1,6 @@
 """The part of a report about several tasks together: scores by task, and statistics over all of them.
 
-For games of Atari-100k the scores are human-normalised, aggregated with intervals and compared with published ones.
-"""
+For games of Atari-100k the scores are human-normalised, aggregated with intervals and compared with published ones."""
 
 import csv
 from collections.abc import Iterable

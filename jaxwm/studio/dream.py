@@ -1,8 +1,7 @@
 """`jaxwm dream`: what a run's world model dreams, next to what really happened.
 
-Real windows of L context records and H more are cut out of fresh episodes. The model sees the context and dreams H
-steps open loop under the actions that were really taken.
-"""
+Real windows of L + H records are cut out of fresh episodes. The model sees the first L, the context, and dreams H steps
+open loop under the actions that were really taken."""
 
 import json
 from collections.abc import Iterator
@@ -50,9 +49,7 @@ class Settings:
 
 def dream(player: Player, out: Path, settings: Settings, console: Console) -> None:
     """Write pictures and numbers of a run's dreams into `out`; print a table of the errors and what it means.
-
-    ValueError for an agent that cannot dream.
-    """
+    ValueError for an agent that cannot dream."""
     if player.agent.imagine is None:
         name = player.plan.agent
         raise ValueError(f"{name} has no model that dreams (Agent.imagine is None); see its policy with jaxwm watch")
@@ -85,7 +82,7 @@ def _play(player: Player, settings: Settings, console: Console) -> tuple[Record,
     rows = max(256, 2 * (settings.context + settings.horizon), min(env.spec.max_steps or 1000, 1000))
     with closing(episodes.play(player.agent, env, player.state, player.key)) as plays:
         steps = track(range(rows), f"playing {env.spec.name}", console=console, transient=True)
-        return episodes.record((next(plays) for _ in steps), rows), env.spec
+        return episodes.record(next(plays) for _ in steps), env.spec
 
 
 def draw(out: Path, title: str, spec: Spec, study: Study, found: dict[str, Any], settings: Settings) -> list[Path]:
@@ -117,9 +114,7 @@ def draw(out: Path, title: str, spec: Spec, study: Study, found: dict[str, Any],
 
 def film(title: str, painter: pictures.Painter, study: Study) -> Iterator[np.ndarray]:
     """Frames of all sequences side by side; the rows are truth, dream and error.
-
-    During the context both rows show the real observation in a grey frame; the dream is framed in orange.
-    """
+    During the context both rows show the real observation in a grey frame; the dream is framed in orange."""
     length, horizon = study.context, study.valid.shape[1]
     for t in range(length + horizon):
         word = f"dreamed step {t - length + 1} of {horizon}" if t >= length else f"context {t + 1} of {length}"
@@ -198,16 +193,14 @@ def _write_numbers(path: Path, player: Player, study: Study, found: dict[str, An
     """All curves as JSON; None where no sequence reaches a step."""
     means = lambda error: [None if np.isnan(x) else float(x) for x in mean_and_band(error)[0]]  # noqa: E731
     actions = study.window.action[:, study.context - 1 : -1]
+    changed = float(np.mean(actions != np.roll(actions, 1, 0)))
+    numbers = {
+        name: {"unit": unit} | {curve: means(error) for curve, error in curves.items()}
+        for name, (unit, curves) in found.items()
+    }
     about = dict(agent=player.plan.agent, env=player.plan.env, member=player.member, env_steps=player.env_steps)
     about |= dict(seed=player.seed, context=study.context, horizon=study.valid.shape[1])
-    about |= dict(
-        sequences=study.valid.sum(0).tolist(),
-        changed_actions=float(np.mean(actions != np.roll(actions, 1, 0))),
-        errors={
-            name: {"unit": unit} | {curve: means(error) for curve, error in curves.items()}
-            for name, (unit, curves) in found.items()
-        },
-        verdict=verdict(found),
-    )
+    about |= dict(sequences=study.valid.sum(0).tolist(), changed_actions=changed)
+    about |= dict(errors=numbers, verdict=verdict(found))
     path.write_text(json.dumps(about, indent=2) + "\n")
     return path

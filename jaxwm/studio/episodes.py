@@ -1,11 +1,8 @@
 """Real episodes to look at: the policy plays, its records are kept, windows are cut out of them.
 
-Arrays are NumPy, time first as in the replay ring: `[T, N, ...]` are T rows of N environments; windows are
-`[B, W, ...]`.
-"""
+Arrays are NumPy, time first as in a replay ring: T rows of N environments `[T, N, ...]`; windows are `[B, W, ...]`."""
 
-from collections.abc import Callable, Generator, Iterator
-from itertools import islice
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,9 +39,7 @@ class Player(NamedTuple):
 
 def open_player(folder: Path, member: int, seed: int, checkpoint: str = "newest") -> Player:
     """A member of the run in `folder`; `checkpoint` as in `run.load`.
-
-    FileNotFoundError without run or checkpoint, ValueError for a wrong member.
-    """
+    FileNotFoundError without run or checkpoint, ValueError for a wrong member."""
     plan, agent, state, env_steps = load(folder, checkpoint)
     if not 0 <= member < plan.members:
         have = "member 0 only" if plan.members == 1 else f"members 0 to {plan.members - 1}"
@@ -55,10 +50,8 @@ def open_player(folder: Path, member: int, seed: int, checkpoint: str = "newest"
 
 def play(agent: Agent, env: Env, state: Any, key: Key, mode: Mode = "explore") -> Generator[Record]:
     """Records `[N, ...]` of one member, one per time step and without end; close it when you have enough.
-
-    A simulator that dies is built again with other seeds, with a warning, and its episodes start again: the episode
-    before has no end. EnvironmentDied when three restarts in a row have not helped.
-    """
+    A simulator that dies is built again with other seeds, with a warning; the episode before has no end.
+    EnvironmentDied when three restarts in a row have not helped."""
     start, advance, close = _single(env)
     act = jax.jit(lambda state, memory, step, t: agent.act(state, memory, step, stream(key, ACT, t), mode))
     memory = agent.reset(state, env.num_envs)
@@ -90,17 +83,14 @@ def _single(env: Env) -> tuple[Callable[..., tuple[Any, Step]], Callable[..., tu
     return start, advance, Pool.close
 
 
-def record(records: Iterator[Record], rows: int) -> Record:
-    """The next `rows` records as one, `[T, N, ...]`."""
-    return jax.tree.map(lambda *x: np.stack(x), *islice(records, rows))
+def record(records: Iterable[Record]) -> Record:
+    """Records `[...]` as one, `[T, ...]`."""
+    return jax.tree.map(lambda *x: np.stack(x), *records)
 
 
 def fit(records: Record, context: int, horizon: int) -> tuple[int, int]:
     """`context` and `horizon`, shortened so that some window fits into the longest episode that was recorded.
-
-    A quarter of a short episode is context, but two records at least, because some models start from the latent
-    stored with the first one.
-    """
+    A quarter of a short episode is context, but at least two records: some models start from the first one's latent."""
     began, after = _bounds(records.is_first)
     longest = int((after - began).max())
     if context + horizon > longest:
@@ -111,12 +101,10 @@ def fit(records: Record, context: int, horizon: int) -> tuple[int, int]:
 
 def windows(records: Record, context: int, horizon: int, count: int, rng: Any) -> tuple[Record, np.ndarray]:
     """Up to `count` windows `[B, context + horizon, ...]` of `records`, and which dreamed steps count, bool `[B, H]`.
-
     Windows start anywhere, drawn without repetition. Those inside one episode come first; where there are too few of
     them, a context may begin in the episode before (models reset at `is_first`), and an episode may end before the
     horizon does: its last record still counts, what follows belongs to the next episode and does not.
-    ValueError where nothing can be dreamed at all.
-    """
+    ValueError where nothing can be dreamed at all."""
     began, after = _bounds(records.is_first)
     rows = len(began)
     pivot = np.arange(context - 1, rows - horizon)[:, None]  # row of the last context record
@@ -142,9 +130,7 @@ def _bounds(first: Any) -> tuple[np.ndarray, np.ndarray]:
 
 def episodes(records: Record) -> list[Record]:
     """An episode of every environment, `[T', ...]` each: the first one that ends, else the first one there is.
-
-    Episodes without an end, because their simulator died or the recording stopped, end before the next one begins.
-    """
+    Episodes without an end, because their simulator died or the recording stopped, end before the next one begins."""
     began, after = _bounds(records.is_first)
     ended = records.is_last.any(0)
     last = np.where(ended, records.is_last.argmax(0), after[0] - 1)

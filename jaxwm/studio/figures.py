@@ -18,10 +18,7 @@ STYLES = {"dream": (ORANGE, "-", "o"), "shuffled": (SKY, "--", "s"), "copy": (GR
 
 def traces(path: Path, title: str, names: Sequence[str], truth: Any, dream: Any, valid: Any) -> None:
     """A plot for each quantity (rows) and episode (columns): what happened and what was dreamed.
-
-    `truth [B, L + H, D]`, `dream [B, H, D]`, `valid [B, H]`; nothing is drawn after an episode's end. Step 0 is the
-    last observation that the model saw.
-    """
+    `truth [B, L + H, D]`, `dream [B, H, D]`, `valid [B, H]`; nothing is drawn after an end. Step 0 was seen last."""
     count, horizon, rows = len(dream), dream.shape[1], len(names)
     context = truth.shape[1] - horizon
     figure = Figure((max(5.5, 1.2 + 2.1 * count), 1.0 + 1.1 * rows), layout="constrained", dpi=110)
@@ -52,9 +49,7 @@ def traces(path: Path, title: str, names: Sequence[str], truth: Any, dream: Any,
 
 def horizon_plot(path: Path, title: str, errors: Mapping[str, tuple[str, dict[str, np.ndarray]]]) -> None:
     """Mean error by step of the dream, with a band of 95 % for the mean.
-
-    `errors` is `{quantity: (unit, {curve: error [B, H]})}` with NaN where an episode is over; curves as in `STYLES`.
-    """
+    `errors` is `{quantity: (unit, {curve: error [B, H]})}` with NaN where an episode is over; curves as in `STYLES`."""
     columns = 2 if len(errors) == 4 else min(3, len(errors))
     rows = -(-len(errors) // columns)
     figure = Figure((0.6 + 3.9 * columns, 1.1 + 2.9 * rows), layout="constrained", dpi=110)

@@ -1,7 +1,6 @@
 """Pictures with words around them: text, legends, notes, frames and strips of numbers.
 
-A picture is uint8 `[height, width, 3]`; sizes are in pixels. Text is set in DejaVu Sans, as in the plots.
-"""
+A picture is uint8 `[height, width, 3]`; sizes are in pixels. Text is set in DejaVu Sans, as in the plots."""
 
 import math
 from collections.abc import Sequence
@@ -112,9 +111,7 @@ def legend(entries: Legend, width: int) -> np.ndarray:
 
 def strips(names: Sequence[str], values: np.ndarray, now: int, height: int = 0) -> np.ndarray:
     """A strip of paper for each column of `values [T, D]`, written up to row `now`; the scale is that of all rows.
-
-    They share `height` pixels, as far as that leaves enough for each. Numbers that are only ever 0 or 1 jump.
-    """
+    They share `height` pixels, as far as that leaves enough for each. Numbers that are only ever 0 or 1 jump."""
     each = min(MOST_STRIP, max(STRIP, height // len(names)))
     label, value = (max(width_of(text) for text in texts) + GAP for texts in (names, ["-000.00"]))
     left = MARGIN + label + value

@@ -1,7 +1,6 @@
 """From observations to pictures: images, 0/1 planes, drawings of known states, and the numbers that are left.
 
-A picture is uint8 `[height, width, 3]`. Colours are those of Okabe and Ito, which the colour-blind can distinguish.
-"""
+A picture is uint8 `[height, width, 3]`. Colours are those of Okabe and Ito, which the colour-blind can distinguish."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -43,9 +42,7 @@ def is_picture(spec: Any) -> bool:
 
 def painter(spec: Spec, size: int = 128) -> Painter | None:
     """How observations of an environment are painted, about `size` pixels high; None where they are only numbers.
-
-    Several picture sensors are side by side. The tasks of `DRAWINGS` are drawn from their state.
-    """
+    Several picture sensors are side by side. The tasks of `DRAWINGS` are drawn from their state."""
     shapes = sensors(spec.obs)
     shown = [name for name, shape in shapes.items() if is_picture(shape)]
     if shown:

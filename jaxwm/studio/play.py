@@ -23,10 +23,7 @@ QUIT = ("q", "quit", "exit")
 
 def play(player: Player, console: Console, side: str = "first", ask: Callable[[str], str] = input) -> float | None:
     """One game against a member of a run; its result for the person, 1, 0 or -1, or None if they left.
-
-    `ask` gets the prompt and returns what the person types. ValueError for a wrong side, and where the run's
-    environment is no board game.
-    """
+    `ask` gets the prompt and returns what is typed. ValueError for a wrong side, and where there is no board game."""
     check_choice("--side", side, ("first", "second"))
     suite, _, task = (player.plan.env or "").partition("/")
     if suite != "pgx" or task not in PGX:

@@ -52,10 +52,8 @@ def place(run: Path | None, env: str | None, options: dict[str, Any], imports: t
 
 def record(player: episodes.Player | None, where: Place, out: Path, settings: Settings, console: Console) -> int:
     """Let a player play, or nobody at random, and write; how many records the folder holds now.
-
     Nothing is written before everything has been played. ValueError where the environment does not fit the run, or the
-    folder.
-    """
+    folder."""
     if settings.steps is not None:
         check_number("--steps", settings.steps, least=1, whole=True)
     import_own(where.imports)
@@ -86,15 +84,15 @@ def _at_random(env: Env) -> Agent:
 def _play(records: Iterator[Record], settings: Settings, console: Console) -> list[Episode]:
     """Whole episodes, in the order of their ends."""
     found: list[Episode] = []
-    steps, want = 0, settings.steps or settings.episodes
+    done, want = 0, settings.steps or settings.episodes
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("recording", total=want)
         for episode in _episodes(records):
             found.append(episode)
-            steps += len(episode.reward)
-            progress.update(task, completed=min(want, steps if settings.steps else len(found)))
-            if (steps if settings.steps else len(found)) >= want:
-                return found
+            done += len(episode.reward) if settings.steps else 1
+            progress.update(task, completed=min(want, done))
+            if done >= want:
+                break
     return found
 
 
@@ -107,7 +105,7 @@ def _episodes(records: Iterator[Record]) -> Iterator[Episode]:
                 one = jax.tree.map(lambda x, n=n: x[n], row._replace(extras=()))
                 open_rows[n] = [one] if one.is_first else [*open_rows[n], one]
                 if one.is_last:
-                    whole = jax.tree.map(lambda *x: np.stack(x), *open_rows[n])
+                    whole: Any = episodes.record(open_rows[n])
                     yield Episode(whole.obs, whole.reward, whole.action, bool(whole.is_terminal[-1]))
                     open_rows[n] = []
     finally:

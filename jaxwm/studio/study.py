@@ -1,8 +1,7 @@
 """Dreams of real windows and their errors: imagine, measure, and put the numbers in words.
 
 Two baselines give an error its meaning: the last observation kept (a world that never changes), and the same dream
-under the actions of another window (a model that ignores its actions dreams equally well under any).
-"""
+under the actions of another window (a model that ignores its actions dreams equally well under any)."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -38,11 +37,9 @@ class Study(NamedTuple):
 
 def imagine(agent: Agent, state: Any, window: Record, valid: np.ndarray, key: Key) -> Study:
     """Dream every window twice, under its own actions and under those of the next window.
-
     With L records of context, `actions[:, i]` is the action of record L - 1 + i: the first one is what was done after
     the last observation that the model sees. The i-th dreamed step is therefore record L + i. Drops what does not fill
-    the last chunk of windows.
-    """
+    the last chunk of windows."""
     horizon = valid.shape[1]
     context = window.reward.shape[1] - horizon
     chunk = min(CHUNK, len(valid))
@@ -64,11 +61,9 @@ def imagine(agent: Agent, state: Any, window: Record, valid: np.ndarray, key: Ke
 
 def errors(spec: Spec, study: Study) -> dict[str, tuple[str, dict[str, np.ndarray]]]:
     """`{quantity: (unit, {curve: error [B, H]})}` of every sensor and the reward; NaN where the episode is over.
-
     The curves are "dream", "shuffled" (another window's actions) and "copy" (the last observation of the context).
     Images count their mean absolute pixel difference over 255, flags and planes the share that is wrong, vectors the
-    mean absolute difference in standard deviations of the real entries, rewards the absolute difference.
-    """
+    mean absolute difference in standard deviations of the real entries, rewards the absolute difference."""
     out, (truth, dream, other) = {}, (study.window, study.dream, study.shuffled)
     for name, shape in sensors(spec.obs).items() if dream.obs is not None else ():
         what = kind(shape)

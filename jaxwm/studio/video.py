@@ -32,9 +32,7 @@ def check_format(name: str) -> None:
 
 def write(path: Path, frames: Sequence[np.ndarray], fps: float, most_bytes: int = 0) -> int:
     """Write frames of one size as GIF (which repeats) or MP4, by the suffix of `path`; every how many were written.
-
-    That is 1, but for a GIF that would be larger than `most_bytes`: 2, 4, ... The last frame is always written.
-    """
+    That is 1, but for a GIF that would be larger than `most_bytes`: 2, 4, ... The last frame is always written."""
     every, write = 1, _write_gif if path.suffix == ".gif" else _write_mp4
     while True:
         kept = frames[::-every][::-1]

@@ -67,14 +67,12 @@ def _play(player: Player, settings: Settings, console: Console) -> list[Record]:
             ended |= rows[-1].is_last
             if ended.all():
                 break
-    return episodes.episodes(episodes.record(iter(rows), len(rows)))
+    return episodes.episodes(episodes.record(rows))
 
 
 def film(title: list[str], spec: Spec, episode: Record, number: int, every: int = 1) -> Iterator[np.ndarray]:
     """Frames of an episode `[T, ...]`, one for every so many records and the last: title, picture, numbers, words.
-
-    All frames have one size, whatever the episode.
-    """
+    All frames have one size, whatever the episode."""
     painter = pictures.painter(spec, SIZE)
     labels, values = pictures.numbers(episode.obs, spec)
     labels, values = labels[:MOST_LINES], values[..., :MOST_LINES]

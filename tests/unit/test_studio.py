@@ -2,6 +2,7 @@
 
 import functools
 import json
+from itertools import islice
 
 import imageio.v3 as imageio
 import jax
@@ -69,7 +70,7 @@ def walker(late=0, blind=False, see=True) -> Agent:
 
 def recorded(agent=None, env=None, rows=60):
     plays = episodes.play(agent or walker(), env or walk(8), {}, KEY)
-    out = episodes.record(plays, rows)
+    out = episodes.record(islice(plays, rows))
     plays.close()
     return out
 
