@@ -179,11 +179,12 @@ class _Lines:
 def import_tensorboard() -> tuple[Any, Any, Any]:
     """tensorboardX's `EventsWriter`, `event_pb2` and `scalar`; ImportError tells how to install it."""
     try:
-        from tensorboardX import event_file_writer, summary
+        from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto import event_pb2
+        from tensorboardX.summary import scalar
     except ImportError as error:
         raise ImportError("TensorBoard output needs tensorboardX: pip install 'jaxwm[log]'") from error
-    return event_file_writer.EventsWriter, event_pb2, summary.scalar
+    return EventsWriter, event_pb2, scalar
 
 
 class _Board:
