@@ -42,11 +42,8 @@ def default_path(agent: str, env: str, root: str | Path = "runs") -> Path:
 
 
 def create(path: str | Path) -> Path:
-    """Make a run directory with its `checkpoints/`, and return it.
-
-    An existing empty directory will do, and so will one that was left before its configuration was written.
-    FileExistsError for any other, with the way out; OSError where `path` cannot be made.
-    """
+    """Make a run directory with its `checkpoints/`, and return it. An empty one will do, and one that was left before
+    its configuration was written; FileExistsError for any other, OSError where `path` cannot be made."""
     path = Path(path)
     try:
         if path.exists() and (not path.is_dir() or not _unused(path)):
@@ -150,11 +147,8 @@ def created(path: str | Path, wait: float = 0.0) -> Iterator[contextlib.ExitStac
 
 
 def write_config(path: str | Path, config: Mapping[str, Any]) -> None:
-    """Write `config` into the run directory `path`; a reader sees the old file or the whole new one.
-
-    A configuration must come back as it went in: TypeError names an entry that has no place in JSON, ValueError one
-    that is NaN or infinite.
-    """
+    """Write `config` into the run directory `path`; a reader sees the old file or the whole new one. It must come back
+    as it went in: TypeError names an entry that has no place in JSON, ValueError one that is NaN or infinite."""
     entries = {}
     for name, value in config.items():
         try:

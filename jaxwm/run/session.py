@@ -1,7 +1,4 @@
-"""One run from start to end: build, compile, train with progress, checkpoint, evaluate.
-
-A run directory is plain files: config.json, metrics.jsonl, scores.jsonl, evaluation.json, checkpoints/.
-"""
+"""One run from start to end: build, compile, train with progress, checkpoint, evaluate."""
 
 import contextlib
 import math

@@ -20,11 +20,8 @@ SCORE_FIELDS = ("member", "env_steps", "return", "length")
 
 
 class Writer(contextlib.AbstractContextManager["Writer"]):
-    """Appends metrics and scores to a run directory. Not to be shared between processes.
-
-    Every call writes whole lines at once, so a killed run loses at most its last line. A full disk costs rows, not the
-    run: it is told once as a warning, and writing goes on when there is room again.
-    """
+    """Appends metrics and scores to a run directory, in one process. Every call writes whole lines, so a killed run
+    loses at most its last line. A full disk costs rows and one warning; writing goes on when there is room again."""
 
     def __init__(self, path: str | Path, tensorboard: bool = False):
         """Opens the files of the run directory `path` and cuts a line that a killed run left unfinished. OSError where
