@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import jax
 import tyro
 from rich.console import Console
 from rich.table import Table
@@ -102,14 +103,11 @@ def _check_device() -> None:
     asked = os.environ.get("JAX_PLATFORMS", "cpu")
     if "cpu" in asked or not asked:
         return
-    import jax
-
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # the latter where not even JAX's plugin is installed
-        text = f"JAX finds no device for JAX_PLATFORMS={asked}: unset it or set it to cpu"
-        text = f"{text}; for an NVIDIA GPU install jaxwm[cuda] and check that nvidia-smi lists it"
-        raise ValueError(text) from error
+        text = f"JAX finds no device for JAX_PLATFORMS={asked}: unset it or set it to cpu; for an NVIDIA GPU install"
+        raise ValueError(f"{text} jaxwm[cuda] and check that nvidia-smi lists it") from error
 
 
 def _fail(message: object, status: int = 2) -> int:
@@ -479,9 +477,8 @@ def _sweep(arguments: list[str]) -> int:
     return 1 if out.stopped or out.failures else 0
 
 
-COMMANDS: dict[str, Any]
-COMMANDS = dict(list=_list, train=_train, resume=_resume, eval=Eval, dream=Dream, watch=Watch, play=Play)
-COMMANDS |= dict(record=Record, report=Report, export=Export, sweep=_sweep)
+COMMANDS: dict[str, Any] = dict(list=_list, train=_train, resume=_resume, eval=Eval, dream=Dream, watch=Watch)
+COMMANDS |= dict(play=Play, record=Record, report=Report, export=Export, sweep=_sweep)
 """A command is a class of its options, called without arguments, or a function of the words that follow."""
 
 

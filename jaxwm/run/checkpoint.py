@@ -55,11 +55,8 @@ class _Best:
 
 
 class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
-    """The checkpoints of a run: the newest `keep` and the best one, saved in the background.
-
-    A checkpoint that cannot be written costs itself, not the run: that is told once, as a warning, training goes on,
-    and the ones before it stay. `writing=False` opens them for looking: nothing is changed.
-    """
+    """The checkpoints of a run, saved in the background: the newest `keep` and the one with the highest score. One that
+    cannot be written costs itself and one warning: the run goes on. `writing=False` opens them for looking only."""
 
     def __init__(self, folder: Path, keep: int = 2, writing: bool = True):
         self.folder, self.keep, self.writing = Path(folder).absolute(), keep, writing
@@ -82,11 +79,8 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         return ocp.CheckpointManager(self.folder, item_names=ITEMS, options=options)
 
     def save(self, step: int, life: Life, cursor: Cursor, about: dict[str, Any], score: float = -math.inf) -> None:
-        """Save under the environment step, or the next free number where learning went on without new steps.
-
-        What was saved last is not saved again. The checkpoint with the highest `score` is kept as the best. `life` is
-        copied to the host before this returns, so it may be donated next.
-        """
+        """Save under the environment step, or the next free number where learning went on without new steps; what was
+        saved last is not saved again. `life` is copied to the host before this returns, so it may be donated next."""
         self.wait()
         if self.steps() and step <= (newest := self.steps()[-1]):
             if cursor == self.saved:
@@ -145,17 +139,11 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         return sorted(self._manager.all_steps())
 
     def restore(self, like: Life) -> Restored:
-        """The newest good checkpoint as a whole run; `like` gives structure, shapes, dtypes and places.
-
-        Damaged ones are skipped, and moved away where this was opened for writing. FileNotFoundError without any
-        checkpoint, ValueError if none can be read or one was made with another config.
-        """
-        items = {
-            "agent": ocp.args.StandardRestore(_shapes(like.agent)),
-            "rest": ocp.args.StandardRestore(_shapes(like._replace(agent=None)._asdict())),
-            "about": ocp.args.JsonRestore(),
-        }
-        step, item = self._newest_good(items, {"agent": like.agent, "rest/rings/real/data": like.ring.data})
+        """The newest good checkpoint as a whole run; `like` gives structure, shapes, dtypes and places. Damaged ones
+        are skipped, and moved away where this was opened for writing. FileNotFoundError without any checkpoint,
+        ValueError if none can be read or one was made with another config."""
+        parts = {"agent": like.agent, "rest": like._replace(agent=None)._asdict()}
+        step, item = self._newest_good(parts, {"agent": like.agent, "rest/rings/real/data": like.ring.data})
         about = {name: value for name, value in item["about"].items() if name != "format"}
         self.saved = Cursor(*about.pop("cursor"))
         return Restored(Life(**{**item["rest"], "agent": item["agent"]}), self.saved, about, step)
@@ -163,8 +151,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
     def restore_agent(self, like: Any, which: str = "newest") -> tuple[Any, int]:
         """The agent's state `[M, ...]` and its environment step; errors as in `restore`. `which` is "newest", "best"
         (highest training return) or a step."""
-        items = {"agent": ocp.args.StandardRestore(_shapes(like))}
-        step, item = self._newest_good(items, {"agent": like}, which)
+        step, item = self._newest_good({"agent": like}, {"agent": like}, which)
         return item["agent"], step
 
     def _candidates(self, which: str) -> list[int]:
@@ -194,12 +181,14 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         except Exception:
             return
         if (found := about.get("format", 1)) != FORMAT:
-            raise ValueError(
-                f"the checkpoint {self.folder / str(step)} has format {found}, and this jaxwm resumes format {FORMAT}: "
-                f"its weights can be used (eval, dream, watch, export, or train --from {self.folder.parent})"
-            )
+            place = self.folder / str(step)
+            text = f"the checkpoint {place} has format {found}, and this jaxwm resumes format {FORMAT}"
+            ways = f"eval, dream, watch, export, or train --from {self.folder.parent}"
+            raise ValueError(f"{text}: its weights can be used ({ways})")
 
-    def _newest_good(self, items: dict[str, Any], like: dict[str, Any], which: str = "newest") -> tuple[int, Any]:
+    def _newest_good(self, parts: dict[str, Any], like: dict[str, Any], which: str = "newest") -> tuple[int, Any]:
+        items: dict[str, Any] = {name: ocp.args.StandardRestore(_shapes(tree)) for name, tree in parts.items()}
+        items |= {"about": ocp.args.JsonRestore()} if "rest" in parts else {}
         damaged = []
         for step in self._candidates(which):
             folder = self.folder / str(step)
@@ -212,10 +201,9 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
                 except Exception as error:
                     problem = _cause(error)
                     if (folder / DIGEST).exists():  # else it was killed before the checksums were added
-                        raise ValueError(
-                            f"checkpoint {folder} does not fit the run's config.json, or was made by another version "
-                            f"of jaxwm: restore config.json, or start a new run ({problem})"
-                        ) from error
+                        text = f"checkpoint {folder} does not fit the run's config.json, or was made by another version"
+                        text = f"{text} of jaxwm: restore config.json, or start a new run ({problem})"
+                        raise ValueError(text) from error
             damaged.append(str(step))
             warnings.warn(f"checkpoint {folder} is damaged ({problem}){self._put_away(step)}", stacklevel=3)
         raise ValueError(f"no checkpoint in {self.folder} can be read: {', '.join(damaged)} damaged")
@@ -273,10 +261,9 @@ def _check_arrays(place: Path, like: dict[str, Any]) -> None:
             continue
         if wrong := misfit(stored, tree):
             path, found, wanted = wrong
-            raise ValueError(
-                f"the checkpoint {place} does not fit its config.json ({name}/{path} is {found} in the checkpoint, "
-                f"{wanted} by config.json): put back the config.json that the run was started with, or train a new run"
-            )
+            text = f"{name}/{path} is {found} in the checkpoint, {wanted} by config.json"
+            way = "put back the config.json that the run was started with, or train a new run"
+            raise ValueError(f"the checkpoint {place} does not fit its config.json ({text}): {way}")
 
 
 def _shapes(tree: Any) -> Any:

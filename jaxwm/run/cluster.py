@@ -24,7 +24,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from jaxwm.run import directory, machine, sweep
-from jaxwm.run.machine import stoppable
 from jaxwm.run.plan import Plan
 
 POLL_SECONDS = 0.5
@@ -90,28 +89,24 @@ class Task:
         return self.log.stat().st_size if self.log.exists() else 0
 
     def look(self) -> None:
-        """Read from its files how far it is."""
+        """Read from its files how far it is: its steps are in the last whole line of metrics.jsonl."""
         if self.state == "queued" and self.logged() > self.log_size:
             self.state = "running"
-        if self.open:
-            self.steps = max(self.steps, _steps(self.folder / directory.METRICS))
+        with contextlib.suppress(OSError, ValueError, LookupError):  # there is no such line yet
+            if self.open:
+                with open(self.folder / directory.METRICS, "rb") as file:
+                    file.seek(max(0, os.fstat(file.fileno()).st_size - 65536))
+                    row = json.loads(file.read().split(b"\n")[-2])
+                self.steps = max(self.steps, int(row.get("env_steps", row["updates"])))
 
 
 def on_ray(
-    plans: dict[str, Plan],
-    root: Path,
-    retries: int,
-    console: Console,
-    file: Path | None = None,
-    address: str | None = None,
-    cores: int = 1,
-    gpus: int | None = None,
-) -> sweep.Outcome:
+    plans: dict[str, Plan], root: Path, retries: int, console: Console, file: Path | None = None,
+    address: str | None = None, cores: int = 1, gpus: int | None = None,
+) -> sweep.Outcome:  # fmt: skip
     """All tasks, side by side as the devices allow, for `sweep.sweep`. Workers load `file` first; each task gets
-    `cores` and `gpus` (None: one where the cluster has any).
-
-    ConnectionError where no cluster answers at the address, ValueError where no task would ever fit.
-    """
+    `cores` and `gpus` (None: one where the cluster has any). ConnectionError where no cluster answers at the address,
+    ValueError where no task would ever fit."""
     out = sweep.Outcome({name: found for name in plans if (found := sweep.outcome(root / name))})
     logs = root / sweep.LOGS
     logs.mkdir(exist_ok=True)
@@ -164,7 +159,9 @@ def _ray(address: str | None) -> Iterator[Any]:
     quiet: Any = dict(log_to_driver=False, configure_logging=False)
     try:
         if address:
-            _knock(address)
+            host, _, port = address.removeprefix("ray://").rpartition(":")
+            if host and port.isdigit():  # where nothing listens Ray itself would try for minutes
+                socket.create_connection((host, int(port)), timeout=KNOCK_SECONDS).close()
             ray.init(address, **quiet)
         else:
             here = dict(_node_ip_address="127.0.0.1", include_dashboard=False, object_store_memory=100 * 2**20)
@@ -181,13 +178,6 @@ def _ray(address: str | None) -> Iterator[Any]:
         ray.shutdown()
 
 
-def _knock(address: str) -> None:
-    """OSError where nothing listens at HOST:PORT: Ray itself would try for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdigit():
-        socket.create_connection((host, int(port)), timeout=KNOCK_SECONDS).close()
-
-
 class _Driver:
     """Hands tasks out, watches them, and tries those again that failed. `start(task)` begins one and returns Ray's
     reference of its result."""
@@ -202,7 +192,7 @@ class _Driver:
         """All tasks to their end, or until a signal asks to stop."""
         running = {self._submit(task): task for task in tasks}
         live = Live(console=self.console, refresh_per_second=2) if self.console.is_terminal else None
-        with live or contextlib.nullcontext(), stoppable(self, STOPPING):
+        with live or contextlib.nullcontext(), machine.stoppable(self, STOPPING):
             while running and not self.stopping:
                 ready, _ = self.ray.wait(list(running), timeout=POLL_SECONDS)
                 for reference in ready:
@@ -283,14 +273,3 @@ def _rows(tasks: list[Task]) -> Table:
         steps, note = f"{task.steps:,} of {task.length:,}", task.note[:60] if task.attempts > 1 else ""
         rows.add_row(escape(task.name), task.plan.env, task.state, steps, str(task.attempts), escape(note))
     return rows
-
-
-def _steps(metrics: Path) -> int:
-    """Environment steps in the last whole line of metrics.jsonl; 0 if there is none."""
-    try:
-        with open(metrics, "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - 65536))
-            row = json.loads(file.read().split(b"\n")[-2])
-        return int(row.get("env_steps", row["updates"]))
-    except (OSError, ValueError, LookupError):
-        return 0

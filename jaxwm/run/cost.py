@@ -21,11 +21,7 @@ def flops(fn: Callable[..., Any], *args: Any) -> float:
     XLA's own cost analysis counts the body of a loop once; here a scan counts `length` times. A conditional counts as
     its dearest branch, a loop with an unknown trip count as one turn, and the body of a `shard_map` once a device.
     Padding counts as input, as is the custom; the zeros that a strided convolution's gradient inserts do not. Values
-    that no output depends on are free, since XLA removes them.
-
-    Args:
-        fn: A function that `jax.make_jaxpr` can trace.
-        *args: Its arguments: pytrees of arrays or of `jax.ShapeDtypeStruct`.
+    that no output depends on are free, since XLA removes them. Shapes (`jax.ShapeDtypeStruct`) will do as arguments.
     """
     jaxpr = jax.make_jaxpr(fn)(*args).jaxpr
     live, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
@@ -60,22 +56,18 @@ def _jaxprs(value: Any) -> Iterator[core.Jaxpr]:
             yield from _jaxprs(item)
 
 
-def _shape(variable: Any) -> tuple[int, ...]:
-    return variable.aval.shape
-
-
-def _dot_general(equation: core.JaxprEqn) -> float:
+def _dot_general(equation: Any) -> float:
     (contracting, _), _ = equation.params["dimension_numbers"]
-    terms = math.prod(_shape(equation.invars[0])[axis] for axis in contracting)
-    return 2 * math.prod(_shape(equation.outvars[0])) * terms
+    terms = math.prod(equation.invars[0].aval.shape[axis] for axis in contracting)
+    return 2 * math.prod(equation.outvars[0].aval.shape) * terms
 
 
-def _conv(equation: core.JaxprEqn) -> float:
+def _conv(equation: Any) -> float:
     """Every output element reads one kernel; `rhs` holds the input channels of one feature group only."""
-    kernel, numbers = _shape(equation.invars[1]), equation.params["dimension_numbers"]
+    kernel, numbers = equation.invars[1].aval.shape, equation.params["dimension_numbers"]
     taps = math.prod(kernel[axis] for axis in numbers.rhs_spec[1:])
     inserted = math.prod(equation.params["lhs_dilation"])  # of so many input rows, one is not an inserted zero
-    return 2 * math.prod(_shape(equation.outvars[0])) * taps / inserted
+    return 2 * math.prod(equation.outvars[0].aval.shape) * taps / inserted
 
 
 _COUNTS = {

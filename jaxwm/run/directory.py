@@ -42,11 +42,8 @@ def default_path(agent: str, env: str, root: str | Path = "runs") -> Path:
 
 
 def create(path: str | Path) -> Path:
-    """Make a run directory with its `checkpoints/`, and return it.
-
-    An existing empty directory will do, and so will one that was left before its configuration was written.
-    FileExistsError for any other, with the way out; OSError where `path` cannot be made.
-    """
+    """Make a run directory with its `checkpoints/`, and return it. An empty one will do, and one that was left before
+    its configuration was written; FileExistsError for any other, OSError where `path` cannot be made."""
     path = Path(path)
     try:
         if path.exists() and (not path.is_dir() or not _unused(path)):
@@ -75,27 +72,9 @@ def _occupied(path: Path) -> str:
     return f"{path} {what}: choose another directory with --run"
 
 
-class Lock(contextlib.AbstractContextManager["Lock"]):
-    """A directory that is held by this process; another one that wants it meets an error, or waits."""
-
-    def __init__(self, file: IO[str]):
-        self._file = file
-
-    def close(self) -> None:
-        """Let go. A second call does nothing."""
-        if not self._file.closed:
-            with contextlib.suppress(OSError):
-                if _same(self._file):
-                    os.unlink(self._file.name)
-            self._file.close()
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def lock(path: str | Path, what: str = "run", wait: float = 0.0) -> Lock:
-    """Hold the directory `path` until the lock is closed, or this process ends in whatever way. Waits up to `wait`
-    seconds for another process to let go. BlockingIOError names that process."""
+def lock(path: str | Path, what: str = "run", wait: float = 0.0) -> contextlib.ExitStack:
+    """Hold the directory `path` until what this returns is closed, or this process ends in whatever way. Waits up to
+    `wait` seconds for another process to let go. BlockingIOError names that process."""
     until = time.monotonic() + wait
     while not (file := _try_lock(Path(path) / LOCK)):
         if time.monotonic() > until:
@@ -106,7 +85,15 @@ def lock(path: str | Path, what: str = "run", wait: float = 0.0) -> Lock:
             message = f"{holder} is working on the {what} in {path}: wait for it, stop it, or choose another place"
             raise BlockingIOError(errno.EAGAIN, message)
         time.sleep(0.2)
-    return Lock(file)
+    held = contextlib.ExitStack()
+    held.callback(_let_go, file)
+    return held
+
+
+def _let_go(file: IO[str]) -> None:
+    with file, contextlib.suppress(OSError):
+        if _same(file):
+            os.unlink(file.name)
 
 
 def _same(file: IO[str]) -> bool:
@@ -133,7 +120,7 @@ def _try_lock(path: Path) -> IO[str] | None:
 
 
 @contextlib.contextmanager
-def created(path: str | Path, wait: float = 0.0) -> Iterator[Lock]:
+def created(path: str | Path, wait: float = 0.0) -> Iterator[contextlib.ExitStack]:
     """`create` and `lock`, and take everything away again if the body fails: a run that cannot start leaves nothing
     behind. The lock outlives the body."""
     path = Path(path)
@@ -160,11 +147,8 @@ def created(path: str | Path, wait: float = 0.0) -> Iterator[Lock]:
 
 
 def write_config(path: str | Path, config: Mapping[str, Any]) -> None:
-    """Write `config` into the run directory `path`; a reader sees the old file or the whole new one.
-
-    A configuration must come back as it went in: TypeError names an entry that has no place in JSON, ValueError one
-    that is NaN or infinite.
-    """
+    """Write `config` into the run directory `path`; a reader sees the old file or the whole new one. It must come back
+    as it went in: TypeError names an entry that has no place in JSON, ValueError one that is NaN or infinite."""
     entries = {}
     for name, value in config.items():
         try:

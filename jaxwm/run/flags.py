@@ -30,18 +30,14 @@ def read(kind: Any, arguments: Sequence[str], prog: str, **options: Any) -> Any:
 def _plain(box: str) -> str:
     """What is wrong and what was meant, out of tyro's box of an error, in one line."""
     lines = [line.strip("│| ") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
-    parts = [" ".join(filter(None, part)) for border, part in itertools.groupby(lines, _border) if not border]
+    border = lambda line: bool(re.search(r"[─-]{3}", line)) or line in "╭╮╰╯+"  # noqa: E731
+    parts = [" ".join(filter(None, part)) for drawn, part in itertools.groupby(lines, border) if not drawn]
     parts = [part for part in parts if part and not TITLE.fullmatch(part)] or [""]
     body = [parts[0].split("Got errors")[0].strip()]
     text = re.sub(r"^Error parsing (plan[.\w]*: )?", "", " ".join(filter(None, body)))
     hints = itertools.dropwhile(lambda line: "Perhaps" not in line, lines)
     near = [line.split()[0] for line in hints if line[:2] == "--"]
     return f"{text or 'these words cannot be read'}{f'; did you mean {near[0]}?' if near else ''}"
-
-
-def _border(line: str) -> bool:
-    """Whether a line belongs to the box itself, drawn in Unicode or ASCII."""
-    return bool(re.search(r"[─-]{3}", line)) or line in "╭╮╰╯+"
 
 
 def optional(metavar: str, name: str | None = None) -> Any:

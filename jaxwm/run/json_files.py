@@ -30,11 +30,8 @@ def write_json(file: Path, data: Any) -> None:
 
 
 def to_plain(value: Any) -> Any:
-    """`value` out of nothing but dict, list, str, int, float, bool and None.
-
-    Floats of an array go by their own shortest text: float32 0.1 is written 0.1, not 0.10000000149011612. TypeError
-    for anything that is no number, array, text, path, list, tuple or mapping.
-    """
+    """`value` out of nothing but dict, list, str, int, float, bool and None; TypeError where there is no way. Floats of
+    an array go by their own shortest text: float32 0.1 is written 0.1, not 0.10000000149011612."""
     if value is None or isinstance(value, str | bool | int):
         return value
     if isinstance(value, float):

@@ -88,12 +88,9 @@ class Loaded(NamedTuple):
 
 
 def load(path: str | Path, which: str = "newest") -> Loaded:
-    """A run's plan, agent and agent state, from its directory or from a file that `export` wrote.
-
-    `which` is "newest", "best" (highest training return) or the environment step of a checkpoint; from an exported
-    file the optimiser's state is a fresh one. Damaged checkpoints are passed over. FileNotFoundError where there is no
-    run or no checkpoint, ValueError where it cannot be read.
-    """
+    """A run's plan, agent and agent state, from its directory or from a file that `export` wrote (with a fresh state of
+    the optimiser). `which` is "newest" (damaged ones are passed over), "best" (highest training return) or a step.
+    FileNotFoundError where there is no run or checkpoint, ValueError where it cannot be read."""
     path = Path(path)
     alone: dict[str, Any] = dict(shards=1, start=None, start_parts=())
     if path.is_file():
@@ -123,11 +120,9 @@ def with_params(agent: str, state: Any, params: dict[str, Any]) -> Any:
 
 
 def begin(plan: Plan, state: Any) -> Any:
-    """A fresh state `[M, ...]` with the weights of the run that `plan.start` names, whole or by component.
-
-    Members of that run are taken in turn. What else its state holds comes along where it is taken as a whole, but for
-    optimiser, hyper-parameters and counters. ValueError where a component is unknown there, or has other shapes.
-    """
+    """A fresh state `[M, ...]` with the weights of the run that `plan.start` names, whole or by component; its members
+    are taken in turn. As a whole the rest of its state comes along, but for optimiser, hyper-parameters and counters.
+    ValueError where a component is unknown there, or has other shapes."""
     assert plan.start is not None
     there = load(plan.start).state
     names = plan.start_parts or tuple(there.params)
@@ -141,10 +136,8 @@ def begin(plan: Plan, state: Any) -> Any:
     for name in names:
         one = [jax.tree.map(lambda x: x[0], tree[name]) for tree in (params, state.params)]
         if wrong := checkpoint.misfit(*one):
-            raise ValueError(
-                "component {!r} of {} does not fit: {} is {} there and {} here: use that run's settings, or take other "
-                "components with --from-parts".format(name, plan.start, *wrong)
-            )
+            text = "component {!r} of {} does not fit: {} is {} there and {} here".format(name, plan.start, *wrong)
+            raise ValueError(f"{text}: use that run's settings, or take other components with --from-parts")
     state = with_params(plan.agent, state, params)
     if plan.start_parts or type(there) is not type(state) or Path(plan.start).is_file():
         return state
@@ -194,8 +187,7 @@ def scores(
 ) -> tuple[dict[str, dict[str, list[float]]], bool]:
     """The named scores of every member, and whether all episodes came to their end. `return` (where the agent acts) is
     that of the policy (`trained`) and of random play (`random`); others are the agent's own, on held-out recordings."""
-    own = held_out(plan, agent, state)
-    others = {name: {"trained": np.asarray(value).tolist()} for name, value in own.items()}
+    others = {name: {"trained": np.asarray(x).tolist()} for name, x in held_out(plan, agent, state).items()}
     if agent.act is None or plan.env is None:
         return others, True
     trained, chance = (score(plan, agent, state, episodes, how, seed) for how in (mode, "random"))

@@ -107,11 +107,8 @@ class Hosts:
         return _number("--processes", self.processes, PROCESSES) or 1
 
     def join(self) -> int:
-        """Meet the other processes, before JAX starts; how many there are.
-
-        What is not given is taken from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. ValueError where
-        something is missing, ConnectionError where they do not meet.
-        """
+        """Meet the other processes, before JAX starts; how many there are. ValueError where neither flags nor variables
+        say who they are, ConnectionError where they do not meet."""
         coordinator = self.coordinator or os.environ.get(COORDINATOR)
         processes = _number("--processes", self.processes, PROCESSES)
         process = _number("--process", self.process, PROCESS)
@@ -127,9 +124,7 @@ class Hosts:
         try:
             jax.distributed.initialize(coordinator, processes, process)
         except Exception as error:
-            why = str(error).strip().splitlines()[0][:200]
-            raise ConnectionError(
-                f"the processes of this run did not meet at {coordinator or 'the detected address'} ({why}): start as "
-                "many as --processes says, each with its own --process and the same --coordinator"
-            ) from error
+            where, why = coordinator or "the detected address", str(error).strip().splitlines()[0][:200]
+            way = "start as many as --processes says, each with its own --process and the same --coordinator"
+            raise ConnectionError(f"the processes of this run did not meet at {where} ({why}): {way}") from error
         return jax.process_count()

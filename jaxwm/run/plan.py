@@ -3,6 +3,7 @@ print it as a command.
 """
 
 import argparse
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
@@ -233,7 +234,9 @@ def parse(arguments: Sequence[str], members: int = 3) -> Command:
     entry = agents.find(name)
     own = {f.name for f in fields(Plan)}  # a flag of the run itself is never an old name
     for old, new in entry.renamed.items():
-        rest = rest if old in own else [_renamed(word, old, new) for word in rest]
+        if old not in own:
+            before, now = (name.replace("_", "-") for name in (old, new))
+            rest = [re.sub(rf"^--(no-)?{before}(?==|\Z)", rf"--\1{now}", word) for word in rest]
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # what decides on the real one's defaults
     for flag in ("--preset", "--data", "--updates"):
         early.add_argument(flag, nargs="?")
@@ -245,25 +248,11 @@ def parse(arguments: Sequence[str], members: int = 3) -> Command:
     values |= dict(agent=name, env=None if data else entry.env, steps=steps, members=members)
     values["settings"] = agents.settings(name, preset)
     plan.__dict__.update(values)
+    presets = ", ".join(f"{preset} (default)" if preset == entry.default else preset for preset in entry.presets)
+    text = f"{entry.summary}.\n\nPresets: {presets}. `jaxwm list {name}` says what each of them changes."
     kind: Any = Command[entry.config]  # type: ignore[valid-type]
-    found = flags.read(kind, rest, f"jaxwm train {name}", default=Command(plan, preset), description=_help(name))
+    found = flags.read(kind, rest, f"jaxwm train {name}", default=Command(plan, preset), description=text)
     place = lambda path: path and str(Path(path).resolve())  # noqa: E731
     imports = tuple(str(place(x)) if x.endswith(".py") else x for x in found.plan.imports)
     start, data = place(found.plan.start), place(found.plan.data)
     return replace(found, plan=replace(found.plan, agent=name, imports=imports, start=start, data=data))
-
-
-def _renamed(word: str, old: str, new: str) -> str:
-    """A flag by its present name."""
-    for form in ("--{}", "--no-{}"):
-        before, now = (form.format(name.replace("_", "-")) for name in (old, new))
-        if word == before or word.startswith(f"{before}="):
-            return now + word[len(before) :]
-    return word
-
-
-def _help(name: str) -> str:
-    """What stands above the flags in `jaxwm train NAME --help`."""
-    entry = agents.find(name)
-    presets = ", ".join(f"{preset} (default)" if preset == entry.default else preset for preset in entry.presets)
-    return f"{entry.summary}.\n\nPresets: {presets}. `jaxwm list {name}` says what each of them changes."

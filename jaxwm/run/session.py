@@ -1,7 +1,4 @@
-"""One run from start to end: build, compile, train with progress, checkpoint, evaluate.
-
-A run directory is plain files: config.json, metrics.jsonl, scores.jsonl, evaluation.json, checkpoints/.
-"""
+"""One run from start to end: build, compile, train with progress, checkpoint, evaluate."""
 
 import contextlib
 import math
@@ -17,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from jaxwm.run import checkpoint, directory, json_files, machine
 from jaxwm.run import load as loading
@@ -44,8 +41,8 @@ class Diverged(ValueError):
 class Run:
     """A run that is going on. `start` or `resume`, then `loop`, then `finish`."""
 
-    def __init__(self, plan: Plan, folder: Path, lock: directory.Lock | None, console: Console):
-        self.plan, self.folder, self.lock, self.console = plan, folder, lock, console
+    def __init__(self, plan: Plan, folder: Path, console: Console):
+        self.plan, self.folder, self.console = plan, folder, console
         if plan.tensorboard:
             import_tensorboard()  # missing? told before anything is computed
         if plan.score_options:
@@ -294,29 +291,26 @@ def table(
     """The named scores of every member, and the worst; a return next to that of random play."""
     acts = "return" in scores
     what = f"{plan.env}: mean return of {episodes or plan.episodes} episodes" if acts else plan.task
-    out, columns = Table(title=f"{what} after {where}"), []
-    out.add_column("member", justify="right")
-    for name, found in scores.items():
-        heads = {"trained": f"trained ({mode})", "random": "random"} if name == "return" else {"trained": name}
-        for key, head in heads.items():
-            out.add_column(head, justify="right")
-            columns.append(found[key])
+    columns = {f"trained ({mode})": scores["return"]["trained"], "random": scores["return"]["random"]} if acts else {}
+    columns |= {name: found["trained"] for name, found in scores.items() if name != "return"}
+    out = Table(*(Column(head, justify="right") for head in ("member", *columns)), title=f"{what} after {where}")
     for m in range(plan.members):
-        out.add_row(str(m), *(f"{column[m]:.2f}" for column in columns))
+        out.add_row(str(m), *(f"{column[m]:.2f}" for column in columns.values()))
     if acts:
         out.add_section()
-        out.add_row("minimum", *(f"{min(column):.2f}" for column in columns), style="bold")
+        out.add_row("minimum", *(f"{min(column):.2f}" for column in columns.values()), style="bold")
     return out
 
 
 def train(plan: Plan, folder: Path, console: Console | None = None) -> dict[str, Any]:
-    """A whole run; the results of the evaluation. Raises what `rundir.create` raises, before anything is computed."""
+    """A whole run; the results of the evaluation. Raises as `directory.create`, before anything is computed."""
     console = console or Console(quiet=not processes.first())
     with contextlib.ExitStack() as stack:
         lock = _in_first(lambda: stack.enter_context(directory.created(folder, LOCK_SECONDS)))
-        run = Run(plan, folder, lock, console)
+        run = Run(plan, folder, console)
         run.start()
-    return _complete(run)
+    with lock:
+        return _complete(run)
 
 
 def resume(
@@ -334,8 +328,8 @@ def resume(
         console.print(f"{text}, or score it again with `eval`")
         return json_files.read_json(folder / directory.EVALUATION)
     lock = _in_first(lambda: directory.lock(folder, wait=LOCK_SECONDS))
-    with lock or contextlib.nullcontext():
-        run = Run(plan, folder, lock, console)
+    with lock:
+        run = Run(plan, folder, console)
         run.resume(old)
         return _complete(run)
 
@@ -361,9 +355,9 @@ def _longer(plan: Plan, steps: int | None, updates: int | None) -> Plan:
     return plan
 
 
-def _in_first(action: Callable[[], directory.Lock]) -> directory.Lock | None:
-    """What `action` gives in the first process, None in the others; none of them goes on where it fails."""
-    lock = problem = None
+def _in_first(action: Callable[[], contextlib.ExitStack]) -> contextlib.ExitStack:
+    """The lock that `action` takes in the first process; none of the processes goes on where it fails."""
+    lock, problem = contextlib.ExitStack(), None
     if processes.first():
         try:
             lock = action()
@@ -376,10 +370,9 @@ def _in_first(action: Callable[[], directory.Lock]) -> directory.Lock | None:
 
 
 def _complete(run: Run) -> dict[str, Any]:
-    with run.lock or contextlib.nullcontext():
-        with contextlib.closing(run):
-            run.loop()
-        if run.stopping:
-            run.console.print(f"stopped and saved; go on with: {machine.resume_command(run.folder)}")
-            return {}
-        return run.finish()
+    with contextlib.closing(run):
+        run.loop()
+    if run.stopping:
+        run.console.print(f"stopped and saved; go on with: {machine.resume_command(run.folder)}")
+        return {}
+    return run.finish()

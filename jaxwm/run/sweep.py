@@ -123,16 +123,16 @@ def one_by_one(plans: dict[str, Plan], root: Path, retries: int, console: Consol
             except Exception as error:
                 out.failures[name] = message(error)
                 console.print(f"{escape(name)} failed: {escape(out.failures[name])}", style="red")
-                if worth_retrying(error):
-                    continue
+                if not worth_retrying(error):
+                    break
+            else:
+                out.failures.pop(name, None)
+                if not found:
+                    out.stopped = True
+                    return out
+                out.results[name] = found
+                console.print(f"{escape(name)}: {summary(found)}")
                 break
-            out.failures.pop(name, None)
-            if not found:
-                out.stopped = True
-                return out
-            out.results[name] = found
-            console.print(f"{escape(name)}: {summary(found)}")
-            break
     return out
 
 
@@ -142,19 +142,12 @@ def worth_retrying(error: BaseException) -> bool:
 
 
 def sweep(
-    plans: dict[str, Plan],
-    root: Path,
-    retries: int = 2,
-    console: Console | None = None,
+    plans: dict[str, Plan], root: Path, retries: int = 2, console: Console | None = None,
     runner: Callable[[dict[str, Plan], Path, int, Console], Outcome] = one_by_one,
-) -> Outcome:
+) -> Outcome:  # fmt: skip
     """Run what is not finished yet and print the table; `runner` is `one_by_one` or a part of `cluster.on_ray`.
-
-    Raises:
-        ValueError: a directory holds a run of another plan, or a task wants more than there is.
-        BlockingIOError: another sweep is working in `root`.
-        ConnectionError: no cluster answers.
-    """
+    ValueError where a directory holds a run of another plan or a task wants more than there is, BlockingIOError where
+    another sweep is working in `root`, ConnectionError where no cluster answers."""
     console = console or Console()
     check(plans, root)
     root.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import io
 import json
 import mmap
 import os
@@ -19,11 +20,8 @@ SCORE_FIELDS = ("member", "env_steps", "return", "length")
 
 
 class Writer(contextlib.AbstractContextManager["Writer"]):
-    """Appends metrics and scores to a run directory. Not to be shared between processes.
-
-    Every call writes whole lines at once, so a killed run loses at most its last line. A full disk costs rows, not the
-    run: it is told once as a warning, and writing goes on when there is room again.
-    """
+    """Appends metrics and scores to a run directory, in one process. Every call writes whole lines, so a killed run
+    loses at most its last line. A full disk costs rows and one warning; writing goes on when there is room again."""
 
     def __init__(self, path: str | Path, tensorboard: bool = False):
         """Opens the files of the run directory `path` and cuts a line that a killed run left unfinished. OSError where
@@ -110,16 +108,12 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
 class Silent:
     """A `Writer` that writes nothing: for all processes of a run but the first."""
 
-    def metrics(self, row: Mapping[str, Any]) -> None: ...
-
-    def scores(self, rows: Iterable[Mapping[str, Any]]) -> None: ...
-
     def offsets(self) -> dict[str, int]:
         return {}
 
-    def truncate(self, offsets: Mapping[str, int]) -> None: ...
+    def metrics(self, what: Any = None) -> None: ...
 
-    def close(self) -> None: ...
+    scores = truncate = close = metrics
 
 
 def _axis(row: Mapping[str, Any]) -> int | None:
@@ -138,52 +132,47 @@ def _scalars(row: Mapping[str, Any]) -> dict[str, float]:
     return scalars
 
 
-class _Lines:
+class _Lines(io.FileIO):
     """One .jsonl file, open for appending without a buffer: no half-written row waits in memory. A last line that was
     left unfinished is cut."""
 
     def __init__(self, path: Path):
-        self._file = open(path, "ab+", buffering=0)
+        super().__init__(path, "ab+")
         if self.size():
-            with mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            with mmap.mmap(self.fileno(), 0, access=mmap.ACCESS_READ) as content:
                 end = content.rfind(b"\n") + 1
                 tail = content[end:]
             if parses(tail):  # a whole row, but for its line break: an editor may leave it so
-                self._file.write(b"\n")
+                self.write(b"\n")
             else:
-                self._file.truncate(end)
+                self.truncate(end)
 
     def append(self, rows: list[dict[str, Any]]) -> None:
         start = self.size()
         data = b"".join(json.dumps(row, separators=(",", ":")).encode() + b"\n" for row in rows)
         try:
             while data:
-                data = data[self._file.write(data) :]
+                data = data[self.write(data) :]
         except OSError:
-            self._file.truncate(start)  # no half lines
+            self.truncate(start)  # no half lines
             raise
 
     def size(self) -> int:
-        return os.fstat(self._file.fileno()).st_size
-
-    def truncate(self, size: int) -> None:
-        self._file.truncate(size)
+        return os.fstat(self.fileno()).st_size
 
     def flush(self) -> None:
-        os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        self._file.close()
+        os.fsync(self.fileno())
 
 
 def import_tensorboard() -> tuple[Any, Any, Any]:
     """tensorboardX's `EventsWriter`, `event_pb2` and `scalar`; ImportError tells how to install it."""
     try:
-        from tensorboardX import event_file_writer, summary
+        from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto import event_pb2
+        from tensorboardX.summary import scalar
     except ImportError as error:
         raise ImportError("TensorBoard output needs tensorboardX: pip install 'jaxwm[log]'") from error
-    return event_file_writer.EventsWriter, event_pb2, summary.scalar
+    return EventsWriter, event_pb2, scalar
 
 
 class _Board:

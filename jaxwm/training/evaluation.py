@@ -35,11 +35,8 @@ class Scores(NamedTuple):
 
 
 def evaluate(agent: Agent, env: Env, state: Any, keys: Key, episodes: int = 100, mode: Mode = "greedy") -> Scores:
-    """Play `episodes` episodes with each member of `state` (leaves `[M, ...]`, keys `[M]`).
-
-    `env` decides the number of parallel environments; a pure one wants `episodes` of them. ValueError if `episodes` is
-    not a multiple of `env.num_envs`.
-    """
+    """Play `episodes` episodes with each member of `state` (leaves `[M, ...]`, keys `[M]`), in `env.num_envs`
+    environments at once: as many as episodes where it is pure. ValueError if `episodes` is not a multiple of them."""
     return evaluator(agent, env, episodes, mode)(state, keys)
 
 

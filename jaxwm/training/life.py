@@ -93,11 +93,8 @@ LOG_AXES: Any = Log(0, 0, 0, 0, None)  # type: ignore[arg-type]
 
 
 class Report(NamedTuple):
-    """A chunk's results on the host.
-
-    `metrics` are means `[M]` over the good updates; absent where nothing was trained, NaN for a member without a good
-    one. `faults` says how often a metric was not finite, `[M]`; only those that ever were are named.
-    """
+    """A chunk's results on the host. `metrics` are means `[M]` over the good updates: absent where nothing was trained,
+    NaN for a member without a good one. `faults` counts `[M]` how often a metric was not finite, where it ever was."""
 
     metrics: dict[str, np.ndarray]
     episodes: list[dict[str, Any]]

@@ -30,7 +30,7 @@ class Program:
         self.samplers = {n: replay.sampler(s.sampler, s.batch_size // shards, s.length) for n, s in steps.items()}
         # traced once, although both the metrics' shapes and the loop ask for it
         self._learn = {name: jax.jit(self._together(step), inline=True) for name, step in steps.items()}
-        self._metrics: dict[str, Any] = {}
+        self._metrics: dict[str, list[str]] = {}
         self.programs: dict[Any, Any] = {}  # compiled ones, by whatever names them
         written = {step.writes.ring: replay.AXES for step in steps.values() if step.writes}
         rings = {"real": replay.SHARED if self.recorded else replay.AXES, **written}
@@ -146,18 +146,15 @@ class Program:
 
     def empty_log(self, life: Life, rows: int) -> Log:
         """A log with room for the episodes that end in so many rows."""
-        names = {name: list(self._metric_shapes(life, name)) for name in self.agent.train_steps}
+        if not self._metrics:  # traced once and kept, as tracing again would double the compile time
+            metrics = lambda name: jax.eval_shape(partial(self.update, name=name), life)[1]  # noqa: E731
+            self._metrics = {name: list(metrics(name)) for name in self.agent.train_steps}
+        names = self._metrics
         zeros = lambda dtype: {name: {k: jnp.zeros((), dtype) for k in keys} for name, keys in names.items()}  # noqa: E731
         counts = {name: jnp.zeros((), jnp.int32) for name in names}
         shape = (max(rows, 1), self.source.num_envs)
         finished = Finished(jnp.zeros(shape, bool), jnp.zeros(shape), jnp.zeros(shape), jnp.zeros(shape, jnp.int32))
         return Log(zeros(jnp.float32), zeros(jnp.int32), counts, finished, jnp.zeros((), jnp.int32))
-
-    def _metric_shapes(self, life: Life, name: str) -> Any:
-        """Structure of a step's metrics; traced once and kept, as tracing again would double the compile time."""
-        if name not in self._metrics:
-            self._metrics[name] = jax.eval_shape(lambda x: self.update(x, name)[1], life)
-        return self._metrics[name]
 
     def chunk(self, segment: Segment, most: int, life: Life, iterations: Array) -> tuple[Life, Log]:
         """So many iterations of a segment, at most `most`."""

@@ -44,17 +44,10 @@ class Trainer:
     """
 
     def __init__(
-        self,
-        agent: Agent,
-        source: Source,
-        members: int = 1,
-        capacity: int = 100_000,
-        hyper: dict[str, Any] | None = None,
-        max_iterations: int = 256,
-        shards: int = 1,
-        devices: Sequence[Any] | None = None,
-        freeze: Sequence[str] = (),
-    ):
+        self, agent: Agent, source: Source, members: int = 1, capacity: int = 100_000,
+        hyper: dict[str, Any] | None = None, max_iterations: int = 256, shards: int = 1,
+        devices: Sequence[Any] | None = None, freeze: Sequence[str] = (),
+    ):  # fmt: skip
         check_jax()
         counts = dict(members=members, capacity=capacity, max_iterations=max_iterations, shards=shards)
         for name, value in counts.items():
@@ -148,11 +141,8 @@ class Trainer:
         return self._program.compiled(segment.body, chunk, (axes, None), (axes, LOG_AXES), arguments, donate=0)
 
     def footprint(self) -> dict[str, Any]:
-        """Sizes before anything is allocated.
-
-        `parameters` of a member, shapes of the population's `state` and `replay` (of all rings), and `updates`:
-        {name: (function, argument shapes)} of one update of one member, for counting FLOPs.
-        """
+        """Sizes before anything is allocated: `parameters` of a member, shapes of the population's `state` and `replay`
+        (of all rings), and of one update of one member `updates`, {name: (function, argument shapes)}."""
         program = self._program
         state = jax.eval_shape(lambda: self.agent.init(jax.random.key(0), self.agent.hyper))
         step: Step | tuple = () if program.recorded else program.blank_step()
@@ -219,16 +209,11 @@ class Trainer:
             if np.any(count) or any(np.any(v) for v in log.faults[name].values()):
                 mean = lambda v, n=count: np.where(n, np.asarray(v) / np.maximum(n, 1), np.nan)  # noqa: E731
                 metrics |= {prefix + k: mean(v) for k, v in sums.items()}
-        done = np.asarray(log.finished.done)  # [M, rows, N]
-        episodes = [
-            {
-                "member": int(m),
-                "env_steps": int((first_row + row) * self.source.num_envs),
-                "return": float(log.finished.total[m, row, n]) + float(log.finished.rest[m, row, n]),
-                "length": int(log.finished.length[m, row, n]),
-            }
-            for row, m, n in np.argwhere(done.swapaxes(0, 1))
-        ]
+        done, total, rest, length = map(np.asarray, log.finished)  # [M, rows, N]
+        episodes = []
+        for row, m, n in np.argwhere(done.swapaxes(0, 1)).tolist():
+            score = {"return": float(total[m, row, n]) + float(rest[m, row, n]), "length": int(length[m, row, n])}
+            episodes.append({"member": m, "env_steps": (first_row + row) * self.source.num_envs, **score})
         return Report(metrics, episodes, faults)
 
 

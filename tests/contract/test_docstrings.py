@@ -10,7 +10,7 @@ from house import FILES, TREES
 
 from jaxwm import agents
 
-SILENT = {f"run.writer:Silent.{name}" for name in ("close", "metrics", "offsets", "scores", "truncate")}
+SILENT = {f"run.writer:Silent.{name}" for name in ("metrics", "offsets")}
 """Methods of a writer that writes nothing; `Writer` explains them."""
 
 

@@ -297,34 +297,31 @@ def test_truncate_never_lengthens_a_file(run):
 # --- A full disk --------------------------------------------------------------------------------------------------
 
 
-class FullFile:
-    """Passes on to a file, but takes only `room` more bytes."""
+def nearly_full(write, room, code=errno.ENOSPC):
+    """A file's `write` that takes only `room` more bytes."""
 
-    def __init__(self, file, room, code=errno.ENOSPC):
-        self.file, self.room, self.code = file, room, code
-
-    def __getattr__(self, name):
-        return getattr(self.file, name)
-
-    def write(self, data):
-        if not self.room:
-            raise OSError(self.code, os.strerror(self.code))
-        taken = self.file.write(data[: self.room])
-        self.room -= taken
+    def some(data):
+        nonlocal room
+        if not room:
+            raise OSError(code, os.strerror(code))
+        taken = write(data[:room])
+        room -= taken
         return taken
 
+    return some
 
-def test_full_disk_warns_once_and_leaves_whole_lines(run):
+
+def test_full_disk_warns_once_and_leaves_whole_lines(run, monkeypatch):
     with Writer(run) as writer:
         writer.metrics({"a": 1})
         lines = writer._files["metrics.jsonl"]
-        file, lines._file = lines._file, FullFile(lines._file, room=4)
+        monkeypatch.setattr(lines, "write", nearly_full(lines.write, room=4))
         with pytest.warns(UserWarning, match="no space left for") as caught:
             writer.metrics({"a": 2})
             writer.metrics({"a": 3})
             writer.scores([SCORE])
         assert [warning.filename for warning in caught] == [__file__]
-        lines._file = file
+        monkeypatch.undo()
         writer.metrics({"a": 4})
     assert json_files.read_jsonl(run / "metrics.jsonl") == [{"a": 1}, {"a": 4}]
     assert json_files.read_jsonl(run / "scores.jsonl") == [SCORE]
@@ -342,13 +339,12 @@ def test_full_disk_while_flushing(run, monkeypatch):
         assert len(caught) == 1
 
 
-def test_other_errors_are_raised(run):
+def test_other_errors_are_raised(run, monkeypatch):
     with Writer(run) as writer:
         lines = writer._files["metrics.jsonl"]
-        file, lines._file = lines._file, FullFile(lines._file, room=0, code=errno.EIO)
+        monkeypatch.setattr(lines, "write", nearly_full(lines.write, room=0, code=errno.EIO))
         with pytest.raises(OSError, match=os.strerror(errno.EIO)):
             writer.metrics({"a": 1})
-        lines._file = file
 
 
 # --- TensorBoard --------------------------------------------------------------------------------------------------
