@@ -5,8 +5,7 @@ agent = jaxwm.make("dreamer-v3", env.spec, preset="nano")
 trainer = jaxwm.Trainer(agent, env, members=3)
 life = trainer.init(seed=0)
 
-`jaxwm.load("runs/mine")` gives the agent and the state of a run back.
-"""
+`jaxwm.load("runs/mine")` gives the agent and the state of a run back."""
 
 __version__ = "0.1.0"
 

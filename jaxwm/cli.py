@@ -1,7 +1,6 @@
 """The command line: `jaxwm list | train | resume | eval | dream | watch | play | record | report | export | sweep`.
 
-Every setting of a system is a flag of `jaxwm train AGENT`; `jaxwm train AGENT --help` explains them.
-"""
+Every setting of a system is a flag of `jaxwm train AGENT`; `jaxwm train AGENT --help` explains them."""
 
 import contextlib
 import os
@@ -46,8 +45,7 @@ USAGE = """jaxwm: world-model reinforcement learning in JAX
   jaxwm sweep FILE [--help]      run all of an experiment file that is not finished yet, on every device
   jaxwm --version
 
-Start with: jaxwm train dreamer-v3
-"""
+Start with: jaxwm train dreamer-v3"""
 
 STOPPED, INTERRUPTED = 1, 130
 
@@ -422,8 +420,7 @@ class SweepOptions:
     """Run every run of an experiment file, side by side on all devices, and write a report. Finished ones are skipped,
     stopped ones resumed: after any interruption the same command goes on.
 
-    Keyword arguments of the file's runs() are flags too, shown below.
-    """
+    Keyword arguments of the file's runs() are flags too, shown below."""
 
     file: tyro.conf.Positional[Path]
     """Python file that defines runs() -> {name: Plan}; see experiments/."""

@@ -25,7 +25,6 @@ def symexp(x: Array) -> Array:
     return jnp.sign(x) * jnp.expm1(jnp.abs(x))
 
 
-# --- Two-hot regression -------------------------------------------------------------------------------------------
 def symexp_bins(count: int) -> Array:
     """`count` bins at symexp(linspace(-20, 20)), float32 `[count]`, exactly symmetric around zero."""
     half = symexp(jnp.linspace(-20.0, 0.0, (count + 1) // 2, dtype=jnp.float32))
@@ -62,7 +61,6 @@ class TwoHot(NamedTuple):
         return target.sum(-1) * jax.nn.logsumexp(logits, -1) - (target * logits).sum(-1)
 
 
-# --- One-hot latents and discrete actions -------------------------------------------------------------------------
 class OneHot(NamedTuple):
     """A categorical over K classes, as normalised log-probabilities `[..., K]`."""
 
@@ -113,7 +111,6 @@ def one_hot(logits: Array, unimix: float = 0.0) -> OneHot:
     return OneHot(jnp.log(probs))
 
 
-# --- Gaussian latents, continuous actions -------------------------------------------------------------------------
 class Normal(NamedTuple):
     """Independent normals; `log_prob` and `entropy` are per entry, shape of `mean`."""
 
@@ -174,7 +171,6 @@ def bounded_normal(mean: Array, std: Array, low: float = 0.1, high: float = 1.0)
     return Normal(jnp.tanh(mean), low + (high - low) * jax.nn.sigmoid(std + 2.0))
 
 
-# --- Mixtures of normals ------------------------------------------------------------------------------------------
 class Mixture(NamedTuple):
     """Independent mixtures of K normals, one for every entry of a vector (Bishop 1994): parameters `[..., K]`."""
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from difflib import SequenceMatcher
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
-# --- JAX ------------------------------------------------------------------------------------------------------------
 _JAX = {
     "jax_enable_x64": False, "jax_default_prng_impl": "threefry2x32", "jax_disable_jit": False, "jax_debug_nans": False,
     "jax_debug_infs": False, "jax_numpy_rank_promotion": "allow", "jax_numpy_dtype_promotion": "standard",
@@ -24,7 +23,6 @@ def check_jax() -> None:
             raise ValueError(f"jaxwm does not run with {name}={found}: {remedy}")
 
 
-# --- Names --------------------------------------------------------------------------------------------------------
 def nearest(word: str, known: Iterable[str], count: int = 3) -> list[str]:
     """Up to `count` of `known` that look like `word`, best first; case, suite and version may differ."""
 
@@ -61,7 +59,6 @@ def _core(name: str) -> str:
     return name.lower().split("/")[-1].split("-")[0]
 
 
-# --- Values -------------------------------------------------------------------------------------------------------
 def check_number(
     what: str, value: Any, least: float = -math.inf, most: float = math.inf, above: float = -math.inf,
     whole: bool = False,

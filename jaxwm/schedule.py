@@ -96,7 +96,6 @@ def offline(schedule: tuple[Word, ...], held: int, rows: int) -> tuple[Word, ...
     return Load(min(rows, held)), *(w for word in rest for w in inner(word))
 
 
-# --- In words -----------------------------------------------------------------------------------------------------
 MODES = {"explore": "", "random": ", at random", "greedy": ", greedily"}
 
 

@@ -35,7 +35,6 @@ Varies = Annotated[T, VARIES]
 """Marks a setting that members may have values of their own for: code reads it from `State.hyper`."""
 
 
-# --- Spaces and the environment ---------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Discrete:
     """One choice out of `n`: int32 `[N]`."""
@@ -180,7 +179,6 @@ Source = Env | Data
 """Where records come from."""
 
 
-# --- Replay -----------------------------------------------------------------------------------------------------------
 class Record(NamedTuple):
     """One replay entry: the `Step` at t, the action taken after it (None where nobody acts), the agent's extras."""
 
@@ -209,7 +207,6 @@ class Batch(NamedTuple):
     weight: Array
 
 
-# --- The agent --------------------------------------------------------------------------------------------------------
 class Writes(NamedTuple):
     """The ring that a train step writes: its name, and how many records it holds."""
 
@@ -314,7 +311,6 @@ def _check_batch(name: str, batch: Any, length: int) -> None:
         )
 
 
-# --- The schedule -----------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Collect:
     """Take `steps` environment steps of one member, summed over its N environments (rounded up to a multiple of N).

@@ -1,7 +1,6 @@
 """The names of the systems and the modules they live in; a module is imported when its system is asked for.
 
-`table()` reads what `jaxwm list` and `--help` print without importing any; `python -m docs.lineage` writes it.
-"""
+`table()` reads what `jaxwm list` and `--help` print without importing any; `python -m docs.lineage` writes it."""
 
 import dataclasses
 import importlib

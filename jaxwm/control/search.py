@@ -126,7 +126,6 @@ def _tree(settings: Settings, params: Any, root: Root, model: Model, key: Key, t
     )  # fmt: skip
 
 
-# --- What PUCT makes of q, for one node of one tree ---------------------------------------------------------------
 def tree_q(tree: Any, node: Array, least: float = 1e-8) -> Array:
     """q of a node's actions `[A]`, scaled to [0, 1] by the least and greatest q of the whole tree; 0 where not tried.
     Schrittwieser et al. 2020, equation 5. (mctx's own default looks at a node and its children alone.)"""

@@ -15,8 +15,7 @@ came and what was expected:
 Host environments are checked value by value, in NumPy. Pure ones are checked by structure, shape and type when they are
 traced; their integers are not looked at, and those above 2**24 are rounded.
 
-K environments; every host array here has the leading axis `[K]`.
-"""
+K environments; every host array here has the leading axis `[K]`."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -40,8 +39,7 @@ class Misfit(ValueError):
 def observation(spec: Spec, obs: Any, convert: Callable[[str, Any, Any], Any]) -> PyTree:
     """Apply `convert(what, value, struct)` to every sensor of `spec.obs`, by name.
 
-    Raises `Misfit` where `obs` has other names than the spec.
-    """
+    Raises `Misfit` where `obs` has other names than the spec."""
     if not isinstance(spec.obs, Mapping):
         return convert(f"{spec.name}: the observation", obs, spec.obs)
     if not isinstance(obs, Mapping):
@@ -97,8 +95,7 @@ def _told(value: Any) -> str:
 def array(what: str, value: Any, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     """`value` as an array of this shape and type, the very same array where it is one.
 
-    Raises `Misfit`, which begins with `what`, where another shape or a changed number would result.
-    """
+    Raises `Misfit`, which begins with `what`, where another shape or a changed number would result."""
     if isinstance(value, np.ndarray) and value.shape == shape and value.dtype == dtype:
         return value
     try:
@@ -149,8 +146,7 @@ def flag(name: str, which: str, value: Any, shape: tuple[int, ...] = ()) -> np.n
 def checked(spec: Spec, obs: Any, ended: np.ndarray) -> PyTree:
     """Observations `[K, ...]` of a host environment as the spec says; `ended` bool `[K]` marks last steps.
 
-    Raises `Misfit` for wrong names, shapes and numbers.
-    """
+    Raises `Misfit` for wrong names, shapes and numbers."""
     num = len(ended)
     obs = observation(spec, obs, lambda what, x, struct: array(what, x, (num, *struct.shape), struct.dtype))
     if spec.one_hot and ((obs.reshape(num, -1).sum(-1) != 1) & ~ended).any():
@@ -171,8 +167,7 @@ def finite(tree: PyTree) -> tuple[PyTree, np.ndarray | bool]:
 def native_action(spec: Spec, action: Any, lead: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray | bool]:
     """Our actions `[*lead, ...]` as a pool takes them, `[K, ...]`, and where one was not finite.
 
-    Numbers are clipped to [-1, 1]. Raises `Misfit` for a wrong shape or type and for an index out of range.
-    """
+    Numbers are clipped to [-1, 1]. Raises `Misfit` for a wrong shape or type and for an index out of range."""
     action = np.asarray(action)
     check_action(spec, action, lead)
     action = action.reshape(math.prod(lead), *action_shape(spec.action)).astype(action_dtype(spec.action))
@@ -192,8 +187,7 @@ class Sensor(NamedTuple):
     """One array of a native observation.
 
     `path` leads to it through dicts and tuples. It has `shape` there, is read as `dtype`, and `view` makes
-    `[K, *struct.shape]` of `[K, *shape]`.
-    """
+    `[K, *struct.shape]` of `[K, *shape]`."""
 
     name: str
     path: tuple[Any, ...]
@@ -275,8 +269,7 @@ def strong(x: Any, dtype: Any = None) -> Array:
 def traced(what: str, value: Any, struct: Any, reshape: bool = True) -> Array:
     """`value` with the shape and type of `struct`, strongly typed.
 
-    Raises `Misfit`, when traced, where another shape or a changed number could result.
-    """
+    Raises `Misfit`, when traced, where another shape or a changed number could result."""
     try:
         x = jnp.asarray(value)
     except (ValueError, TypeError) as error:
@@ -346,8 +339,7 @@ def traced_finite(tree: PyTree) -> tuple[PyTree, Array]:
 def traced_action(spec: Spec, action: Array, lead: tuple[int, ...]) -> Array:
     """Actions `[*lead, ...]` of a pure environment: numbers clipped to [-1, 1], 0 where they are not finite.
 
-    Raises `Misfit`, when traced, for a wrong shape or type.
-    """
+    Raises `Misfit`, when traced, for a wrong shape or type."""
     check_action(spec, action, lead)
     action = strong(action, action_dtype(spec.action))
     return jnp.clip(traced_finite(action)[0], -1.0, 1.0) if isinstance(spec.action, Box) else action

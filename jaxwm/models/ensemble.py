@@ -55,7 +55,6 @@ def fit(x: Array, weight: Array) -> Scale:
     return Scale(mean, jnp.where(std < 1e-6, 1.0, std))
 
 
-# --- The networks -------------------------------------------------------------------------------------------------
 def init(key: Key, networks: int, inputs: int, units: int, layers: int, outputs: int, logits: int = 0) -> PyTree:
     """Weights of `networks` MLPs with `layers` hidden layers: `kernel{i} [E, in, out]`, `bias{i} [E, 1, out]`.
     The outputs are mean and raw log-variance `[O]` each and `logits`; the bounds `[O]` belong to all networks."""
@@ -118,7 +117,6 @@ def bootstrap(seed: Array, row: Array, env: Array, network: Array) -> Array:
     return draws.reshape(row.shape).astype(jnp.float32)
 
 
-# --- Rollouts -----------------------------------------------------------------------------------------------------
 Transition = Callable[[Array, Array, Array], tuple[Array, Array, Array]]
 """`(obs [E, B, D], action [E, B, A], noise [E, B, O]) -> (next obs, reward [E, B], probability of going on [E, B])`."""
 

@@ -2,8 +2,7 @@
 
 `agent` holds the agent's state `[M, ...]`, `rest` everything else of `Life`, `about` the cursor and what the caller
 adds. Nothing is unpickled. A list of checksums is added to each checkpoint once it is complete: orbax itself notices a
-truncated file, but not a flipped bit.
-"""
+truncated file, but not a flipped bit."""
 
 import contextlib
 import itertools

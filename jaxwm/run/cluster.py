@@ -2,8 +2,7 @@
 
 Ray only finds a free device and starts a process there. All state is in the run directories, which every machine must
 see under the same path: the driver reads progress from them, and whoever does a task holds the lock of its directory.
-So the driver, a worker or a machine may die at any time; a task that is done again goes on from its checkpoint.
-"""
+So the driver, a worker or a machine may die at any time; a task that is done again goes on from its checkpoint."""
 
 import contextlib
 import importlib.util

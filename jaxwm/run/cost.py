@@ -1,7 +1,6 @@
 """What a program costs: floating-point operations, bytes, and the memory there is for them.
 
-Everything here works on shapes: nothing is compiled, run or allocated.
-"""
+Everything here works on shapes: nothing is compiled, run or allocated."""
 
 import contextlib
 import math
@@ -21,8 +20,7 @@ def flops(fn: Callable[..., Any], *args: Any) -> float:
     XLA's own cost analysis counts the body of a loop once; here a scan counts `length` times. A conditional counts as
     its dearest branch, a loop with an unknown trip count as one turn, and the body of a `shard_map` once a device.
     Padding counts as input, as is the custom; the zeros that a strided convolution's gradient inserts do not. Values
-    that no output depends on are free, since XLA removes them. Shapes (`jax.ShapeDtypeStruct`) will do as arguments.
-    """
+    that no output depends on are free, since XLA removes them. Shapes (`jax.ShapeDtypeStruct`) will do as arguments."""
     jaxpr = jax.make_jaxpr(fn)(*args).jaxpr
     live, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
     return float(_count(live))

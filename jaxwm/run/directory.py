@@ -6,8 +6,7 @@ scores.jsonl     one line for each finished episode: member, env_steps, return, 
 checkpoints/     what a resumed run starts from
 evaluation.json  written last: a run directory that has it is finished
 .lock            held by the process that writes
-tensorboard/     the same metrics for TensorBoard, on request
-"""
+tensorboard/     the same metrics for TensorBoard, on request"""
 
 import contextlib
 import errno

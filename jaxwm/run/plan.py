@@ -1,6 +1,5 @@
 """The plan of a run: its whole description. The command line parses it, config.json stores it, sweeps build it, reports
-print it as a command.
-"""
+print it as a command."""
 
 import argparse
 import re

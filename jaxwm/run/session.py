@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import shlex
 import time
 import warnings
 from collections import deque
@@ -14,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 
 from jaxwm.run import checkpoint, directory, json_files, machine
@@ -269,7 +271,8 @@ class Run:
         elif worse := [m for m, (a, b) in enumerate(zip(*scores.get("return", {}).values(), strict=True)) if a < b]:
             who = "every member" if len(worse) == plan.members else f"member {', '.join(map(str, worse))}"
             text = f"below random play: the greedy policy of {who}. It may need more steps, or a look at how the"
-            self.console.print(f"{text} exploring policy does: jaxwm eval RUN --mode explore")
+            command = f"{machine.program()} eval {shlex.quote(str(self.folder))} --mode explore"
+            self.console.print(f"{text} exploring policy does: {escape(command)}", soft_wrap=True)
         return result
 
 

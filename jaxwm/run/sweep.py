@@ -3,8 +3,7 @@
 An experiment file defines `runs(...) -> dict[str, Plan]`; its keyword arguments, with defaults, become flags of
 `jaxwm sweep FILE`. A task is one run: one compiled population. One that is finished is skipped and one that was stopped
 is resumed, so the same command goes on after any interruption. With Ray, tasks run side by side, one a device, on this
-machine or on a cluster (see `jaxwm.run.cluster`); without it one after another in this process.
-"""
+machine or on a cluster (see `jaxwm.run.cluster`); without it one after another in this process."""
 
 import json
 import traceback

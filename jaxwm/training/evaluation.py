@@ -1,8 +1,7 @@
 """Scores by whole episodes: the same code for trained, untrained and random policies.
 
 Every environment contributes the same number of episodes, its first ones; taking whichever episodes end first would
-favour short ones. Returns are sums of the raw reward until `is_last`.
-"""
+favour short ones. Returns are sums of the raw reward until `is_last`."""
 
 import contextlib
 from collections.abc import Callable

@@ -2,8 +2,7 @@
 
 A policy that is trained in a model finds the model's mistakes. Then dreamed returns rise above real ones, long before
 the learning curve falls. Both are measured over the newest stretches of the replay: a dream starts in the latent of a
-state that was really visited, and is compared with the rewards that really followed there.
-"""
+state that was really visited, and is compared with the rewards that really followed there."""
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +20,7 @@ def gauge(agent: Agent, state: PyTree, ring: Ring, key: Key, horizon: int) -> di
 
     The dream follows the present policy, the real rewards were earned by policies of the last few hundred steps.
     Windows that start at the end of an episode do not count; where a time limit cuts an episode, the dream is cut too.
-    NaN where no window is left.
-    """
+    NaN where no window is left."""
     windows = _windows(ring, horizon)
     context = jax.tree.map(lambda x: x[:, :CONTEXT], windows)
     assert agent.imagine is not None

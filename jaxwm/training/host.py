@@ -1,8 +1,7 @@
 """Words that the host takes part in: stepping a pool of environments, and loading recordings.
 
 A Python loop calls two kinds of compiled programs, a turn of the policy and a `Train` word; `Collect` steps the pool in
-between, `Load` writes recorded rows into the replay.
-"""
+between, `Load` writes recorded rows into the replay."""
 
 import contextlib
 import warnings
@@ -36,8 +35,7 @@ class Pool:
 
     One that dies, while it is stepped, reset or built, is built anew with other seeds; this happened `restarts` times
     so far, and `fresh` tells that it just did. EnvironmentDied where that does not help. A `border.Misfit` is a bug and
-    no death, and so is a wrong option, a ValueError or ImportError of the very first build: these are raised.
-    """
+    no death, and so is a wrong option, a ValueError or ImportError of the very first build: these are raised."""
 
     def __init__(self, env: Env, keys: Key):
         self.env, self.handle = env, None

@@ -1,8 +1,7 @@
 """The state of a run as one pytree, `Life`, and what a chunk of it reports.
 
 Random keys are `fold_in(fold_in(member key, stream), counter)` with counters that are part of `Life`, so a run gives
-the same bits however it is cut into chunks.
-"""
+the same bits however it is cut into chunks."""
 
 from functools import partial
 from typing import Any, NamedTuple

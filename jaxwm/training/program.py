@@ -2,8 +2,7 @@
 
 A pure environment lives inside the compiled chunk (collect, sample, learn in one program); with a host environment or
 recordings, the loop in `training.host` calls `turn` and `run_word` as programs of their own. Trip counts are traced,
-so every chunk length is the same program and gives the same bits.
-"""
+so every chunk length is the same program and gives the same bits."""
 
 from collections.abc import Callable
 from functools import partial

@@ -1,8 +1,7 @@
 """How a population is spread over devices: members over rows of a mesh, and the devices that share a member.
 
 Everything else in `training` is written for one member. `Spread.population` adds the member axis, by `vmap` inside a
-device and by `shard_map` over devices, which never talk to each other unless they share a member.
-"""
+device and by `shard_map` over devices, which never talk to each other unless they share a member."""
 
 import math
 from collections.abc import Callable, Sequence

@@ -2,8 +2,7 @@
 
 What is carried is one pytree, `Life`; with the cursor `(segment, iteration)` it is the whole state of a run. A chunk is
 one compiled program where nothing in it needs the host (`training.program`), and else a loop around two
-(`training.host`); `training.spread` puts members on devices.
-"""
+(`training.host`); `training.spread` puts members on devices."""
 
 import math
 from collections.abc import Sequence
@@ -40,8 +39,7 @@ class Trainer:
 
     ValueError where the schedule reads sequences longer than the replay or than what was collected before, where it
     asks for an environment and there are recordings, or the other way round, and where `shards` does not divide the
-    devices, the environments or a batch.
-    """
+    devices, the environments or a batch."""
 
     def __init__(
         self, agent: Agent, source: Source, members: int = 1, capacity: int = 100_000,
