@@ -99,11 +99,14 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         self._job.start()
 
     def _complete(self, step: int) -> None:
-        """In the background: wait for the files, then add their checksums."""
+        """In the background: wait for the files, then add the score, and `{file: [bytes, crc32]}` of all of them."""
         try:
             self._manager.wait_until_finished()
             if self._error is None and processes.first():
-                _write_digest(self.folder / str(step), self.scores[step])
+                folder, score = self.folder / str(step), self.scores[step]
+                paths = filter(Path.is_file, sorted(folder.rglob("*")))
+                files = {str(path.relative_to(folder)): _crc(path) for path in paths}
+                write_json(folder / DIGEST, {"score": score if math.isfinite(score) else None, "files": files})
         except Exception as error:
             self._error = error
 
@@ -270,12 +273,6 @@ def _shapes(tree: Any) -> Any:
     first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     place = lambda x: getattr(x, "sharding", None) or first  # noqa: E731
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place(x)), tree)
-
-
-def _write_digest(folder: Path, score: float) -> None:
-    """Add the score of a complete checkpoint, and `{file: [bytes, crc32]}` of all its files."""
-    files = {str(path.relative_to(folder)): _crc(path) for path in sorted(folder.rglob("*")) if path.is_file()}
-    write_json(folder / DIGEST, {"score": score if math.isfinite(score) else None, "files": files})
 
 
 def _score(path: Path) -> float:

@@ -11,6 +11,7 @@ tensorboard/     the same metrics for TensorBoard, on request"""
 import contextlib
 import errno
 import fcntl
+import itertools
 import os
 import re
 import shutil
@@ -33,11 +34,8 @@ def default_path(agent: str, env: str, root: str | Path = "runs") -> Path:
     runs/dreamer-v3-Catch-bsuite-20260131-120000. Nothing is created."""
     task = env.split("/", 1)[-1]
     name = re.sub(r"[^\w.-]+", "-", f"{agent}-{task}-{time.strftime('%Y%m%d-%H%M%S')}")
-    path, count = Path(root) / name, 1
-    while path.exists():
-        count += 1
-        path = Path(root) / f"{name}-{count}"
-    return path
+    names = itertools.chain([name], (f"{name}-{count}" for count in itertools.count(2)))
+    return next(path for path in map(Path(root).joinpath, names) if not path.exists())
 
 
 def create(path: str | Path) -> Path:

@@ -1,7 +1,6 @@
 """Weights alone, as one safetensors file: parameters of a run and, as its metadata, what is needed to use them.
 
-The file loads in any framework; tensors `[M, ...]` are named by their place in `State.params`, for example
-`pol/params/out/kernel`."""
+It loads in any framework; tensors `[M, ...]` are named by their place in `State.params`: `pol/params/out/kernel`."""
 
 import json
 from pathlib import Path

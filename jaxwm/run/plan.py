@@ -1,5 +1,4 @@
-"""The plan of a run: its whole description. The command line parses it, config.json stores it, sweeps build it, reports
-print it as a command."""
+"""A run's whole description: the command line parses it, config.json stores it, sweeps build it, reports print it."""
 
 import argparse
 import re

@@ -1,5 +1,5 @@
-"""Arrays that are spread over several processes. All run the same program on global arrays; each holds its part of the
-members. With a single process everything here is what it would be without."""
+"""Arrays that are spread over several processes, which all run the same program; each holds its part of the members.
+With a single process everything here is what it would be without."""
 
 from typing import Any
 
