@@ -46,12 +46,10 @@ def suggest(name: Any, known: Iterable[str]) -> str:
 def check_options(name: str, options: Iterable[str], valid: Iterable[str]) -> None:
     """Raise ValueError where `options` has a name that is not in `valid`."""
     valid = sorted(valid)
-    wrong = [option for option in options if option not in valid]
-    if not wrong:
-        return
-    close = nearest(wrong[0], valid, 1)
-    hint = f" (did you mean {close[0]!r}?)" if close else ""
-    raise ValueError(f"{name} has no option {wrong[0]!r}{hint}; its options are {', '.join(valid) or 'none'}")
+    if wrong := [option for option in options if option not in valid]:
+        close = nearest(wrong[0], valid, 1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise ValueError(f"{name} has no option {wrong[0]!r}{hint}; its options are {', '.join(valid) or 'none'}")
 
 
 def _core(name: str) -> str:
@@ -98,20 +96,18 @@ Positive = Annotated[float, Range(above=0)]
 def check_types(settings: Any) -> None:
     """Raise ValueError where a field of a dataclass does not have its annotated type (int, float, bool, str, Literal),
     or lies outside of its annotated `Range`. Numbers must be finite. Other annotations are not checked."""
-    for name, hint in get_type_hints(type(settings)).items():
-        value = getattr(settings, name)
-        if hint in (int, float):
-            check_number(name, value, whole=hint is int)
-        elif hint is bool:
-            check_choice(name, value, (True, False))
-        elif hint is str and not isinstance(value, str):
-            raise ValueError(f"{name} must be text, not {value!r}")
-        elif get_origin(hint) is Literal:
-            check_choice(name, value, get_args(hint))
     for name, hint in get_type_hints(type(settings), include_extras=True).items():
-        for mark in getattr(hint, "__metadata__", ()):
+        value, marks = getattr(settings, name), getattr(hint, "__metadata__", ())
+        kind = hint.__origin__ if marks else hint
+        if kind in (int, float):
+            check_number(name, value, whole=kind is int)
+        elif kind is str and not isinstance(value, str):
+            raise ValueError(f"{name} must be text, not {value!r}")
+        elif kind is bool or get_origin(kind) is Literal:
+            check_choice(name, value, get_args(kind) or (True, False))
+        for mark in marks:
             if isinstance(mark, Range):
-                check_range(settings, name, **mark._asdict())
+                check_number(name, value, *mark, whole=kind is int)
 
 
 def check_range(settings: Any, names: str, **bounds: float) -> None:

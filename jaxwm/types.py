@@ -149,7 +149,6 @@ class Step(NamedTuple):
 
 class Env(NamedTuple):
     """A batch of `num_envs` environments as two functions.
-
     pure=True:  `reset(key) -> (env_state, Step)` and `step(env_state, action) -> (env_state, Step)` are JAX functions.
     pure=False: `reset(keys[M]) -> (handle, Step)` builds a pool of M * N environments, one seed each; `step(handle,
                 action[M, N, ...]) -> (handle, Step)` are host functions over NumPy arrays `[M, N, ...]`."""
@@ -164,7 +163,6 @@ class Env(NamedTuple):
 
 class Data(NamedTuple):
     """Recorded episodes, as a source of records in place of an environment.
-
     `read(first, count) -> Record` gives rows `[count, N, ...]` of N streams side by side, NumPy arrays without extras;
     the action is None where nobody acted. Rows may be asked for without end: a stream begins again after `rows`."""
 
@@ -281,7 +279,6 @@ class Agent(NamedTuple):
 
     def train_step(self, state: Any, batches: Batch | dict[str, Batch], key: Key) -> tuple[Any, Metrics]:
         """Apply every named step once: `(state, {name: Batch}, key) -> (state, metrics)`.
-
         An agent with a single step takes the batch itself. Feedback for the replay is dropped here; call
         `train_steps[name].update` to have it."""
         if not isinstance(batches, dict):
@@ -331,7 +328,6 @@ class Load:
 @dataclass(frozen=True)
 class Train:
     """Apply the step `name` `updates` times; `updates` may be a function of the environment steps collected so far.
-
     `until(metrics) -> bool` stops a member early; the shared counters still advance by `updates`."""
 
     name: str

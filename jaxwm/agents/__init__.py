@@ -52,7 +52,6 @@ def settings(name: str, preset: str | None = None, **options: Any) -> Any:
 
 def make(name: str, spec: Spec, preset: str | None = None, **options: Any) -> Agent:
     """Build a system for an environment: `make("dreamer-v3", env.spec, preset="nano", lr=1e-3)`.
-
     Raises ValueError for an unknown name, preset or setting, or an observation that no encoder fits."""
     if not isinstance(spec, Spec):
         raise ValueError(f"an agent is built for a jaxwm.types.Spec, such as env.spec, not for a {type(spec).__name__}")
@@ -61,7 +60,6 @@ def make(name: str, spec: Spec, preset: str | None = None, **options: Any) -> Ag
 
 def build(name: str, spec: Spec, config: Any) -> Agent:
     """Build a system with settings that are whole.
-
     Raises ValueError as `make`, for a game against itself where a system plays none, and for a reserved sensor that a
     system does not understand."""
     check_jax()

@@ -14,7 +14,6 @@ from jaxwm.types import Array, Key
 
 class Evolution(NamedTuple):
     """An evolution strategy; its state is a pytree of arrays with a `mean [D]` and a `std` (the step size).
-
     init(key, mean [D]) -> state
     ask(key, state) -> (candidates [P, D], state)
     tell(key, candidates, fitness [P], state) -> state"""

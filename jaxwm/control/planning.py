@@ -31,7 +31,6 @@ class Memory(NamedTuple):
 
 class Planner(NamedTuple):
     """`start() -> Memory` before the first step; `plan(score, memory, key) -> (memory, action [A])` at each step.
-
     The memory that `plan` returns is already shifted by one step."""
 
     start: Callable[[], Memory]

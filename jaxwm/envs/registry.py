@@ -49,7 +49,11 @@ def make(name: str, num_envs: int = 1, **options: Any) -> Env:
     check_jax()
     constructor = _registered.get(name, _BUILT_IN.get(name))
     if constructor is None:
-        raise ValueError(_unknown(name))
+        close = nearest(str(name), _BUILT_IN | _registered)
+        hint = f"; the nearest names are {', '.join(close)}" if close else ""
+        form = "" if "/" in str(name) else " (names are 'suite/Task')"
+        advice = "`jaxwm list` shows all names, and --import FILE.py brings your own"
+        raise ValueError(f"unknown environment {name!r}{form}{hint}; {advice}")
     check_num_envs(num_envs)
     parameters = list(inspect.signature(constructor).parameters.values())
     if not any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters):  # else it checks them itself
@@ -81,11 +85,3 @@ def register(name: str, constructor: Constructor) -> None:
     if not callable(constructor):
         raise ValueError(f"the constructor of {name!r} must be a function (num_envs, **options) -> Env")
     _registered[name] = constructor
-
-
-def _unknown(name: Any) -> str:
-    close = nearest(str(name), _BUILT_IN | _registered)
-    hint = f"; the nearest names are {', '.join(close)}" if close else ""
-    form = "" if "/" in str(name) else " (names are 'suite/Task')"
-    advice = "`jaxwm list` shows all names, and --import FILE.py brings your own"
-    return f"unknown environment {name!r}{form}{hint}; {advice}"

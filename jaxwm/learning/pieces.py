@@ -44,7 +44,6 @@ def _length(rows: Rows) -> int:
 
 def split(rows: Rows, size: int) -> Rows:
     """`[R, ...] -> [n, R / n, ...]` with the largest pieces of at most `size` rows that divide R.
-
     n = 1 for size 0, and where only pieces of less than an eighth of `size` would divide R: those do not pay."""
     count = _length(rows)
     piece = max(k for k in range(1, min(size or count, count) + 1) if count % k == 0)
@@ -74,7 +73,6 @@ def loss_over_pieces(
     fn: Callable[[Any, Rows, Rows, Any], tuple[Array, Rows]], params: Any, rows: Rows, data: Rows = (), shared: Any = ()
 ) -> tuple[Array, Rows]:
     """Sum of the losses of cut rows, and what `fn` returns beside them, stacked.
-
     `fn(params, rows, data, shared) -> (loss, aux)` sees one piece of `rows` and `data`, and all of `shared`. The result
     has gradients for `params` and `rows`; `data`, `shared` and `aux` are constants. As nothing follows a loss but a
     factor, its gradient is taken while the piece is still in cache, instead of in a second pass."""

@@ -67,7 +67,6 @@ def max_pool(x: Array) -> Array:
 
 class Decoder(nn.Module):
     """`deter [..., D], stoch [..., Z] -> {sensor: raw prediction}`; see `reconstruction_loss` and `observation`.
-
     It has two independent parts: `numbers` for all sensors but images, and `paint(canvas(...))` for images."""
 
     spec: Any

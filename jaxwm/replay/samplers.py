@@ -16,7 +16,6 @@ from jaxwm.types import Array, Batch, Index, Key, PyTree
 
 class Sampler(NamedTuple):
     """Batches for a train step: `draw(state, ring, cursor, key) -> (Batch, cursor)`.
-
     `cursor` is what the sampler remembers between draws, shared by all members; it begins as `start`."""
 
     draw: Callable[[PyTree, Any, PyTree, Key], tuple[Batch, PyTree]]

@@ -16,7 +16,6 @@ from jax.interpreters import partial_eval
 
 def flops(fn: Callable[..., Any], *args: Any) -> float:
     """FLOPs of `fn(*args)`: two for each multiply-add of a matrix product or convolution, nothing for the rest.
-
     XLA's own cost analysis counts the body of a loop once; here a scan counts `length` times. A conditional counts as
     its dearest branch, a loop with an unknown trip count as one turn, and the body of a `shard_map` once a device.
     Padding counts as input, as is the custom; the zeros that a strided convolution's gradient inserts do not. Values

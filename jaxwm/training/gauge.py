@@ -17,7 +17,6 @@ WINDOWS = 64  # most stretches that are compared; fewer where the replay holds f
 
 def gauge(agent: Agent, state: PyTree, ring: Ring, key: Key, horizon: int) -> dict[str, Array]:
     """Mean undiscounted return over `horizon` steps, of one member: scalars `dreamed`, `real` and `gap`.
-
     The dream follows the present policy, the real rewards were earned by policies of the last few hundred steps.
     Windows that start at the end of an episode do not count; where a time limit cuts an episode, the dream is cut too.
     NaN where no window is left."""

@@ -32,7 +32,6 @@ class EnvironmentDied(RuntimeError):
 
 class Pool:
     """A host environment of all members, with the action that it has not taken yet.
-
     One that dies, while it is stepped, reset or built, is built anew with other seeds; this happened `restarts` times
     so far, and `fresh` tells that it just did. EnvironmentDied where that does not help. A `border.Misfit` is a bug and
     no death, and so is a wrong option, a ValueError or ImportError of the very first build: these are raised."""
