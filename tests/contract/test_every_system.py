@@ -172,6 +172,8 @@ def test_metrics_are_finite_scalars_and_name_a_loss(tiny, learned):
 SAME_PATH = {
     "dreamer-v2": "the gradient step of dreamer-v3",
     "dreamer-v1": "the gradient step of dreamer-v3",
+    "planet": "the gradient step of dreamer-v3",
+    "world-models": "the gradient step of dreamer-v3",
     "efficientzero": "the code of muzero",
 }
 """Systems whose mapped updates are compiled in the slow suite only, and what stands for them in the default one."""

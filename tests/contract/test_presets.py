@@ -1,8 +1,9 @@
 """Every preset of every system, published sizes too: shapes and types, and lowering for GPUs and TPUs. Nothing is
 compiled and nothing allocated.
 
-Each preset is traced; what presets have in common (modes, dreams, lowering) is checked on one of each system, and on
-other kinds of observations and actions in tiny sizes.
+Weights and acting of each preset are traced; what presets have in common (modes, updates, dreams, lowering) is checked
+on one of each system, and on other kinds of observations and actions in tiny sizes. The slow suite traces the updates
+of all.
 """
 
 from __future__ import annotations
@@ -35,11 +36,7 @@ class Case(NamedTuple):
     settings: Any
     spec: Spec
     label: str
-    whole: bool  # check modes, dreams and lowering too
-
-
-SIZES = ("25m", "50m", "100m", "200m", "400m")
-"""Presets of dreamer-v3 that differ from 12m in numbers only: traced in the slow suite."""
+    whole: bool  # check modes, updates, dreams and lowering too
 
 
 def preset_cases() -> list[Case]:
@@ -79,9 +76,9 @@ def preset_cases() -> list[Case]:
 
 BOTH = Spec("own/Both", {"image": IMAGE, "vector": VECTOR}, MultiDiscrete((2, 3)), 100)
 SEEN: dict[str, list[Spec]] = {
-    "dreamer-v3": [NUMBERS, CONTROL, BOTH],
-    "dreamer-v2": [NUMBERS, CONTROL, BOTH],
-    "dreamer-v1": [BOARD, BOTH],
+    "dreamer-v3": [CONTROL, BOTH],
+    "dreamer-v2": [BOTH],
+    "dreamer-v1": [BOARD],
     "muzero": [NUMBERS, ATARI],
 }
 """Further kinds of observations and actions for systems that take several, in tiny settings."""
@@ -90,8 +87,7 @@ SEEN: dict[str, list[Spec]] = {
 def cases() -> list[Any]:
     tiny = {name: agents.settings(name, **TINY[name]) for name in SEEN}
     kinds = [Case(name, tiny[name], spec, spec.name, True) for name, specs in SEEN.items() for spec in specs]
-    marks = lambda case: [pytest.mark.slow] if case.label in SIZES else []  # noqa: E731
-    return [pytest.param(c, id=f"{c.name}-{c.label}", marks=marks(c)) for c in preset_cases() + kinds]
+    return [pytest.param(c, id=f"{c.name}-{c.label}") for c in preset_cases() + kinds]
 
 
 @pytest.fixture
@@ -131,6 +127,25 @@ def test_shapes_types_and_accelerators(case: Case, on_an_accelerator):
         assert layout(action) == layout(blank), mode
         assert layout(more) == layout(extras) and isinstance(extras, dict), mode
 
+    if case.whole:
+        check_updates(agent, case, extras)
+        traced(partial(agent.act, mode="explore"), state, carry, step, key)
+        if agent.imagine is not None:
+            check_dream(agent, case.spec, state, extras)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [case for case in cases() if not case.values[0].whole])
+def test_updates_of_the_other_presets(case: Case, on_an_accelerator):
+    agent, num = agents.build(case.name, case.spec, case.settings), 2
+    state = jax.eval_shape(lambda: agent.init(jax.random.key(0), agent.hyper))
+    carry, key = jax.eval_shape(lambda s: agent.reset(s, num), state), jax.eval_shape(lambda: jax.random.key(0))
+    step = blank_step(case.spec, num)
+    check_updates(agent, case, jax.eval_shape(partial(agent.act, mode="explore"), state, carry, step, key)[2])
+
+
+def check_updates(agent: Any, case: Case, extras: Any) -> None:
+    """An update keeps the state's structure, reports scalars and writes back extras of the last records."""
     for name, (update, arguments) in updates(agent, case).items():
         train, batch = agent.train_steps[name], arguments[1]
         after, feedback, metrics = traced(update, *arguments, lower=case.whole)
@@ -139,11 +154,6 @@ def test_shapes_types_and_accelerators(case: Case, on_an_accelerator):
         if train.writes is None:
             check_feedback(feedback, extras, train)
         assert batch.record.reward.shape == (batch.weight.shape[0], train.length), name
-
-    if case.whole:
-        traced(partial(agent.act, mode="explore"), state, carry, step, key)
-        if agent.imagine is not None:
-            check_dream(agent, case.spec, state, extras)
 
 
 def blank_step(spec: Spec, num: int) -> Step:
