@@ -3,7 +3,7 @@
 Expected: Dyna maze with n = 0, 5 and 50: first episode of at most 20 steps on average 28, 6 and 3. Reward after the
           change, 30 runs: blocking maze Dyna-Q+ 41 to 95, Dyna-Q median 0; shortcut maze 209 to 232 and 153 to 170.
           Steps until the worst of 5 seeds reaches the goal, with planning and without: FrozenLake 4x4 (0.70)
-          9,002 and 46,502; 8x8 (0.85) 9,002 and not in 92,002; Taxi (7.7) 11,502 and 73,502.
+          9,002 and 46,502; 8x8 (0.85) 9,002 and not in 100,002; Taxi (7.7) 11,502 and 73,502.
 Time:     eight minutes on one core of a busy machine.
 Command:  python -m experiments.dyna
 
