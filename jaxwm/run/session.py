@@ -328,7 +328,7 @@ def resume(
     if plan == old and (folder / directory.EVALUATION).exists():
         longer = f"{machine.resume_command(folder)} {'--steps' if old.steps else '--updates'} N"
         text = f"{folder} is finished: nothing to do. Train it longer with `{longer}`"
-        console.print(f"{text}, or score it again with `eval`")
+        console.print(f"{text}, or score it again with `eval`", soft_wrap=True)
         return json_files.read_json(folder / directory.EVALUATION)
     lock = _in_first(lambda: directory.lock(folder, wait=LOCK_SECONDS))
     with lock:

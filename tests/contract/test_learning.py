@@ -56,7 +56,11 @@ def world(name: str, num_envs: int):
     return blinking(num_envs) if name == "my/Blinking" else envs.make(name, num_envs)
 
 
-@pytest.mark.parametrize("probe", PROBES, ids=lambda probe: probe.name)
+CASES = [pytest.param(p, id=p.name, marks=[pytest.mark.slow] * (p.name == "efficientzero")) for p in PROBES]
+"""EfficientZero is MuZero's code: its probe is in the slow suite."""
+
+
+@pytest.mark.parametrize("probe", CASES)
 def test_it_learns(probe: Probe):
     config = settings(probe.name, **probe.options)
     env = world(probe.env, config.envs)

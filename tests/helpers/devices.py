@@ -228,7 +228,7 @@ def case(name: str) -> tuple[Any, Any, Any]:
         return jax.tree.unflatten(structure, [filled(x, key) for x, key in zip(leaves, keys, strict=True)])
 
     def start(seed: int) -> Any:
-        state = agent.init(jax.random.key(seed), agent.hyper)
+        state = jax.jit(agent.init)(jax.random.key(seed), agent.hyper)
         noise = jax.tree.map(lambda x: 0.1 * (x - 0.5), fill(state.params, seed))
         return state._replace(params=jax.tree.map(jnp.add, state.params, noise))
 

@@ -419,7 +419,7 @@ def learner_with(**options):
     """A tiny Dreamer V3 on Catch: its agent, its learner and a fresh state."""
     spec, config = envs.make("gymnax/Catch-bsuite").spec, agents.settings("dreamer-v3", "nano", **TINY, **options)
     agent = v3.make(spec, config)
-    return agent, v3.Learner(v3.build(spec, config), spec, config), agent.init(jax.random.key(0), agent.hyper)
+    return agent, v3.Learner(v3.build(spec, config), spec, config), jax.jit(agent.init)(jax.random.key(0), agent.hyper)
 
 
 def latents_of(learner, batch: tuple[int, ...]):

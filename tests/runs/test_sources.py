@@ -72,7 +72,7 @@ def test_it_trains_resumes_goes_on_longer_and_reports(system, frames, tmp_path, 
     rows = read_jsonl(run / "metrics.jsonl")
     assert rows[-1]["updates"] == 40 and all("env_steps" not in row for row in rows)
 
-    assert main(["resume", str(run)]) == 0 and "is finished" in capsys.readouterr().out.replace("\n", " ")
+    assert main(["resume", str(run)]) == 0 and "is finished" in " ".join(capsys.readouterr().out.split())
     assert main(["resume", str(run), "--updates", "400"]) == 0
     longer = json.loads((run / "evaluation.json").read_text())["scores"]["squared error"]["trained"]
     assert max(longer) < 0.9 * min(result["scores"]["squared error"]["trained"])

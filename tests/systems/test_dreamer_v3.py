@@ -206,7 +206,7 @@ def test_init_owns_every_leaf():
         lambda: agent.init(jax.random.key(0), agent.hyper).params))  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(v3, "init_params", lambda nets, spec, key, ensemble: params)
-        state = agent.init(jax.random.key(0), agent.hyper)
+        state = jax.jit(agent.init)(jax.random.key(0), agent.hyper)
     val = {x.unsafe_buffer_pointer() for x in jax.tree.leaves(state.params["val"])}
     assert not val & {x.unsafe_buffer_pointer() for x in jax.tree.leaves(state.slow)}
 

@@ -96,7 +96,7 @@ def agent_of(**options):
     env = envs.make("tabular/FrozenLake")
     config = agents.settings("dyna-q", "maze", **options)
     agent = dyna_q.make(env.spec, config)
-    return SimpleNamespace(agent=agent, state=agent.init(jax.random.key(0), agent.hyper), env=env)
+    return SimpleNamespace(agent=agent, state=jax.jit(agent.init)(jax.random.key(0), agent.hyper), env=env)
 
 
 def pair(s: int, a: int, reward: float, after: int, first=False, terminal=False) -> Batch:

@@ -94,11 +94,11 @@ def test_the_cart_takes_any_force_and_stops_after_its_limit():
 @pytest.mark.parametrize("name", KNOWN)
 def test_known_rewards_and_ends_are_those_of_the_environment(name):
     env = envs.make(name, num_envs=32)
-    state, step = env.reset(jax.random.key(0))
+    (state, step), move = jax.jit(env.reset)(jax.random.key(0)), jax.jit(env.step)
     ended = np.zeros(32, bool)
     for t in range(30):
         action = jax.random.uniform(jax.random.key(t), (32, 1), minval=-1.3, maxval=1.3)
-        before, (state, step) = step.obs, env.step(state, action)
+        before, (state, step) = step.obs, move(state, action)
         reward, ends = KNOWN[name].reward(before, action, step.obs), KNOWN[name].ends(step.obs)
         np.testing.assert_allclose(reward[~ended], step.reward[~ended], atol=1e-4, rtol=1e-4)
         np.testing.assert_array_equal(ends[~ended] > 0, step.is_terminal[~ended])
@@ -339,7 +339,7 @@ def test_every_pair_of_the_replay_is_read_once(written, kept):
 def agent_of(name="continuous/CartPole", num_envs=3, **options):
     env = envs.make(name, num_envs=num_envs)
     agent = agents.make("pets", env.spec, **{**TINY, **options})
-    state = agent.init(jax.random.key(0), agent.hyper)
+    state = jax.jit(agent.init)(jax.random.key(0), agent.hyper)
     return SimpleNamespace(agent=agent, state=state, step=env.reset(jax.random.key(1))[1], env=env)
 
 

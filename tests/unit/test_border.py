@@ -463,7 +463,7 @@ def test_the_mask_is_obeyed():
     agent = agents.make("muzero", spec, preset="catch", simulations=4)
     env = pure(spec, {"x": np.zeros(2), "legal": np.array([False, True, False])}, num_envs=16)
     _, step = env.reset(jax.random.key(0))
-    state = agent.init(jax.random.key(0), agent.hyper)
+    state = jax.jit(agent.init)(jax.random.key(0), agent.hyper)
     for mode in ("random", "explore", "greedy"):
         act = jax.jit(lambda key, mode=mode: agent.act(state, agent.reset(state, 16), step, key, mode)[1])
         assert (act(jax.random.key(1)) == 1).all(), mode
