@@ -39,13 +39,13 @@ def inside(space: ActionSpace, action: np.ndarray) -> bool:
     return action.dtype == np.int32 and action.shape[1:] == most.shape and ((action >= 0) & (action < most)).all()
 
 
-@pytest.fixture(scope="session", params=[*agents.AGENTS, page.NAME])
+@pytest.fixture(scope="module", params=[*agents.AGENTS, page.NAME])
 def tiny(request):
     with page.registered(request.param):
         yield build(request.param)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def lived(tiny) -> Lived:
     trainer = trainer_of(tiny)
     end = end_of(tiny, trainer)
@@ -65,7 +65,7 @@ class Move(NamedTuple):
     answers: dict[str, tuple[Any, Any, Any]]  # mode -> (carry, action, extras)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def moves(tiny: Built):
     """`(state, act, moves)`: some steps of the environment, each answered in every mode; the greedy one is played."""
     state = tiny.state()
@@ -128,7 +128,7 @@ def test_a_new_episode_forgets(tiny, moves):
 # --- Learning -----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def batches(lived) -> dict[str, Batch]:
     """What each train step of the first member would read next."""
     tiny, life = lived.tiny, lived.life
