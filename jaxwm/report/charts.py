@@ -19,7 +19,7 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#00
 STYLES = ("-", "--", "-.", ":")
 GREY, GAP, DASHES = "#555555", "#F0F0EC", (0, (6, 3))
 MOST_WITH_MEMBERS = 4  # more runs than this in one figure are drawn without a line for each member
-STEPS, NORMALISED = "environment steps per member", "human-normalised score"
+NORMALISED = "human-normalised score"
 
 STYLE: Any = rc_params_from_file(str(files("jaxwm.report.data") / "report.mplstyle"), use_default_template=False)
 """For `matplotlib.rc_context`, around drawing and saving."""
@@ -33,6 +33,12 @@ class Series(NamedTuple):
     index: int
     steps: np.ndarray
     values: np.ndarray
+    unit: str = "environment steps"  # of `steps`: of recordings, updates
+
+
+def units(counted: Sequence[Any]) -> str:
+    """What series, runs or results count, in words."""
+    return " or ".join(dict.fromkeys(each.unit for each in counted))
 
 
 class Panel(NamedTuple):
@@ -47,7 +53,9 @@ def returns(title: str, series: list[Series], finals: list[Series], chance: floa
     """Learning curves of the runs of one environment, their evaluations (K = 1), and the random policy's return.
     With a single run the stretches in which not all members have an episode are shaded."""
     figure = Figure(figsize=(8, 4.4), layout="constrained")
-    axes = figure.add_subplot(title=title, xlabel=STEPS, ylabel="return of an episode (raw)")
+    axes = figure.add_subplot(
+        title=title, xlabel=f"{units([*series, *finals])} per member", ylabel="return of an episode (raw)"
+    )
     thin = len(series) <= MOST_WITH_MEMBERS
     for curve in series:
         _draw(axes, curve, members=thin, band=0.15 if thin else 0.06)
@@ -97,8 +105,8 @@ def multiples(panels: list[Panel]) -> Figure:
             axes.set_yscale("log")
     for axes in grid[len(panels) :]:
         axes.remove()
-    figure.supxlabel(STEPS, fontsize=11)
     series = [curve for panel in panels for curve in panel.series]
+    figure.supxlabel(f"{units(series)} per member", fontsize=11)
     handles = _run_handles(series) + _meaning_handles(_several(series))
     return _with_legend(figure, handles, min(3, columns + 1))
 
@@ -118,7 +126,7 @@ def gauge(runs: list[list[Series]]) -> Figure:
         for axes, shown in ((left, series[:2]), (right, series[2:])):
             _ticks(axes, 5)
             _focus(axes, shown)
-    figure.supxlabel(STEPS, fontsize=11)
+    figure.supxlabel(f"{units([series[0] for series in runs])} per member", fontsize=11)
     handles: list = [Line2D([], [], color=color, lw=2.2, label=name) for name, color in names.items()]
     handles += _meaning_handles(_several([series[2] for series in runs]), thin=True)
     return _with_legend(figure, handles, 3)

@@ -57,9 +57,9 @@ def reached(curve: Series, mark: float) -> np.ndarray:
 
 
 def metric_curve(story: Story, name: str) -> Series:
-    """A metric over the environment steps, in at most `METRIC_BINS` points."""
+    """A metric over the work done, in at most `METRIC_BINS` points."""
     edges = np.linspace(0, max(story.progress(), 1), METRIC_BINS + 1)
-    return Series(story.label, story.index, *binned(*column(story, name), edges))
+    return Series(story.label, story.index, *binned(*column(story, name), edges), story.unit)
 
 
 def panels(group: list[Story], names: list[str]) -> list[Panel]:

@@ -83,8 +83,7 @@ def _overview(stories: list[Story]) -> list[Block]:
     rows = []
     for story in stories:
         config = story.config
-        unit = "environment steps" if story.acts else "updates"
-        steps = f"{story.progress():,} of {config['steps'] or config['updates']:,} {unit}"
+        steps = f"{story.progress():,} of {config['steps'] or config['updates']:,} {story.unit}"
         state = "finished" if story.evaluation else "**unfinished**"
         rows.append([story.label, config["agent"], story.env, story.members, config["seed"], steps, state])
     return [heading(2, "Runs"), table(header, rows), *bullets([note for story in stories for note in _notes(story)])]
@@ -106,7 +105,7 @@ def _notes(story: Story) -> Iterable[str]:
         steps, values = column(story, metric)
         for member, bad in enumerate(~np.isfinite(values.T)):
             if bad.any():
-                where = dict(bad=bad.sum(), rows=len(bad), first=steps[bad][0])
+                where = dict(bad=bad.sum(), rows=len(bad), first=steps[bad][0], unit=story.unit)
                 yield say("null", name=name, metric=metric, member=member, **where)
 
 
@@ -124,7 +123,7 @@ def _results(stories: list[Story]) -> list[tasks.Result]:
             own = [f"{name} {settings[name]}" for name in differing if name in settings]
             system = ", ".join([story.config["agent"], *own])
             chance, options = np.array(story.evaluation["random"], float), story.config.get("env_options", {})
-            how = work(story.evaluation), story.evaluation["episodes"], options
+            how = work(story.evaluation), story.evaluation["episodes"], options, story.unit
             found.append(tasks.Result(system, story.env, story.label, story.trained, chance, *how))
     return found
 
@@ -151,7 +150,8 @@ def _environment(env: str, group: list[Story], out: Path) -> list[Block]:
 def _returns(env: str, scored: list[Story], series: list[charts.Series], out: Path) -> list[Block]:
     if not series and not scored:
         return [paragraph("No scores yet: no training episode has ended.")]
-    finals = [charts.Series(s.label, s.index, np.array([work(s.evaluation)]), s.trained[None]) for s in scored]
+    final = lambda s: charts.Series(s.label, s.index, np.array([work(s.evaluation)]), s.trained[None], s.unit)  # noqa: E731
+    finals = [final(story) for story in scored]
     chance = float(np.mean([story.chance for story in scored])) if scored else None
     shown = save(charts.returns(env, series, finals, chance), out, f"returns-{env}", f"Learning curves on {env}")
     text = say("evaluation")
@@ -159,7 +159,7 @@ def _returns(env: str, scored: list[Story], series: list[charts.Series], out: Pa
 
 
 def _scores(scored: list[Story]) -> list[Block]:
-    header = ["run", "environment steps", "episodes per member", "each member", "mean", "minimum", "random"]
+    header = ["run", charts.units(scored), "episodes per member", "each member", "mean", "minimum", "random"]
     rows = []
     for story in scored:
         each = " ".join(f"{value:.2f}" for value in story.trained)
@@ -227,7 +227,7 @@ def _gauge(stories: list[Story], out: Path) -> list[Block]:
         columns = [column(story, name) for name in GAUGE]
         for member, newest in enumerate(zip(*(values[-1] for _, values in columns), strict=True)):
             rows.append([story.label, f"{columns[0][0][-1]:,.0f}", member, *map(number, newest)])
-    header = ["run", "environment steps", "member", "dreamed", "real", "gap"]
+    header = ["run", charts.units(measured), "member", "dreamed", "real", "gap"]
     shown = save(figure, out, "gauge", "Dreamed and real return from the same states")
     return [*blocks, paragraph(say("gauge")), shown, table(header, rows)]
 

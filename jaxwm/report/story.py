@@ -44,6 +44,11 @@ class Story(NamedTuple):
         return self.config.get("data") is None
 
     @property
+    def unit(self) -> str:
+        """What `work` counts."""
+        return "environment steps" if self.acts else "updates"
+
+    @property
     def trained(self) -> np.ndarray:
         """Mean returns `[M]` of the evaluation."""
         return np.array(self.evaluation["trained"], float)

@@ -33,6 +33,7 @@ class Result(NamedTuple):
     env_steps: int
     episodes: int
     options: dict[str, Any]  # of the environment
+    unit: str  # of `env_steps`: a run on recordings counts updates
 
 
 def section(results: list[Result], out: Path) -> list[Block]:
@@ -78,7 +79,7 @@ def _table(results: list[Result]) -> Block:
         mean, low, high, chance = (f"{x:,.{digits}f}" for x in numbers)
         spread = f"{low} to {high}" if len(r.scores) > 1 else "-"
         rows.append([r.task, r.system, len(r.scores), f"{r.env_steps:,}", mean, spread, chance])
-    return table(["task", "system", "seeds", "environment steps", "mean", "minimum to maximum", "random"], rows)
+    return table(["task", "system", "seeds", charts.units(results), "mean", "minimum to maximum", "random"], rows)
 
 
 def _how(results: list[Result], games: bool) -> str:

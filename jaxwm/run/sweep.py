@@ -160,9 +160,14 @@ def sweep(
     return out
 
 
+def named_scores(result: dict[str, Any]) -> dict[str, dict[str, list[float]]]:
+    """The named scores of an evaluation. Before they had names there were returns alone."""
+    return result.get("scores", {"return": {who: result[who] for who in ("trained", "random") if who in result}})
+
+
 def summary(result: dict[str, Any]) -> str:
     """The first score of the members, in one line."""
-    name, scores = next(iter(result["scores"].items()), ("", {"trained": []}))
+    name, scores = next(iter(named_scores(result).items()), ("", {"trained": []}))
     returns = " ".join([name, *(f"{value:.2f}" for value in scores["trained"])])
     where = f"{result['env_steps']:,} steps" if "env_steps" in result else f"{result['updates']:,} updates"
     return f"{returns} after {where}"
@@ -173,7 +178,7 @@ def table(plans: dict[str, Plan], out: Outcome) -> Table:
     rows = Table("run", "task", "score", "members", "mean", "minimum", "random", "minutes")
     for name, plan in plans.items():
         first = (escape(name), escape(plan.task))
-        for score, found in out.results[name]["scores"].items() if name in out.results else ():
+        for score, found in named_scores(out.results[name]).items() if name in out.results else ():
             numbers = [np.mean(found["trained"]), min(found["trained"])]
             numbers += [np.mean(found["random"])] if "random" in found else []
             texts = [f"{x:.2f}" for x in numbers] + [""] * (3 - len(numbers))

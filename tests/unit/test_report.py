@@ -16,7 +16,7 @@ from PIL import Image
 from jaxwm import agents, cli
 from jaxwm.report import charts
 from jaxwm.report.charts import Series
-from jaxwm.report.curves import binned, learning_curve, learning_curves, panels, reached, words
+from jaxwm.report.curves import binned, learning_curve, learning_curves, metric_curve, panels, reached, words
 from jaxwm.report.page import report
 from jaxwm.report.statistics import published_runs
 from jaxwm.report.story import column, flatten, read
@@ -458,6 +458,24 @@ def test_members_with_their_own_hyperparameters_are_told_apart(tmp_path):
     assert "| rates lr 0.1 | 100,000 | 100 | 1.00 3.00 | 2.00 | 1.00 | -1.00 |" in text
     assert "| rates lr 0.1 | squared error | 80 | 0.5 0.25 | 0.375 |" in text
     assert "| rates lr 0.2 | squared error | 80 | 0.125 | 0.125 |" in text
+
+
+def test_a_run_on_recordings_counts_updates(tmp_path):
+    """Its tables, notes and axes say so; what it learned from is no environment that it stepped."""
+    rows = [{"updates": n, "seconds": 31.0 + n, "loss": [n, None, 1.0], "return": [None] * 3} for n in (40, 80)]
+    result = {key: value for key, value in EVALUATION.items() if key != "env_steps"}
+    folder = write(tmp_path / "offline", metrics=rows, scores=[], evaluation=result)
+    config = json.loads((folder / directory.CONFIG).read_text()) | {"data": "catch", "steps": None, "updates": 80}
+    (folder / directory.CONFIG).write_text(json.dumps(config))
+    text = text_of([folder], tmp_path / "out")
+    assert "80 of 80 updates" in text and "no scores yet" not in text.lower()
+    assert "| run | updates | episodes per member |" in text and "first at 40 updates." in text
+    assert "environment steps" not in text
+    story = read([folder])[0]
+    curve = metric_curve(story, "loss")
+    assert curve.unit == "updates"
+    (axes,) = charts.returns("", [], [curve._replace(steps=np.array([80]), values=np.ones((1, 3)))], None).axes
+    assert axes.get_xlabel() == "updates per member"
 
 
 def test_games_that_are_not_finished_are_left_out_of_the_statistics(tmp_path):
