@@ -73,6 +73,13 @@ def prefill(steps: int, envs: int, length: int, mode: Mode = "random") -> Collec
     return Collect(max(steps, envs * length), mode)
 
 
+def phases(config: Any) -> tuple[Word, ...]:
+    """Random play, then learning and collecting in turn: the order of PlaNet, Dreamer V1 and V2, with their settings
+    `prefill`, `envs`, `batch_length`, `phase_updates` and `collect`."""
+    body = Train("all", config.phase_updates), Collect(config.collect)
+    return prefill(config.prefill, config.envs, config.batch_length), Repeat(FOREVER, body)
+
+
 def after(steps: int, updates: int) -> Callable[[Array], Array]:
     """`Train.updates` of a part that joins later: none before `steps` environment steps, then `updates`.
     The trip count is traced, so the part is compiled once, in the same body as those that began before."""

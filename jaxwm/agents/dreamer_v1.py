@@ -25,7 +25,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxwm import spaces
-from jaxwm.agents.planet import schedule
 from jaxwm.agents.system import System, hyper_of
 from jaxwm.control import actor_critic as ac
 from jaxwm.control.policy import Actor, disturb
@@ -38,6 +37,7 @@ from jaxwm.learning.step import Losses, State, Updated, fresh_state, gradient_st
 from jaxwm.models.latent_world import Carry, World, build_classic_world, groups_of
 from jaxwm.models.rssm import Gaussian, Latent, floored, joint
 from jaxwm.nets.layers import Head, apply
+from jaxwm.schedule import phases
 from jaxwm.types import Acted, Agent, Array, Batch, Box, Dream, Key, Metrics, Record, Spec, Step, TrainStep, Varies
 
 
@@ -205,7 +205,7 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         return world.dream(state.params, context, actions, actor, key, horizon, predict)
 
     steps = {"all": TrainStep(update, config.batch_size, config.batch_length, shared=True)}
-    return Agent(init, world.reset, act, steps, imagine, schedule(config), hyper_of(config))
+    return Agent(init, world.reset, act, steps, imagine, phases(config), hyper_of(config))
 
 
 # --- Presets ----------------------------------------------------------------------------------------------------------

@@ -25,7 +25,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxwm import spaces
-from jaxwm.agents.planet import schedule
 from jaxwm.agents.system import System, hyper_of
 from jaxwm.control import actor_critic as ac
 from jaxwm.control.policy import Actor, action_distribution
@@ -38,6 +37,7 @@ from jaxwm.learning.step import Losses, Updated, every, gradient_step
 from jaxwm.models.latent_world import Carry, World, build_classic_world, groups_of
 from jaxwm.models.rssm import Categorical, Latent
 from jaxwm.nets.layers import Head, apply
+from jaxwm.schedule import phases
 from jaxwm.types import Acted, Agent, Array, Batch, Dream, Key, Metrics, Record, Spec, Step, TrainStep, Varies
 
 
@@ -215,7 +215,7 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         return world.dream(state.params, context, actions, actor, key, horizon, predict)
 
     steps = {"all": TrainStep(update, config.batch_size, config.batch_length, shared=True)}
-    return Agent(init, world.reset, act, steps, imagine, schedule(config), hyper_of(config))
+    return Agent(init, world.reset, act, steps, imagine, phases(config), hyper_of(config))
 
 
 # --- Presets ----------------------------------------------------------------------------------------------------------

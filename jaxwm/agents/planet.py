@@ -33,7 +33,7 @@ from jaxwm.learning.step import Losses, State, Updated, fresh_state, gradient_st
 from jaxwm.models.latent_world import Carry, World, build_classic_world
 from jaxwm.models.rssm import Gaussian, Latent, floored, joint
 from jaxwm.nets.layers import Head, apply
-from jaxwm.schedule import FOREVER, Collect, Repeat, Train, prefill
+from jaxwm.schedule import phases
 from jaxwm.types import Acted, Agent, Array, Batch, Box, Dream, Key, Record, Spec, Step, TrainStep, Varies
 
 
@@ -176,13 +176,7 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         return world.shown(state.params, latents, taken, reward, jnp.ones_like(reward))
 
     steps = {"all": TrainStep(update, config.batch_size, config.batch_length, shared=True)}
-    return Agent(init, world.reset, act, steps, imagine, schedule(config), hyper_of(config))
-
-
-def schedule(config: Any) -> tuple[Collect | Repeat, ...]:
-    """Random play, then learning and collecting in turn; Dreamer V1 and V2 do the same."""
-    body = Train("all", config.phase_updates), Collect(config.collect)
-    return prefill(config.prefill, config.envs, config.batch_length), Repeat(FOREVER, body)
+    return Agent(init, world.reset, act, steps, imagine, phases(config), hyper_of(config))
 
 
 # --- Presets ----------------------------------------------------------------------------------------------------------

@@ -76,18 +76,22 @@ def preset_cases() -> list[Case]:
 
 BOTH = Spec("own/Both", {"image": IMAGE, "vector": VECTOR}, MultiDiscrete((2, 3)), 100)
 SEEN: dict[str, list[Spec]] = {
-    "dreamer-v3": [CONTROL, BOTH],
-    "dreamer-v2": [BOTH],
-    "dreamer-v1": [BOARD],
+    "dreamer-v3": [CONTROL, BOTH, NUMBERS],
+    "dreamer-v2": [BOTH, NUMBERS, CONTROL],
+    "dreamer-v1": [BOARD, BOTH],
     "muzero": [NUMBERS, ATARI],
 }
 """Further kinds of observations and actions for systems that take several, in tiny settings."""
+LATER = {("dreamer-v3", NUMBERS.name), ("dreamer-v2", NUMBERS.name), ("dreamer-v2", CONTROL.name),
+         ("dreamer-v1", BOTH.name)}  # fmt: skip
+"""Those of them for the slow suite."""
 
 
 def cases() -> list[Any]:
     tiny = {name: agents.settings(name, **TINY[name]) for name in SEEN}
     kinds = [Case(name, tiny[name], spec, spec.name, True) for name, specs in SEEN.items() for spec in specs]
-    return [pytest.param(c, id=f"{c.name}-{c.label}") for c in preset_cases() + kinds]
+    marks = lambda case: [pytest.mark.slow] * ((case.name, case.label) in LATER)  # noqa: E731
+    return [pytest.param(c, id=f"{c.name}-{c.label}", marks=marks(c)) for c in preset_cases() + kinds]
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from jaxwm.models import ensemble
 from jaxwm.training.evaluation import evaluate
 from jaxwm.training.life import Cursor, member_keys
 from jaxwm.training.trainer import Trainer
-from jaxwm.types import Box, Discrete, Record, Spec
+from jaxwm.types import Batch, Box, Discrete, Index, Record, Spec
 
 TINY = dict(
     planner="cem",
@@ -379,6 +379,18 @@ def test_a_trial_is_seen_to_its_end_and_updates_follow_the_data(short):
     assert int(short.life.counters.rows) == 4 * 21 and len(short.trainer._programs) == 2
     updates = sum(1 + round(21 * k / short.config.batch_size) for k in (1, 2, 3))
     assert int(short.life.counters.updates) == updates
+
+
+def test_what_the_train_steps_report():
+    one = agent_of()
+    flat = jnp.zeros((320, 2))
+    record = Record(jnp.zeros((320, 2, 4)), flat, *[flat.astype(bool)] * 3, jnp.zeros((320, 2, 1)), {})
+    batch = Batch(record, Index(*[jnp.zeros(320, jnp.int32)] * 2), jnp.ones(320))
+    batches = {"scale": batch, "model": batch}
+    _, metrics = jax.eval_shape(one.agent.train_step, one.state, batches, jax.random.key(0))
+    assert metrics.keys() == {"loss", "squared_error", "logvar", "grad_norm", "transitions"}
+    _, _, scaled = jax.jit(one.agent.train_steps["scale"].update)(one.state, batch, jax.random.key(0))
+    assert scaled["transitions"] == 320
 
 
 # --- Wrong use ----------------------------------------------------------------------------------------------------
