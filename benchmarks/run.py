@@ -60,7 +60,8 @@ class Options:
     device: Literal["cpu", "gpu"] = "cpu"
     """Where; a CPU's cores share each update."""
     peer: Many = ()
-    """Another implementation to run beside ours, as NAME=CHECKOUT; may be given again. dreamerv3 or r2dreamer."""
+    """Another implementation to run beside ours, as NAME=CHECKOUT; may be given again: dreamerv3, r2dreamer,
+    or before, an older checkout of this project."""
     peer_python: Many = ()
     """The Python that has a peer's packages, as NAME=EXECUTABLE; else that of CHECKOUT/.venv, or this one."""
     members: tuple[int, ...] = ()

@@ -20,6 +20,7 @@ HERE = Path(__file__).parent
 
 MARKS = {
     "dreamerv3": ("dreamerv3/agent.py", "dreamerv3/configs.yaml", "embodied/jax/agent.py"),
+    "before": ("benchmarks/ours.py", "jaxwm/agents/dreamer_v3.py"),
     "r2dreamer": ("dreamer.py", "rssm.py", "configs/configs.yaml"),
 }
 """Peers, each with files that tell its checkout; the driver is peers/NAME.py."""
