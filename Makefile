@@ -60,8 +60,8 @@ lint: setup  ## Check style and types
 bench: setup  ## Measure speed, memory and compile times, under ten minutes (ARGS='--help' for more)
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
-bench-gpu: setup  ## The same in bfloat16 on an NVIDIA GPU
-	$(BIN)/python -m benchmarks.run --device gpu --dtype bfloat16 $(ARGS)
+bench-gpu: setup  ## Check every system on an NVIDIA GPU and measure there, five minutes (benchmarks/gpu_checklist.md)
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 sweep: setup  ## Run EXPERIMENT=experiments/NAME.py on every device, with a report (the same command goes on)
 	$(BIN)/jaxwm sweep $(EXPERIMENT) $(ARGS)

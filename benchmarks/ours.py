@@ -103,9 +103,9 @@ def shared(agent: Agent, shares: int, members: int = 1) -> tuple[Callable[..., A
 
 
 class Program:
-    """A compiled update with its state, which every call moves on."""
+    """A compiled update with its state, which every call moves on; `compiler` are options of XLA."""
 
-    def __init__(self, spec: Spec, agent: Agent, members: int = 1):
+    def __init__(self, spec: Spec, agent: Agent, members: int = 1, compiler: dict[str, Any] | None = None):
         unused: Any = None
         trainer = Trainer(agent, Env(spec, unused, unused, 1, True), capacity=2000)
         one, (state, batch, key) = trainer.footprint()["updates"]["all"]
@@ -122,16 +122,20 @@ class Program:
         began = time.perf_counter()
         lowered = jax.jit(update, donate_argnums=0).lower(self.state, self.batch, self.key)
         traced = time.perf_counter()
-        self._compiled = lowered.compile()
+        self.compiled = lowered.compile(compiler)
         self.trace_seconds, self.compile_seconds = traced - began, time.perf_counter() - traced
         self.flops = members * flops(one, *shapes)  # after the trace that was timed, which it would have shortened
-        memory: Any = self._compiled.memory_analysis()
-        self.scratch = int(memory.temp_size_in_bytes)
+        memory: Any = self.compiled.memory_analysis()
+        self.scratch, self.arguments = int(memory.temp_size_in_bytes), int(memory.argument_size_in_bytes)
+
+    def queue(self) -> Any:
+        """Ask for one update; its results, which may not be there yet."""
+        self.state, *results = self.compiled(self.state, self.batch, self.key)
+        return self.state, results
 
     def __call__(self) -> None:
         """One update, done when this returns."""
-        self.state, *results = self._compiled(self.state, self.batch, self.key)
-        jax.block_until_ready((self.state, results))
+        jax.block_until_ready(self.queue())
 
 
 def seconds(fn: Callable[[], object], repeats: int) -> list[float]:

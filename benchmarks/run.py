@@ -4,7 +4,7 @@
     make bench ARGS="--peer dreamerv3=CHECKOUT --peer r2dreamer=CHECKOUT"        # beside others, update by update
     make bench ARGS="--members 1 2 4 8"                                 # updates/s of populations
     make bench ARGS="--growth"                                          # update time against sizes
-    make bench-gpu                                                      # bfloat16 and larger batches, on an NVIDIA GPU
+    make bench ARGS="--device gpu --dtype bfloat16"                     # larger batches, on an NVIDIA GPU
 
 Setting a: 16-dim vector, 6 actions, preset 1m, batch 16 x 64. Setting b: 64 x 64 x 3 uint8, 6 actions, preset 12m,
 batch 8 x 32 (on a GPU 16 x 64). Every side works in a process of its own, on random data. Times on shared machines are
@@ -31,6 +31,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+import jaxwm
 from benchmarks import scaling
 from benchmarks.ours import PRESET, start
 from benchmarks.scaling import spread
@@ -240,15 +241,19 @@ def keep(
 ) -> Path:
     """Write results with date, device, versions and command; the file."""
     now = datetime.datetime.now(datetime.UTC)
-    versions = {name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "jaxwm")}
-    device = f"{jax.devices()[0].device_kind}, {platform.machine()}, {os.cpu_count()} cores"
-    record = dict(
-        date=now.isoformat(timespec="seconds"), device=device, load=round(os.getloadavg()[0], 2), versions=versions,
-        command=command(sys.argv[1:], module), results=results,
-    )  # fmt: skip
     file = folder / f"{kind}-{jax.default_backend()}-{now:%Y%m%d-%H%M%S}.json"
-    file.write_text(json.dumps(record, indent=1) + "\n")
+    file.write_text(json.dumps(record(results, module), indent=1) + "\n")
     return file
+
+
+def record(results: Any, module: str) -> dict[str, Any]:
+    """Results with date, device, versions and command."""
+    versions = {name: version(name) for name in ("jax", "jaxlib", "flax", "optax")} | {"jaxwm": jaxwm.__version__}
+    device = f"{jax.devices()[0].device_kind}, {platform.machine()}, {os.cpu_count()} cores"
+    return dict(
+        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), device=device,
+        load=round(os.getloadavg()[0], 2), versions=versions, command=command(sys.argv[1:], module), results=results,
+    )  # fmt: skip
 
 
 def _kept(file: Path, console: Console) -> None:
