@@ -21,8 +21,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +50,7 @@ from jaxwm.types import Discrete, Env, Spec, Step
 
 DATASHEET = 990e12
 """Dense bfloat16 FLOP/s of an H100 or H200 SXM, by the datasheet."""
-SYSTEMS = "systems"
+AGREEMENT = "agreement"
 UPDATES = {f"{letter} {short}": (letter, size, dtype) for letter, size in (("a", "1m"), ("b", "12m"))
            for short, dtype in (("bf16", "bfloat16"), ("f32", "float32"))}  # fmt: skip
 """Name -> setting, preset and compute type; setting and sizes as in benchmarks/ours.py."""
@@ -77,8 +78,12 @@ class Options:
     """Seconds after which nothing more is waited for; what is missing by then is recorded as not reached."""
     repeats: int = 40
     """Timed calls of every program."""
-    threads: int = 12
+    threads: int = 4
     """Programs that are compiled at once."""
+    parts: tuple[Literal["systems", "updates"], ...] = ("systems", "updates")
+    """What to do."""
+    check: str = ""
+    """Only check this system, in this process, and print what was found."""
     save: bool = True
     """Keep the record in benchmarks/results/."""
 
@@ -139,7 +144,7 @@ def machine() -> dict[str, str]:
     """Commit and driver."""
     query = "--query-gpu=name,driver_version,memory.total"
     return dict(
-        commit=_say("git", "rev-parse", "--short", "HEAD") or os.environ.get("COMMIT", ""),
+        commit=os.environ.get("COMMIT") or _say("git", "rev-parse", "--short", "HEAD"),
         driver=_say("nvidia-smi", query, "--format=csv,noheader"),
     )
 
@@ -198,29 +203,36 @@ def _valid(tree: Any) -> Any:
     return jax.tree_util.tree_map_with_path(legal, tree)
 
 
-def systems(todo: Checklist) -> dict[str, Any]:
-    """Every system: one update of each kind and an action."""
-    results = {}
-    for name in agents.AGENTS:
-        try:
-            found = todo.get(f"{SYSTEMS}/{name}")
-            results[name] = "fine" if not found["bad"] else dict(not_finite=found["bad"])
-        except Exception as error:
-            results[name] = dict(error=_one_line(error))
-    return results
-
-
-def agreement(todo: Checklist) -> dict[str, Any]:
-    """Losses of one float32 update of Dreamer V3 here and on the CPU, from the same weights, data and noise."""
-    ours, theirs = todo.get("agreement/here")["losses"], todo.get("agreement/cpu")["losses"]
-    apart = {name: abs(ours[name] - theirs[name]) / max(abs(theirs[name]), 1e-3) for name in theirs}
-    worst = max(apart, key=lambda name: apart[name])
-    return dict(worst=worst, apart=apart[worst], ok=bool(apart["all/loss"] < 0.02), here=ours, cpu=theirs)
-
-
-def on_cpu(check: Check) -> dict[str, Any]:
+def check(name: str) -> dict[str, Any]:
+    """What one process finds out about a system, or with the name "agreement" about Dreamer V3 here and on the CPU."""
+    if name != AGREEMENT:
+        return Check(name).run()
+    exact = dict(name="dreamer-v3", precision="highest", dtype="float32")
+    ours = Check(**exact).run()["losses"]
     with jax.default_device(jax.devices("cpu")[0]):
-        return check.run()
+        theirs = Check(**exact).run()["losses"]
+    apart = {name: abs(ours[name] - theirs[name]) / max(abs(theirs[name]), 1e-3) for name in theirs}
+    return dict(apart=apart, ok=bool(apart["all/loss"] < 0.02), here=ours, cpu=theirs)
+
+
+def systems(todo: Checklist) -> dict[str, Any]:
+    """Every system, each in a process of its own: one update of each kind and an action, without trying kernels."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0"
+    command = [sys.executable, "-m", "benchmarks.gpu", "--device", todo.options.device, "--check"]
+    start = partial(subprocess.Popen, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    running = {
+        name: start([*command, name], env=os.environ | {"XLA_FLAGS": flags}) for name in (AGREEMENT, *agents.AGENTS)
+    }
+    results = {}
+    for name, process in running.items():
+        try:
+            results[name] = json.loads(process.communicate(timeout=todo.left)[0].splitlines()[-1])
+        except Exception as error:
+            process.kill()
+            results[name] = dict(error=_one_line(error))
+        if results[name].get("bad") == []:
+            results[name] = "fine"
+    return results
 
 
 # --- Updates ----------------------------------------------------------------------------------------------------------
@@ -342,11 +354,6 @@ def submit(todo: Checklist) -> None:
             todo.later(name, lambda s=setting, p=preset, d=dtype: build(options, s, p, d))
     for name, compiler in GRAPHS.items():
         todo.later(name, lambda c=compiler: build(options, "b", "12m", "bfloat16", **c))
-    exact = dict(name="dreamer-v3", precision="highest", dtype="float32")
-    todo.later("agreement/here", lambda: Check(**exact).run())
-    todo.later("agreement/cpu", lambda: on_cpu(Check(**exact)))
-    for name in agents.AGENTS:
-        todo.later(f"{SYSTEMS}/{name}", lambda name=name: Check(name).run())
     for name, (setting, preset, members) in MEMBERS.items():
         todo.later(name, lambda s=setting, p=preset, m=members: build(options, s, p, "bfloat16", m))
 
@@ -356,17 +363,32 @@ def main() -> int:
     start(options.device, "")  # no programs from before: compile times count
     if options.device == "gpu":
         jax.config.update("jax_platforms", "cuda,cpu")  # the CPU as well, to compare with
-    todo, repeats = Checklist(options), options.repeats
+    if options.check:
+        try:
+            found = check(options.check)
+        except Exception as error:
+            found = dict(error=_one_line(error))
+        print(json.dumps(found))
+        return 0
+    todo = Checklist(options)
+    if "systems" in options.parts:
+        todo.part("systems", lambda: systems(todo))
+    if "updates" in options.parts:
+        updates(todo)
+    print(f"done in {time.time() - todo.began:.0f} s; {human(peak_memory(), 'B')} at most", flush=True)
+    os._exit(0)  # a thread that still compiles would be waited for
+
+
+def updates(todo: Checklist) -> None:
+    """Everything about Dreamer V3."""
+    options, repeats = todo.options, todo.options.repeats
     peak = lambda: dict(matrix_flops_per_second=matrix_peak("bfloat16"))  # noqa: E731
     todo.part("matrix product, bf16", peak if not options.small else dict)
     todo.later("b bf16", lambda: program(options, "b", "12m", "bfloat16"))
-    todo.part(
-        "update b bf16", lambda: measured(todo.get("b bf16", todo.left), repeats)
-    )  # compiled while nothing else is
+    # while nothing else compiles
+    todo.part("update b bf16", lambda: measured(todo.get("b bf16", todo.left), repeats))
     submit(todo)
     todo.part("compiling", todo.settle)
-    todo.part(SYSTEMS, lambda: systems(todo))
-    todo.part("agreement with the CPU", lambda: agreement(todo))
     for name in (*UPDATES, *MEMBERS):
         if name != "b bf16":
             todo.part(f"update {name}", lambda name=name: measured(todo.get(name), repeats))
@@ -374,8 +396,6 @@ def main() -> int:
     todo.part("policy", lambda: policies(options))
     for name in LARGE:
         todo.part(f"update {name}", lambda name=name: measured(todo.get(name, todo.left), max(repeats // 3, 3)))
-    print(f"done in {time.time() - todo.began:.0f} s; {human(peak_memory(), 'B')} at most", flush=True)
-    os._exit(0)  # a thread that still compiles would be waited for
 
 
 if __name__ == "__main__":
