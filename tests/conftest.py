@@ -15,7 +15,9 @@ def pytest_configure(config):
     if config.option.markexpr == "not slow":  # the slow tests train for minutes: there optimising pays
         os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # for processes that tests start
         # XLA's other emitter of fused loops compiles these programs three times as fast; numbers differ by rounding.
-        os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+        # Code in one piece: small programs gain nothing from several.
+        flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+        os.environ.setdefault("XLA_FLAGS", flags)
         import jax
 
         jax.config.update("jax_disable_most_optimizations", True)

@@ -66,9 +66,9 @@ class Move(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def moves(tiny: Built):
+def moves(tiny: Built, lived: Lived):
     """`(state, act, moves)`: some steps of the environment, each answered in every mode; the greedy one is played."""
-    state = tiny.state()
+    state = one(lived.life.agent)
 
     @jax.jit
     def act(state, carry, step, key):
