@@ -60,7 +60,7 @@ lint: setup  ## Check style and types
 bench: setup  ## Measure speed, memory and compile times, under ten minutes (ARGS='--help' for more)
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
-bench-gpu: setup  ## Check every system on an NVIDIA GPU and measure there, five minutes (benchmarks/gpu_checklist.md)
+bench-gpu: setup  ## Check every system on an NVIDIA GPU and measure there, ten minutes (benchmarks/gpu_checklist.md)
 	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 sweep: setup  ## Run EXPERIMENT=experiments/NAME.py on every device, with a report (the same command goes on)

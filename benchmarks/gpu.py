@@ -1,6 +1,6 @@
 """The first ten minutes on a GPU: does everything run, how fast is it, and what holds it back.
 
-    make bench-gpu                                            # on an NVIDIA GPU, about five minutes
+    make bench-gpu                                            # on an NVIDIA GPU, at most ten minutes
     python -m benchmarks.gpu --device cpu --small --no-save   # the same parts in tiny sizes, to try this file itself
 
 Parts run in order; one that fails prints its error and the next one starts. The record is written after every part, to
@@ -74,7 +74,7 @@ class Options:
     """Where."""
     small: bool = False
     """Tiny sizes for all settings, to try this file without a GPU."""
-    budget: float = 280.0
+    budget: float = 600.0
     """Seconds after which nothing more is waited for; what is missing by then is recorded as not reached."""
     repeats: int = 40
     """Timed calls of every program."""
