@@ -66,7 +66,7 @@ def check_number(
         if -math.inf < value < math.inf and least <= value <= most and value > above:  # type: ignore[operator]
             return
     lower = f" above {above:g}" if above > -math.inf else f" of at least {least}" if least > -math.inf else ""
-    upper = f" and at most {most}" if most < math.inf else ""
+    upper = f" {'and' if lower else 'of'} at most {most}" if most < math.inf else ""
     raise ValueError(f"{what} must be a {'whole ' if whole else ''}number{lower}{upper}, not {value!r}")
 
 
@@ -108,10 +108,3 @@ def check_types(settings: Any) -> None:
         for mark in marks:
             if isinstance(mark, Range):
                 check_number(name, value, *mark, whole=kind is int)
-
-
-def check_range(settings: Any, names: str, **bounds: float) -> None:
-    """`check_number` for several numeric fields, named in one string."""
-    for name in names.split():
-        value = getattr(settings, name)
-        check_number(name, value, **bounds, whole=isinstance(value, int))

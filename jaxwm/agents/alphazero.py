@@ -25,7 +25,7 @@ import optax
 from jaxwm.agents.system import System, hyper_of
 from jaxwm.control import search
 from jaxwm.control.policy import forced
-from jaxwm.errors import Amount, Count, Natural, Positive, Several, check_range, check_types
+from jaxwm.errors import Amount, Count, Natural, Positive, Several, check_number, check_types
 from jaxwm.learning.pieces import merge
 from jaxwm.learning.share import ALONE, Share
 from jaxwm.learning.step import Losses, State, Updated, fresh_state, gradient_step
@@ -69,7 +69,7 @@ class Config:
 
     def __post_init__(self):
         check_types(self)
-        check_range(self, "capacity", least=self.batch_length * self.envs)
+        check_number("capacity", self.capacity, least=self.batch_length * self.envs, whole=True)
         for mode in ("explore", "greedy"):
             search.check(self.tree(mode))
 

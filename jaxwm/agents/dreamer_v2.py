@@ -29,7 +29,7 @@ from jaxwm.agents.system import System, hyper_of
 from jaxwm.control import actor_critic as ac
 from jaxwm.control.policy import Actor, action_distribution
 from jaxwm.distributions import sg
-from jaxwm.errors import Amount, Count, Fraction, Natural, Positive, Several, check_range, check_types
+from jaxwm.errors import Amount, Count, Fraction, Natural, Positive, Several, check_number, check_types
 from jaxwm.learning import optim
 from jaxwm.learning.pieces import merge
 from jaxwm.learning.share import ALONE, Share
@@ -87,7 +87,7 @@ class Config:
 
     def __post_init__(self):
         check_types(self)
-        check_range(self, "classes", least=1, most=256)  # the replay keeps them as bytes
+        check_number("classes", self.classes, least=1, most=256)  # the replay keeps them as bytes
 
 
 # --- Losses -----------------------------------------------------------------------------------------------------------

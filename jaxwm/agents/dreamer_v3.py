@@ -28,7 +28,7 @@ from jaxwm.agents.system import System, hyper_of
 from jaxwm.control import actor_critic as ac
 from jaxwm.control.policy import Actor, action_distribution
 from jaxwm.distributions import TwoHot, sg, symexp_bins, twohot
-from jaxwm.errors import Amount, Count, Fraction, Natural, Positive, Several, check_range, check_types
+from jaxwm.errors import Amount, Count, Fraction, Natural, Positive, Several, check_number, check_types
 from jaxwm.learning import optim
 from jaxwm.learning.pieces import PLAIN, Routes, loss_over_pieces, merge, routes, split
 from jaxwm.learning.share import ALONE, Share
@@ -104,10 +104,10 @@ class Config:
 
     def __post_init__(self):
         check_types(self)
-        check_range(self, "classes", least=1, most=256)  # the replay keeps them as bytes
-        check_range(self, "batch_length", least=2)  # the critic's replay loss needs a next record
-        check_range(self, "slow_rate", above=0, most=1)
-        check_range(self, "discount_horizon", above=1)
+        check_number("classes", self.classes, least=1, most=256)  # the replay keeps them as bytes
+        check_number("batch_length", self.batch_length, least=2)  # the critic's replay loss needs a next record
+        check_number("slow_rate", self.slow_rate, above=0, most=1)
+        check_number("discount_horizon", self.discount_horizon, above=1)
         if self.deter % self.blocks:
             raise ValueError(f"deter ({self.deter}) must be a multiple of blocks ({self.blocks})")
         if self.bins < 3 or self.bins % 2 == 0:  # symmetric bins with one at 0

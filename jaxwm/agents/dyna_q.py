@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from jaxwm.agents.system import System, hyper_of
 from jaxwm.control.policy import check_mode
-from jaxwm.errors import Amount, Count, Fraction, Natural, check_range, check_types
+from jaxwm.errors import Amount, Count, Fraction, Natural, check_number, check_types
 from jaxwm.learning import optim
 from jaxwm.learning.step import Remembering as State
 from jaxwm.learning.step import Updated
@@ -45,7 +45,7 @@ class Config:
 
     def __post_init__(self):
         check_types(self)
-        check_range(self, "capacity", least=2 * self.envs)
+        check_number("capacity", self.capacity, least=2 * self.envs)
 
 
 class Last(NamedTuple):

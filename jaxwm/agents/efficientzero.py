@@ -43,7 +43,6 @@ SYSTEM = replace(
     muzero.SYSTEM, presets=PRESETS, year=2021,
     summary="MuZero with consistency, value prefixes and corrected old data (Ye et al. 2021)",
     paper="Ye et al., Mastering Atari Games with Limited Data",
-    sees="as MuZero",
+    sees="as MuZero", acts="as MuZero",
     predicts="as MuZero; sums of rewards by an LSTM; latents that agree with what is then seen",
-    acts="as MuZero",
 )  # fmt: skip

@@ -36,7 +36,7 @@ from jaxwm.agents.system import System, hyper_of
 from jaxwm.control import search
 from jaxwm.control.policy import Actor, action_distribution, forced
 from jaxwm.distributions import sg
-from jaxwm.errors import Amount, Count, Fraction, Natural, Positive, check_range, check_types
+from jaxwm.errors import Amount, Count, Fraction, Natural, Positive, check_number, check_types
 from jaxwm.learning import optim
 from jaxwm.learning.pieces import merge
 from jaxwm.learning.share import ALONE, Share
@@ -105,8 +105,8 @@ class Config:
 
     def __post_init__(self):
         check_types(self)
-        check_range(self, "bins", least=3)
-        check_range(self, "capacity", least=self.length * self.envs)
+        check_number("bins", self.bins, least=3)
+        check_number("capacity", self.capacity, least=self.length * self.envs)
         search.check(self.tree())
 
     @property

@@ -27,7 +27,7 @@ from jaxwm.agents.system import System, hyper_of
 from jaxwm.control import planning
 from jaxwm.control.policy import forced
 from jaxwm.envs.known import KNOWN
-from jaxwm.errors import Amount, Count, Fraction, Positive, check_number, check_range, check_types
+from jaxwm.errors import Amount, Count, Fraction, Positive, check_number, check_types
 from jaxwm.learning import optim
 from jaxwm.learning.share import ALONE, Share
 from jaxwm.learning.step import Losses, Updated, gradient_step
@@ -76,8 +76,8 @@ class Config:
     def __post_init__(self):
         object.__setattr__(self, "weight_decay", tuple(self.weight_decay))  # a list where it comes out of a file
         check_types(self)
-        check_range(self, "elites", least=1, most=self.candidates)
-        check_range(self, "capacity", least=2 * self.envs)
+        check_number("elites", self.elites, least=1, most=self.candidates)
+        check_number("capacity", self.capacity, least=2 * self.envs)
         if self.particles < 1 or self.particles % self.networks:
             raise ValueError(
                 f"particles must be a multiple of the {self.networks} networks, not {self.particles}: each network "

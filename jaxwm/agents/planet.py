@@ -26,7 +26,7 @@ from jaxwm import spaces
 from jaxwm.agents.system import System, hyper_of
 from jaxwm.control import planning
 from jaxwm.control.policy import disturb
-from jaxwm.errors import Amount, Count, Natural, Positive, Several, check_range, check_types
+from jaxwm.errors import Amount, Count, Natural, Positive, Several, check_number, check_types
 from jaxwm.learning import optim
 from jaxwm.learning.share import ALONE, Share
 from jaxwm.learning.step import Losses, State, Updated, fresh_state, gradient_step
@@ -75,7 +75,7 @@ class Config:
 
     def __post_init__(self):
         check_types(self)
-        check_range(self, "elites", most=self.candidates)
+        check_number("elites", self.elites, most=self.candidates)
 
 
 # --- The loss ---------------------------------------------------------------------------------------------------------

@@ -23,10 +23,8 @@ from jaxwm.types import Env, PyTree, Spec
 View = tuple[PyTree, Callable[[np.ndarray], np.ndarray]]
 """Another observation spec, and the function from the native observation to it."""
 
-_BOX2D_NEWEST = {
-    task: f"{task}-v3"
-    for task in ("BipedalWalker", "BipedalWalkerHardcore", "CarRacing", "LunarLander", "LunarLanderContinuous")
-}
+_BOX2D = "BipedalWalker", "BipedalWalkerHardcore", "CarRacing", "LunarLander", "LunarLanderContinuous"
+_BOX2D_NEWEST = {task: f"{task}-v3" for task in _BOX2D}
 CAR_RACING_BAR = 12  # rows at the bottom of CarRacing's 96 x 96 image that show speed and steering, not the road
 
 
@@ -120,14 +118,9 @@ def box2d(
 
 
 def vizdoom(
-    task: str,
-    num_envs: int = 1,
-    *,
-    image_size: int = 64,
-    frame_skip: int = 4,
-    max_tics: int = 2100,
+    task: str, num_envs: int = 1, *, image_size: int = 64, frame_skip: int = 4, max_tics: int = 2100,
     num_threads: int = 0,
-) -> Env:
+) -> Env:  # fmt: skip
     """ViZDoom's "TakeCover": step aside from fireballs, as long as possible.
     Observations are uint8 `[image_size, image_size, 3]`, the whole view without a status bar; actions are
     `Discrete(3)`: left, stay, right. The reward is the number of tics (game frames, 35 a second) that were survived:

@@ -78,13 +78,8 @@ def write_values(numbers: Sequence[float]) -> str:
 
 def _pairs(parse: Callable[[str], tuple[str, Any]], write: Callable[[Any], str]) -> PrimitiveConstructorSpec:
     """How tyro reads a dict from words NAME=VALUE, and writes it as such."""
-    return PrimitiveConstructorSpec(
-        nargs="*",
-        metavar="NAME=VALUE",
-        instance_from_str=lambda words: dict(map(parse, words)),
-        is_instance=lambda value: isinstance(value, dict),
-        str_from_instance=lambda value: [f"{k}={write(v)}" for k, v in value.items()],
-    )
+    given, written = lambda words: dict(map(parse, words)), lambda d: [f"{k}={write(v)}" for k, v in d.items()]
+    return PrimitiveConstructorSpec("*", "NAME=VALUE", given, lambda value: isinstance(value, dict), written)
 
 
 OPTIONS = _pairs(option, literal)  # a dict of options: `a=1 b=text`

@@ -13,7 +13,7 @@ import tyro
 
 import jaxwm
 from jaxwm import agents
-from jaxwm.errors import check_number, check_range, check_types, suggest
+from jaxwm.errors import Amount, Natural, check_number, check_types, suggest
 from jaxwm.run import directory, flags
 from jaxwm.run.flags import optional
 from jaxwm.run.machine import Hosts
@@ -59,13 +59,13 @@ class Plan(Generic[C]):
     """Episodes of the evaluation at the end."""
     env_options: Annotated[dict[str, Any], flags.OPTIONS, _ENV_OPTION] = field(default_factory=dict)
     """Options of the environment (sticky=0.25 image_size=64)."""
-    checkpoint_minutes: float = 5.0
+    checkpoint_minutes: Amount = 5.0
     """Minutes between checkpoints; one more is written at the end."""
     keep: int = 2
     """Newest checkpoints to keep; the one with the best training return is kept as well."""
     tensorboard: bool = False
     """Also write the metrics for TensorBoard."""
-    gauge: int = 15
+    gauge: Natural = 15
     """Steps over which dreamed returns are compared with real ones while training; 0 turns the gauge off."""
     shards: int = 1
     """Devices that each member is spread over: its batch, and the replay of its environments. For one large model."""
@@ -95,9 +95,9 @@ class Plan(Generic[C]):
             object.__setattr__(self, name, tuple(parts))  # a list where it comes out of a file
         check_types(self)
         lengths = [name for name in ("steps", "updates") if getattr(self, name) is not None]
-        check_range(self, " ".join(["members episodes keep shards", *lengths]), least=1, most=2**31 - 1)
-        check_range(self, "seed", least=0, most=2**32 - 1)
-        check_range(self, "checkpoint_minutes gauge", least=0)
+        for name in ("members", "episodes", "keep", "shards", *lengths):
+            check_number(name, getattr(self, name), least=1, most=2**31 - 1, whole=True)
+        check_number("seed", self.seed, least=0, most=2**32 - 1, whole=True)
         self._check_source()
         if not isinstance(self.settings, config := agents.find(self.agent).config):
             raise ValueError(f"the settings of {self.agent} are a {config.__module__}.Config, not {self.settings!r}")
