@@ -87,7 +87,7 @@ class Config:
 
     def __post_init__(self):
         check_types(self)
-        check_number("classes", self.classes, least=1, most=256)  # the replay keeps them as bytes
+        check_number("classes", self.classes, least=1, most=256, whole=True)  # the replay keeps them as bytes
 
 
 # --- Losses -----------------------------------------------------------------------------------------------------------
@@ -234,7 +234,7 @@ PRESETS = {"atari": PUBLISHED, "nano": NANO, "micro": MICRO}
 """The paper's, and two for vectors and small grids on two CPU cores."""
 
 SYSTEM = System(
-    make, Config, PRESETS, default="nano", year=2021, steps=9000, offline=True, copies={"slow": "val"},
+    make, Config, PRESETS, default="nano", year=2021, steps=14000, offline=True, copies={"slow": "val"},
     renamed={"updates": "phase_updates", "decay": "weight_decay"},
     summary="categorical latents, REINFORCE and gradients through dreams mixed (Hafner et al. 2021)",
     paper="Hafner et al., Mastering Atari with Discrete World Models",

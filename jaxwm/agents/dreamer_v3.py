@@ -104,8 +104,8 @@ class Config:
 
     def __post_init__(self):
         check_types(self)
-        check_number("classes", self.classes, least=1, most=256)  # the replay keeps them as bytes
-        check_number("batch_length", self.batch_length, least=2)  # the critic's replay loss needs a next record
+        check_number("classes", self.classes, least=1, most=256, whole=True)  # the replay keeps them as bytes
+        check_number("batch_length", self.batch_length, least=2, whole=True)  # the critic needs a next record
         check_number("slow_rate", self.slow_rate, above=0, most=1)
         check_number("discount_horizon", self.discount_horizon, above=1)
         if self.deter % self.blocks:

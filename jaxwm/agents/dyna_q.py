@@ -45,7 +45,7 @@ class Config:
 
     def __post_init__(self):
         check_types(self)
-        check_number("capacity", self.capacity, least=2 * self.envs)
+        check_number("capacity", self.capacity, least=2 * self.envs, whole=True)
 
 
 class Last(NamedTuple):

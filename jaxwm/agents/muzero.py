@@ -105,8 +105,8 @@ class Config:
 
     def __post_init__(self):
         check_types(self)
-        check_number("bins", self.bins, least=3)
-        check_number("capacity", self.capacity, least=self.length * self.envs)
+        check_number("bins", self.bins, least=3, whole=True)
+        check_number("capacity", self.capacity, least=self.length * self.envs, whole=True)
         search.check(self.tree())
 
     @property

@@ -76,8 +76,8 @@ class Config:
     def __post_init__(self):
         object.__setattr__(self, "weight_decay", tuple(self.weight_decay))  # a list where it comes out of a file
         check_types(self)
-        check_number("elites", self.elites, least=1, most=self.candidates)
-        check_number("capacity", self.capacity, least=2 * self.envs)
+        check_number("elites", self.elites, least=1, most=self.candidates, whole=True)
+        check_number("capacity", self.capacity, least=2 * self.envs, whole=True)
         if self.particles < 1 or self.particles % self.networks:
             raise ValueError(
                 f"particles must be a multiple of the {self.networks} networks, not {self.particles}: each network "

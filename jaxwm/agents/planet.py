@@ -75,7 +75,7 @@ class Config:
 
     def __post_init__(self):
         check_types(self)
-        check_number("elites", self.elites, most=self.candidates)
+        check_number("elites", self.elites, most=self.candidates, whole=True)
 
 
 # --- The loss ---------------------------------------------------------------------------------------------------------

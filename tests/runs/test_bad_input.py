@@ -235,7 +235,7 @@ COMMANDS = [
     ("eval missing", "missing/config.json: how long? --steps N"),
     ("resume agent", "agent/config.json: unknown agent 'dreamer-v33'", "did you mean dreamer-v3"),
     ("resume env", "unknown environment", "gymnax/Catch-bsuite"),
-    ("eval steps", "steps must be a number", "not 'many'"),
+    ("eval steps", "steps must be a whole number", "not 'many'"),
     ("eval range", "range/config.json: lr must be a number above 0, not -1.0"),
     ("eval no_object", "settings is no object"),
     ("eval options", "env_options must be a dict"),

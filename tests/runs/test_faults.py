@@ -113,16 +113,17 @@ def quiet():
 
 
 def test_a_diverged_run_stops_and_names_step_term_and_checkpoint(toy_system, tmp_path, monkeypatch):
-    monkeypatch.setattr(session, "CHUNK_SECONDS", 0.0)  # chunks of one iteration
-    plan = Plan("toy", "toy/Count", ToyConfig(bad_after=50), 4000, 2, episodes=4, checkpoint_minutes=0, gauge=0)
+    monkeypatch.setattr(session, "CHUNK_SECONDS", 0.0)  # chunks of one iteration, and a checkpoint after each
+    monkeypatch.setattr(session, "SKIP_LIMIT", 20)
+    plan = Plan("toy", "toy/Count", ToyConfig(bad_after=10), 4000, 2, episodes=4, checkpoint_minutes=0, gauge=0)
     with pytest.warns(UserWarning, match="not finite after .* environment steps: mean; such updates are skipped"):
         with pytest.raises(session.Diverged) as error:
             session.train(plan, tmp_path / "run", quiet())
     text = str(error.value)
-    assert "member 0 had 100 updates in a row that were not finite, until 316 environment steps: mean." in text
-    assert "the last good checkpoint is at step 312" in text and "--lr" in text
+    assert "member 0 had 20 updates in a row that were not finite, until 76 environment steps: mean." in text
+    assert "the last good checkpoint is at step 72" in text and "--lr" in text
     loaded = load.load(tmp_path / "run")
-    assert loaded.steps == 312 and np.isfinite(loaded.state.params["mean"]).all()
+    assert loaded.steps == 72 and np.isfinite(loaded.state.params["mean"]).all()
 
 
 # --- Values that are not finite -----------------------------------------------------------------------------------

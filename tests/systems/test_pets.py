@@ -95,11 +95,12 @@ def test_the_cart_takes_any_force_and_stops_after_its_limit():
 def test_known_rewards_and_ends_are_those_of_the_environment(name):
     env = envs.make(name, num_envs=32)
     (state, step), move = jax.jit(env.reset)(jax.random.key(0)), jax.jit(env.step)
+    known = jax.jit(lambda before, action, after: (KNOWN[name].reward(before, action, after), KNOWN[name].ends(after)))
+    actions = jax.random.uniform(jax.random.key(1), (30, 32, 1), minval=-1.3, maxval=1.3)
     ended = np.zeros(32, bool)
-    for t in range(30):
-        action = jax.random.uniform(jax.random.key(t), (32, 1), minval=-1.3, maxval=1.3)
+    for action in actions:
         before, (state, step) = step.obs, move(state, action)
-        reward, ends = KNOWN[name].reward(before, action, step.obs), KNOWN[name].ends(step.obs)
+        reward, ends = known(before, action, step.obs)
         np.testing.assert_allclose(reward[~ended], step.reward[~ended], atol=1e-4, rtol=1e-4)
         np.testing.assert_array_equal(ends[~ended] > 0, step.is_terminal[~ended])
         ended |= np.asarray(step.is_last)
@@ -268,7 +269,8 @@ def test_the_ensemble_learns_a_linear_world_and_its_noise(learned):
     transition = pets.transition(linear_world().spec, learned.config, learned.state.params)
     x, a = jnp.meshgrid(jnp.linspace(-1, 1, 7), jnp.linspace(-0.9, 0.9, 5))
     start, actions = x.reshape(-1, 1), a.reshape(-1, 1, 1)
-    found = ensemble.rollout(transition, start, actions, jax.random.key(0), 5, 2000, 2, mix=False)
+    roll = jax.jit(lambda key: ensemble.rollout(transition, start, actions, key, 5, 2000, 2, mix=False))
+    found = roll(jax.random.key(0))
     obs, truth = found.obs[0, ..., 0], 0.9 * x.ravel() + 0.5 * a.ravel()  # [E, Q, C]
     error = obs.mean((0, 1)) - truth
     assert np.sqrt(np.square(error).mean()) < NOISE / 3
