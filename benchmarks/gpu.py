@@ -4,7 +4,7 @@
     python -m benchmarks.gpu --device cpu --small --no-save   # the same parts in tiny sizes, to try this file itself
 
 Parts run in order; one that fails prints its error and the next one starts. The record is written after every part, to
-benchmarks/results/ and to $OUT where that is set. gpu_checklist.md says how to read it.
+benchmarks/results/ and to --also. gpu_checklist.md says how to read it.
 """
 
 from __future__ import annotations
@@ -86,6 +86,8 @@ class Options:
     """Only check this system, in this process, and print what was found."""
     save: bool = True
     """Keep the record in benchmarks/results/."""
+    also: Path | None = None
+    """Another folder for the record."""
 
 
 class Checklist:
@@ -97,9 +99,8 @@ class Checklist:
         self.jobs: dict[str, Future[Any]] = {}
         self.pool = ThreadPoolExecutor(options.threads)
         name = f"gpu-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}.json"
-        folders = [Path(__file__).parent / "results"] if options.save else []
-        folders += [Path(os.environ["OUT"])] if os.environ.get("OUT") else []
-        self.files = [folder / name for folder in folders]
+        folders = Path(__file__).parent / "results" if options.save else None, options.also
+        self.files = [folder / name for folder in folders if folder]
 
     @property
     def left(self) -> float:
