@@ -39,18 +39,7 @@ def inside(space: ActionSpace, action: np.ndarray) -> bool:
     return action.dtype == np.int32 and action.shape[1:] == most.shape and ((action >= 0) & (action < most)).all()
 
 
-TWINS = {"dreamer-v2": "dreamer-v3", "dreamer-v1": "dreamer-v3", "efficientzero": "muzero"}
-"""Systems that act and learn as another one but for distributions and losses; the slow suite lives through them too.
-Their presets are traced in test_presets.py, and their losses and probes are in tests/systems/, by default."""
-
-
-def cases() -> list[Any]:
-    """Every system, the one of docs/adding_a_system.md among them."""
-    marks = lambda name: [pytest.mark.slow] * (name in TWINS)  # noqa: E731
-    return [pytest.param(name, id=name, marks=marks(name)) for name in (*agents.AGENTS, page.NAME)]
-
-
-@pytest.fixture(scope="module", params=cases())
+@pytest.fixture(scope="module", params=[*agents.AGENTS, page.NAME])
 def tiny(request):
     with page.registered(request.param):
         yield build(request.param)
@@ -172,11 +161,11 @@ def test_a_step_keeps_the_structure_of_the_state(tiny, lived, batches):
 
 
 SAME_PATH = {
-    "dreamer-v3": "the gradient step of planet",
-    "dreamer-v2": "the gradient step of planet",
-    "dreamer-v1": "the gradient step of planet",
-    "world-models": "the gradient step of planet",
-    "muzero": "the gradient step of planet",
+    "dreamer-v2": "the gradient step of dreamer-v3",
+    "dreamer-v1": "the gradient step of dreamer-v3",
+    "planet": "the gradient step of dreamer-v3",
+    "world-models": "the gradient step of dreamer-v3",
+    "muzero": "the gradient step of dreamer-v3",
     "efficientzero": "the code of muzero",
 }
 """Systems whose mapped updates are compiled in the slow suite only, and what stands for them in the default one."""
