@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 from toys import blinking
 
 from jaxwm import agents, envs
@@ -63,10 +62,6 @@ class Built(NamedTuple):
     env: Env
     config: Any
     agent: Agent
-
-    def state(self, seed: int = 0) -> Any:
-        """A fresh state of one agent."""
-        return jax.jit(self.agent.init)(jax.random.key(seed), self.agent.hyper)
 
 
 def world(name: str, num_envs: int = 1) -> Env:
