@@ -4,11 +4,13 @@ What was compiled once is kept on disk for the next process, small programs too;
 JAX_COMPILATION_CACHE_DIR names none.
 """
 
+import gc
 import os
 import tempfile
 
 
 def pytest_configure(config):
+    gc.set_threshold(100_000, 20, 100)  # tracing makes so many objects that collecting takes a tenth of the time
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxwm-tests-")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")

@@ -11,7 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxwm.nets.layers import ACTIVATIONS, Linear, truncated_normal
+from jaxwm.nets.layers import ACTIVATIONS, Linear, truncated_normal, weight
 from jaxwm.types import Array
 
 SIDE = 64  # Height and width of the images; nothing else fits these kernels.
@@ -74,8 +74,8 @@ class StridedEncoder(nn.Module):
         x = image.reshape(-1, *image.shape[-3:]).astype(self.dtype) / 255
         for i, channels in enumerate(CHANNELS):
             shape = (4, 4, x.shape[-1], channels * self.depth)
-            kernel = self.param(f"kernel{i}", truncated_normal(16 * x.shape[-1]), shape).astype(self.dtype)
-            bias = self.param(f"bias{i}", nn.initializers.zeros, shape[-1:]).astype(self.dtype)
+            kernel = weight(self, f"kernel{i}", truncated_normal(16 * x.shape[-1]), shape).astype(self.dtype)
+            bias = weight(self, f"bias{i}", nn.initializers.zeros, shape[-1:]).astype(self.dtype)
             x = ACTIVATIONS[self.act](shrink(x, kernel) + bias)
         return x.reshape(*lead, -1)
 
@@ -97,8 +97,8 @@ class StridedDecoder(nn.Module):
         for i, (size, width) in enumerate(zip(sizes, KERNELS, strict=True)):
             # every output pixel is reached by about (width / 2)^2 taps
             init = truncated_normal(max(1, width * width // 4) * x.shape[-1])
-            kernel = self.param(f"kernel{i}", init, (width, width, x.shape[-1], size)).astype(self.dtype)
-            bias = self.param(f"bias{i}", nn.initializers.zeros, (size,)).astype(self.dtype)
+            kernel = weight(self, f"kernel{i}", init, (width, width, x.shape[-1], size)).astype(self.dtype)
+            bias = weight(self, f"bias{i}", nn.initializers.zeros, (size,)).astype(self.dtype)
             x = grow(x, kernel) + bias
             x = x if i == len(sizes) - 1 else ACTIVATIONS[self.act](x)
         return x.astype(jnp.float32).reshape(*lead, *x.shape[1:])

@@ -1,6 +1,7 @@
 """Arrays that are spread over several processes, which all run the same program; each holds its part of the members.
 With a single process everything here is what it would be without."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -50,11 +51,14 @@ def fetch(tree: PyTree) -> PyTree:
     return jax.tree.map(one, tree)
 
 
+_copy = jax.jit(partial(jax.tree.map, jax.numpy.copy))
+
+
 def place(tree: PyTree, shardings: PyTree) -> PyTree:
     """Arrays that every process has as a whole, spread as `shardings` say; the result owns its memory. `shardings` is a
     prefix of the tree, as for `jax.device_put`."""
     if not several():
-        return jax.device_put(jax.tree.map(jax.numpy.copy, tree), shardings)
+        return jax.device_put(_copy(tree), shardings)
 
     def one(x: Any, sharding: Sharding) -> Any:
         if jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key):

@@ -64,7 +64,12 @@ class Trainer:
                 raise ValueError(f"there is no component {name!r} to freeze; {suggest(name, known)}")
         self._program = Program(agent, source, self.spread, capacity, tuple(freeze))
         self._host = HostLoop(self._program)
-        self._programs = self._program.programs
+        # kept, so that a second life compiles nothing; op by op they take ten times as long
+        self._start = jax.vmap(self._program.start, out_axes=self._program.axes)
+        self._init = jax.jit(jax.vmap(agent.init))
+        self._reset = jax.jit(jax.vmap(lambda key: source.reset(key)))  # type: ignore[union-attr]
+        self._begin = jax.jit(lambda *arguments: self._start(*arguments)._replace(rings=None))
+        self._rings: Any = None
 
     def _hyper(self, given: dict[str, Any]) -> dict[str, Array]:
         """Every hyper-parameter as `[M]`."""
@@ -83,24 +88,19 @@ class Trainer:
         handle, step = (), ()
         if isinstance(self.source, Env):
             env_keys = jax.vmap(partial(stream, which=ENV))(keys)
-            reset = jax.jit(jax.vmap(self.source.reset)) if self._pure else lambda keys: ((), self._host.open(keys))
-            handle, step = reset(env_keys)
-        state = self.init_agents(keys)
-        axes = self._program.axes
-        start = jax.vmap(self._program.start, out_axes=axes)
-        arguments = state, handle, step, keys
-        life = jax.jit(lambda *arguments: start(*arguments)._replace(rings=None))(*arguments)
-        place = self.spread.places(axes)
-        # replays are made where they belong: they may not fit on one device
-        empty = jax.eval_shape(start, *arguments).rings
-        zeros = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), empty)  # noqa: E731
-        rings = jax.jit(zeros, out_shardings=place.rings)()
-        return processes.place(life, place._replace(rings=None))._replace(rings=rings)
+            handle, step = self._reset(env_keys) if self._pure else ((), self._host.open(env_keys))
+        arguments = self.init_agents(keys), handle, step, keys
+        place = self.spread.places(self._program.axes)
+        if self._rings is None:  # replays are made where they belong: they may not fit on one device
+            empty = jax.eval_shape(self._start, *arguments).rings
+            zeros = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), empty)  # noqa: E731
+            self._rings = jax.jit(zeros, out_shardings=place.rings)
+        life = processes.place(self._begin(*arguments), place._replace(rings=None))
+        return life._replace(rings=self._rings())
 
     def init_agents(self, keys: Key) -> Any:
         """Fresh agent states `[M, ...]` for member keys."""
-        init = jax.jit(jax.vmap(self.agent.init))  # op by op it takes ten times as long
-        return init(jax.vmap(partial(stream, which=INIT))(keys), self.hyper)
+        return self._init(jax.vmap(partial(stream, which=INIT))(keys), self.hyper)
 
     def close(self) -> None:
         """Shut a host environment's pool down."""

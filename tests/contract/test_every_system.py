@@ -27,8 +27,8 @@ HORIZON = 3
 
 
 def one(tree: Any) -> Any:
-    """The first member of a population."""
-    return jax.tree.map(lambda x: x[0], tree)
+    """The first member of a population, on the host."""
+    return jax.tree.map(lambda x: x[0], jax.device_get(tree))
 
 
 def inside(space: ActionSpace, action: np.ndarray) -> bool:
@@ -65,6 +65,11 @@ class Move(NamedTuple):
     answers: dict[str, tuple[Any, Any, Any]]  # mode -> (carry, action, extras)
 
 
+def remember(tiny: Built, state: Any) -> Any:
+    """The memory before an episode."""
+    return jax.jit(lambda state: tiny.agent.reset(state, tiny.env.num_envs))(state)
+
+
 @pytest.fixture(scope="module")
 def moves(tiny: Built, lived: Lived):
     """`(state, act, moves)`: some steps of the environment, each answered in every mode; the greedy one is played."""
@@ -75,7 +80,7 @@ def moves(tiny: Built, lived: Lived):
         return {mode: tiny.agent.act(state, carry, step, key, mode) for mode in MODES}
 
     reset, step_fn = jax.jit(tiny.env.reset), jax.jit(tiny.env.step)
-    carry, (handle, step), found = tiny.agent.reset(state, tiny.env.num_envs), reset(jax.random.key(1)), []
+    carry, (handle, step), found = remember(tiny, state), reset(jax.random.key(1)), []
     for t in range(5):
         answers = act(state, carry, step, jax.random.key(t))
         found.append(Move(carry, step, answers))
@@ -92,7 +97,7 @@ def test_every_mode_acts_inside_the_space(tiny, moves):
 
 def test_memory_and_extras_have_one_structure(tiny, moves):
     state, _, found = moves
-    start = layout(tiny.agent.reset(state, tiny.env.num_envs))
+    start = layout(jax.eval_shape(lambda s: tiny.agent.reset(s, tiny.env.num_envs), state))
     extras = layout(found[0].answers["random"][2])
     for move in found:
         for mode in MODES:
@@ -140,13 +145,19 @@ def batches(lived) -> dict[str, Batch]:
         reads = rings[step.reads] if isinstance(step.reads, str) else {ring: rings[ring] for ring in step.reads}
         draw = jax.jit(sampler.draw)
         drawn[name] = draw(state, reads, life.cursors.get(name, sampler.start), jax.random.key(7))[0]
-    return drawn
+    return jax.device_get(drawn)
 
 
-def test_a_step_keeps_the_structure_of_the_state(tiny, lived, batches):
+@pytest.fixture(scope="module")
+def update(tiny):
+    """The system's `train_step`, traced once for all that ask."""
+    return jax.jit(tiny.agent.train_step)
+
+
+def test_a_step_keeps_the_structure_of_the_state(tiny, lived, batches, update):
     """Of the state, by shapes alone; what the steps of a life changed are the weights."""
     before, after = one(lived.trainer.init(0).agent), one(lived.life.agent)
-    found, metrics = jax.eval_shape(tiny.agent.train_step, after, batches, jax.random.key(3))
+    found, metrics = jax.eval_shape(update, after, batches, jax.random.key(3))
     assert layout(found) == layout(after) == layout(before)
     assert set(before._fields) >= {"params", "opt", "hyper", "step"}
     assert (np.asarray(after.step) > np.asarray(before.step)).all()
@@ -175,16 +186,15 @@ def mapped(name: str) -> bool:
     return name not in SAME_PATH
 
 
-def check_mapped(tiny: Built, lived: Lived, batches: dict[str, Batch]) -> None:
+def check_mapped(update: Any, lived: Lived, batches: dict[str, Batch]) -> None:
     """`train_step` under `vmap` over two members and `pmap` over one is `train_step`."""
     state, key = one(lived.life.agent), jax.random.key(3)
-    expected, metrics = jax.jit(tiny.agent.train_step)(state, batches, key)
+    expected, metrics = update(state, batches, key)
     half = {name: value / 2 for name, value in state.hyper.items()}
-    pair = jax.tree.map(lambda x: jnp.stack([x, x]), state)
-    pair = pair._replace(hyper=jax.tree.map(lambda a, b: jnp.stack([jnp.asarray(a), b]), state.hyper, half))
-    two, both = jax.jit(jax.vmap(tiny.agent.train_step, (0, None, None)))(pair, batches, key)
-    alone = lambda tree: jax.tree.map(lambda x: x[None], tree)  # noqa: E731
-    each, single = jax.pmap(tiny.agent.train_step)(alone(state), alone(batches), key[None])
+    stacked = lambda *trees: jax.tree.map(lambda *leaves: np.stack(leaves), *trees)  # noqa: E731
+    pair = stacked(state, state)._replace(hyper=stacked(state.hyper, half))
+    two, both = jax.jit(jax.vmap(update, (0, None, None)))(pair, batches, key)
+    each, single = jax.pmap(update)(stacked(state), stacked(batches), key[None])
     for found, numbers in ((two, both), (each, single)):
         assert layout(one(found)) == layout(expected)
         assert_close(one(found).params, expected.params, 1e-3, 1e-4)
@@ -193,17 +203,17 @@ def check_mapped(tiny: Built, lived: Lived, batches: dict[str, Batch]) -> None:
     assert not half or any(jax.tree.leaves(apart)), "members with other hyper-parameters learn alike"
 
 
-def test_a_step_is_the_same_under_jit_vmap_and_pmap(tiny, lived, batches):
+def test_a_step_is_the_same_under_jit_vmap_and_pmap(tiny, lived, batches, update):
     if not mapped(tiny.name):
         pytest.skip(f"in the slow suite; here {SAME_PATH[tiny.name]} stands for it")
-    check_mapped(tiny, lived, batches)
+    check_mapped(update, lived, batches)
 
 
 @pytest.mark.slow
-def test_mapped_steps_of_the_other_systems(tiny, lived, batches):
+def test_mapped_steps_of_the_other_systems(tiny, lived, batches, update):
     if mapped(tiny.name):
         pytest.skip("in the default suite")
-    check_mapped(tiny, lived, batches)
+    check_mapped(update, lived, batches)
 
 
 # --- Dreaming -----------------------------------------------------------------------------------------------------
@@ -215,10 +225,10 @@ def test_dreams_have_the_shapes_of_the_contract(tiny, lived):
         pytest.skip(f"{tiny.name} has no generative model")
     state, space = one(lived.life.agent), tiny.env.spec.action
     ring = lived.life.ring._replace(data=one(lived.life.ring.data))
-    context = jax.jit(lambda ring: replay.sample(ring, jax.random.key(0), 2, 2))(ring).record
+    context = jax.device_get(jax.jit(lambda ring: replay.sample(ring, jax.random.key(0), 2, 2))(ring).record)
     imagine = partial(tiny.agent.imagine, horizon=HORIZON)
     free = jax.eval_shape(lambda s, c, k: imagine(s, c, None, k), state, context, jax.random.key(0))
-    given = jax.random.permutation(jax.random.key(1), jnp.stack([context.action[:, -1]] * HORIZON, 1), axis=1)
+    given = np.stack([context.action[:, -1]] * HORIZON, 1)
     dream = jax.jit(imagine)(state, context, given, jax.random.key(0))
     assert isinstance(dream, Dream) and layout(free) == layout(dream)
     assert dream.reward.shape == dream.cont.shape == (2, HORIZON)

@@ -123,7 +123,7 @@ def life(trainer: Trainer, steps: int) -> Any:
 def talk(trainer: Trainer) -> list[str]:
     """Lines of the compiled programs in which devices talk to each other."""
     word = re.compile(r"= .*(all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(-start)?\(")
-    texts = [program.as_text() for program in trainer._programs.values()]
+    texts = [program.as_text() for program in trainer._program.programs.values()]
     return [line.strip() for text in texts for line in text.splitlines() if word.search(line)]
 
 

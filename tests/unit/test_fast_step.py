@@ -291,7 +291,7 @@ def trainer():
 
 
 def chunk_of(trainer: Trainer, segment: int):
-    return trainer._programs[trainer.segments[segment].body]
+    return trainer._program.programs[trainer.segments[segment].body]
 
 
 @pytest.mark.slow
@@ -329,4 +329,4 @@ def test_chunks_run_without_the_host_and_are_compiled_once(trainer):
     finally:
         jax.monitoring.unregister_event_duration_listener(listener)
     assert not [event for event in compiled if "compile" in event]
-    assert len(trainer._programs) == 2
+    assert len(trainer._program.programs) == 2

@@ -146,7 +146,7 @@ def test_compiled_once_in_place_and_without_transfers():
     trainer = Trainer(toy_agent(), counting_env(4), members=2, capacity=400)
     life = trainer.init(0)
     trainer.compile(life)
-    programs = dict(trainer._programs)
+    programs = dict(trainer._program.programs)
     assert len(programs) == 2
     for chunk in (4, 3, 9, 1):
         before = life
@@ -155,7 +155,7 @@ def test_compiled_once_in_place_and_without_transfers():
             life, _ = programs[trainer.segments[1].body](life, iterations)
         assert before.ring.data.reward.is_deleted()  # donated, so updated in place
     trainer.run(life, Cursor(1, 0), 5)
-    assert trainer._programs == programs
+    assert trainer._program.programs == programs
 
 
 def test_save_and_resume_is_bit_exact(tmp_path):
