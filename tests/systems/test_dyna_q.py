@@ -1,10 +1,10 @@
 """Dyna-Q: the worlds by exhaustive computation, one update by hand, and learning against the book's figures."""
 
+import functools
 from types import SimpleNamespace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -26,23 +26,23 @@ def transitions(env, states, time, actions: int):
     """Next states `[A, S, ...]`, rewards and ends `[A, S]` of every action in every state."""
     count = len(states)
     keys = jax.random.split(jax.random.key(0), count)
-    none = jnp.zeros(count, jnp.int32)
-    now = EnvState((states, jnp.full(count, time)), keys, none > 0, none)
+    none = np.zeros(count, np.int32)
+    now = EnvState((states, none + time), keys, none > 0, none)
     step = jax.jit(env.step)
-    found = [step(now, jnp.full(count, a)) for a in range(actions)]
+    found = [jax.device_get(step(now, none + a)) for a in range(actions)]
     after = np.stack([state.state[0] for state, _ in found])
     return after, np.stack([step.reward for _, step in found]), np.stack([step.is_terminal for _, step in found])
 
 
 def test_the_best_taxi_driver_earns_as_much_as_in_gymnasium():
     """Value iteration over all states: 7.93 on average over the 300 starts."""
-    states = jnp.array([(r, c, p, d) for r in range(5) for c in range(5) for p in range(5) for d in range(4)])
+    states = np.array([*np.ndindex(5, 5, 5, 4)], np.int32)  # row, column, passenger, destination
     after, reward, end = transitions(envs.make("tabular/Taxi", num_envs=500), states, 0, 6)
     index = ((after[..., 0] * 5 + after[..., 1]) * 5 + after[..., 2]) * 4 + after[..., 3]
     value = np.zeros(500)
     for _ in range(200):
         value = (reward + ~end * value[index]).max(0)
-    starts = [i for i, (_, _, p, d) in enumerate(np.asarray(states)) if p < 4 and p != d]
+    starts = [i for i, (_, _, p, d) in enumerate(states) if p < 4 and p != d]
     assert len(starts) == 300 and value[starts].mean() == pytest.approx(7.93, abs=0.005)
 
 
@@ -51,7 +51,7 @@ def test_the_best_taxi_driver_earns_as_much_as_in_gymnasium():
 )
 def test_the_best_way_over_the_ice_is_as_safe_as_in_gymnasium(task, size, limit, best):
     """Backward induction over the steps that are left; slipping sideways has probability 2/3."""
-    states = jnp.array([(r, c) for r in range(size) for c in range(size)])
+    states = np.array([*np.ndindex(size, size)], np.int32)
     env = envs.make(f"tabular/{task}", num_envs=size * size, slippery=False)
     after, reward, end = transitions(env, states, 0, 4)
     index, value = after[..., 0] * size + after[..., 1], np.zeros(size * size)
@@ -63,16 +63,16 @@ def test_the_best_way_over_the_ice_is_as_safe_as_in_gymnasium(task, size, limit,
 
 def test_the_shortest_way_through_the_maze_has_fourteen_steps():
     env = envs.make("tabular/DynaMaze")
-    _, step = env.reset(jax.random.key(0))
+    (_, step), move = jax.device_get(jax.jit(env.reset)(jax.random.key(0))), jax.jit(env.step)
     assert step.obs.shape == (1, 6, 9, 1) and step.obs[0, 2, 0, 0] and step.obs.sum() == 1
     reached, frontier, steps = {(2, 0)}, [(2, 0)], 0
     while (0, 8) not in reached:
         steps, found = steps + 1, set()
         for place in frontier:
             for action in range(4):
-                none = jnp.zeros(1, jnp.int32)
-                _, step = env.step((jnp.array([place]), none, none, jnp.zeros(1, bool)), jnp.array([action]))
-                found.add(tuple(int(x) for x in np.argwhere(step.obs[0, ..., 0])[0]))
+                none = np.zeros(1, np.int32)
+                _, step = move((np.array([place], np.int32), none, none, none > 0), none + action)
+                found.add(tuple(int(x) for x in np.argwhere(np.asarray(step.obs)[0, ..., 0])[0]))
         frontier = list(found - reached)
         reached |= found
     assert steps == 14
@@ -80,39 +80,43 @@ def test_the_shortest_way_through_the_maze_has_fourteen_steps():
 
 def test_walls_change_after_real_steps_and_not_with_episodes():
     env = envs.make("tabular/BlockingMaze", change=5)
-    place, none = jnp.array([[4, 8]]), jnp.zeros(1, jnp.int32)
+    place, none, move = np.array([[4, 8]], np.int32), np.zeros(1, np.int32), jax.jit(env.step)
     for total, expected in ((4, 3), (5, 4)):  # the gap on the right is open for five steps
-        _, step = env.step((place, none + total, none, jnp.zeros(1, bool)), jnp.array([0]))
-        assert np.argwhere(step.obs[0, ..., 0]).tolist() == [[expected, 8]]
-    state = (jnp.array([GOAL]), none + 7, none + 3, jnp.ones(1, bool))
-    (place, total, time, over), step = env.step(state, jnp.array([0]))
+        _, step = move((place, none + total, none, none > 0), none)
+        assert np.argwhere(np.asarray(step.obs)[0, ..., 0]).tolist() == [[expected, 8]]
+    state = (np.array([GOAL], np.int32), none + 7, none + 3, none == 0)
+    (place, total, time, over), step = jax.device_get(move(state, none))
     assert step.is_first[0] and not over[0] and (int(total[0]), int(time[0])) == (7, 0) and place.tolist() == [[5, 3]]
 
 
 # --- One update by hand -------------------------------------------------------------------------------------------
 
 
+@functools.cache
 def agent_of(**options):
+    """An agent of the frozen lake, its first state and its jitted functions."""
     env = envs.make("tabular/FrozenLake")
-    config = agents.settings("dyna-q", "maze", **options)
-    agent = dyna_q.make(env.spec, config)
-    return SimpleNamespace(agent=agent, state=jax.jit(agent.init)(jax.random.key(0), agent.hyper), env=env)
+    agent = dyna_q.make(env.spec, agents.settings("dyna-q", "maze", **options))
+    state = jax.jit(agent.init)(jax.random.key(0), agent.hyper)
+    act, imagine = (jax.jit(f, static_argnums=4) for f in (agent.act, agent.imagine))
+    updates = {name: jax.jit(step.update) for name, step in agent.train_steps.items()}
+    return SimpleNamespace(agent=agent, state=state, env=env, act=act, imagine=imagine, **updates)
 
 
 def pair(s: int, a: int, reward: float, after: int, first=False, terminal=False) -> Batch:
     """The two records of a transition."""
-    obs = jax.nn.one_hot(jnp.array([[s, after]]), 16, dtype=jnp.bool_).reshape(1, 2, 4, 4, 1)
-    flags = jnp.array([[False, first]]), jnp.array([[False, terminal]]), jnp.array([[False, terminal]])
-    record = Record(obs, jnp.array([[0.0, reward]]), *flags, jnp.array([[a, 0]]), {})
-    zero = jnp.zeros(1, jnp.int32)
-    return Batch(record, Index(zero, zero), jnp.ones(1))
+    obs = (np.arange(16) == np.array([[[s], [after]]])).reshape(1, 2, 4, 4, 1)
+    flags = (np.array([[False, flag]]) for flag in (first, terminal, terminal))
+    record = Record(obs, np.array([[0, reward]], np.float32), *flags, np.array([[a, 0]], np.int32), {})
+    zero = np.zeros(1, np.int32)
+    return Batch(record, Index(zero, zero), np.ones(1, np.float32))
 
 
 @pytest.mark.parametrize("model", ["last", "counts"])
 def test_real_steps_teach_the_table_and_the_model(model):
     one = agent_of(model=model, discount=0.5)
-    real, state = jax.jit(one.agent.train_steps["real"].update), one.state
-    state, _, metrics = real(state, pair(3, 1, 2.0, 5), jax.random.key(0))
+    real = lambda *args: jax.device_get(one.real(*args))  # noqa: E731
+    state, _, metrics = real(one.state, pair(3, 1, 2.0, 5), jax.random.key(0))
     assert state.params["q"][3, 1] == pytest.approx(0.1 * 2.0) and metrics["td_error"] == 2.0
     state, _, _ = real(state, pair(5, 0, 1.0, 3), jax.random.key(0))
     assert state.params["q"][5, 0] == pytest.approx(0.1 * (1.0 + 0.5 * 0.2))
@@ -138,24 +142,25 @@ def test_real_steps_teach_the_table_and_the_model(model):
 def test_planning_learns_from_the_model_and_the_bonus():
     """One known pair that leads from 3 to the end with reward 1, last tried 4 steps ago."""
     one = agent_of(planning=1, bonus=0.5, step_size=1.0)
-    state, _, _ = one.agent.train_steps["real"].update(one.state, pair(3, 1, 1.0, 7, terminal=True), jax.random.key(0))
+    state, _, _ = one.real(one.state, pair(3, 1, 1.0, 7, terminal=True), jax.random.key(0))
     assert int(state.memory.count) == 4, "with a bonus, all actions of a state become known"
-    state = state._replace(memory=state.memory._replace(time=jnp.int32(5)), params={"q": jnp.zeros((16, 4))})
-    seen, plan = {}, jax.jit(one.agent.train_steps["plan"].update)
+    state = state._replace(memory=state.memory._replace(time=np.int32(5)), params={"q": np.zeros((16, 4), np.float32)})
+    seen = {}
     for seed in range(40):
-        new, _, _ = plan(state, pair(0, 0, 0, 0), jax.random.key(seed))
-        where = np.argwhere(np.asarray(new.params["q"]))
+        new, _, _ = one.plan(state, pair(0, 0, 0, 0), jax.random.key(seed))
+        q = np.asarray(new.params["q"])
+        where = np.argwhere(q)
         assert len(where) == 1 and where[0, 0] == 3
-        seen[int(where[0, 1])] = float(new.params["q"][3, where[0, 1]])
+        seen[int(where[0, 1])] = float(q[3, where[0, 1]])
     tried, never = 1.0 + 0.5 * 2.0, 0.5 * 5**0.5
     assert seen == {1: pytest.approx(tried), 0: pytest.approx(never), 2: pytest.approx(never), 3: pytest.approx(never)}
 
 
 def test_an_empty_model_plans_nothing_and_dreams_stay_in_place():
     one = agent_of()
-    new, _, _ = one.agent.train_steps["plan"].update(one.state, pair(0, 0, 0, 0), jax.random.key(0))
+    new, _, _ = one.plan(one.state, pair(0, 0, 0, 0), jax.random.key(0))
     jax.tree.map(np.testing.assert_array_equal, new, one.state)
-    dream = one.agent.imagine(one.state, pair(0, 0, 0, 9).record, None, jax.random.key(0), 3)
+    dream = one.imagine(one.state, pair(0, 0, 0, 9).record, None, jax.random.key(0), 3)
     assert (
         dream.obs.shape == (1, 3, 4, 4, 1)
         and dream.latent.tolist() == [[9, 9, 9]]
@@ -165,22 +170,25 @@ def test_an_empty_model_plans_nothing_and_dreams_stay_in_place():
 
 @pytest.mark.parametrize("model", ["last", "counts"])
 def test_dreams_walk_through_what_was_learned(model):
-    one = agent_of(model=model)
+    one = agent_of(model=model, discount=0.5)
     state = one.state
     for step in (pair(0, 2, 0.0, 1), pair(1, 2, 0.5, 2), pair(2, 1, 1.0, 6, terminal=True)):
-        state, _, _ = one.agent.train_steps["real"].update(state, step, jax.random.key(0))
-    dream = one.agent.imagine(state, pair(9, 0, 0, 0).record, jnp.array([[2, 2, 1]]), jax.random.key(0), 3)
+        state, _, _ = one.real(state, step, jax.random.key(0))
+    given = np.array([[2, 2, 1]], np.int32)
+    dream = jax.device_get(one.imagine(state, pair(9, 0, 0, 0).record, given, jax.random.key(0), 3))
     assert dream.latent[0, :2].tolist() == [1, 2] and dream.reward[0].tolist() == [0.0, 0.5, 1.0]
     assert dream.cont[0].tolist() == [1.0, 1.0, 0.0] and dream.action.tolist() == [[2, 2, 1]]
 
 
 def test_ties_are_broken_at_random_and_epsilon_is_kept():
     one = agent_of(epsilon=0.3)
-    step = one.env.reset(jax.random.key(0))[1]
-    step = jax.tree.map(lambda x: jnp.repeat(x, 4000, 0), step)
-    act = lambda state, mode: np.asarray(one.agent.act(state, (), step, jax.random.key(1), mode)[1])  # noqa: E731
+    step = jax.device_get(jax.jit(one.env.reset)(jax.random.key(0))[1])
+    step = jax.tree.map(lambda x: np.repeat(x, 4000, 0), step)
+    act = lambda state, mode: np.asarray(one.act(state, (), step, jax.random.key(1), mode)[1])  # noqa: E731
     assert np.bincount(act(one.state, "greedy"), minlength=4) / 4000 == pytest.approx(0.25, abs=0.03)
-    state = one.state._replace(params={"q": jnp.zeros((16, 4)).at[0, 2].set(1.0)})
+    best = np.zeros((16, 4), np.float32)
+    best[0, 2] = 1
+    state = one.state._replace(params={"q": best})
     assert (act(state, "greedy") == 2).all()
     assert (act(state, "explore") == 2).mean() == pytest.approx(0.7 + 0.3 / 4, abs=0.03)
 
