@@ -208,8 +208,8 @@ def test_a_state_index_is_seen(name):
 
 
 def test_planning_shortens_the_second_episode():
-    """The book's figure 8.2, 30 runs: about 40 steps with n = 50, and the shortest ways (14) from the fourth on."""
-    trained = dyna.train("DynaMaze", 30, episodes=20, planning=50)
+    """The book's figure 8.2 (30 runs): about 40 steps with n = 50, and the shortest ways (14) from the fourth on."""
+    trained = dyna.train("DynaMaze", 10, episodes=20, planning=50)
     found = dyna.lengths(trained)
     assert found[1] < 80 and (found[3:20] <= 20).all() and (found >= 14).all()
     for each in trained.episodes:  # real steps until the end, length, return
