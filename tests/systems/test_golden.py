@@ -6,6 +6,7 @@ Parameters carry the official names there; `LAYERS` maps them to ours. Layouts a
 
 import json
 import math
+from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 
@@ -30,8 +31,8 @@ WHOLE = GOLDEN["whole"]
 CASES = ("discrete", "continuous", "image_vector")
 
 
-def f32(x) -> jax.Array:
-    return jnp.asarray(x, jnp.float32)
+def f32(x) -> np.ndarray:
+    return np.asarray(x, np.float32)
 
 
 def noise(shape, phase: int) -> np.ndarray:
@@ -41,7 +42,7 @@ def noise(shape, phase: int) -> np.ndarray:
     return (2 * (u / 65521) - 1).reshape(shape)
 
 
-def hill(shape, phase: int, amp: float, center: float, width: float, **_) -> jax.Array:
+def hill(shape, phase: int, amp: float, center: float, width: float, **_) -> np.ndarray:
     """Two-hot logits `[..., K]` with a maximum near bin `center`."""
     bins = np.arange(shape[-1])
     return f32(amp * noise(shape, phase) - 0.5 * ((bins - center) / width) ** 2)
@@ -61,59 +62,74 @@ symexp_bins = jax.jit(d.symexp_bins, static_argnums=0, compiler_options={"xla_cp
 @pytest.mark.parametrize("name", ["symlog", "symexp"])
 def test_squashing(name):
     case = GOLDEN["symlog"][name]
-    close(getattr(d, name)(f32(case["x"])), case["y"], rtol=1e-6, atol=0)
+    close(jax.jit(getattr(d, name))(f32(case["x"])), case["y"], rtol=1e-6, atol=0)
 
 
-def twohot_rows() -> jax.Array:
-    return jnp.stack([jnp.zeros(255)] + [hill((255,), **row) for row in GOLDEN["twohot"]["rows"]["rows"]])
+def twohot_rows() -> np.ndarray:
+    return np.stack([f32(np.zeros(255))] + [hill((255,), **row) for row in GOLDEN["twohot"]["rows"]["rows"]])
 
 
 def test_twohot_bins_and_means():
     case, bins = GOLDEN["twohot"], symexp_bins(255)
     close(bins, case["bins"], rtol=1e-6, atol=0)
-    mean = d.TwoHot(twohot_rows(), bins).mean()
+    mean = np.asarray(jax.jit(d.TwoHot.mean)(d.TwoHot(twohot_rows(), bins)))
     assert mean[0] == 0
     close(mean, case["pred"])
 
 
 def test_twohot_loss():
     """Targets at 0, on bins, on the last bins, between bins, and beyond both ends."""
-    case, bins = GOLDEN["twohot"], d.symexp_bins(255)
-    target = d.twohot(f32(case["targets"]), bins)
+    case, bins = GOLDEN["twohot"], symexp_bins(255)
+    target = np.asarray(twohot(f32(case["targets"]), bins))
     close(target.sum(-1), np.ones(len(target)), rtol=1e-6)
-    close(d.TwoHot(twohot_rows()[:, None], bins).loss(target[None]), case["loss"])
+    loss = jax.jit(lambda rows, target: d.TwoHot(rows, bins).loss(target))
+    close(loss(twohot_rows()[:, None], target[None]), case["loss"])
+
+
+twohot = jax.jit(d.twohot)
 
 
 def test_twohot_gradient():
     bins = symexp_bins(255)
+    grad = jax.jit(jax.grad(lambda x, target: d.TwoHot(x, bins).loss(target)))
     for case in GOLDEN["twohot"]["grads"]:
-        target = d.twohot(f32(case["target"]), bins)
-        grad = jax.grad(lambda x, target=target: d.TwoHot(x, bins).loss(target))(twohot_rows()[case["row"]])
-        close(grad, case["grad"], atol=2e-7)
+        target = twohot(f32(case["target"]), bins)
+        close(grad(twohot_rows()[case["row"]], target), case["grad"], atol=2e-7)
 
 
 def test_onehot_mixing_and_entropy():
     case = GOLDEN["onehot"]
-    dist = d.one_hot(f32(case["post"]), case["unimix"])
-    close(dist.logp, case["logp"])
-    close(dist.probs, case["prob"])
-    close(dist.entropy().sum(-1), case["entropy"])
-    assert dist.mode().tolist() == case["mode"]
+
+    @jax.jit
+    def results(logits):
+        dist = d.one_hot(logits, case["unimix"])
+        return dist.logp, dist.probs, dist.entropy().sum(-1), dist.mode()
+
+    logp, probs, entropy, mode = results(f32(case["post"]))
+    close(logp, case["logp"])
+    close(probs, case["prob"])
+    close(entropy, case["entropy"])
+    assert mode.tolist() == case["mode"]
 
 
 def test_kl_losses():
     """One row above and one below the free nat, where neither loss has a gradient."""
     case = GOLDEN["onehot"]
-    post, prior = f32(case["post"]), f32(case["prior"])
+    mixed = lambda logits: d.one_hot(logits, case["unimix"])  # noqa: E731
 
     def loss(index):
-        return lambda q, p: rssm.kl_losses(d.one_hot(q, case["unimix"]), d.one_hot(p, case["unimix"]), 1.0)[index].sum()
+        return lambda q, p: rssm.kl_losses(mixed(q), mixed(p), 1.0)[index].sum()
 
-    dyn, rep = rssm.kl_losses(d.one_hot(post, case["unimix"]), d.one_hot(prior, case["unimix"]), case["free_nats"])
+    @jax.jit
+    def results(post, prior):
+        losses = rssm.kl_losses(mixed(post), mixed(prior), case["free_nats"])
+        grads = [jax.grad(loss(i), (0, 1))(post, prior) for i in range(2)]
+        return losses, mixed(post).kl(mixed(prior)).sum(-1), grads
+
+    (dyn, rep), kl, (dyn_grads, rep_grads) = jax.device_get(results(f32(case["post"]), f32(case["prior"])))
     close(dyn, case["dyn"])
     close(rep, case["rep"])
-    close(d.one_hot(post, case["unimix"]).kl(d.one_hot(prior, case["unimix"])).sum(-1), case["kl"])
-    dyn_grads, rep_grads = (jax.grad(loss(i), (0, 1))(post, prior) for i in range(2))
+    close(kl, case["kl"])
     close(dyn_grads[1], case["dyn_grad_prior"])
     close(rep_grads[0], case["rep_grad_post"])
     assert not dyn_grads[0].any() and not rep_grads[1].any()
@@ -127,20 +143,24 @@ def test_straight_through_gradient():
         dist = d.one_hot(logits, case["unimix"])
         return (weight * dist.straight_through(dist.mode())).sum()
 
-    close(jax.grad(through)(post), case["straight_through_grad"])
+    close(jax.jit(jax.grad(through))(post), case["straight_through_grad"])
 
 
 def test_bounded_normal():
     case = GOLDEN["bounded_normal"]
     action = f32(case["action"])
     raw = {"mean": f32(case["raw_mean"]), "std": f32(case["raw_std"])}
-    dist = action_distribution(Box(3), raw)
-    close(dist.parts.mean, case["mean"])
-    close(dist.parts.std, case["std"])
-    close(dist.log_prob(action), case["logp"])
-    close(dist.entropy(), case["entropy"])
+    parts = jax.jit(lambda raw: action_distribution(Box(3), raw).parts)(raw)
+    close(parts.mean, case["mean"])
+    close(parts.std, case["std"])
     for name, of in (("logp", lambda a: a.log_prob(action)), ("entropy", lambda a: a.entropy())):
-        grad = jax.grad(lambda raw, of=of: of(action_distribution(Box(3), raw)).sum())(raw)
+
+        def summed(raw, of=of):
+            each = of(action_distribution(Box(3), raw))
+            return each.sum(), each
+
+        (_, each), grad = jax.jit(jax.value_and_grad(summed, has_aux=True))(raw)
+        close(each, case[name])
         close(grad["mean"], case[f"{name}_grad"]["raw_mean"])
         close(grad["std"], case[f"{name}_grad"]["raw_std"])
 
@@ -148,26 +168,38 @@ def test_bounded_normal():
 # --- Returns and optimiser ----------------------------------------------------------------------------------------
 
 
+lambda_return = jax.jit(ac.lambda_return, static_argnums=4)
+
+
 def test_lambda_return_imagined():
     case = GOLDEN["lambda_return"]["imagined"]
     reward, cont, value = (f32(case[name]).T for name in ("rew", "con", "val"))
-    close(ac.lambda_return(reward, value, cont, jnp.zeros_like(cont), case["lam"]).T, case["ret"])
+    close(lambda_return(reward, value, cont, np.zeros_like(cont), case["lam"]).T, case["ret"])
 
 
 def test_lambda_return_replay():
     case = GOLDEN["lambda_return"]["replay"]
     reward, boot, term = (f32(case[name]).T for name in ("rew", "boot", "term"))
     discount = (1 - term) * (1 - 1 / case["horizon"])
-    close(ac.lambda_return(reward, boot, discount, jnp.asarray(case["last"]).T, case["lam"]).T, case["ret"])
+    close(lambda_return(reward, boot, f32(discount), np.array(case["last"]).T, case["lam"]).T, case["ret"])
 
 
 def test_return_range():
     case, ranges = GOLDEN["retnorm"], ac.initial_range()
+    step = jax.jit(lambda ranges, x: (new := ranges.update(x, case["rate"]), new.scale()))
     for update in case["updates"]:
-        ranges = ranges.update(f32(update["x"]), case["rate"])
+        ranges, scale = step(ranges, f32(update["x"]))
         close(ranges.low, update["offset"])
         close(ranges.high, update["hi"])
-        close(ranges.scale(), update["scale"])
+        close(scale, update["scale"])
+
+
+@cache
+def laprop() -> tuple[Callable, Callable]:
+    """The optimiser's `init` and its jitted `update`."""
+    case = GOLDEN["optimizer"]
+    tx = optim.laprop(case["agc"], case["beta1"], case["beta2"], case["eps"])
+    return jax.jit(tx.init), jax.jit(tx.update)
 
 
 @pytest.mark.parametrize("run", range(len(GOLDEN["optimizer"]["runs"])))
@@ -175,12 +207,13 @@ def test_optimizer(run):
     """Warm-up over 1000 updates (the first has rate 0), none, and one that ends within the five updates."""
     case = GOLDEN["optimizer"]
     run = case["runs"][run]
-    tx = optim.laprop(case["agc"], case["beta1"], case["beta2"], case["eps"])
+    init, update = laprop()
     params = jax.tree.map(f32, case["params"], is_leaf=lambda x: isinstance(x, list))
-    state = tx.init(params)
+    state, warmup = init(params), jax.jit(optim.warmup, static_argnums=1)
     for step, (grads, expected) in enumerate(zip(case["grads"], run["steps"], strict=True)):
-        rate = run["lr"] * optim.warmup(jnp.asarray(step), run["warmup"])
-        direction, state = tx.update({k: f32(v) for k, v in grads.items()}, state, params)
+        rate = np.float32(run["lr"]) * np.asarray(warmup(step, run["warmup"]))
+        direction, state = update({k: f32(v) for k, v in grads.items()}, state, params)
+        direction = jax.device_get(direction)
         params = {k: v - rate * direction[k] for k, v in params.items()}
         close(rate, expected["lr"], rtol=1e-6, atol=0)
         for k, v in params.items():
@@ -191,17 +224,22 @@ def test_optimizer(run):
 def test_adaptive_clipping():
     case = GOLDEN["optimizer"]
     params = {k: f32(v) for k, v in case["params"].items()}
+
+    @jax.jit
+    def clip(grads):
+        rows = optim.clip(optim.pack(grads), optim.pack(params), params, case["agc"], case["pmin"])
+        return optim.unpack(rows, params)
+
     for grads, expected in zip(case["grads"], case["agc_only"]["clipped"], strict=True):
-        rows = optim.pack({k: f32(v) for k, v in grads.items()})
-        clipped = optim.unpack(optim.clip(rows, optim.pack(params), params, case["agc"], case["pmin"]), params)
+        clipped = clip({k: f32(v) for k, v in grads.items()})
         jax.tree.map(lambda x, y: close(x, y, rtol=1e-6, atol=1e-10), clipped, {k: f32(v) for k, v in expected.items()})
 
 
 def test_norms_are_those_of_each_tensor_and_need_no_scatter():
     """A scatter is the dearest kernel of a whole update on a GPU."""
-    tree = {"a": jnp.arange(700.0).reshape(7, 100), "b": jnp.full(3, 2.0), "c": jnp.ones((2, 256))}
+    tree = {"a": f32(np.arange(700).reshape(7, 100)), "b": f32(np.full(3, 2)), "c": f32(np.ones((2, 256)))}
     double = jax.tree.map(lambda x: 2 * x, tree)
-    found = optim.norms((optim.pack(tree), optim.pack(double)), tree)
+    found = jax.jit(lambda a, b: optim.norms((optim.pack(a), optim.pack(b)), a))(tree, double)
     heights = {"a": 3, "b": 1, "c": 2}
     expected = np.concatenate([np.full(heights[name], np.linalg.norm(x)) for name, x in tree.items()])
     np.testing.assert_allclose(found, [expected, 2 * expected], rtol=1e-6)
@@ -216,16 +254,15 @@ def drawn(name: str, shape: list[int]) -> np.ndarray:
     """A kernel with the fan-in of `shape`, but very many outputs."""
     many, key = 20_000, jax.random.key(0)
     if name == "linear":
-        module, x = layers.Linear(shape[0], many), jnp.zeros((1, shape[0]))
+        module, inputs = layers.Linear(shape[0], many), [(1, shape[0])]
     elif name == "conv":
-        module, x = layers.Conv(many // 5, shape[0]), jnp.zeros((1, 4, 4, shape[2]))
+        module, inputs = layers.Conv(many // 5, shape[0]), [(1, 4, 4, shape[2])]
     else:
         blocks, width, _ = shape
         own = width // 2
         module = layers.BlockLinear(blocks * own, blocks * many // 8, blocks, shared=width - own)
-        inputs = jnp.zeros((blocks, 1, own)), jnp.zeros((1, width - own))
-        return np.asarray(module.init(key, *inputs)["params"]["kernel"])
-    return np.asarray(module.init(key, x)["params"]["kernel"])
+        inputs = [(blocks, 1, own), (1, width - own)]
+    return np.asarray(jax.jit(module.init)(key, *(f32(np.zeros(x)) for x in inputs))["params"]["kernel"])
 
 
 @pytest.mark.parametrize("name", ["linear", "conv", "block"])
@@ -313,7 +350,7 @@ def renamed(layer: str) -> str:
     return f"mlp/linear{number}" if branch else f"conv{number}" if component in ("enc", "dec") else name
 
 
-def weight(shape, phase: int, offset: float, amp: float, center: float | None = None) -> jax.Array:
+def weight(shape, phase: int, offset: float, amp: float, center: float | None = None) -> np.ndarray:
     w = offset + amp * noise(shape, phase)
     return f32(w if center is None else w - 0.5 * ((np.arange(shape[-1]) - center) / 8) ** 2)
 
@@ -361,7 +398,7 @@ def learner_of(name: str) -> v3.Learner:
 def observations(name: str, time: int = 4) -> dict:
     obs = {"vector": f32(3 * noise((2, time, 5), 11))}
     if name == "image_vector":
-        obs["image"] = jnp.asarray(((noise((2, time, 64, 64, 3), 10) + 1) * 127.99).astype(np.uint8))
+        obs["image"] = ((noise((2, time, 64, 64, 3), 10) + 1) * 127.99).astype(np.uint8)
     return obs
 
 
@@ -378,28 +415,31 @@ def test_rssm():
     case = GOLDEN["rssm"]
     dyn, params = learner_of("continuous").nets.dyn, parameters(WHOLE["continuous"])["dyn"]
     deter, action, tokens = (f32(case[k]) for k in ("deter_in", "action", "tokens"))
-    stoch = jax.nn.one_hot(jnp.asarray(case["stoch_index"]), 4)
+    stoch = f32(np.eye(4)[np.array(case["stoch_index"])])
 
+    @jax.jit
     def step(deter, stoch, action):
         embedded = dyn.apply(params, action, method="embed_action")
         blocks = layers.to_blocks(deter, dyn.blocks)
         blocks = dyn.apply(params, blocks, Latent(deter, stoch), embedded, method="recur")
-        deter = layers.from_blocks(blocks)
+        prior, deter = dyn.apply(params, deter, method="prior"), layers.from_blocks(blocks)
         embedded = dyn.apply(params, tokens, method="embed_tokens")
-        return deter, dyn.apply(params, deter, embedded, method="posterior").logp
+        return deter, dyn.apply(params, deter, embedded, method="posterior").logp, prior.logp
 
-    out, post = step(deter, stoch, action)
+    mixed = jax.jit(lambda logits: d.one_hot(logits, 0.01).logp)
+    out, post, prior = step(deter, stoch, action)
     close(out, case["deter_out"])
-    close(post, d.one_hot(f32(case["post_logits"]), 0.01).logp, atol=3e-6)
-    close(dyn.apply(params, deter, method="prior").logp, d.one_hot(f32(case["prior_logits"]), 0.01).logp, atol=3e-6)
-    out, post = step(0 * deter, 0 * stoch, 0 * action)
+    close(post, mixed(f32(case["post_logits"])), atol=3e-6)
+    close(prior, mixed(f32(case["prior_logits"])), atol=3e-6)
+    out, post, _ = step(0 * deter, 0 * stoch, 0 * action)
     close(out, case["deter_out_first"])
-    close(post, d.one_hot(f32(case["post_logits_first"]), 0.01).logp, atol=3e-6)
+    close(post, mixed(f32(case["post_logits_first"])), atol=3e-6)
 
 
 def test_encoder():
     case, learner = GOLDEN["encoder_decoder"], learner_of("image_vector")
-    tokens = learner.nets.enc.apply(parameters(WHOLE["image_vector"])["enc"], observations("image_vector"))
+    see = jax.jit(learner.nets.enc.apply)
+    tokens = np.asarray(see(parameters(WHOLE["image_vector"])["enc"], observations("image_vector")))
     close(tokens[..., :12], case["tokens_first"])
     close(tokens[..., -4:], case["tokens_last"])
     close((np.asarray(tokens, np.float64) * noise(tokens.shape, 97)).sum(-1), case["tokens_dot"], atol=1e-5)
@@ -407,9 +447,9 @@ def test_encoder():
 
 def test_decoder():
     case, learner = GOLDEN["encoder_decoder"], learner_of("image_vector")
-    latent = Latent(f32(case["deter"]), jax.nn.one_hot(jnp.asarray(case["stoch_index"]), 4))
+    stoch = f32(np.eye(4)[np.array(case["stoch_index"])]).reshape(2, 4, -1)
     params = parameters(WHOLE["image_vector"])["dec"]
-    out = learner.nets.dec.apply(params, latent.deter, latent.stoch.reshape(2, 4, -1))
+    out = jax.jit(learner.nets.dec.apply)(params, f32(case["deter"]), stoch)
     image = np.asarray(out["image"], np.float64)
     close(out["vector"], case["vector"])
     close(image[:, :, 0, :2], case["image_first_pixels"])
@@ -423,7 +463,7 @@ def test_decoder():
 def state_of(params: dict, slow, before: dict, lam=0.95, entropy=3e-4) -> v3.State:
     ranges = ac.ReturnRange(f32(before["lo"]), f32(before["hi"]))
     hyper = dict(lr=f32(4e-5), entropy=f32(entropy), discount_horizon=f32(333), lam=f32(lam))
-    return v3.State(params, slow, ranges, None, hyper, jnp.zeros((), jnp.int32))
+    return v3.State(params, slow, ranges, None, hyper, np.int32(0))
 
 
 class Fixed:
@@ -439,6 +479,7 @@ def fixed_learner(space) -> v3.Learner:
     return v3.Learner(nets, spec, v3.Config(actor_unimix=0.0))
 
 
+@jax.jit
 def reward_logits(reward: jax.Array) -> jax.Array:
     """Logits whose mean is exactly the given reward."""
     target = d.twohot(reward, d.symexp_bins(255))
@@ -448,12 +489,12 @@ def reward_logits(reward: jax.Array) -> jax.Array:
 @pytest.mark.parametrize("name", ["discrete", "continuous"])
 def test_actor_and_critic_losses(name):
     golden = GOLDEN["imag_loss"]
-    case, swap = golden["cases"][name], lambda x: jnp.asarray(x).swapaxes(0, 1)
+    case, swap = golden["cases"][name], lambda x: np.swapaxes(x, 0, 1)
     raw, cont = swap(f32(case["policy_raw"])), swap(f32(golden["con"]))
     policy = {"logits0": raw} if name == "discrete" else {"mean": raw[..., :3], "std": raw[..., 3:]}
     values, slow = (swap(hill((2, 5, 255), **golden[k])) for k in ("value", "slowvalue"))
     rest = {"rew": {"bins": reward_logits(swap(f32(golden["rew"])))}}
-    rest["con"] = {"logit": (jnp.log(cont) - jnp.log1p(-cont))[..., None]}
+    rest["con"] = {"logit": (np.log(cont) - np.log1p(-cont))[..., None]}
     learner = fixed_learner(Discrete(6) if name == "discrete" else Box(3))
     actions = swap(np.asarray(case["action"], np.int32 if name == "discrete" else np.float32))
 
@@ -462,47 +503,53 @@ def test_actor_and_critic_losses(name):
         state = state_of(params, {"bins": slow}, golden["retnorm_before"], golden["hyper"]["lam"])
         return judged(learner, params, state, jnp.zeros((5, 2, 1)), actions)[:3]
 
-    los, returns, ranges = losses(policy, values)
+    @jax.jit
+    def results(policy, values):
+        to_policy = jax.grad(lambda p: losses(p, values)[0]["policy"].mean())(policy)
+        to_values = jax.grad(lambda v: losses(policy, v)[0]["value"].mean())(values)
+        return losses(policy, values), to_policy, to_values
+
+    (los, returns, ranges), to_policy, to_values = jax.device_get(results(policy, values))
     close(returns.T, case["ret"])
     close(los["policy"].T, case["policy"])
     close(los["value"].T, case["value"])
     close(ranges.low, case["retnorm_after"]["lo"])
     close(ranges.high, case["retnorm_after"]["hi"])
-    grad = jax.grad(lambda p: losses(p, values)[0]["policy"].mean())(policy)
-    close(jnp.concatenate(list(grad.values()), -1).swapaxes(0, 1), case["policy_mean_grad_raw"])
-    grad = jax.grad(lambda v: losses(policy, v)[0]["value"].mean())(values).swapaxes(0, 1)
-    close(jnp.linalg.norm(grad), case["value_mean_grad_logits"]["norm"])
+    close(np.concatenate(list(to_policy.values()), -1).swapaxes(0, 1), case["policy_mean_grad_raw"])
+    grad = swap(to_values)
+    close(np.linalg.norm(grad), case["value_mean_grad_logits"]["norm"])
     close((grad * noise(grad.shape, 78)).sum(), case["value_mean_grad_logits"]["dot_noise78"])
 
 
 def test_replay_value_loss():
     case, swap = GOLDEN["repl_loss"], lambda x: x.swapaxes(0, 1)
     values, slow = (swap(hill((2, 5, 255), **case[k])) for k in ("value", "slowvalue"))
-    flags = {k: jnp.asarray(case[k]) for k in ("last", "term")}
+    flags = {k: np.asarray(case[k]) for k in ("last", "term")}
     record = Record(None, f32(case["rew"]), None, flags["last"], flags["term"], None, None)
     learner = fixed_learner(Discrete(6))
 
     def loss(values):
         params = {"val": {"bins": values}}
         state = state_of(params, {"bins": slow}, dict(lo=0, hi=0), case["hyper"]["lam"])
-        return v3.replay_value_loss(learner, params, state, record, jnp.zeros((2, 5, 1)), f32(case["boot"]))
+        each = v3.replay_value_loss(learner, params, state, record, jnp.zeros((2, 5, 1)), f32(case["boot"]))
+        return each.mean(), each
 
-    close(loss(values).T, case["repval"])
-    grad = swap(jax.grad(lambda v: loss(v).mean())(values))
-    close(jnp.linalg.norm(grad), case["repval_mean_grad_logits"]["norm"])
+    (_, each), grad = jax.device_get(jax.jit(jax.value_and_grad(loss, has_aux=True))(values))
+    close(each.T, case["repval"])
+    grad = swap(grad)
+    close(np.linalg.norm(grad), case["repval_mean_grad_logits"]["norm"])
     close((grad * noise(grad.shape, 78)).sum(), case["repval_mean_grad_logits"]["dot_noise78"])
 
 
 def record_of(name: str) -> Record:
     """The sequence with its context record in front: the stored latent is the carry, its action the first one."""
     case = WHOLE[name]
-    ahead = lambda x: jnp.concatenate([x[:, :1], x], 1)  # noqa: E731
-    dtype = jnp.float32 if name == "continuous" else jnp.int32
-    previous = jnp.asarray(case["prevact"]["action"], dtype)
-    deter, stoch = f32(case["carry"]["deter"]), jnp.asarray(case["carry"]["stoch_index"], jnp.uint8)
-    extras = {"deter": jnp.stack([deter] + 4 * [deter + 9], 1), "stoch": jnp.stack([stoch] + 4 * [3 - stoch], 1)}
-    flags = [ahead(jnp.asarray(case["flags"][k])) for k in ("is_first", "is_last", "is_terminal")]
-    action = jnp.concatenate([previous, previous[:, :1]], 1)
+    ahead = lambda x: np.concatenate([x[:, :1], x], 1)  # noqa: E731
+    previous = np.asarray(case["prevact"]["action"], np.float32 if name == "continuous" else np.int32)
+    deter, stoch = f32(case["carry"]["deter"]), np.asarray(case["carry"]["stoch_index"], np.uint8)
+    extras = {"deter": np.stack([deter] + 4 * [deter + 9], 1), "stoch": np.stack([stoch] + 4 * [3 - stoch], 1)}
+    flags = [ahead(np.asarray(case["flags"][k])) for k in ("is_first", "is_last", "is_terminal")]
+    action = np.concatenate([previous, previous[:, :1]], 1)
     return Record(jax.tree.map(ahead, observations(name)), ahead(f32(case["reward"])), *flags, action, extras)
 
 
@@ -514,8 +561,8 @@ def no_chance(monkeypatch):
 
 def golden_noise(learner: v3.Learner) -> v3.Noise:
     """Every continuous action lies half a standard deviation above the mean; the rest is up to `no_chance`."""
-    noise = learner.noise(jax.random.key(0), 2, 5)
-    return noise._replace(plan=jnp.full_like(noise.plan, 0.5))
+    noise = jax.jit(lambda key: learner.noise(key, 2, 5))(jax.random.key(0))
+    return noise._replace(plan=np.full(noise.plan.shape, 0.5, noise.plan.dtype))
 
 
 @pytest.mark.parametrize(
@@ -527,9 +574,10 @@ def test_whole_loss_and_gradient(name, no_chance):
     params = parameters(case)
     state = state_of(params, params.pop("slowval"), WHOLE["retnorm_before"])
     step = jax.jit(jax.value_and_grad(partial(v3.loss, learner), has_aux=True))
-    (total, ((latents, ranges), metrics)), grads = step(params, state, record_of(name), golden_noise(learner))
+    found = jax.device_get(step(params, state, record_of(name), golden_noise(learner)))
+    (total, ((latents, ranges), metrics)), grads = found
     close(latents.deter, case["deter"])
-    assert jnp.argmax(latents.stoch, -1).tolist() == case["stoch_index"]
+    assert np.argmax(latents.stoch, -1).tolist() == case["stoch_index"]
     for term, value in case["terms"].items():
         key = {"vector": "rec"}.get(term, term) if len(learner.spec.obs) == 1 else term
         close(metrics[f"loss/rec/{key}" if key in ("vector", "image") else f"loss/{key}"], value, rtol=3e-6)
