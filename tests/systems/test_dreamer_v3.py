@@ -45,12 +45,12 @@ def tiny(**options) -> v3.Config:
     return agents.settings("dreamer-v3", "nano", **(SIZES | options))
 
 
-def copy(tree):
-    return jax.tree.map(jnp.copy, tree)
+copy = jax.jit(partial(jax.tree.map, jnp.copy))
 
 
 def member(tree, index: int = 0):
-    return jax.tree.map(lambda x: x[index], tree)
+    """One member of a population, on the host."""
+    return jax.tree.map(lambda x: x[index], jax.device_get(tree))
 
 
 # --- Shapes and dtypes, without computing anything ----------------------------------------------------------------
@@ -134,20 +134,19 @@ def test_update_keeps_the_state_and_returns_scalars(kind):
 
 @pytest.fixture(scope="module")
 def catch():
-    """Two members after 80 iterations on Catch, the metrics of every chunk, and a batch of each."""
+    """Two members after 40 iterations on Catch, the metrics of every chunk, and a batch of each."""
     config = tiny()
     env = envs.make("gymnax/Catch-bsuite", num_envs=2)
     agent = v3.make(env.spec, config)
     trainer = Trainer(agent, env, members=2, capacity=400)
     life, cursor = trainer.init(0), Cursor()
-    start, metrics = copy(life.agent), []
+    start, metrics = jax.device_get(life.agent), []
     life, cursor, _ = trainer.run(life, cursor, 20)  # the prefill
-    for _ in range(8):
+    for _ in range(4):
         life, cursor, report = trainer.run(life, cursor, 10)
         metrics.append(report.metrics)
-    batches = [
-        replay.sample(life.ring._replace(data=member(life.ring.data, m)), jax.random.key(m), 2, 5) for m in (0, 1)
-    ]
+    sample = jax.jit(lambda ring, key: replay.sample(ring, key, 2, 5))
+    batches = [sample(life.ring._replace(data=member(life.ring.data, m)), jax.random.key(m)) for m in (0, 1)]
     learner = v3.Learner(v3.build(env.spec, config), env.spec, config)
     return SimpleNamespace(
         config=config, env=env, agent=agent, trainer=trainer, start=start, life=life, cursor=cursor, metrics=metrics,
@@ -172,7 +171,7 @@ def test_losses_fall(catch):
     floor = -0.9 * (0.9 * math.log(0.9) + 0.1 * math.log(0.1))
     assert (last["loss/con"] < first["loss/con"]).all() and (last["loss/con"] > 0.9 * floor).all()
     assert all(np.isfinite(v).all() for row in catch.metrics for v in row.values())
-    assert int(catch.life.counters.updates) == catch.life.agent.step[0] == 8 * 10 * 20
+    assert int(catch.life.counters.updates) == catch.life.agent.step[0] == 4 * 10 * 20
 
 
 def test_feedback_refreshes_the_replay(catch):
@@ -276,12 +275,12 @@ def test_acting_filters_like_training(catch, filtering):
     """
     params, record = catch.states[0].params, plain(catch.batches[0])
     record = record._replace(is_first=record.is_first.at[:, 0].set(True).at[0, 2].set(True))
-    carry, walked = catch.agent.reset(catch.states[0], 2), []
+    record, carry, walked = jax.device_get(record), catch.agent.reset(catch.states[0], 2), []
     for t in range(5):
         latent = filtering.single(params, carry, Step(*jax.tree.map(lambda x, t=t: x[:, t], record[:5])))
-        walked.append(catch.learner.world.pack(latent))
+        walked.append(jax.device_get(catch.learner.world.pack(latent)))
         carry = v3.Carry(latent, record.action[:, t])
-    extras = jax.tree.map(lambda *x: jnp.stack(x, 1), *walked)
+    extras = jax.tree.map(lambda *x: np.stack(x, 1), *walked)
     latents = catch.learner.world.pack(filtering.sequence(params, record._replace(extras=extras)))
     assert_close(latents, jax.tree.map(lambda x: x[:, 1:], extras))
 
@@ -293,7 +292,7 @@ def test_a_sequence_can_start_from_refreshed_latents(catch, filtering):
     row, env = jnp.array([0, 0]), jnp.array([0, 1])
     early = batch._replace(record=replay.take(ring, Index(row, env), 5), index=Index(row, env))
     latents = filtering.sequence(params, early.record)
-    ring = replay.update(ring, early, catch.learner.world.pack(latents))
+    ring = jax.jit(replay.update)(ring, early, catch.learner.world.pack(latents))
     late = filtering.sequence(params, replay.take(ring, Index(row + 1, env), 5))
     assert_close(jax.tree.map(lambda x: x[:, :3], late), jax.tree.map(lambda x: x[:, 1:], latents))
     assert_same(ring.data.extras["deter"][0], catch.life.ring.data.extras["deter"][0, 0])  # the context is left alone
@@ -302,10 +301,13 @@ def test_a_sequence_can_start_from_refreshed_latents(catch, filtering):
 # --- Returns and losses in closed form ----------------------------------------------------------------------------
 
 
+lambda_return = jax.jit(lambda *sequences, lam: ac.lambda_return(*(x[:, None] for x in sequences), lam)[:, 0])
+
+
 def returns(reward, value, discount, last=None, lam=0.95):
-    reward, value, discount = (jnp.asarray(x, jnp.float32)[:, None] for x in (reward, value, discount))
-    last = jnp.zeros(reward.shape, bool) if last is None else jnp.asarray(last, bool)[:, None]
-    return ac.lambda_return(reward, value, discount, last, lam)[:, 0]
+    reward, value, discount = (jnp.asarray(x, jnp.float32) for x in (reward, value, discount))
+    last = np.zeros(reward.shape, bool) if last is None else np.asarray(last, bool)
+    return lambda_return(reward, value, discount, last, lam=lam)
 
 
 VALUES = np.array([5.0, -1.0, 2.0, 0.5, 4.0])
@@ -341,7 +343,7 @@ def test_an_episode_end_cuts_the_trace():
 
 
 def test_returns_bootstrap_from_the_last_state_and_not_beyond():
-    jacobian = jax.jacobian(lambda r, v: returns(r, v, [0.9] * 5), (0, 1))(jnp.array(REWARDS), jnp.array(VALUES))
+    jacobian = jax.jit(jax.jacobian(lambda r, v: returns(r, v, [0.9] * 5), (0, 1)))(REWARDS, VALUES)
     reward, value = map(np.asarray, jacobian)
     np.testing.assert_allclose(np.diag(reward[:, 1:]), 1.0)  # the reward that arrives with the next state, whole
     assert not np.triu(reward[:, 1:].T, 1).any() and not reward[:, 0].any()
@@ -352,10 +354,10 @@ def test_returns_bootstrap_from_the_last_state_and_not_beyond():
 
 def test_return_range_is_a_moving_percentile():
     """After n updates with returns 0, 1, ..., 100 the ends are 5 and 95 times 1 - 0.99^n; the scale is at least 1."""
-    ranges = ac.initial_range()
+    ranges, update = ac.initial_range(), jax.jit(ac.ReturnRange.update)
     assert ranges.scale() == 1.0
     for n in range(1, 4):
-        ranges = ranges.update(jnp.arange(101.0))
+        ranges = update(ranges, np.arange(101, dtype=np.float32))
         np.testing.assert_allclose([ranges.low, ranges.high], np.array([5, 95]) * (1 - 0.99**n), rtol=1e-5)
     np.testing.assert_allclose(ranges.scale(), 90 * (1 - 0.99**3), rtol=1e-5)
     assert ac.ReturnRange(jnp.float32(3.0), jnp.float32(3.5)).scale() == 1.0
@@ -371,9 +373,9 @@ def test_two_hot_starts_at_zero_and_has_a_floor(count):
     target = d.twohot(share, bins)
     floor = -0.3 * math.log(0.3) - 0.7 * math.log(0.7)
     best = jnp.log(jnp.maximum(target, 1e-30))
-    loss = lambda logits, target: d.TwoHot(logits, bins).loss(target)  # noqa: E731
+    loss = jax.jit(lambda logits, target: d.TwoHot(logits, bins).loss(target))
     np.testing.assert_allclose(loss(best, target), floor, rtol=1e-4)
-    to_logits, to_target = jax.grad(loss, (0, 1))(best, target)
+    to_logits, to_target = jax.jit(jax.grad(loss, (0, 1)))(best, target)
     np.testing.assert_allclose(to_logits, 0.0, atol=1e-6)
     assert not to_target.any()  # targets are given, never learned
     assert loss(best + jax.random.normal(jax.random.key(0), (count,)), target) > floor
@@ -398,23 +400,24 @@ def given_state(slow) -> v3.State:
 
 
 def random_logits(seed: int, *shape: int):
-    return jax.random.normal(jax.random.key(seed), shape)
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 def test_imagination_weights_start_with_the_roots_own_flag():
     """Weights are products of continue flags, the root's included: a dream from a terminal state teaches nothing."""
-    learner, cont = given_learner(), jnp.array([[0.9, 0.5], [0.8, 0.6], [0.7, 0.9], [0.9, 0.9]])
+    learner, cont = given_learner(), np.array([[0.9, 0.5], [0.8, 0.6], [0.7, 0.9], [0.9, 0.9]], np.float32)
     heads = {k: {"bins": random_logits(i, 4, 2, 11)} for i, k in enumerate(("rew", "val"))}
     policy, actions = {"logits0": random_logits(3, 4, 2, 3)}, jnp.array([[0, 1], [2, 1], [0, 0], [1, 1]])
 
+    @jax.jit
     def losses(cont):
         logit = jnp.log(cont) - jnp.log1p(-cont)
         params = heads | {"pol": policy, "con": {"logit": logit[..., None]}}
         return judged(learner, params, given_state(heads["val"]), jnp.zeros((4, 2, 1)), actions)[0]
 
-    full, dead = losses(cont), losses(cont.at[0].set(jnp.array([0.45, 1e-9])))
+    full, dead = (jax.device_get(losses(x)) for x in (cont, np.array([[0.45, 1e-9], *cont[1:]], np.float32)))
     for name in ("policy", "value"):
-        assert jnp.abs(full[name]).min() > 0
+        assert np.abs(full[name]).min() > 0
         np.testing.assert_allclose(dead[name][:, 0], 0.5 * full[name][:, 0], rtol=1e-5)
         np.testing.assert_allclose(dead[name][:, 1], 0.0, atol=1e-6)
 
@@ -422,19 +425,21 @@ def test_imagination_weights_start_with_the_roots_own_flag():
 def test_replayed_values_are_not_learned_across_an_episode_end():
     """The last record of an episode has no loss, and what follows it does not reach the records before."""
     learner, slow = given_learner(), {"bins": random_logits(1, 5, 2, 11)}
-    last = jnp.zeros((2, 5), bool).at[:, 2].set(True)
+    last = np.arange(5) == np.full((2, 1), 2)
     values = {"bins": random_logits(0, 5, 2, 11)}
+    later = (np.arange(5) >= 3).astype(np.float32)
 
+    @jax.jit
     def loss(reward, boot, terminal=False):
         record = Record(None, reward, None, last, last & terminal, None, None)
         return v3.replay_value_loss(learner, {"val": values}, given_state(slow), record, jnp.zeros((2, 5, 1)), boot)
 
     reward, boot = random_logits(2, 2, 5), random_logits(3, 2, 5)
-    out, after = loss(reward, boot), loss(reward.at[:, 3:].add(1.0), boot.at[:, 3:].add(1.0))
+    out, after = (jax.device_get(x) for x in (loss(reward, boot), loss(reward + later, boot + later)))
     assert out.shape == (4, 2) and not out[2].any()
     assert_same(out[:2], after[:2])
     assert (out[3] != after[3]).all()
-    limit, end = (loss(reward, boot.at[:, 2].add(1.0), terminal) for terminal in (False, True))
+    limit, end = (np.asarray(loss(reward, boot + last, terminal)) for terminal in (False, True))
     assert (limit[:2] != out[:2]).all()  # a time limit bootstraps from its last state ...
     assert_same(end[:2], loss(reward, boot, terminal=True)[:2])  # ... a true end does not
 
@@ -448,10 +453,11 @@ def test_free_nats_stop_both_pushes():
         return rssm.kl_losses(post, prior, free)[which].sum()
 
     for which in (0, 1):
-        grads = [jax.grad(total, 1 - which)(post, prior, free, which).logp for free in (0.0, threshold)]
-        assert (np.abs(grads[0]).sum((1, 2)) > 0).all()
-        np.testing.assert_array_equal(np.abs(grads[1]).sum((1, 2)) > 0, kl > threshold)
-        assert not jax.tree.leaves(jax.grad(total, which)(post, prior, 0.0, which))[0].any()
+        pushes = jax.jit(jax.grad(partial(total, which=which), (0, 1)))
+        pushed = [np.asarray(pushes(post, prior, free)[1 - which].logp) for free in (0.0, threshold)]
+        assert (np.abs(pushed[0]).sum((1, 2)) > 0).all()
+        np.testing.assert_array_equal(np.abs(pushed[1]).sum((1, 2)) > 0, kl > threshold)
+        assert not jax.tree.leaves(pushes(post, prior, 0.0)[which])[0].any()
 
 
 # --- Who learns from which loss -----------------------------------------------------------------------------------
