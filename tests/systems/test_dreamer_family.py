@@ -195,7 +195,7 @@ def test_groups_are_clipped_and_stepped_apart():
 
 
 def random_obs(spec, key, lead):
-    rng = np.random.default_rng(jax.random.key_data(key))
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())
     if spec.dtype == jnp.float32:
         return rng.normal(size=(*lead, *spec.shape)).astype(np.float32)
     return rng.integers(0, 2, (*lead, *spec.shape)).astype(spec.dtype)
@@ -216,7 +216,8 @@ def random_record(agent, spec, config, key):
     fill = lambda x: np.zeros((x.shape[0], lead[1], *x.shape[1:]), x.dtype)  # noqa: E731
     action, extra = jax.tree.map(fill, (action, extra))
     first = flags | (np.arange(lead[1]) == 2)
-    return Record(obs, np.asarray(jax.random.normal(key, lead)), first, flags, flags, action, extra)
+    record = Record(obs, jax.random.normal(key, lead), first, flags, flags, action, extra)
+    return jax.tree.map(jnp.asarray, record)
 
 
 @pytest.mark.parametrize("name", FAMILY)
@@ -230,11 +231,18 @@ def test_published_settings_are_the_default(name):
 
 
 def built(name: str, space, **options):
-    """A learner, its parameters and a few starts of dreams."""
+    """A learner, parameters at random and a few starts of dreams."""
     spec, config = Spec("test", VECTOR, space, 10), tiny(name, **options)
     learner = {"dreamer-v1": dreamer_v1, "dreamer-v2": dreamer_v2}[name].build(spec, config)
-    params = jax.device_get(jax.jit(lambda key: learner.world.init(key, learner.heads))(jax.random.key(1)))
     rng = np.random.default_rng(5)
+
+    def drawn(path, like):
+        if like.ndim > 1:
+            return rng.normal(0, like.shape[-2] ** -0.5, like.shape).astype(np.float32)
+        return np.full(like.shape, path[-1].key == "scale", np.float32)
+
+    params = jax.eval_shape(lambda: learner.world.init(jax.random.key(1), learner.heads))
+    params = jax.tree_util.tree_map_with_path(drawn, params)
     starts = (rng.normal(size=(3, *shape)).astype(np.float32) for shape in ((8,), learner.world.dyn.latents.shape))
     return learner, params, Latent(*starts)
 
@@ -357,9 +365,9 @@ def test_losses_of_the_model_by_hand(name):
     config, world = learner.config, learner.world
     agent = agents.make(name, world.spec, MICRO, **vars(config))
     record = random_record(agent, world.spec, config, jax.random.key(1))
-    terminal = record.is_terminal.copy()
+    terminal = np.array(record.is_terminal)
     terminal[0, 1] = True
-    record = record._replace(is_terminal=terminal)
+    record = record._replace(is_terminal=jnp.asarray(terminal))
     module = {"dreamer-v1": dreamer_v1, "dreamer-v2": dreamer_v2}[name]
 
     @jax.jit
