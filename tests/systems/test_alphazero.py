@@ -1,5 +1,6 @@
 """AlphaZero: board games and their opponents, results of games by hand, the loss in NumPy, runs, play."""
 
+import functools
 import io
 from types import SimpleNamespace
 
@@ -37,13 +38,13 @@ TINY = dict(
 def walk(env, moves):
     """The steps of an environment of one game after each of `moves`."""
     advance = jax.jit(env.step)
-    handle, step = env.reset(jax.random.key(0))
+    handle, step = jax.jit(env.reset)(jax.random.key(0))
     steps = [step]
     for move in moves:
-        handle, step = advance(handle, jnp.array([move]))
+        handle, step = advance(handle, np.array([move], np.int32))
         steps.append(step)
     bare = [step._replace(obs={k: x for k, x in step.obs.items() if k != "sim"}) for step in steps]
-    return jax.tree.map(lambda x: np.asarray(x[0]), bare)
+    return jax.tree.map(lambda x: np.asarray(x)[0], bare)
 
 
 # --- Environments -------------------------------------------------------------------------------------------------
@@ -65,10 +66,10 @@ def test_a_game_of_self_play():
 
 def test_the_model_is_absorbing_after_the_end():
     env = envs.make("pgx/TicTacToe")
-    step = env.reset(jax.random.key(0))[1]
+    step, simulate = jax.jit(env.reset)(jax.random.key(0))[1], jax.jit(env.spec.simulate)
     seen = []
     for move in (0, 1, 3, 4, 6, 2, 2):
-        step = env.spec.simulate(step.obs["sim"], jnp.array([move]))
+        step = jax.device_get(simulate(step.obs["sim"], np.array([move], np.int32)))
         seen.append((float(step.reward[0]), bool(step.is_last[0])))
     assert seen == [(0.0, False)] * 4 + [(1.0, True), (0.0, True), (0.0, True)]
 
@@ -77,10 +78,10 @@ def test_the_perfect_model_of_a_search():
     """Rewards for the mover, -1 between players, 0 at the end, illegal moves masked, the network silent after it."""
     env = envs.make("pgx/TicTacToe")
     model = alphazero.perfect_model(env.spec.simulate, lambda params, board: (jnp.ones((1, 9)), jnp.array([0.5])))
-    place = (lambda step: (step.obs["sim"], step.obs["to_play"]))(env.reset(jax.random.key(0))[1])
-    found = []
+    step, expand = jax.jit(env.reset)(jax.random.key(0))[1], jax.jit(functools.partial(model, None))
+    place, found = (step.obs["sim"], step.obs["to_play"]), []
     for move in (0, 1, 3, 4, 6, 5):
-        node, place = model(None, jax.random.key(0), jnp.array([move]), place)
+        node, place = jax.device_get(expand(jax.random.key(0), np.array([move], np.int32), place))
         found.append((float(node.reward[0]), float(node.discount[0]), float(node.value[0])))
         if len(found) == 2:
             assert node.prior_logits[0].tolist() == [search.MASKED] * 2 + [1.0] * 7
@@ -116,24 +117,27 @@ def test_minimax_is_perfect():
     assert np.flatnonzero(best[number([0], [3, 4])]).tolist() == [5], "it parries"
     assert np.flatnonzero(best[number([], [0])]).tolist() == [4], "the middle alone holds against a corner"
     assert np.flatnonzero(best[number([], [4])]).tolist() == [0, 2, 6, 8], "a corner alone holds against the middle"
-    board = jnp.zeros((2, 3, 3, 2), bool).at[0, 0, 1, 0].set(True).at[0, 2, 2, 1].set(True)
-    assert opponents.position(board).tolist() == [number([1], [8]), 0]
+    board = np.zeros((2, 3, 3, 2), bool)
+    board[0, 0, 1, 0] = board[0, 2, 2, 1] = True
+    assert jax.jit(opponents.position)(board).tolist() == [number([1], [8]), 0]
 
 
 def test_perfect_players_draw_and_beat_random_ones():
     env = envs.make("pgx/TicTacToe", 200, opponent="minimax")
 
-    def game(choose):
+    @jax.jit
+    def game(perfect):
         def turn(carry, key):
             handle, step, total, over = carry
-            handle, step = env.step(handle, choose(key, step.obs["sim"]))
+            best, any_move = (choose(key, step.obs["sim"]) for choose in (opponents.minimax, opponents.at_random))
+            handle, step = env.step(handle, jnp.where(perfect, best, any_move))
             return (handle, step, total + ~over * step.reward, over | step.is_last), None
 
         start = *env.reset(jax.random.key(0)), jnp.zeros(200), jnp.zeros(200, bool)
         return jax.lax.scan(turn, start, jax.random.split(jax.random.key(2), 6))[0][2]
 
-    assert (jax.jit(lambda: game(opponents.minimax))() == 0).all()
-    chance = jax.jit(lambda: game(opponents.at_random))()
+    assert (np.asarray(game(True)) == 0).all()
+    chance = np.asarray(game(False))
     assert chance.max() <= 0 and chance.mean() < -0.7
 
 
@@ -169,19 +173,16 @@ def test_wrong_options_of_games_are_refused(task, options, message):
 
 def record(to_play, reward, first, last, terminal, value):
     """One sequence of tic-tac-toe records, boards and policies at random."""
-    row = lambda x, dtype: jnp.array([x], dtype)  # noqa: E731
-    length, keys = len(to_play), jax.random.split(jax.random.key(5), 3)
-    legal = jax.random.bernoulli(keys[0], 0.6, (1, length, 9)) | (jnp.arange(9) == 3)
-    policy = jax.random.uniform(keys[1], (1, length, 9)) * legal
-    obs = {
-        "board": jax.random.bernoulli(keys[2], 0.3, (1, length, 3, 3, 2)),
-        "legal": legal,
-        "to_play": row(to_play, jnp.int32),
-    }
-    extras = {"policy": policy / policy.sum(-1, keepdims=True), "value": row(value, jnp.float32)}
-    extras["random"] = jnp.zeros((1, length), bool)
+    row = lambda x, dtype: np.array([x], dtype)  # noqa: E731
+    length, rng = len(to_play), np.random.default_rng(5)
+    legal = (rng.uniform(size=(1, length, 9)) < 0.6) | (np.arange(9) == 3)
+    policy = (rng.uniform(size=(1, length, 9)) * legal).astype(np.float32)
+    board = rng.uniform(size=(1, length, 3, 3, 2)) < 0.3
+    obs = {"board": board, "legal": legal, "to_play": row(to_play, np.int32)}
+    extras = {"policy": policy / policy.sum(-1, keepdims=True), "value": row(value, np.float32)}
+    extras["random"] = np.zeros((1, length), bool)
     flags = (row(x, bool) for x in (first, last, terminal))
-    return Record(obs, row(reward, jnp.float32), *flags, row([3] * length, jnp.int32), extras)
+    return Record(obs, row(reward, np.float32), *flags, row([3] * length, np.int32), extras)
 
 
 GAMES = record(
@@ -195,19 +196,31 @@ GAMES = record(
 )
 
 
+def results(games, bootstrap):
+    return jax.device_get(jitted_results(games, bootstrap))
+
+
+jitted_results = jax.jit(alphazero.results, static_argnums=1)
+
+
 def test_results_of_games_by_hand():
     """Player 0 makes the winning move in record 2, whose reward arrives with record 3."""
-    result, known = alphazero.results(GAMES, False)
+    result, known = results(GAMES, False)
     assert result[0, :3].tolist() == [1.0, -1.0, 1.0] and known[0].tolist() == [True] * 3 + [False] * 3
-    result, known = alphazero.results(GAMES, True)
+    result, known = results(GAMES, True)
     assert result[0, :3].tolist() == [1.0, -1.0, 1.0] and result[0, 4:].tolist() == [0.25, -0.25]
     assert known[0].tolist() == [True] * 3 + [False, True, True], "nothing follows from the end of the game before"
 
 
 def test_a_time_limit_is_no_end_and_one_player_keeps_the_sign():
-    games = GAMES._replace(is_terminal=jnp.zeros((1, 7), bool), obs={**GAMES.obs, "to_play": jnp.zeros((1, 7), int)})
-    result, known = alphazero.results(games, False)
+    none = np.zeros((1, 7), np.int32)
+    games = GAMES._replace(is_terminal=none > 0, obs={**GAMES.obs, "to_play": none})
+    result, known = results(games, False)
     assert result[0, :3].tolist() == [10.0, 10.0, 10.0] and known[0, :3].all()
+
+
+def batch_of(games) -> Batch:
+    return Batch(games, Index(*np.zeros((2, 1), np.int32)), np.ones(1, np.float32))
 
 
 def test_the_loss_in_numpy():
@@ -215,11 +228,11 @@ def test_the_loss_in_numpy():
     config = agents.settings("alphazero", "tictactoe", **TINY, l2=0.01)
     agent = alphazero.make(env.spec, config)
     state = jax.jit(agent.init)(jax.random.key(0), agent.hyper)
-    games = GAMES._replace(extras=GAMES.extras | {"random": jnp.zeros((1, 7), bool).at[0, 4].set(True)})
-    batch = Batch(games, Index(jnp.zeros(1, int), jnp.zeros(1, int)), jnp.ones(1))
-    new, feedback, metrics = jax.jit(agent.train_steps["all"].update)(state, batch, jax.random.key(0))
-    logits, value = map(np.asarray, alphazero.Net(9, config).apply(state.params, GAMES.obs["board"][0]))
-    legal, target = np.asarray(GAMES.obs["legal"][0]), np.asarray(GAMES.extras["policy"][0])
+    games = GAMES._replace(extras=GAMES.extras | {"random": np.arange(7)[None] == 4})
+    found = jax.jit(agent.train_steps["all"].update)(state, batch_of(games), jax.random.key(0))
+    (new, feedback, metrics), state = jax.device_get((found, state))
+    logits, value = map(np.asarray, jax.jit(alphazero.Net(9, config).apply)(state.params, GAMES.obs["board"][0]))
+    legal, target = GAMES.obs["legal"][0], GAMES.extras["policy"][0]
     cross, error = [], []
     for t, z in ((0, 1.0), (1, -1.0), (2, 1.0), (4, 0.25), (5, -0.25)):
         odds = np.exp(logits[t][legal[t]]) / np.exp(logits[t][legal[t]]).sum()
@@ -242,12 +255,11 @@ def test_the_learning_rate_falls_where_the_paper_says():
     env = envs.make("pgx/TicTacToe")
     agent = agents.make("alphazero", env.spec, "alphazero", **TINY, optimizer="sgd", lr=0.2, l2=0.0)
     state = jax.jit(agent.init)(jax.random.key(0), agent.hyper)
-    batch = Batch(GAMES, Index(jnp.zeros(1, int), jnp.zeros(1, int)), jnp.ones(1))
-    update = jax.jit(agent.train_steps["all"].update)
+    state, update = jax.device_get(state), jax.jit(agent.train_steps["all"].update)
     length = {}
     for done in (0, 99_999, 100_000, 300_000, 500_000):
-        new = update(state._replace(step=jnp.int32(done)), batch, jax.random.key(0))[0]
-        moves = jax.tree.map(lambda a, b: jnp.square(a - b).sum(), new.params, state.params)
+        new = jax.device_get(update(state._replace(step=np.int32(done)), batch_of(GAMES), jax.random.key(0))[0])
+        moves = jax.tree.map(lambda a, b: np.square(a - b).sum(), new.params, state.params)
         length[done] = float(sum(jax.tree.leaves(moves))) ** 0.5
     ratios = [length[0] / length[done] for done in (99_999, 100_000, 300_000, 500_000)]
     assert ratios == pytest.approx([1, 10, 100, 1000], rel=0.02)
@@ -256,47 +268,53 @@ def test_the_learning_rate_falls_where_the_paper_says():
 # --- The agent ----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def tiny():
-    env = envs.make("pgx/TicTacToe", 4)
-    agent = agents.make("alphazero", env.spec, "tictactoe", **TINY)
-    return SimpleNamespace(env=env, agent=agent, state=jax.jit(agent.init)(jax.random.key(0), agent.hyper))
-
-
-@pytest.mark.parametrize("mode", ["random", "explore", "greedy"])
-def test_moves_are_legal_and_extras_have_one_structure(tiny, mode):
-    def turn(carry, key):
-        memory, handle, step = carry
-        memory, action, extras = tiny.agent.act(tiny.state, memory, step, key, mode)
-        legal = jnp.take_along_axis(step.obs["legal"], action[:, None], 1)[:, 0]
-        return (memory, *tiny.env.step(handle, action)), (legal, extras, memory, step.is_first)
-
-    start = tiny.agent.reset(tiny.state, 4), *tiny.env.reset(jax.random.key(0))
-    keys = jax.random.split(jax.random.key(1), 24)
-    legal, extras, played, first = jax.jit(lambda s: jax.lax.scan(turn, s, keys)[1])(start)
-    moves = played.moves
-    assert legal.all() and first[1:].any() and (moves[first] == 1).all() and int(moves.max()) <= 10
-    assert extras["random"].any() == (mode == "explore"), "the preset begins games at random"
-    assert extras["policy"].shape == (24, 4, 9) and extras["value"].shape == (24, 4)
-    assert extras["policy"].dtype == extras["value"].dtype == jnp.float32
-    np.testing.assert_allclose(extras["policy"].sum(-1), 1, rtol=1e-5)
-
-
-def test_games_of_self_play_begin_at_random(tiny):
-    """Up to `random_moves` of the first moves, each number in some game, and none later."""
+@functools.cache
+def beginners():
+    """An agent, 32 games that begin with up to three moves at random, and where both start."""
     env = envs.make("pgx/TicTacToe", 32)
     agent = agents.make("alphazero", env.spec, "tictactoe", **TINY, random_moves=3)
 
+    @jax.jit
+    def begin(key):
+        state = agent.init(key, agent.hyper)
+        return state, (agent.reset(state, 32), *env.reset(key))
+
+    return env, agent, *begin(jax.random.key(0))
+
+
+@functools.cache
+def games_in(mode: str) -> SimpleNamespace:
+    """24 turns of the games of `beginners`."""
+    env, agent, state, start = beginners()
+
     def turn(carry, key):
         memory, handle, step = carry
-        memory, action, extras = agent.act(tiny.state, memory, step, key, "explore")
-        return (memory, *env.step(handle, action)), (memory, extras["random"])
+        memory, action, extras = agent.act(state, memory, step, key, mode)
+        legal = jnp.take_along_axis(step.obs["legal"], action[:, None], 1)[:, 0]
+        return (memory, *env.step(handle, action)), (legal, extras, memory, step.is_first)
 
-    start = agent.reset(tiny.state, 32), *env.reset(jax.random.key(0))
-    keys = jax.random.split(jax.random.key(1), 20)
-    played, at_random = jax.jit(lambda start: jax.lax.scan(turn, start, keys)[1])(start)
-    assert set(np.unique(played.opening)) == {0, 1, 2, 3}
-    np.testing.assert_array_equal(at_random, played.moves <= played.opening)
+    keys = jax.random.split(jax.random.key(1), 24)
+    legal, extras, memory, first = jax.device_get(jax.jit(lambda start: jax.lax.scan(turn, start, keys)[1])(start))
+    return SimpleNamespace(legal=legal, extras=extras, moves=memory.moves, opening=memory.opening, first=first)
+
+
+@pytest.mark.parametrize("mode", ["random", "explore", "greedy"])
+def test_moves_are_legal_and_extras_have_one_structure(mode):
+    games = games_in(mode)
+    moves, extras = games.moves, games.extras
+    assert games.legal.all() and games.first[1:].any() and (moves[games.first] == 1).all() and int(moves.max()) <= 10
+    assert extras["random"].any() == (mode == "explore")
+    assert extras["policy"].shape == (24, 32, 9) and extras["value"].shape == (24, 32)
+    assert extras["policy"].dtype == extras["value"].dtype == np.float32
+    np.testing.assert_allclose(extras["policy"].sum(-1), 1, rtol=1e-5)
+
+
+def test_games_of_self_play_begin_at_random():
+    """Up to `random_moves` of the first moves, each number in some game, and none later."""
+    games = games_in("explore")
+    assert set(np.unique(games.opening)) == {0, 1, 2, 3}
+    np.testing.assert_array_equal(games.extras["random"], games.moves <= games.opening)
+    assert alphazero.PRESETS["tictactoe"].random_moves > 0, "the preset begins games at random"
 
 
 @pytest.mark.slow
