@@ -186,8 +186,7 @@ def _after_training(folder: Path, env: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class ResumeOptions:
-    """Go on with a run that was stopped, from its newest checkpoint. With --steps (or --updates) a run that is finished
-    trains longer."""
+    """Go on with a stopped run, from its newest checkpoint; --steps (or --updates) trains a finished one longer."""
 
     run: tyro.conf.Positional[Path]
     """Run directory."""

@@ -126,8 +126,7 @@ def results(record: Record, bootstrap: bool) -> tuple[Array, Array]:
 # --- The search -------------------------------------------------------------------------------------------------------
 def perfect_model(simulate: Callable[[Any, Array], Step], evaluate: Callable[[Any, Array], Any]) -> search.Model:
     """The environment as the model of a search, and the network's evaluation of where it leads.
-    `evaluate(params, board) -> (logits, value)`. An embedding is the environment's state and the player to move there.
-    """
+    `evaluate(params, board) -> (logits, value)`. An embedding is the environment's state and who is to move."""
 
     def model(params: Any, key: Key, action: Array, place: tuple[Any, Array]) -> tuple[Any, tuple[Any, Array]]:
         sim, mover = place

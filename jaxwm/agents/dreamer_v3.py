@@ -78,11 +78,9 @@ class Config:
     # Behaviour.
     imag_length: Count = 15  # Steps of a dream.
     temperature: Positive = 1.0
-    """Temperature of the latents in dreams: above 1 they are less certain, and harder to exploit (Ha & Schmidhuber
-    2018)."""
+    """Temperature of the latents in dreams: above 1 they are less certain, so harder to exploit (Ha, 2018)."""
     disagreement: Amount = 0.0
-    """Reward taken off in dreams for each unit by which an ensemble of one-step models disagrees there; the ensemble
-    exists only where this is not 0."""
+    """Reward taken off in dreams for each unit by which an ensemble of one-step models (none for 0) disagrees there."""
     ensemble: Several = 5
     """Models of that ensemble (Sekar et al. 2020, who seek the disagreement that is avoided here)."""
     policy_scale: Amount = 1.0  # Weight of the actor's loss.

@@ -5,8 +5,7 @@ were met before, teach the Q-table again. With a `bonus` this is Dyna-Q+: a pair
 steps promises bonus * sqrt(tau) more, and untried actions of known states are planned with as well.
 
 S states, A actions. Observations must be one-hot (`Spec.one_hot`), such as those of the `tabular` environments. One
-thing differs from the book: a transition is learned after the next action has been chosen, as the record of a step
-holds its action."""
+thing differs from the book: a transition is learned after the next action, which the record of its step holds."""
 
 import math
 from collections.abc import Mapping

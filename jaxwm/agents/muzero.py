@@ -60,8 +60,7 @@ class Config:
     dirichlet: float = 0.25  # Concentration of the noise at a PUCT root.
     noise: float = 0.25  # Share of that noise in the prior.
     cooling: Natural = 1_000_000
-    """Updates of a run over which actions become greedier: temperature 1, from half of them 0.5, from three quarters
-    0.25; 0 keeps it at 1."""
+    """Updates of a run over which actions become greedier: temperature 1, half-way 0.5, then 0.25; 0 keeps it at 1."""
     # Sizes.
     residual: bool = True  # Residual networks on planes, or else MLPs (and convolutions for images).
     width: Count = 256  # Channels of the latent planes, or its numbers.

@@ -97,8 +97,7 @@ def loss(
     config: Config, model: PyTree, inputs: Array, target: Array, ended: Array, weight: Array, share: Share = ALONE
 ) -> Losses:
     """Sum over networks of the mean negative log-likelihood (section 4), weight decay and the price of wide bounds.
-    `inputs` `[E, B, D + A]` and `target` `[E, B, O]` are standardised; `ended` and `weight` are `[E, B]`: a transition
-    counts `weight` times."""
+    `inputs` `[E, B, D + A]` and `target` `[E, B, O]` are standardised; `ended`, `weight` (its count) are `[E, B]`."""
     chex.assert_equal_shape((ended, weight))
     chex.assert_equal_shape_prefix((inputs, target, weight), 2)
     if config.bounds == "fixed":

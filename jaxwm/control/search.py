@@ -10,8 +10,7 @@ of the root. B trees at once, A actions, K nodes of a tree (simulations + 1). Wh
 
 Two kinds of search. "puct" is AlphaZero's and MuZero's (Silver et al. 2018; Schrittwieser et al. 2020, appendix B); its
 policy is the share of visits. "gumbel" is Gumbel MuZero (Danihelka et al. 2022): actions of the root are drawn without
-replacement and halved, its policy is softmax(logits + sigma(completed q)), which improves on the prior with as few as
-two simulations."""
+replacement and halved, its policy is softmax(logits + sigma(completed q)), better than the prior from two on."""
 
 from collections.abc import Callable
 from functools import partial
@@ -96,8 +95,7 @@ def search(
     """Search from B roots.
     `temperature`, a number or `[B]`, is how much the action explores: 0 takes the best one and leaves all noise out
     (the greedy mode). With "puct" actions are drawn from visits ** (1 / temperature), and Dirichlet noise is part of
-    every search whose temperature is not the number 0; with "gumbel" it scales the Gumbel noise, 1 being the paper's.
-    """
+    every search whose temperature is not the number 0; with "gumbel" it scales the Gumbel noise, the paper's is 1."""
     result = _tree(settings, params, root, model, key, temperature)
     summary = result.search_tree.summary()
     q = jnp.where(summary.visit_counts > 0, summary.qvalues, 0.0)

@@ -9,8 +9,7 @@ An observation is a dict:
 
 Without an opponent an environment is self-play: the agent moves for both (`Spec.players` is 2), and the reward is that
 of the player who has just moved: 1 for the winning move, 0 otherwise (in Go a move can lose at once, -1). The sum of
-such rewards is no score. With one the agent plays one side and sees its own turns only; the reward is 1, 0 or -1 at the
-end, the agent's."""
+such rewards is no score. With one the agent plays one side and sees its own turns only; its reward is 1, 0 or -1."""
 
 from collections.abc import Callable
 from functools import partial

@@ -5,8 +5,7 @@ particles of each network, C rollouts side by side, H horizon. The networks are 
 one batched product; particles are sorted by network, so that nobody gathers weights.
 
 Each network sees its own bootstrap of the data: the number of times that a record counts for it is a Poisson(1) draw
-which depends on the record's place in the replay alone (online bootstrap, Oza & Russell 2001). It is never drawn anew,
-however the data grow."""
+which depends on the record's place in the replay alone (online bootstrap, Oza & Russell 2001), never drawn anew."""
 
 import itertools
 import math

@@ -1,7 +1,6 @@
 """Statistics over tasks and seeds, as Agarwal et al. (2021, "Deep RL at the edge of the statistical precipice") advise.
 
-Scores are `{task: [R] scores of runs}`, normalised where they are aggregated; tasks may have different numbers of runs.
-"""
+Scores are `{task: [R] scores of runs}`, normalised where they are aggregated; tasks may differ in their runs."""
 
 import csv
 import json

@@ -36,8 +36,9 @@ def show_card(console: Console, plan: Plan, trainer: Trainer, sizes: dict[str, A
     say(f"  agent state    {cost.human(state, 'B')}")
     each = "steps of each member" if isinstance(trainer.source, Env) else "records, one copy for all members"
     say(f"  replay         {cost.human(replay, 'B')} for {trainer.capacity:,} {each}")
-    for name, (fn, args) in sizes["updates"].items():
-        say(f"  update {name:<7} {cost.human(cost.flops(fn, *args), 'FLOP')} each")
+    for name, (_, args) in sizes["updates"].items():
+        update, part = trainer.alone(name)
+        say(f"  update {name:<7} {cost.human(part * cost.flops(update, *args), 'FLOP')} each")
     if idle := trainer.spread.idle:
         noun = "device" if idle == 1 else "devices"
         say(f"  idle           {idle} {noun}: make --members a multiple of {idle + trainer.spread.mesh.size}")

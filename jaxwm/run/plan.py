@@ -45,8 +45,7 @@ class Plan(Generic[C]):
     agent: tyro.conf.Suppress[str]
     """System to train, a name of `jaxwm list`."""
     env: Annotated[str | None, tyro.conf.arg(metavar="SUITE/TASK")]
-    """Environment, SUITE/TASK; `jaxwm list` shows all. With --data, where the result is scored (default: where it was
-    recorded)."""
+    """Environment, SUITE/TASK; `jaxwm list` shows all. With --data, where it is scored (default: where recorded)."""
     settings: Annotated[C, tyro.conf.OmitArgPrefixes]
     """Settings of the system; the preset gives their defaults."""
     steps: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None

@@ -133,8 +133,7 @@ def _scalars(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 class _Lines(io.FileIO):
-    """One .jsonl file, open for appending without a buffer: no half-written row waits in memory. A last line that was
-    left unfinished is cut."""
+    """One .jsonl file, open for appending without a buffer: no half-written row waits; an unfinished row is cut."""
 
     def __init__(self, path: Path):
         super().__init__(path, "ab+")

@@ -52,8 +52,7 @@ def place(run: Path | None, env: str | None, options: dict[str, Any], imports: t
 
 def record(player: episodes.Player | None, where: Place, out: Path, settings: Settings, console: Console) -> int:
     """Let a player play, or nobody at random, and write; how many records the folder holds now.
-    Nothing is written before everything has been played. ValueError where the environment does not fit the run, or the
-    folder."""
+    Nothing is written before everything has been played. ValueError where environment and run or folder do not fit."""
     if settings.steps is not None:
         check_number("--steps", settings.steps, least=1, whole=True)
     import_own(where.imports)

@@ -50,8 +50,7 @@ class Skipped(NamedTuple):
 
 class Life(NamedTuple):
     """A run: agent state, policy memory, environment, newest step, replays by name, cursors of the samplers by train
-    step, keys, episode scores, skipped updates, counters. Without an environment there is no `carry`, `env`, `step` or
-    `score`: each is ()."""
+    step, keys, episode scores, skipped updates, counters. Without an environment `carry` to `score` are ()."""
 
     agent: Any
     carry: PyTree

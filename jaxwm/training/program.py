@@ -50,6 +50,11 @@ class Program:
 
         return repeated
 
+    def alone(self, name: str) -> tuple[Callable, float]:
+        """An update by all devices for one member each, and a member's part of it; traced for the chunks too."""
+        member = self.spread.mesh.size / (self.spread.copies if self.agent.train_steps[name].shared else 1)
+        return self.spread.population(self._learn[name], None, None), 1 / member
+
     def compiled(
         self, name: Any, fn: Callable, in_axes: Any, out_axes: Any, arguments: Callable[[], tuple], donate: Any = ()
     ) -> Any:

@@ -63,7 +63,7 @@ class Trainer:
             if name not in known:
                 raise ValueError(f"there is no component {name!r} to freeze; {suggest(name, known)}")
         self._program = Program(agent, source, self.spread, capacity, tuple(freeze))
-        self._host = HostLoop(self._program)
+        self._host, self.alone = HostLoop(self._program), self._program.alone
         # kept, so that a second life compiles nothing; op by op they take ten times as long
         self._start = jax.vmap(self._program.start, out_axes=self._program.axes)
         self._init = jax.jit(jax.vmap(agent.init))

@@ -278,9 +278,8 @@ def test_members_differ(lived):
 def test_any_chunks_give_the_same_bits_and_nothing_is_compiled_again(lived):
     """The first chunks compiled everything; other lengths, and another life, are the same programs."""
     trainer = lived.trainer
-    life = trainer.init(0)
     with compiles() as again:
-        life, cursor, _ = live(trainer, life, Cursor(), lived.end, 3)
+        life, cursor, _ = live(trainer, trainer.init(0), Cursor(), lived.end, 3)
     assert cursor == lived.end and again.count == 0
     assert_same(life._replace(key=()), lived.life)
 

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from arrays import assert_same, raw
 from lives import run
+from tiny import build
 from toys import ToyState, counting_env, on_host, toy_agent
 
 from jaxwm import replay
+from jaxwm.run import cost
 from jaxwm.run.checkpoint import Checkpoints
 from jaxwm.schedule import segments
 from jaxwm.training.evaluation import evaluate
@@ -35,6 +37,15 @@ def test_steps_are_those_of_one_member_over_its_environments():
     assert int(life.counters.steps) == 4 * rows
     assert updates == 2 * (rows - 4)  # 16 random steps are four rows; then two updates a row
     assert int(life.ring.rows) == rows and life.ring.rows.shape == ()
+
+
+def test_the_work_of_an_update_is_counted_in_the_program_of_all_devices():
+    """With two members the program does twice the work of one update, and half of it is each member's."""
+    tiny = build("pets")
+    trainer = Trainer(tiny.agent, tiny.env, 2, tiny.config.capacity)
+    for name, (update, shapes) in trainer.footprint()["updates"].items():
+        program, part = trainer.alone(name)
+        assert part * cost.flops(program, *shapes) == cost.flops(update, *shapes) > 0
 
 
 def test_every_finished_episode_is_reported_once():
