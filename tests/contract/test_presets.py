@@ -83,7 +83,7 @@ SEEN: dict[str, list[Spec]] = {
 }
 """Further kinds of observations and actions for systems that take several, in tiny settings."""
 LATER = {("dreamer-v3", NUMBERS.name), ("dreamer-v2", NUMBERS.name), ("dreamer-v2", CONTROL.name),
-         ("dreamer-v1", BOTH.name)}  # fmt: skip
+         ("dreamer-v2", BOTH.name), ("dreamer-v1", BOTH.name), ("muzero", ATARI.name)}  # fmt: skip
 """Those of them for the slow suite."""
 
 

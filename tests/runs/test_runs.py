@@ -32,44 +32,54 @@ def jaxwm(*arguments, check=True, **options):
     return subprocess.run(command, capture_output=True, text=True, check=check, timeout=400, **options)
 
 
-STEPS = 400
+STEPS, LAKE = 400, "tabular/FrozenLake"
 
 
-def start(steps: int) -> list[str]:
-    return ["train", "dreamer-v3", "--members", "2", "--steps", str(steps), "--episodes", "10", *TINY]
+def start(steps: int, *system: str) -> list[str]:
+    return ["train", *(system or ("dreamer-v3", *TINY)), "--members", "2", "--steps", str(steps), "--episodes", "10"]
 
 
 def stream_of(folder: Path, name: str = "scores.jsonl") -> list[dict]:
     return read_jsonl(folder / name)
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
-    """A run of two tiny agents on Catch, made by the command line."""
-    folder = tmp_path_factory.mktemp("runs") / "catch"
-    out = jaxwm(*start(STEPS), "--run", folder)
+def made(folder: Path, *system: str) -> Path:
+    """A run of two agents, made by the command line."""
+    out = jaxwm(*start(STEPS, *system), "--run", folder)
     assert "parameters" in out.stdout and "replay" in out.stdout and "FLOP" in out.stdout
     assert "compile time" in out.stdout and "trained (greedy)" in out.stdout and "random" in out.stdout
     assert f"jaxwm eval {folder}" in out.stdout
     return folder
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """The run of a system that compiles in seconds."""
+    return made(tmp_path_factory.mktemp("runs") / "lake", "dyna-q", "--env", LAKE)
+
+
+@pytest.fixture(scope="module")
+def dreamer(tmp_path_factory) -> Path:
+    """A run of tiny Dreamers on Catch."""
+    return made(tmp_path_factory.mktemp("runs") / "catch")
+
+
 def test_a_run_is_plain_files(finished):
     config = directory.read_config(finished)
-    assert config["agent"] == "dreamer-v3" and config["settings"]["deter"] == 16 and config["jax"]
+    assert config["agent"] == "dyna-q" and config["settings"]["planning"] > 0 and config["jax"]
     rows, scores = stream_of(finished, "metrics.jsonl"), stream_of(finished)
-    assert rows[-1]["env_steps"] == 400 and len(rows[-1]["loss"]) == 2
+    assert rows[-1]["env_steps"] == 400 and len(rows[-1]["real/td_error"]) == 2
     assert {"member", "env_steps", "return", "length"} == scores[0].keys()
-    assert {s["member"] for s in scores} == {0, 1} and all(s["length"] == 9 for s in scores)
-    assert all(abs(s["return"]) == 1 for s in scores)
+    assert {s["member"] for s in scores} == {0, 1} and all(2 <= s["length"] <= 100 for s in scores)
+    assert all(s["return"] in (0, 1) for s in scores)
     result = json.loads((finished / "evaluation.json").read_text())
     assert result["env_steps"] == 400 and len(result["trained"]) == len(result["random"]) == 2
     assert (finished / "checkpoints" / "400").is_dir()
 
 
 @pytest.mark.slow
-def test_eval_scores_a_finished_run(finished):
-    out = jaxwm("eval", finished, "--episodes", 20)
+def test_eval_scores_a_finished_run(dreamer):
+    out = jaxwm("eval", dreamer, "--episodes", 20)
     assert "20 episodes after 400 steps" in " ".join(out.stdout.split())
 
 
@@ -82,8 +92,8 @@ def test_a_run_directory_is_never_overwritten(finished):
 
 def test_load_gives_the_agent_back(finished):
     plan, agent, state, steps = load.load(finished)
-    assert (plan.env, steps) == ("gymnax/Catch-bsuite", 400)
-    assert int(state.step[0]) == int(state.step[1]) > 0
+    assert (plan.env, steps) == (LAKE, 400)
+    assert (np.asarray(state.step) > 300).all()  # the first step of an episode teaches nothing
     scores = load.score(plan, agent, state, 10)
     assert scores.total.shape == (2, 10) and scores.complete.all()
 
@@ -143,11 +153,11 @@ def check_same_run(folder, undisturbed):
 
 
 @pytest.mark.slow
-def test_stopped_and_killed_it_is_the_same_run(finished, tmp_path):
+def test_stopped_and_killed_it_is_the_same_run(dreamer, tmp_path):
     """SIGTERM, then SIGKILL, and other chunk lengths: parameters, replay and scores bit for bit."""
     statuses = stop_until_done(tmp_path / "run", STEPS, [signal.SIGTERM, signal.SIGKILL], seed=0)
     assert statuses == [1, -signal.SIGKILL]
-    check_same_run(tmp_path / "run", finished)
+    check_same_run(tmp_path / "run", dreamer)
 
 
 @pytest.mark.slow
@@ -210,14 +220,14 @@ def guarded(work: str):
 
 
 @pytest.mark.slow
-def test_loading_evaluating_exporting_and_resuming_unpickle_nothing(finished, tmp_path):
+def test_loading_evaluating_exporting_and_resuming_unpickle_nothing(dreamer, tmp_path):
     weights = tmp_path / "weights.safetensors"
     work = f"""
-assert jaxwm.load({str(finished)!r}).steps == {STEPS}
-assert cli.main(["export", {str(finished)!r}, "--out", {str(weights)!r}]) == 0
+assert jaxwm.load({str(dreamer)!r}).steps == {STEPS}
+assert cli.main(["export", {str(dreamer)!r}, "--out", {str(weights)!r}]) == 0
 assert jaxwm.load({str(weights)!r}).steps == {STEPS}
-assert cli.main(["eval", {str(finished)!r}, "--episodes", "10"]) == 0
-assert cli.main(["resume", {str(finished)!r}]) == 0
+assert cli.main(["eval", {str(dreamer)!r}, "--episodes", "10"]) == 0
+assert cli.main(["resume", {str(dreamer)!r}]) == 0
 """
     out = guarded(work)
     assert out.returncode == 0 and out.stdout.strip().endswith("loaded"), out.stderr[-3000:]
@@ -246,11 +256,11 @@ for work in {attempts!r}:
 
 
 @pytest.mark.slow
-def test_exported_weights_act_like_the_run(finished, tmp_path):
+def test_exported_weights_act_like_the_run(dreamer, tmp_path):
     file = tmp_path / "w.safetensors"
-    out = jaxwm("export", finished, "--out", file)
+    out = jaxwm("export", dreamer, "--out", file)
     assert f"jaxwm eval {file}" in out.stdout.replace("\n", " ")
-    a, b = package.load(finished), package.load(file)
+    a, b = package.load(dreamer), package.load(file)
     assert_same(a.state.params, b.state.params)
     assert (a.plan, a.steps) == (b.plan, b.steps)
     scores = [load.score(x.plan, x.agent, x.state, 10).total for x in (a, b)]
