@@ -262,13 +262,8 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(n, marks=pytest.mark.slow if n in ("grid", "continuous", "image", "everything") else ())
-        for n in CASES
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
 def test_shapes_types_and_learning(name):
     case = small(**CASES[name])
     agent, state, config = case.agent, case.state, case.config
