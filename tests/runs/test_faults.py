@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from types import SimpleNamespace
 
 import jax
@@ -416,6 +417,7 @@ def test_the_trainer_measures_every_member():
 TINY = dict(deter=16, hidden=8, units=8, stoch=4, classes=4, bins=11, batch_size=4, batch_length=6, imag_length=3)
 
 
+@cache
 def learner_with(**options):
     """A tiny Dreamer V3 on Catch: its agent, its learner and a fresh state."""
     spec, config = envs.make("gymnax/Catch-bsuite").spec, agents.settings("dreamer-v3", "nano", **TINY, **options)

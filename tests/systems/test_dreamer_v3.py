@@ -538,6 +538,7 @@ def stacked(*trees):
     return jax.tree.map(lambda *x: jnp.stack(x), *trees)
 
 
+@pytest.mark.slow
 def test_one_program_for_every_batch(catch, step):
     for state, batch in zip(catch.states, catch.batches, strict=True):
         new, metrics = step(state, batch, jax.random.key(3))
