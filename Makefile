@@ -47,7 +47,7 @@ notebook: setup  ## Open the notebooks of experiments/ in Jupyter Lab (installs 
 test test-slow bench bench-gpu: export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
 test: setup  ## Run the tests, about a quarter of an hour on two cores
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-slow: setup  ## Run the tests that take minutes each
 	$(BIN)/python -m pytest -m slow $(ARGS)

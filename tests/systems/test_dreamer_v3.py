@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from arrays import assert_close, assert_same
 from dreams import judged
+from tiny import TINY
 
 from jaxwm import agents, envs, replay
 from jaxwm import distributions as d
@@ -26,10 +27,8 @@ from jaxwm.training.life import Cursor
 from jaxwm.training.trainer import Trainer
 from jaxwm.types import Batch, Box, Discrete, Index, MultiDiscrete, Record, Spec, Step
 
-SIZES = dict(
-    deter=16, blocks=4, hidden=8, units=8, stoch=4, classes=4, bins=11, depth=2, batch_size=2, batch_length=4,
-    imag_length=3, envs=2, prefill=40, discount_horizon=10.0,
-)  # fmt: skip
+SIZES = TINY["dreamer-v3"] | dict(discount_horizon=10.0)
+"""Those of the contract tests, whose compiled programs are then found again; the horizon is not compiled in."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -134,16 +133,16 @@ def test_update_keeps_the_state_and_returns_scalars(kind):
 
 @pytest.fixture(scope="module")
 def catch():
-    """Two members after 40 iterations on Catch, the metrics of every chunk, and a batch of each."""
+    """Two members after 800 updates on Catch, the metrics of every chunk, and a batch of each."""
     config = tiny()
     env = envs.make("gymnax/Catch-bsuite", num_envs=2)
     agent = v3.make(env.spec, config)
-    trainer = Trainer(agent, env, members=2, capacity=400)
+    trainer = Trainer(agent, env, members=2, capacity=config.capacity)
     life, cursor = trainer.init(0), Cursor()
     start, metrics = jax.device_get(life.agent), []
     life, cursor, _ = trainer.run(life, cursor, 20)  # the prefill
     for _ in range(4):
-        life, cursor, report = trainer.run(life, cursor, 10)
+        life, cursor, report = trainer.run(life, cursor, 200)
         metrics.append(report.metrics)
     sample = jax.jit(lambda ring, key: replay.sample(ring, key, 2, 5))
     batches = [sample(life.ring._replace(data=member(life.ring.data, m)), jax.random.key(m)) for m in (0, 1)]
@@ -171,18 +170,19 @@ def test_losses_fall(catch):
     floor = -0.9 * (0.9 * math.log(0.9) + 0.1 * math.log(0.1))
     assert (last["loss/con"] < first["loss/con"]).all() and (last["loss/con"] > 0.9 * floor).all()
     assert all(np.isfinite(v).all() for row in catch.metrics for v in row.values())
-    assert int(catch.life.counters.updates) == catch.life.agent.step[0] == 4 * 10 * 20
+    assert int(catch.life.counters.updates) == catch.life.agent.step[0] == 4 * 200
 
 
 def test_feedback_refreshes_the_replay(catch):
     """Stored latents are rewritten by training: a row that was acted in long ago no longer holds what acting wrote."""
-    before = np.asarray(catch.life.ring.data.extras["deter"])
     life, _ = chunks(catch.trainer, copy(catch.life), catch.cursor, 1)
-    rows = int(catch.life.counters.rows)
-    changed = (np.asarray(life.ring.data.extras["deter"])[:, :rows] != before[:, :rows]).any(-1)
-    assert changed.mean() > 0.05
-    assert (changed.sum((1, 2)) <= 20 * 2 * 4).all()  # 20 updates of two sequences with four records each
-    assert_same(life.ring.data.obs[:, :rows], catch.life.ring.data.obs[:, :rows])
+    old, new = (jax.device_get(x.ring.data) for x in (catch.life, life))
+    capacity = old.reward.shape[1]
+    kept = np.arange(capacity) != int(catch.life.ring.rows) % capacity
+    changed = (new.extras["deter"] != old.extras["deter"]).any(-1)[:, kept]
+    # one update of two sequences with four records each; they may overlap
+    assert (changed.sum((1, 2)) <= 2 * 4).all() and (changed.sum((1, 2)) >= 4).all()
+    assert_same(new.obs[:, kept], old.obs[:, kept])
 
 
 @pytest.mark.slow

@@ -522,6 +522,7 @@ def test_take_cover_keeps_the_contract_and_pays_tics():
     assert set(np.unique(again.reward)) == {0.0, 2.0}
 
 
+@pytest.mark.slow
 def test_pools_open_beside_the_threads_of_blas():
     """Four games start from threads of their own, each by a fork, in which OpenBLAS joins its threads."""
     script = textwrap.dedent("""
