@@ -4,6 +4,7 @@
     make bench ARGS="--peer dreamerv3=CHECKOUT --peer r2dreamer=CHECKOUT"        # beside others, update by update
     make bench ARGS="--members 1 2 4 8"                                 # updates/s of populations
     make bench ARGS="--growth"                                          # update time against sizes
+    make bench ARGS="--startup"                                         # CPU seconds until a command answers
     make bench ARGS="--device gpu --dtype bfloat16"                     # larger batches, on an NVIDIA GPU
 
 Setting a: 16-dim vector, 6 actions, preset 1m, batch 16 x 64. Setting b: 64 x 64 x 3 uint8, 6 actions, preset 12m,
@@ -32,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxwm
-from benchmarks import scaling
+from benchmarks import scaling, startup
 from benchmarks.ours import PRESET, start
 from benchmarks.scaling import spread
 from benchmarks.sides import Failed, Peer, Ratio, Worker, alternate, parse_peers, ratio
@@ -49,13 +50,14 @@ Many = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 class Options:
     """Measure updates, policy calls and whole loops of Dreamer V3 on random data.
 
-    --members and --growth each print a table of their own instead.
+    --members, --growth and --startup each print a table of their own instead.
     """
 
     settings: tuple[Literal["a", "b"], ...] = ("a", "b")
     """Which of the two settings."""
     repeats: int | None = None
-    """Timed updates of each side: 10 of setting a and of --members and --growth, 4 of setting b unless given."""
+    """Timed updates of each side: 10 of setting a and of --members and --growth, 4 of setting b unless given; of
+    --startup the calls of each command, else 5."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute type."""
     device: Literal["cpu", "gpu"] = "cpu"
@@ -69,6 +71,8 @@ class Options:
     """Updates/s of populations of these sizes on setting a."""
     growth: bool = False
     """Update time on setting a as batch, length, horizon and members double."""
+    startup: bool = False
+    """CPU time of the command line until it answers, and until a run has made its first update."""
     preset: str = "nano"
     """Preset of --members and --growth."""
     save: bool = True
@@ -88,7 +92,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     try:
-        if options.members or options.growth:
+        if options.members or options.growth or options.startup:
             _scale(options, console)
         else:
             _updates(options, peers, console)
@@ -210,7 +214,7 @@ def _compile(r: dict[str, Any]) -> str:
 
 
 def _scale(options: Options, console: Console) -> None:
-    """The tables of --members and --growth."""
+    """The tables of --members, --growth and --startup."""
     repeats = options.repeats or 10
     if options.members:
         with console.status("members"):
@@ -224,6 +228,12 @@ def _scale(options: Options, console: Console) -> None:
         console.print(scaling.growth_table(options.preset, results))
         if options.save:
             _kept(keep("growth", results), console)
+    if options.startup:
+        with console.status("start-up"):
+            results = startup.startup(options.repeats or 5)
+        console.print(startup.startup_table(results))
+        if options.save:
+            _kept(keep("startup", results), console)
 
 
 def command(arguments: Sequence[str], module: str = "benchmarks.run") -> str:

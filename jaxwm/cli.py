@@ -16,10 +16,8 @@ from typing import Annotated, Any
 import jax
 import tyro
 from rich.console import Console
-from rich.table import Table
 
-import jaxwm
-from jaxwm import agents, data, envs
+from jaxwm import agents, data
 from jaxwm.errors import check_choice, check_number, suggest
 from jaxwm.run import cluster, cost, directory, flags, load, machine, session, sweep
 from jaxwm.run import plan as planning
@@ -30,36 +28,12 @@ from jaxwm.training.host import EnvironmentDied
 ERRORS = (ValueError, OSError, ImportError, EnvironmentDied)
 """Errors whose message is meant for the user; anything else is a bug and keeps its traceback."""
 
-USAGE = """jaxwm: world-model reinforcement learning in JAX
-
-  jaxwm list [AGENT]             systems, presets and environments; how one system sees, predicts, acts, and its order
-  jaxwm train AGENT [--help]     train a population, evaluate it, keep everything in a run directory
-  jaxwm resume RUN [--help]      go on with a run that was stopped, or train a finished one longer
-  jaxwm eval RUN [--help]        score a checkpoint next to a random policy
-  jaxwm dream RUN [--help]       what its world model dreams next to what happens: video, plots, error by horizon
-  jaxwm watch RUN [--help]       a video of its policy
-  jaxwm play RUN [--help]        a board game against it, in the terminal
-  jaxwm record [RUN] [--help]    write episodes of a policy, or of random play, for `jaxwm train AGENT --data DIR`
-  jaxwm report RUN...            a page with figures and tables about runs, side by side, or about an experiment
-  jaxwm export RUN [--help]      write a run's weights as one safetensors file
-  jaxwm sweep FILE [--help]      run all of an experiment file that is not finished yet, on every device
-  jaxwm --version
-
-Start with: jaxwm train dreamer-v3"""
-
 STOPPED, INTERRUPTED = 1, 130
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run a command; the exit status (0 fine, 1 stopped by a signal, 2 bad input, 130 interrupted)."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
-    if command in ("-h", "--help", "help"):
-        print(USAGE)
-        return 0
-    if command in ("--version", "version"):
-        print(f"jaxwm {jaxwm.__version__}")
-        return 0
+def main(arguments: list[str]) -> int:
+    """Run a command; the exit status, as `jaxwm.__main__.main` has it."""
+    command, *rest = arguments
     if command not in COMMANDS:
         return _fail(f"unknown command {command!r}; {suggest(command, COMMANDS)} (see jaxwm --help)")
     machine.use_compilation_cache()
@@ -121,32 +95,15 @@ def _next(commands: dict[str, str]) -> str:
 
 
 def _list(arguments: list[str]) -> int:
-    _check_device()
     from jaxwm.report import lineage
 
-    if len(arguments) > 1:
+    if len(arguments) != 1:
         raise ValueError(f"jaxwm list takes the name of one agent or nothing, got {' '.join(arguments)}")
-    if arguments and arguments[0] not in ("-h", "--help"):
-        print(lineage.describe(arguments[0]))
-        return 0
-    console, table = Console(), Table("agent", "presets", "what it is")
-    for name, row in agents.table().items():
-        table.add_row(name, ", ".join(row["presets"]), row["summary"])
-    console.print(table)
-    suites = Table("suite", "number", "environments")
-    for suite, tasks in envs.names().items():
-        suites.add_row(suite, str(len(tasks)), ", ".join(tasks))
-    console.print(suites)
+    print(lineage.describe(arguments[0]))
     return 0
 
 
 def _train(arguments: list[str]) -> int:
-    if arguments and arguments[0] in ("-h", "--help"):
-        width = max(map(len, agents.table()))
-        print("usage: jaxwm train AGENT [--help] [OPTIONS]\n\nAGENT is one of")
-        print("\n".join(f"  {name:<{width}}  {row['summary']}" for name, row in agents.table().items()))
-        print("\n`jaxwm train AGENT --help` explains every flag.")
-        return 0
     if not arguments or arguments[0].startswith("-"):
         raise ValueError(f"which agent? jaxwm train AGENT, with AGENT one of {', '.join(agents.AGENTS)}")
     found = planning.parse(arguments)
@@ -476,7 +433,3 @@ def _sweep(arguments: list[str]) -> int:
 COMMANDS: dict[str, Any] = dict(list=_list, train=_train, resume=_resume, eval=Eval, dream=Dream, watch=Watch)
 COMMANDS |= dict(play=Play, record=Record, report=Report, export=Export, sweep=_sweep)
 """A command is a class of its options, called without arguments, or a function of the words that follow."""
-
-
-if __name__ == "__main__":
-    sys.exit(main())

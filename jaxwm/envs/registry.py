@@ -28,12 +28,15 @@ _SUITES: dict[str, Callable[..., Env]] = dict(
 )  # fmt: skip
 """Suite of tasks.toml -> constructor `(task, num_envs, **options) -> Env`."""
 
+OWN: dict[str, dict[str, Constructor]] = dict(continuous=CONTINUOUS, pgx=PGX, probe=PROBES, tabular=TABULAR)
+"""Suite -> its tasks, where each has a constructor of its own."""
+
 _TASKS = tomllib.loads(files("jaxwm.envs").joinpath("tasks.toml").read_text(encoding="utf-8"))
 _BUILT_IN: dict[str, Constructor] = {
-    f"{suite}/{task}": partial(_SUITES[suite], task) for suite, tasks in _TASKS.items() for task in tasks.split()
+    f"{suite}/{task}": OWN[suite][task] if suite in OWN else partial(_SUITES[suite], task)
+    for suite, tasks in _TASKS.items()
+    for task in tasks.split()
 }
-for _suite, _named in (("continuous", CONTINUOUS), ("pgx", PGX), ("probe", PROBES), ("tabular", TABULAR)):
-    _BUILT_IN |= {f"{_suite}/{task}": constructor for task, constructor in _named.items()}
 
 _registered: dict[str, Constructor] = {}
 

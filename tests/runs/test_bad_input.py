@@ -393,7 +393,7 @@ def flags(settings: dict) -> str:
 def process(place: Path, *arguments: str, **variables: str) -> tuple[int, str]:
     """Status and stderr of a real process in `place`."""
     env = {**os.environ, **variables, "PYTHONPATH": str(Path(jaxwm.__file__).parents[1])}
-    command = [sys.executable, "-m", "jaxwm.cli", *arguments]
+    command = [sys.executable, "-m", "jaxwm", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, cwd=place, env=env, timeout=120)
     assert "Traceback" not in done.stdout + done.stderr
     return done.returncode, done.stderr

@@ -1,20 +1,38 @@
 """The command line without runs: listing and help. Real runs are in test_runs.py, wrong input in test_bad_input.py."""
 
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from jaxwm import cli
+from jaxwm import agents, cli, envs
+from jaxwm.__main__ import main
 from jaxwm.run import checkpoint, directory, machine
 
 COMMANDS = ("resume", "eval", "dream", "watch", "play", "report", "export", "sweep")
 
 
 def test_listing(capsys):
-    assert cli.main(["list"]) == 0
-    out = capsys.readouterr().out
-    assert "dreamer-v3" in out and "Catch-bsuite" in out and "nano" in out
+    """All systems with their presets, and all environments but those that somebody registered."""
+    assert main(["list"]) == 0
+    words = capsys.readouterr().out.replace(",", " ").split()
+    assert set(agents.AGENTS) <= set(words) and set(agents.find("dreamer-v3").presets) <= set(words)
+    for suite, tasks in envs.names().items():
+        assert suite in ("my", "t", "toy") or {suite, str(len(tasks)), *tasks} <= set(words), suite
+
+
+def test_what_needs_no_jax_does_not_import_it():
+    program = """
+import sys
+from jaxwm.__main__ import main
+for words in ([], ["--help"], ["--version"], ["list"], ["list", "--help"], ["train", "--help"]):
+    assert main(words) == 0
+heavy = {"jax", "flax", "numpy", "tyro"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL, timeout=100)
 
 
 @pytest.mark.parametrize(
@@ -22,7 +40,7 @@ def test_listing(capsys):
 )
 def test_help_teaches(arguments, capsys):
     try:
-        status = cli.main(arguments)
+        status = main(arguments)
     except SystemExit as stop:
         status = stop.code
     out = capsys.readouterr().out

@@ -103,7 +103,7 @@ def test_commands_name_the_system_and_environment():
 @pytest.mark.slow
 @pytest.mark.parametrize("row", GOALS, ids=[row["name"] for row in GOALS])
 def test_command_reaches_its_goal(row, tmp_path):
-    call = [sys.executable, "-m", "jaxwm.cli", *shlex.split(row["command"])[1:], "--run", str(tmp_path / "run")]
+    call = [sys.executable, "-m", "jaxwm", *shlex.split(row["command"])[1:], "--run", str(tmp_path / "run")]
     subprocess.run(call, check=True, timeout=3600)
     result = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     times = re.fullmatch(r"(\d+)x random", str(row["goal"]))

@@ -20,7 +20,7 @@ def test_blocks_run(page):
 @pytest.mark.slow
 def test_the_blocks_that_need_a_run_do_too(tmp_path, monkeypatch):
     """README loads runs/breakout and acts; the quick start trains a little."""
-    from jaxwm.cli import main
+    from jaxwm.__main__ import main
 
     monkeypatch.chdir(tmp_path)
     begin = "train dreamer-v3 --env minatar/Breakout --members 1 --steps 400 --episodes 2 --run runs/breakout"

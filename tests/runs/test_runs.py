@@ -28,7 +28,7 @@ TINY = (
 
 
 def jaxwm(*arguments, check=True, **options):
-    command = [sys.executable, "-m", "jaxwm.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "jaxwm", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=check, timeout=400, **options)
 
 
@@ -117,7 +117,7 @@ def stop_until_done(folder: Path, steps: int, signals: list[int], seed: int) -> 
     Every process cuts the run into chunks of another length.
     """
     dice, statuses, command = random.Random(seed), [], [*start(steps), *OFTEN, "--run", str(folder)]
-    base, each = [sys.executable, "-m", "jaxwm.cli"], steps // (len(signals) + 1)
+    base, each = [sys.executable, "-m", "jaxwm"], steps // (len(signals) + 1)
     for number, which in enumerate(signals):
         environment = os.environ | {"JAXWM_CHUNK_SECONDS": str(dice.choice([0.03, 0.1, 0.4]))}
         process = subprocess.Popen([*base, *command], env=environment, stdout=subprocess.PIPE, text=True)

@@ -10,7 +10,7 @@ import pytest
 from toys import counting_env
 
 from jaxwm import agents, data, envs, load
-from jaxwm.cli import main
+from jaxwm.__main__ import main
 from jaxwm.data.files import Episode
 from jaxwm.report.page import report
 from jaxwm.run.checkpoint import Checkpoints

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 from waiting import checkpoints, wait_for
 
-from jaxwm.cli import main
+from jaxwm.__main__ import main
 from jaxwm.run import cluster, directory, json_files, sweep
 from jaxwm.run.directory import EVALUATION
 
@@ -46,7 +46,7 @@ def experiment(tmp_path) -> Path:
 
 
 def start(file: Path, root: Path, *flags: str) -> subprocess.Popen:
-    call = [sys.executable, "-m", "jaxwm.cli", "sweep", str(file), "--root", str(root), "--no-report", *flags]
+    call = [sys.executable, "-m", "jaxwm", "sweep", str(file), "--root", str(root), "--no-report", *flags]
     environment = os.environ | {"JAXWM_CHUNK_SECONDS": "0.2"}
     return subprocess.Popen(call, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 

@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 
 from jaxwm import agents, envs
+from jaxwm.__main__ import main
 from jaxwm.agents import alphazero
-from jaxwm.cli import main
 from jaxwm.control import search
 from jaxwm.envs import opponents
 from jaxwm.studio import episodes, play

@@ -10,8 +10,8 @@ import pytest
 
 from experiments import dyna
 from jaxwm import agents, envs
+from jaxwm.__main__ import main
 from jaxwm.agents import dyna_q
-from jaxwm.cli import main
 from jaxwm.envs.pure import EnvState
 from jaxwm.envs.tabular import COLUMNS, GOAL, MOVES, ROWS, WALLS
 from jaxwm.report.charts import Series

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from jaxwm import agents, envs, replay
+from jaxwm.__main__ import main
 from jaxwm.agents import pets
 from jaxwm.agents.pets import Config
-from jaxwm.cli import main
 from jaxwm.envs.known import KNOWN
 from jaxwm.envs.pure import from_functions
 from jaxwm.models import ensemble

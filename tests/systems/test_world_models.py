@@ -17,8 +17,8 @@ from toys import blinking
 from worlds import check_step, check_stream, host_roll
 
 from jaxwm import agents, envs, replay
+from jaxwm.__main__ import main
 from jaxwm.agents import world_models
-from jaxwm.cli import main
 from jaxwm.control.evolution import cma_es
 from jaxwm.distributions import Mixture, mixture
 from jaxwm.models.mdn_rnn import MDNRNN, LSTMState

@@ -15,6 +15,7 @@ from worlds import actions, check_step, check_stream, host_roll, roll, unrolled
 from jaxwm import envs
 from jaxwm.envs import envpool as envpool_module
 from jaxwm.envs import gym_spaces, host
+from jaxwm.envs.registry import OWN
 from jaxwm.types import ActionSpace, Box, Discrete, Env, Spec, Step
 
 GYMNAX = [f"{suite}/{task}" for suite in ("gymnax", "minatar") for task in envs.names()[suite]]
@@ -34,6 +35,7 @@ def test_names_match_the_registries():
     from envpool.registration import registry
 
     listed = envs.names()
+    assert {suite: listed[suite] for suite in OWN} == {suite: sorted(tasks) for suite, tasks in OWN.items()}
     ours = set(listed["gymnax"]) | {f"{game}-MinAtar" for game in listed["minatar"]}
     assert ours == set(gymnax.registered_envs)
     native: dict[str, set[str]] = {}

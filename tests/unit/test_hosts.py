@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from waiting import checkpoints, wait_for
 
-from jaxwm.cli import main
+from jaxwm.__main__ import main
 from jaxwm.run import directory, json_files, machine
 
 SIZES = (
@@ -20,7 +20,7 @@ PLAN = f"--preset nano {SIZES} --envs 2 --train-ratio 4 --prefill 64 --members 2
 
 
 def start(*arguments: str) -> subprocess.Popen:
-    call = [sys.executable, "-m", "jaxwm.cli", *arguments]
+    call = [sys.executable, "-m", "jaxwm", *arguments]
     environment = os.environ | {"JAXWM_CHUNK_SECONDS": "0.2"}
     return subprocess.Popen(call, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 

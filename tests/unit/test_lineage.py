@@ -6,7 +6,7 @@ import pytest
 
 from docs.lineage import COMMAND, PAGE, page
 from jaxwm import agents, envs
-from jaxwm.cli import main
+from jaxwm.__main__ import main
 from jaxwm.report import lineage
 from jaxwm.schedule import in_words, segments
 from jaxwm.types import FOREVER, Collect, Load, Repeat, Train
