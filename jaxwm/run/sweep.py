@@ -84,7 +84,7 @@ def check(plans: dict[str, Plan], root: Path) -> None:
     for name, plan in plans.items():
         if not (root / name / directory.CONFIG).exists():
             continue
-        there, here = asdict(read_plan(root / name)), json.loads(json.dumps(asdict(plan)))  # tuples become lists
+        there, here = (json.loads(json.dumps(asdict(p))) for p in (read_plan(root / name), plan))  # tuples are lists
         there, here = there | there.pop("settings"), here | here.pop("settings")
         if changed := [f"{key}: {there[key]} there, {here[key]} now" for key in here if there[key] != here[key]]:
             text = f"{root / name} was made by another plan ({'; '.join(changed[:3])})"

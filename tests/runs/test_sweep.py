@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ import pytest
 from rich.console import Console
 from waiting import checkpoints, wait_for
 
+from jaxwm import Plan, agents
 from jaxwm.__main__ import main
 from jaxwm.run import cluster, directory, json_files, sweep
 from jaxwm.run.directory import EVALUATION
@@ -126,6 +128,20 @@ def test_a_killed_sweep_ends_as_if_nothing_had_happened(experiment, tmp_path):
 @pytest.mark.slow
 def test_six_tasks_killed_several_times(experiment, tmp_path):
     check_kills(experiment, tmp_path, ["--count", "6", "--steps", "6000"], drivers=3)
+
+
+@pytest.mark.parametrize("name", agents.AGENTS)
+def test_a_run_of_the_same_plan_is_gone_on_with(name, tmp_path):
+    """Whatever of a plan JSON has no word for; a run of another plan is refused, with what differs."""
+    entry = agents.find(name)
+    plan = Plan(
+        name, entry.env, agents.settings(name), entry.steps, 2, start="runs/first", start_parts=("enc", "dyn"),
+        freeze=("enc",), imports=("own.py",), env_options={"size": 4},
+    )  # fmt: skip
+    directory.write_config(directory.create(tmp_path / "task"), plan.to_json())
+    sweep.check({"task": plan, "not begun": plan}, tmp_path)
+    with pytest.raises(ValueError, match=r"was made by another plan .*seed: 0 there, 1 now"):
+        sweep.check({"task": replace(plan, seed=1)}, tmp_path)
 
 
 def test_what_fits_is_counted_machine_by_machine():
