@@ -37,7 +37,7 @@ def show_card(console: Console, plan: Plan, trainer: Trainer, sizes: dict[str, A
     each = "steps of each member" if isinstance(trainer.source, Env) else "records, one copy for all members"
     say(f"  replay         {cost.human(replay, 'B')} for {trainer.capacity:,} {each}")
     for name, (_, args) in sizes["updates"].items():
-        update, part = trainer.alone(name)
+        update, part = trainer.update_of_all(name)
         say(f"  update {name:<7} {cost.human(part * cost.flops(update, *args), 'FLOP')} each")
     if idle := trainer.spread.idle:
         noun = "device" if idle == 1 else "devices"

@@ -50,10 +50,10 @@ class Program:
 
         return repeated
 
-    def alone(self, name: str) -> tuple[Callable, float]:
-        """An update by all devices for one member each, and a member's part of it; traced for the chunks too."""
-        member = self.spread.mesh.size / (self.spread.copies if self.agent.train_steps[name].shared else 1)
-        return self.spread.population(self._learn[name], None, None), 1 / member
+    def update_of_all(self, name: str) -> tuple[Callable, float]:
+        """An update as all devices make it together, and one member's share of that work. The chunks use its trace."""
+        devices = self.spread.copies if self.agent.train_steps[name].shared else 1
+        return self.spread.population(self._learn[name], None, None), devices / self.spread.mesh.size
 
     def compiled(
         self, name: Any, fn: Callable, in_axes: Any, out_axes: Any, arguments: Callable[[], tuple], donate: Any = ()

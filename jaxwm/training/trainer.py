@@ -63,7 +63,7 @@ class Trainer:
             if name not in known:
                 raise ValueError(f"there is no component {name!r} to freeze; {suggest(name, known)}")
         self._program = Program(agent, source, self.spread, capacity, tuple(freeze))
-        self._host, self.alone = HostLoop(self._program), self._program.alone
+        self._host = HostLoop(self._program)
         # kept, so that a second life compiles nothing; op by op they take ten times as long
         self._start = jax.vmap(self._program.start, out_axes=self._program.axes)
         self._init = jax.jit(jax.vmap(agent.init))
@@ -101,6 +101,10 @@ class Trainer:
     def init_agents(self, keys: Key) -> Any:
         """Fresh agent states `[M, ...]` for member keys."""
         return self._init(jax.vmap(partial(stream, which=INIT))(keys), self.hyper)
+
+    def update_of_all(self, name: str) -> tuple[Any, float]:
+        """The program that `cost.flops` counts; see `Program.update_of_all`."""
+        return self._program.update_of_all(name)
 
     def close(self) -> None:
         """Shut a host environment's pool down."""

@@ -45,7 +45,7 @@ def test_the_work_of_an_update_is_counted_in_the_program_of_all_devices():
     trainer = Trainer(tiny.agent, tiny.env, 2, tiny.config.capacity)
     one, both = {}, {}
     for name, (update, shapes) in trainer.footprint()["updates"].items():
-        program, part = trainer.alone(name)
+        program, part = trainer.update_of_all(name)
         one[name], both[name] = cost.flops(update, *shapes), part * cost.flops(program, *shapes)
     assert one == both and max(one.values()) > 0
 
