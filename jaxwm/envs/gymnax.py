@@ -1,9 +1,13 @@
 """gymnax: 26 small environments in JAX, five of them the MinAtar games."""
 
+import contextlib
+import importlib
 import inspect
 import math
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -57,11 +61,31 @@ def _make(name: str, task: str, num_envs: int, max_steps: int | None, options: d
     return from_functions(spec, reset, step, num_envs)
 
 
+class _Later(ModuleType):
+    """A module that is imported when something in it is asked for."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(importlib.import_module(self.__name__), name)
+
+
+@contextlib.contextmanager
+def _drawing_later(*names: str) -> Iterator[None]:
+    """What is imported meanwhile gets these libraries when it draws: for gymnax, two seconds of three."""
+    missing = [name for name in names if name not in sys.modules]
+    sys.modules.update({name: _Later(name) for name in missing})
+    try:
+        yield
+    finally:
+        for name in missing:
+            del sys.modules[name]
+
+
 def _build(name: str, task: str, max_steps: int | None, options: dict[str, Any]) -> tuple[Any, Any]:
     """The native environment and its parameters, with `options` given to whichever of the two knows them."""
     try:
-        import gymnax as library
-        from gymnax.registration import _registry
+        with _drawing_later("seaborn", "matplotlib.pyplot"):
+            import gymnax as library
+            from gymnax.registration import _registry
     except ImportError as error:
         raise ImportError(f"{name} needs gymnax ({error}): pip install 'gymnax>=1.0.1' six") from error
     if tuple(int(part) for part in version("gymnax").split(".")[:2]) < (1, 0):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from importlib.metadata import version
 from typing import Any
 
@@ -15,6 +17,7 @@ from worlds import actions, check_step, check_stream, host_roll, roll, unrolled
 from jaxwm import envs
 from jaxwm.envs import envpool as envpool_module
 from jaxwm.envs import gym_spaces, host
+from jaxwm.envs import gymnax as gymnax_module
 from jaxwm.envs.registry import OWN
 from jaxwm.types import ActionSpace, Box, Discrete, Env, Spec, Step
 
@@ -23,6 +26,17 @@ FREE_GYMNAX = [name for name in GYMNAX if "MNIST" not in name]  # MNIST is downl
 
 
 # --- Names and errors ---------------------------------------------------------------------------------------------
+
+
+def test_drawing_is_imported_when_it_draws(monkeypatch):
+    monkeypatch.delitem(sys.modules, "wave", raising=False)
+    with gymnax_module._drawing_later("wave", "sys"):
+        import wave as later
+
+        assert type(later) is gymnax_module._Later and type(sys) is not gymnax_module._Later
+    assert "wave" not in sys.modules and later.open is importlib.import_module("wave").open
+    with pytest.raises(AttributeError, match="nothing"):
+        later.nothing  # noqa: B018
 
 
 def test_gymnax_is_new_enough():
