@@ -28,7 +28,7 @@ class Routes(NamedTuple):
 
 PLAIN = Routes(subpixel=False)  # The mathematics as written, for reading and for tests.
 
-ROUTES = {"cpu": Routes(images=16, dreams=64, own_gradients=True)}
+ROUTES = {"cpu": Routes(images=8, dreams=64, own_gradients=True)}
 """By backend; others take the defaults of `Routes`. Measured in benchmarks/NOTES.md."""
 
 

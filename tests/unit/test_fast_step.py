@@ -229,13 +229,16 @@ CONVOLUTIONS = {
 
 
 @pytest.mark.parametrize("members", [None, 2])
-@pytest.mark.parametrize(("batch", "kernel"), [(5, 3), (3, 5), (1, 5)])
+@pytest.mark.parametrize(
+    ("batch", "width", "kernel", "depth"),
+    [(5, 4, 3, (3, 2)), (3, 4, 5, (3, 2)), (1, 5, 5, (1, 4)), (2, 4, 3, (3, 64)), (2, 4, 5, (17, 16))],
+)
 @pytest.mark.parametrize("name", CONVOLUTIONS)
-def test_own_convolutions_are_the_plain_one_with_its_gradients(name, batch, kernel, members):
-    """Of images that are not square, some smaller than the kernel."""
+def test_own_convolutions_are_the_plain_one_with_its_gradients(name, batch, width, kernel, depth, members):
+    """Of images that are not square, some smaller than the kernel, of an odd width, with few and with many channels."""
     lead, keys = (members,) if members else (), jax.random.split(jax.random.key(0), 3)
-    x = jax.random.normal(keys[0], (*lead, batch, 7, 4, 3))
-    w = jax.random.normal(keys[1], (*lead, kernel, kernel, 3, 2))
+    x = jax.random.normal(keys[0], (*lead, batch, 7, width, depth[0]))
+    w = jax.random.normal(keys[1], (*lead, kernel, kernel, *depth))
 
     def pulled(fn):
         fn = jax.vmap(fn) if members else fn
