@@ -446,6 +446,10 @@ MICRO = replace(
     NANO, deter=64, hidden=64, stoch=8, units=64, batch_length=16, imag_length=15, train_ratio=64.0,
     lr=3e-3, entropy=1e-2, free_nats=1.0,
 )  # fmt: skip
+SMALL = replace(
+    MICRO, deter=256, hidden=128, stoch=16, classes=16, units=128, depth=8, bins=255, policy_layers=2,
+    envs=2, batch_size=8, train_ratio=32.0, prefill=1024, lr=1e-3, entropy=3e-3,
+)  # fmt: skip
 PRESETS: dict[str, Config] = {
     "1m": _size(512, 64, 4, 4, 64),
     "12m": _size(2048, 256, 16, 16, 256),
@@ -456,8 +460,10 @@ PRESETS: dict[str, Config] = {
     "400m": _size(12288, 1536, 96, 96, 1536),
     "nano": NANO,
     "micro": MICRO,
+    "small": SMALL,
 }
-"""Published sizes by parameter count, and small presets whose networks and learning rates suit two CPU cores."""
+"""Published sizes by parameter count, and presets whose networks and learning rates suit two CPU cores: nano and micro
+for numbers and planes, small for images of 64 x 64."""
 
 SYSTEM = System(
     make, Config, PRESETS, default="nano", year=2023, offline=True, copies={"slow": "val"},

@@ -20,8 +20,10 @@ a few matrix products. Measured in benchmarks/NOTES.md."""
 def convolve(x: Array, kernel: Array, padding: int | None = None) -> Array:
     """`x [B, H, W, I], kernel [K, L, I, O] -> [B, H', W', O]`; with padding K // 2 and L // 2, the default, the size
     stays."""
-    pads = [(size // 2 if padding is None else padding,) * 2 for size in kernel.shape[:2]]
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    pads = (size // 2 if padding is None else padding for size in kernel.shape[:2])
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), [(p, p) for p in pads], dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
 
 
 def convolve_pairs(x: Array, kernel: Array) -> Array:
