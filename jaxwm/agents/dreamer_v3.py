@@ -36,7 +36,7 @@ from jaxwm.learning.step import Losses, Updated, gradient_step
 from jaxwm.models.latent_world import Carry, World, token_size
 from jaxwm.models.rssm import RSSM, Categorical, Latent, flatten, initial, kl_losses
 from jaxwm.nets import encoders
-from jaxwm.nets.layers import Head, apply
+from jaxwm.nets.layers import Head, apply, cast
 from jaxwm.schedule import FOREVER, Collect, Repeat, Train, pace, prefill
 from jaxwm.types import Acted, Agent, Array, Batch, Dream, Key, Metrics, Record, Spec, Step, TrainStep, Varies
 
@@ -373,6 +373,7 @@ class Learner:
 
     def rollout(self, params: Any, starts: Latent, plan: Array, uniform: Array) -> tuple[Latent, Array]:
         """Dreams `[H + 1, R, ...]` under the policy, without gradients; the noise is time first."""
+        params = {name: cast(params[name], self.config.dtype) for name in ("dyn", "pol")}
         actor = partial(self.actor, params)
         return self.world.rollout(params, starts, actor, plan, uniform, self.config.temperature)
 

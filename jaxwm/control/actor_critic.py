@@ -29,7 +29,8 @@ def lambda_return(reward: Array, bootstrap: Array, discount: Array, last: Array,
         value = direct + decay * following
         return value, value
 
-    _, returns = jax.lax.scan(step, bootstrap[-1], (direct, discount[1:] * trace), reverse=True)
+    inputs = direct, discount[1:] * trace
+    _, returns = jax.lax.scan(step, bootstrap[-1], inputs, reverse=True, unroll=min(16, len(direct)))
     return returns
 
 

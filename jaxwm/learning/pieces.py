@@ -24,11 +24,13 @@ class Routes(NamedTuple):
     """Use hand-written gradients of convolutions: XLA's own are many times slower on CPUs, above all in loops."""
     subpixel: bool = True
     """Double images and convolve them in one convolution at the lower resolution (9 instead of 25 products)."""
+    apart: bool = True
+    """Work out the gradient of a recurrent model outside its loop: fewer and larger kernels, for more FLOPs."""
 
 
-PLAIN = Routes(subpixel=False)  # The mathematics as written, for reading and for tests.
+PLAIN = Routes(subpixel=False, apart=False)  # The mathematics as written, for reading and for tests.
 
-ROUTES = {"cpu": Routes(images=8, dreams=64, own_gradients=True)}
+ROUTES = {"cpu": Routes(images=8, dreams=64, own_gradients=True, apart=False)}
 """By backend; others take the defaults of `Routes`. Measured in benchmarks/NOTES.md."""
 
 

@@ -138,7 +138,8 @@ class World:
         pieces = split(flat, self.routes.images if self.images else 0)
         tokens = map_pieces(partial(apply, self.enc), params["enc"], pieces)
         tokens = merge(tokens).reshape(*lead, -1)
-        latents, post = rssm.observe(self.dyn, params["dyn"], start, tokens, previous, is_first, uniform)
+        inputs = start, tokens, previous, is_first, uniform
+        latents, post = rssm.observe(self.dyn, params["dyn"], *inputs, self.routes.apart)
         return latents, post, apply(self.dyn, params["dyn"], latents.deter, method="prior")
 
     @property

@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxwm.distributions import Normal, OneHot, normal_noise, one_hot, sg
+from jaxwm.learning import recurrence
 from jaxwm.learning.share import ALONE, Share
-from jaxwm.nets.layers import ACTIVATIONS, MLP, BlockLinear, Linear, NormSilu, apply, from_blocks, to_blocks
+from jaxwm.nets.layers import ACTIVATIONS, MLP, BlockLinear, Linear, NormSilu, apply, cast, from_blocks, to_blocks
 from jaxwm.types import Array
 
 
@@ -259,31 +260,35 @@ def keep(flag: Array, x: Array, axis: int = 0) -> Array:
 
 
 def observe(
-    rssm: Model, params: Any, start: Latent, tokens: Array, action: Array, is_first: Array, uniform: Array
-) -> tuple[Latent, Any]:
+    rssm: Model, params: Any, start: Latent, tokens: Array, action: Array, is_first: Array, uniform: Array,
+    apart: bool = False,
+) -> tuple[Latent, Any]:  # fmt: skip
     """Filter a sequence: posterior latents `[B, T, ...]` and their distributions.
     `action [B, T, A]` is the encoded action taken *before* each observation. Where `is_first [B, T]`, the latent and
-    that action are zeroed: both belong to another episode. `uniform [B, T, S]` in [0, 1) decides the latents."""
+    that action are zeroed: both belong to another episode. `uniform [B, T, S]` in [0, 1) decides the latents. With
+    `apart` the gradient does its work outside the loop (`learning.recurrence`), where a device prefers that."""
     chex.assert_shape(action, (*is_first.shape, rssm.actions))
     chex.assert_shape(tokens, (*is_first.shape, rssm.tokens))
     chex.assert_shape(uniform, (*is_first.shape, rssm.latents.stoch))
+    params = cast(params, rssm.dtype) if apart else params  # else the loop would add gradients in that type
     alive = ~is_first
     actions = apply(rssm, params, keep(alive, action), method="embed_action")
     tokens = apply(rssm, params, tokens, method="embed_tokens")
 
-    def step(carry, inputs):
-        action, tokens, alive, uniform = inputs
+    def step(params, carry, inputs, given):
+        (action, tokens), (alive, uniform) = inputs, given
         blocks, latent = keep(alive, carry[0], 1), jax.tree.map(lambda x: keep(alive, x), carry[1])
         blocks = apply(rssm, params, blocks, latent, action, method="recur")
         deter = from_blocks(blocks)
         dist = apply(rssm, params, deter, tokens, method="posterior")
-        latent = Latent(deter, rssm.latents.draw(dist, uniform).astype(rssm.dtype))
-        return (blocks, latent), (latent, dist)
+        return (blocks, Latent(deter, rssm.latents.draw(dist, uniform).astype(rssm.dtype))), dist
 
     start = Latent(start.deter.astype(rssm.dtype), start.stoch.astype(rssm.dtype))
-    inputs = (actions.swapaxes(0, 1), tokens.swapaxes(0, 1), alive.T, uniform.swapaxes(0, 1))
-    _, out = jax.lax.scan(step, (to_blocks(start.deter, rssm.blocks), start), inputs)
-    return jax.tree.map(lambda x: x.swapaxes(0, 1), out)
+    first = to_blocks(start.deter, rssm.blocks), start
+    inputs, given = (actions.swapaxes(0, 1), tokens.swapaxes(0, 1)), (alive.T, uniform.swapaxes(0, 1))
+    loop: Any = recurrence.scan_apart if apart else recurrence.scan
+    (_, latents), dist = loop(step, params, first, inputs, given)
+    return jax.tree.map(lambda x: x.swapaxes(0, 1), (latents, dist))
 
 
 def imagine(

@@ -20,6 +20,12 @@ def apply(module: nn.Module, params: Any, *args: Any, **options: Any) -> Any:
     return module.apply(params, *args, **options)
 
 
+def cast(params: Any, dtype: Any) -> Any:
+    """Weights as the layers compute with them, norms left in float32. Before a loop: inside, every step would cast."""
+    one = lambda path, x: x if path[-1].key == "scale" else x.astype(dtype)  # noqa: E731
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
 def weight(module: nn.Module, name: str, init: Any, shape: tuple[int, ...]) -> Array:
     """`module.param`, which traces the initialiser whenever a weight is only read: an eighth of all tracing."""
     held = module.has_variable("params", name)

@@ -37,7 +37,7 @@ sg = jax.lax.stop_gradient
 
 # --- The whole step -----------------------------------------------------------------------------------------------
 
-ROUTES = Routes(images=4, dreams=8, own_gradients=True, subpixel=True)
+ROUTES = Routes(images=4, dreams=8, own_gradients=True, subpixel=True, apart=True)
 """With 3 sequences of 4 records: 3 pieces of 4 images, 2 pieces of 6 dreams."""
 
 
