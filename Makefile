@@ -8,6 +8,7 @@ EXTRAS ?= dev,log
 WORKERS ?= 2
 EXPERIMENT ?=
 ARGS ?=
+SMALL := --games Boxing Krull KungFuMaster CrazyClimber RoadRunner --preset small --train-ratio 32 --envs 2 --seeds 2 --episodes 20
 SMOKE := --games Asterix Frostbite --preset nano --train-ratio 16 --seeds 2 --steps 600 --episodes 2
 
 comma := ,
@@ -15,7 +16,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed-$(subst $(comma),-,$(EXTRAS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train notebook test test-slow lint docs bench bench-gpu sweep atari100k atari100k-smoke clean
+.PHONY: help setup train notebook test test-slow lint docs bench bench-gpu sweep atari100k atari100k-small atari100k-smoke clean
 
 help:  ## Show this list
 	@echo "jaxwm: world-model reinforcement learning in JAX"
@@ -71,6 +72,9 @@ atari100k: setup  ## Reproduce the Atari-100k table: 26 games, 5 seeds (ARGS='--
 
 atari100k-smoke: setup  ## The same on two games with a tiny model: minutes on a CPU, scores of no worth
 	$(BIN)/jaxwm sweep experiments/atari100k.py --root runs/atari100k-smoke $(SMOKE) $(ARGS)
+
+atari100k-small: setup  ## The same on five games with a model for two CPU cores: hours a game (the same command goes on)
+	$(BIN)/jaxwm sweep experiments/atari100k.py --root runs/atari100k-small $(SMALL) $(ARGS)
 
 docs: setup  ## Build the site of the documentation into site/ (installs mkdocs into .venv the first time)
 	@test -x $(BIN)/mkdocs || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'

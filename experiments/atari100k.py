@@ -3,6 +3,7 @@
 Expected: the published scores stand in the report beside ours (Dreamer V3 with 200 million parameters: boxing 82, krull
           8171, road_runner 19230). Not measured here yet: this needs a GPU.
 Command:  make atari100k ARGS="--games Boxing Krull RoadRunner --dtype bfloat16"
+          make atari100k-small   (five games with a model for two CPU cores, preset small: hours a game)
           make atari100k-smoke   (two games with a tiny model: minutes on two CPU cores, scores of no worth)
 
 Scores are means of raw returns over evaluation episodes played greedily to the true game over, after training, from
@@ -28,6 +29,7 @@ def runs(
     preset: str = "12m",
     dtype: Literal["float32", "bfloat16"] = "float32",
     train_ratio: float = 256.0,
+    envs: int = 1,
     steps: int = 100_000,
     episodes: int = 100,
 ) -> dict[str, Plan]:
@@ -40,10 +42,11 @@ def runs(
         preset: Its preset.
         dtype: Compute type; bfloat16 on GPUs.
         train_ratio: Replayed steps for each step of the environment.
+        envs: Copies of a game that each member plays.
         steps: Agent steps (four frames each).
         episodes: Evaluation episodes of each member.
     """
     if unknown := set(games) - set(GAMES):
         raise ValueError(f"not among the 26 games: {', '.join(sorted(unknown))}; there are {', '.join(GAMES)}")
-    settings = agents.settings(agent, preset, envs=1, train_ratio=train_ratio, dtype=dtype)
+    settings = agents.settings(agent, preset, envs=envs, train_ratio=train_ratio, dtype=dtype)
     return {game: Plan(agent, f"atari/{game}", settings, steps, seeds, episodes=episodes) for game in games}
