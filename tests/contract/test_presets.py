@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from arrays import layout
-from tiny import TINY
+from tiny import TINY, build
 
 from jaxwm import Trainer, agents, envs, spaces
+from jaxwm.training.life import LOG_AXES
 from jaxwm.types import Box, Discrete, Env, MultiDiscrete, Record, Spec, Step
 
 MODES = ("random", "explore", "greedy")
@@ -147,6 +148,18 @@ def test_updates_of_the_other_presets(case: Case, on_an_accelerator):
     carry, key = jax.eval_shape(lambda s: agent.reset(s, num), state), jax.eval_shape(lambda: jax.random.key(0))
     step = blank_step(case.spec, num)
     check_updates(agent, case, jax.eval_shape(partial(agent.act, mode="explore"), state, carry, step, key)[2])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", agents.AGENTS)
+def test_whole_chunks_lower_for_accelerators(name, on_an_accelerator):
+    """Collecting, sampling, learning and writing back, as one program."""
+    tiny = build(name)
+    trainer = Trainer(tiny.agent, tiny.env, 2, tiny.config.capacity, devices=jax.devices()[:1])
+    life, axes = jax.eval_shape(lambda: trainer.init(0)), trainer._program.axes
+    for segment in {segment.body: segment for segment in trainer.segments}.values():
+        chunk = partial(trainer._program.chunk, segment, 4)
+        traced(trainer.spread.population(chunk, (axes, None), (axes, LOG_AXES)), life, jnp.zeros((), jnp.int32))
 
 
 def check_updates(agent: Any, case: Case, extras: Any) -> None:
