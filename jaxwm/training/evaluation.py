@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxwm.errors import check_choice, check_number
-from jaxwm.training import processes
+from jaxwm.training import processes, quick
 from jaxwm.training.host import Pool
 from jaxwm.training.life import ACT, ENV, EVAL, Finished, add_exactly, stream
 from jaxwm.types import Agent, Env, Key, Mode
@@ -81,7 +81,7 @@ def _pure(agent: Agent, env: Env, rounds: int, mode: Mode) -> Callable[[Any, Key
 
     fold = jax.random.fold_in
     several = lambda state, key: jax.lax.map(lambda i: one(state, fold(key, i)), jnp.arange(rounds))  # noqa: E731
-    program = jax.jit(jax.vmap(several))
+    program = quick.jit(jax.vmap(several))
 
     def play(state: Any, keys: Key) -> Scores:
         seen = jax.tree.map(lambda x: x.reshape(len(x), -1), jax.device_get(program(state, keys)))
@@ -91,7 +91,7 @@ def _pure(agent: Agent, env: Env, rounds: int, mode: Mode) -> Callable[[Any, Key
 
 
 def _host(agent: Agent, env: Env, rounds: int, mode: Mode) -> Callable[[Any, Key], Scores]:
-    act = jax.jit(jax.vmap(lambda s, c, x, k, t: agent.act(s, c, x, stream(k, ACT, t), mode)[:2], (0, 0, 0, 0, None)))
+    act = quick.jit(jax.vmap(lambda s, c, x, k, t: agent.act(s, c, x, stream(k, ACT, t), mode)[:2], (0, 0, 0, 0, None)))
     num, longest = env.num_envs, env.spec.max_steps or UNBOUNDED
 
     def play(state: Any, keys: Key) -> Scores:

@@ -70,8 +70,9 @@ def place(tree: PyTree, shardings: PyTree) -> PyTree:
 
 
 def local_part(x: Any) -> np.ndarray:
-    """This process's part `[M / processes, ...]` of an array `[M, ...]` that is spread along its first axis."""
-    if not several():
+    """This process's part `[M / processes, ...]` of an array `[M, ...]` that is spread along its first axis. One of
+    NumPy belongs to this process alone, as in an evaluation, where each plays for all members."""
+    if isinstance(x, np.ndarray) or not several():
         return np.asarray(x)
     parts = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
     return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])

@@ -56,12 +56,14 @@ class Program:
         return self.spread.population(self._learn[name], None, None), devices / self.spread.mesh.size
 
     def compiled(
-        self, name: Any, fn: Callable, in_axes: Any, out_axes: Any, arguments: Callable[[], tuple], donate: Any = ()
-    ) -> Any:
-        """`fn` of one member for the whole population, compiled once under a name, for such arguments."""
+        self, name: Any, fn: Callable, in_axes: Any, out_axes: Any, arguments: Callable[[], tuple], donate: Any = (),
+        options: Any = None,
+    ) -> Any:  # fmt: skip
+        """`fn` of one member for the whole population, compiled once under a name, for such arguments.
+        `options` are those of XLA."""
         if name not in self.programs:
             mapped = jax.jit(self.spread.population(fn, in_axes, out_axes), donate_argnums=donate)
-            self.programs[name] = mapped.lower(*arguments()).compile()
+            self.programs[name] = mapped.lower(*arguments()).compile(options)
         return self.programs[name]
 
     def start(self, state: Any, env: PyTree, step: Any, key: Key) -> Life:

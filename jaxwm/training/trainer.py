@@ -16,8 +16,8 @@ import numpy as np
 from jaxwm.envs import border
 from jaxwm.errors import check_jax, check_number, suggest
 from jaxwm.replay import Ring
-from jaxwm.schedule import Segment, rows_of, segments, words
-from jaxwm.training import gauge, processes
+from jaxwm.schedule import FOREVER, Segment, rows_of, segments, words
+from jaxwm.training import gauge, processes, quick
 from jaxwm.training.host import HostLoop
 from jaxwm.training.life import ENV, EVAL, INIT, LOG_AXES, Counters, Cursor, Life, Log, Report, member_keys, stream
 from jaxwm.training.program import Program
@@ -66,9 +66,9 @@ class Trainer:
         self._host = HostLoop(self._program)
         # kept, so that a second life compiles nothing; op by op they take ten times as long
         self._start = jax.vmap(self._program.start, out_axes=self._program.axes)
-        self._init = jax.jit(jax.vmap(agent.init))
-        self._reset = jax.jit(jax.vmap(lambda key: source.reset(key)))  # type: ignore[union-attr]
-        self._begin = jax.jit(lambda *arguments: self._start(*arguments)._replace(rings=None))
+        self._init = quick.jit(jax.vmap(agent.init))
+        self._reset = quick.jit(jax.vmap(lambda key: source.reset(key)))  # type: ignore[union-attr]
+        self._begin = quick.jit(lambda *arguments: self._start(*arguments)._replace(rings=None))
         self._rings: Any = None
 
     def _hyper(self, given: dict[str, Any]) -> dict[str, Array]:
@@ -140,7 +140,9 @@ class Trainer:
         """The compiled chunk of a segment: `(life, iterations) -> (life, log)`."""
         axes, chunk = self._program.axes, partial(self._program.chunk, segment, self.max_iterations)
         arguments = lambda: (life, jnp.zeros((), jnp.int32))  # noqa: E731
-        return self._program.compiled(segment.body, chunk, (axes, None), (axes, LOG_AXES), arguments, donate=0)
+        seldom = not any(isinstance(word, Train) for word in words(segment.body)) and segment.times < FOREVER
+        options = quick.options() if seldom else None
+        return self._program.compiled(segment.body, chunk, (axes, None), (axes, LOG_AXES), arguments, 0, options)
 
     def footprint(self) -> dict[str, Any]:
         """Sizes before anything is allocated: `parameters` of a member, shapes of the population's `state` and `replay`
@@ -191,7 +193,8 @@ class Trainer:
             return share.mean(found) if share.split else found
 
         arguments = life.agent._replace(opt=None), life.ring, life.key, life.counters
-        program = self._program.compiled(("gauge", horizon), one, (0, axes.ring, 0, None), 0, lambda: arguments)
+        axes = 0, axes.ring, 0, None
+        program = self._program.compiled(("gauge", horizon), one, axes, 0, lambda: arguments, options=quick.options())
         return processes.fetch(program(*arguments))
 
     def finished(self, cursor: Cursor) -> bool:

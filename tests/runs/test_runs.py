@@ -80,7 +80,7 @@ def test_a_run_is_plain_files(finished):
 @pytest.mark.slow
 def test_eval_scores_a_finished_run(dreamer):
     out = jaxwm("eval", dreamer, "--episodes", 20)
-    assert "20 episodes after 400 steps" in " ".join(out.stdout.split())
+    assert "20 episodes after 400 environment steps" in " ".join(out.stdout.split())
 
 
 def test_a_run_directory_is_never_overwritten(finished):
