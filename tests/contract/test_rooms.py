@@ -117,6 +117,7 @@ WORLD = {"envs", "data", "run", "studio", "report", "cli"}
 """Rooms that read files, start simulators or own machines."""
 ALLOWED = {
     "learning.pieces": {"default_backend"},  # routes: which convolution, which piece size
+    "training.quick": {"default_backend"},  # how much the compiler optimises
     "training.spread": {"devices"},  # the devices of a run, where none are given
     "training.processes": {"process_count", "process_index"},  # arrays that several processes hold
     "training.host": {"process_count", "process_index"},  # whose environments this process steps
