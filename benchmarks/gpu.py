@@ -45,8 +45,9 @@ from benchmarks.ours import (
 from benchmarks.run import record
 from jaxwm import agents, envs
 from jaxwm.run.cost import human
+from jaxwm.spaces import blank_step
 from jaxwm.training.trainer import Trainer
-from jaxwm.types import Discrete, Env, Spec, Step
+from jaxwm.types import Discrete, Env, Spec
 
 DATASHEET = 990e12
 """Dense bfloat16 FLOP/s of an H100 or H200 SXM, by the datasheet."""
@@ -184,18 +185,11 @@ class Check:
 
     def _act(self, state: Any) -> Any:
         agent, source = self.agent, self.source
-        step = random_like(jax.eval_shape(lambda: _first(source)), jax.random.key(3))
+        step = random_like(blank_step(source.spec, source.num_envs), jax.random.key(3))
         if source.reset is not None:
             step = jax.jit(source.reset)(jax.random.key(3))[1]
         act = jax.jit(agent.act, static_argnums=4)
         return np.asarray(act(state, agent.reset(state, source.num_envs), step, jax.random.key(4), "greedy")[1])
-
-
-def _first(source: Any) -> Any:
-    """The shapes of a step."""
-    num, flag = source.num_envs, jnp.zeros(source.num_envs, bool)
-    obs = jax.tree.map(lambda s: jnp.zeros((num, *s.shape), s.dtype), source.spec.obs)
-    return Step(obs, jnp.zeros(num), flag, flag, flag)
 
 
 def _valid(tree: Any) -> Any:

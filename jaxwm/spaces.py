@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from jaxwm.distributions import normal_noise
 from jaxwm.errors import check_number
-from jaxwm.types import ActionSpace, Array, Box, Discrete, Key, MultiDiscrete, Record
+from jaxwm.types import ActionSpace, Array, Box, Discrete, Key, MultiDiscrete, Record, Spec, Step
 
 
 def choices(space: ActionSpace) -> tuple[int, ...]:
@@ -40,6 +40,13 @@ def blank(space: ActionSpace, num: int) -> Array:
     if isinstance(space, Box):
         return jnp.zeros((num, space.size), jnp.float32)
     return jnp.zeros((num,) if isinstance(space, Discrete) else (num, len(choices(space))), jnp.int32)
+
+
+def blank_step(spec: Spec, num: int) -> Step:
+    """The shapes of a step `[num, ...]` of an environment."""
+    obs = jax.tree.map(lambda s: jax.ShapeDtypeStruct((num, *s.shape), s.dtype), spec.obs)
+    flag = jax.ShapeDtypeStruct((num,), jnp.bool_)
+    return Step(obs, jax.ShapeDtypeStruct((num,), jnp.float32), flag, flag, flag)  # type: ignore[arg-type]
 
 
 def noise_size(space: ActionSpace) -> int:

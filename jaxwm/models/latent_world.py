@@ -129,7 +129,7 @@ class World:
         chex.assert_shape(uniform, (batch, length - (start is not None), self.dyn.latents.stoch))
         previous, is_first = self.encode(record.action), record.is_first
         if start is None:
-            start, is_first = rssm.initial(self.dyn, len(is_first)), is_first.at[:, 0].set(True)
+            start, is_first = rssm.initial(self.dyn, len(is_first)), jnp.asarray(is_first).at[:, 0].set(True)
             previous, obs = jnp.concatenate([jnp.zeros_like(previous[:, :1]), previous[:, :-1]], 1), record.obs
         else:
             previous, is_first = previous[:, :-1], is_first[:, 1:]

@@ -96,6 +96,9 @@ class Decoder(nn.Module):
         elif self.images:
             height, width, _ = next(iter(self.images.values()))
             self.size = height // 16, width // 16, self.depth * MULTIPLIERS[-1]
+            if self.size[-1] % self.blocks:
+                text = f"{MULTIPLIERS[-1]} x depth ({self.depth}) must be a multiple of blocks ({self.blocks})"
+                raise ValueError(f"{text} where there are images: each block paints its own channels")
             area = math.prod(self.size)
             self.from_deter = BlockLinear(self.deter, area, self.blocks, dtype=dtype)
             self.from_stoch = Linear(self.stoch, 2 * self.units, dtype=dtype)

@@ -88,16 +88,10 @@ class Program:
                 life = life._replace(rings=life.rings | {writes.ring: ring})
         return life
 
-    def blank_step(self) -> Step:
-        """The shapes of a step `[N, ...]`."""
-        spec, num, shape = self.source.spec, self.source.num_envs, jax.ShapeDtypeStruct
-        obs = jax.tree.map(lambda s: shape((num, *s.shape), s.dtype), spec.obs)
-        flag = shape((num,), jnp.bool_)
-        return Step(obs, shape((num,), jnp.float32), flag, flag, flag)  # type: ignore[arg-type]
-
     def _recorded_example(self, state: Any) -> Record:
         """The shapes of a record `[N, ...]` of recordings, with the extras that the agent would have added."""
-        step, agent, space, num = self.blank_step(), self.agent, self.source.spec.action, self.source.num_envs
+        spec, agent, num = self.source.spec, self.agent, self.source.num_envs
+        step, space = spaces.blank_step(spec, num), spec.action
         action, extras = None if space is None else spaces.blank(space, num), {}
         if agent.act is not None:
             act = lambda x: agent.act(state, agent.reset(state, num), x, jax.random.key(0), "random")[2]  # noqa: E731

@@ -17,6 +17,7 @@ from jaxwm.envs import border
 from jaxwm.errors import check_jax, check_number, suggest
 from jaxwm.replay import Ring
 from jaxwm.schedule import FOREVER, Segment, rows_of, segments, words
+from jaxwm.spaces import blank_step
 from jaxwm.training import gauge, processes, quick
 from jaxwm.training.host import HostLoop
 from jaxwm.training.life import ENV, EVAL, INIT, LOG_AXES, Counters, Cursor, Life, Log, Report, member_keys, stream
@@ -149,7 +150,7 @@ class Trainer:
         (of all rings), and of one update of one member `updates`, {name: (function, argument shapes)}."""
         program = self._program
         state = jax.eval_shape(lambda: self.agent.init(jax.random.key(0), self.agent.hyper))
-        step: Step | tuple = () if program.recorded else program.blank_step()
+        step: Step | tuple = () if program.recorded else blank_step(self.source.spec, self.source.num_envs)
         life = jax.eval_shape(lambda s, x: program.start(s, (), x, jax.random.key(0)), state, step)
         updates = {}
         for name, train_step in self.agent.train_steps.items():

@@ -20,7 +20,7 @@ from tiny import TINY, build
 
 from jaxwm import Trainer, agents, envs, spaces
 from jaxwm.training.life import LOG_AXES
-from jaxwm.types import Box, Discrete, Env, MultiDiscrete, Record, Spec, Step
+from jaxwm.types import Box, Discrete, Env, MultiDiscrete, Record, Spec
 
 MODES = ("random", "explore", "greedy")
 ACCELERATORS = ("cuda", "tpu")
@@ -123,7 +123,7 @@ def test_shapes_types_and_accelerators(case: Case, on_an_accelerator):
     assert floats(state.params) == {"float32"}, "weights are float32, whatever is computed with"
     carry = jax.eval_shape(lambda s: agent.reset(s, num), state)
 
-    step = blank_step(case.spec, num)
+    step = spaces.blank_step(case.spec, num)
     modes = MODES if case.whole else ("explore",)
     act = {mode: partial(agent.act, mode=mode) for mode in modes}
     lowered = lambda mode: case.whole and mode == "explore"  # noqa: E731
@@ -146,7 +146,7 @@ def test_updates_of_the_other_presets(case: Case, on_an_accelerator):
     agent, num = agents.build(case.name, case.spec, case.settings), 2
     state = jax.eval_shape(lambda: agent.init(jax.random.key(0), agent.hyper))
     carry, key = jax.eval_shape(lambda s: agent.reset(s, num), state), jax.eval_shape(lambda: jax.random.key(0))
-    step = blank_step(case.spec, num)
+    step = spaces.blank_step(case.spec, num)
     check_updates(agent, case, jax.eval_shape(partial(agent.act, mode="explore"), state, carry, step, key)[2])
 
 
@@ -174,13 +174,6 @@ def check_updates(agent: Any, case: Case, extras: Any) -> None:
         assert batch.record.reward.shape == (batch.weight.shape[0], train.length), name
 
 
-def blank_step(spec: Spec, num: int) -> Step:
-    """Shapes of a step `[N, ...]`; the state of a simulator is that of the real one."""
-    wide = lambda x: jax.ShapeDtypeStruct((num, *x.shape), x.dtype)  # noqa: E731
-    number, flag = jax.ShapeDtypeStruct((num,), np.float32), jax.ShapeDtypeStruct((num,), np.bool_)
-    return Step(jax.tree.map(wide, spec.obs), number, flag, flag, flag)
-
-
 def updates(agent: Any, case: Case) -> dict[str, Any]:
     """`{name: (update, shapes of its arguments)}`, as the trainer would call it."""
     env = Env(case.spec, lambda key: None, lambda state, action: None, case.settings.envs, True)  # type: ignore[arg-type]
@@ -201,7 +194,7 @@ def check_dream(agent: Any, spec: Spec, state: Any, extras: Any) -> None:
     """A dream `[B, H]` after a context `[B, 2]`, with the policy's actions and with given ones."""
     batch, length, horizon = 3, 2, 4
     wide = lambda x: jax.ShapeDtypeStruct((batch, length, *x.shape[1:]), x.dtype)  # noqa: E731
-    step = blank_step(spec, batch)
+    step = spaces.blank_step(spec, batch)
     action = jax.eval_shape(lambda: spaces.blank(spec.action, batch))
     context = jax.tree.map(wide, Record(*step, action, extras))
     key = jax.eval_shape(lambda: jax.random.key(0))

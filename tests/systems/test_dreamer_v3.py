@@ -635,6 +635,9 @@ def test_bad_observations_are_named():
 def test_bad_settings_are_named():
     with pytest.raises(ValueError, match=r"deter \(30\) must be a multiple of blocks \(8\)"):
         make(deter=30)
+    narrow = make(IMAGE, depth=1)
+    with pytest.raises(ValueError, match=r"4 x depth \(1\) must be a multiple of blocks \(8\)"):
+        jax.eval_shape(lambda: narrow.init(jax.random.key(0), narrow.hyper))
     with pytest.raises(ValueError, match=r"unknown preset 'tiny' of dreamer-v3; there are 1m, 12m"):
         make(preset="tiny")
     with pytest.raises(ValueError, match=r"has no setting 'imag_lenght'; did you mean imag_length"):
