@@ -47,7 +47,7 @@ notebook: setup  ## Open the notebooks of experiments/ in Jupyter Lab (installs 
 # Tests and benchmarks keep their compiled programs here; commands share the cache of `jaxwm` itself.
 test test-slow bench bench-gpu: export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-test: setup  ## Run the tests, about eleven minutes on two cores
+test: setup  ## Run the tests, about twelve minutes on two cores
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-slow: setup  ## Run the tests that take minutes each

@@ -20,12 +20,12 @@ StepFn = Callable[[PyTree, PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]
 
 def scan(step: StepFn, params: PyTree, start: PyTree, xs: PyTree, constants: PyTree) -> tuple[PyTree, PyTree]:
     """`lax.scan` of a step: the carries after each `[T, ...]`, and `ys`. `constants` are to have no gradient."""
-    one = lambda carry, inputs: _doubled(step(params, carry, *inputs))  # noqa: E731
+
+    def one(carry: PyTree, inputs: tuple[PyTree, PyTree]) -> tuple[PyTree, tuple[PyTree, PyTree]]:
+        after, y = step(params, carry, *inputs)
+        return after, (after, y)
+
     return jax.lax.scan(one, start, (xs, constants))[1]
-
-
-def _doubled(result: tuple[PyTree, PyTree]) -> tuple[PyTree, tuple[PyTree, PyTree]]:
-    return result[0], result
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -69,11 +69,8 @@ def _backward(step: StepFn, saved: Any, gradients: Any) -> Any:
     stacked = [x for x, v in zip(needed, varies, strict=True) if v]
     start, carries = jax.lax.scan(back, zero, (stacked, after, ys), reverse=True)
     every = lambda params, xs: jax.vmap(step, (None, 0, 0, 0))(params, before, xs, constants)  # noqa: E731
-    return *_ordered(start, jax.vjp(every, params, xs)[1]((carries, ys))), None
-
-
-def _ordered(start: PyTree, rest: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree, PyTree]:
-    return rest[0], start, rest[1]
+    weights, inputs = jax.vjp(every, params, xs)[1]((carries, ys))
+    return weights, start, inputs, None
 
 
 def _depends(fn: Callable[..., list[Any]], params: PyTree, others: tuple[PyTree, ...]) -> list[bool]:

@@ -1,4 +1,4 @@
-"""Programs that run once or seldom: on CPUs they are compiled three times as fast, to run a little slower."""
+"""Programs that run once or seldom: on CPUs they compile sooner and run a little slower."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ def options() -> dict[str, Any] | None:
     """Options of XLA for such a program; none on another backend, or where nothing is optimised anyway."""
     if jax.default_backend() != "cpu" or jax.config.read("jax_disable_most_optimizations"):
         return None
-    return {"xla_backend_optimization_level": 1}  # numbers are the same as at the default, 3
+    return {"xla_backend_optimization_level": 1}  # 3 is the default
 
 
 def jit(fn: Any) -> Any:

@@ -194,8 +194,8 @@ class Trainer:
             return share.mean(found) if share.split else found
 
         arguments = life.agent._replace(opt=None), life.ring, life.key, life.counters
-        axes = 0, axes.ring, 0, None
-        program = self._program.compiled(("gauge", horizon), one, axes, 0, lambda: arguments, options=quick.options())
+        name, in_axes, options = ("gauge", horizon), (0, axes.ring, 0, None), quick.options()
+        program = self._program.compiled(name, one, in_axes, 0, lambda: arguments, options=options)
         return processes.fetch(program(*arguments))
 
     def finished(self, cursor: Cursor) -> bool:
