@@ -21,7 +21,8 @@ class Routes(NamedTuple):
     images: int = 0  # Images that go through convolutions, and back, together.
     dreams: int = 0  # Dreams that are rolled out and judged together.
     own_gradients: bool = False
-    """Use hand-written gradients of convolutions: XLA's own are many times slower on CPUs, above all in loops."""
+    """Use convolutions with hand-written gradients, and of pairs of pixels where channels are few: XLA's own are many
+    times slower on CPUs, above all in loops."""
     subpixel: bool = True
     """Double images and convolve them in one convolution at the lower resolution (9 instead of 25 products)."""
     apart: bool = True

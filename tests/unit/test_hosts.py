@@ -7,11 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from waiting import checkpoints, wait_for
 
 from jaxwm.__main__ import main
 from jaxwm.run import directory, json_files, machine
+from jaxwm.training import processes
 
 SIZES = (
     "--deter 16 --hidden 16 --units 16 --stoch 2 --classes 4 --blocks 2 --batch-size 4 --batch-length 8 --imag-length 3"
@@ -69,6 +71,13 @@ def test_an_error_of_the_first_process_ends_all(tmp_path):
     (tmp_path / "thesis.tex").touch()
     first, second = finish(start_two(*train("gymnax/Catch-bsuite", 100, tmp_path)), 2)
     assert "is not empty" in first and "the first process of this run could not start" in second
+
+
+def test_an_array_of_this_process_alone_is_its_own_part(monkeypatch):
+    """Where several processes evaluate, each plays for all members."""
+    monkeypatch.setattr(processes, "several", lambda: True)
+    actions = np.arange(6).reshape(2, 3)
+    np.testing.assert_array_equal(processes.local_part(actions), actions)
 
 
 @pytest.mark.slow
