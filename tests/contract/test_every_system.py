@@ -1,6 +1,8 @@
 """The contract of an agent, on every system in a tiny size: modes, memory, learning, dreams, and its whole life.
 
-Everything is compiled once per system: the life in `lived`, acting in `moves`.
+Everything is compiled once per system: the life in `lived`, acting in `moves`. That is most of the time of these tests,
+so systems that share nearly all of their code with another are in the slow suite; the default one checks their shapes
+(test_presets.py) and losses.
 """
 
 from __future__ import annotations
@@ -39,7 +41,17 @@ def inside(space: ActionSpace, action: np.ndarray) -> bool:
     return action.dtype == np.int32 and action.shape[1:] == most.shape and ((action >= 0) & (action < most)).all()
 
 
-@pytest.fixture(scope="module", params=[*agents.AGENTS, page.NAME])
+TWINS = {
+    "dreamer-v2": "dreamer-v3",
+    "dreamer-v1": "planet",
+    "alphazero": "muzero",
+    "efficientzero": "muzero",
+}
+"""Systems of the slow suite, and whose life stands for theirs in the default one."""
+SYSTEMS = [pytest.param(name, marks=[pytest.mark.slow] * (name in TWINS)) for name in (*agents.AGENTS, page.NAME)]
+
+
+@pytest.fixture(scope="module", params=SYSTEMS)
 def tiny(request):
     with page.registered(request.param):
         yield build(request.param)
@@ -171,19 +183,8 @@ def test_a_step_keeps_the_structure_of_the_state(tiny, lived, batches, update):
         assert any("loss" in name for name in metrics), sorted(metrics)
 
 
-SAME_PATH = {
-    "dreamer-v2": "the gradient step of dreamer-v3",
-    "dreamer-v1": "the gradient step of dreamer-v3",
-    "planet": "the gradient step of dreamer-v3",
-    "world-models": "the gradient step of dreamer-v3",
-    "muzero": "the gradient step of dreamer-v3",
-    "efficientzero": "the code of muzero",
-}
-"""Systems whose mapped updates are compiled in the slow suite only, and what stands for them in the default one."""
-
-
-def mapped(name: str) -> bool:
-    return name not in SAME_PATH
+MAPPED = ("dreamer-v3", "pets", "dyna-q")
+"""Systems whose mapped updates are compiled in the default suite: the gradient step is one function of them all."""
 
 
 def check_mapped(update: Any, lived: Lived, batches: dict[str, Batch]) -> None:
@@ -204,14 +205,14 @@ def check_mapped(update: Any, lived: Lived, batches: dict[str, Batch]) -> None:
 
 
 def test_a_step_is_the_same_under_jit_vmap_and_pmap(tiny, lived, batches, update):
-    if not mapped(tiny.name):
-        pytest.skip(f"in the slow suite; here {SAME_PATH[tiny.name]} stands for it")
+    if tiny.name not in MAPPED:
+        pytest.skip("in the slow suite")
     check_mapped(update, lived, batches)
 
 
 @pytest.mark.slow
 def test_mapped_steps_of_the_other_systems(tiny, lived, batches, update):
-    if mapped(tiny.name):
+    if tiny.name in MAPPED:
         pytest.skip("in the default suite")
     check_mapped(update, lived, batches)
 

@@ -56,8 +56,9 @@ def world(name: str, num_envs: int):
     return blinking(num_envs) if name == "my/Blinking" else envs.make(name, num_envs)
 
 
-SLOW = ("muzero", "efficientzero", "world-models")
-"""They learn for half a minute each, most of it compiling, so in the slow suite."""
+SLOW = ("muzero", "efficientzero", "world-models", "pets")
+"""They learn for half a minute each, most of it compiling, so in the slow suite (PETS: its own tests plan in a world
+that it learned)."""
 CASES = [pytest.param(p, id=p.name, marks=[pytest.mark.slow] * (p.name in SLOW)) for p in PROBES]
 
 

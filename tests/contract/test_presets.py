@@ -1,9 +1,8 @@
 """Every preset of every system, published sizes too: shapes and types, and lowering for GPUs and TPUs. Nothing is
 compiled and nothing allocated.
 
-Weights and acting of each preset are traced; what presets have in common (modes, updates, dreams, lowering) is checked
-on one of each system, and on other kinds of observations and actions in tiny sizes. The slow suite traces the updates
-of all.
+The default preset of each system is checked whole (weights, modes, updates, dreams, lowering), and so are other kinds
+of observations and actions in tiny sizes. The slow suite traces weights, acting and updates of all other presets.
 """
 
 from __future__ import annotations
@@ -91,7 +90,7 @@ LATER = {("dreamer-v3", NUMBERS.name), ("dreamer-v2", NUMBERS.name), ("dreamer-v
 def cases() -> list[Any]:
     tiny = {name: agents.settings(name, **TINY[name]) for name in SEEN}
     kinds = [Case(name, tiny[name], spec, spec.name, True) for name, specs in SEEN.items() for spec in specs]
-    marks = lambda case: [pytest.mark.slow] * ((case.name, case.label) in LATER)  # noqa: E731
+    marks = lambda case: [pytest.mark.slow] * (not case.whole or (case.name, case.label) in LATER)  # noqa: E731
     return [pytest.param(c, id=f"{c.name}-{c.label}", marks=marks(c)) for c in preset_cases() + kinds]
 
 

@@ -130,7 +130,7 @@ def test_a_diverged_run_stops_and_names_step_term_and_checkpoint(toy_system, tmp
 # --- Values that are not finite -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("host", [False, True])
+@pytest.mark.parametrize("host", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_replaced_values_are_counted_and_told_once(host, toy_system, tmp_path, monkeypatch):
     """One observation in ten, of each environment, is not a number: a warning, and a column of metrics.jsonl."""
     monkeypatch.setattr(session, "CHUNK_SECONDS", 0.0)
@@ -330,7 +330,7 @@ def test_two_floats_hold_long_sums():
     assert abs(float(total) + float(rest) - exact) < 1e-6 < abs(float(np.cumsum(rewards)[-1]) - exact)
 
 
-@pytest.mark.parametrize("host", [False, True])
+@pytest.mark.parametrize("host", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_returns_of_long_episodes_are_exact(host):
     """One reward of 1e6 and 999 of 0.01, in training and in evaluations."""
     spec = Spec("t/Sum", jax.ShapeDtypeStruct((1,), jnp.float32), Discrete(3), 1000)
@@ -466,6 +466,7 @@ def test_cold_dreams_do_not_depend_on_the_key():
         assert np.array_equal(one.stoch, two.stoch) == same
 
 
+@pytest.mark.slow
 def test_the_ensemble_exists_only_on_request():
     agent, _, state = learner_with(disagreement=0.5, ensemble=3)
     plain, _ = agent_with()

@@ -78,7 +78,11 @@ def described(tree):
     return jax.tree.map(lambda x: (x.shape, str(x.dtype)), tree)
 
 
-@pytest.fixture(scope="module", params=KINDS)
+OFTEN = ("planes", "dict")
+"""Kinds of the default suite; between them they have every sensor."""
+
+
+@pytest.fixture(scope="module", params=[pytest.param(k, marks=[pytest.mark.slow] * (k not in OFTEN)) for k in KINDS])
 def kind(request):
     """An agent for one kind of observation and action, with the shapes of its state, carry and extras."""
     obs, space, dtype = KINDS[request.param]

@@ -59,7 +59,9 @@ def test_two_players_and_the_reward_of_the_one_who_moved(settings):
     assert found.value == pytest.approx((0.2 + (0.1 - 0.5)) / 2)
 
 
-@pytest.mark.parametrize("simulations", [2, 3, 5])
+@pytest.mark.parametrize(
+    "simulations", [pytest.param(2, marks=pytest.mark.slow), 3, pytest.param(5, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("kind", ["gumbel", "puct"])
 def test_nothing_is_worth_anything_after_the_end(kind, simulations):
     """The second edge ends the game with reward 1 for its mover; the network's 7 behind it must not count."""

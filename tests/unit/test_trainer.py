@@ -120,7 +120,7 @@ def test_hyperparameters_differ_between_members():
         Trainer(toy_agent(), counting_env(4), hyper={"wd": 1.0})
 
 
-@pytest.mark.parametrize("host", [False, True])
+@pytest.mark.parametrize("host", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_until_stops_each_member_and_advances_the_counters_by_the_cap(host):
     def until(metrics):
         return metrics["updates"] >= jnp.where(metrics["mean"] > 0, 3, 5)
