@@ -1,4 +1,5 @@
-"""The command line: `jaxwm list | train | resume | eval | dream | watch | play | record | report | export | sweep`.
+"""The command line: `jaxwm list | train | resume | eval | dream | watch | play | record | report | export | push | pull |
+serve | sweep`.
 
 Every setting of a system is a flag of `jaxwm train AGENT`; `jaxwm train AGENT --help` explains them."""
 
@@ -18,8 +19,9 @@ import tyro
 from rich.console import Console
 
 from jaxwm import agents, data
+from jaxwm.envs import wire
 from jaxwm.errors import check_choice, check_number, suggest
-from jaxwm.run import cluster, cost, directory, flags, load, machine, session, sweep
+from jaxwm.run import cluster, cost, directory, flags, hub, load, machine, session, sinks, sweep
 from jaxwm.run import plan as planning
 from jaxwm.run.flags import optional
 from jaxwm.training import processes
@@ -115,9 +117,20 @@ def _train(arguments: list[str]) -> int:
     if not found.run and count > 1:
         raise ValueError("several processes need --run DIR, the same for all of them")
     result = session.train(asked, folder)
+    if result and found.pictures and processes.first():
+        _pictures(folder)
     if result and processes.first():
         print(f"\nrun directory: {folder}\n\n{_next(_after_training(folder, asked.env or ''))}")
     return 0 if result else STOPPED
+
+
+def _pictures(folder: Path) -> None:
+    """What `jaxwm watch` and `jaxwm dream` draw of a finished run; what cannot be drawn costs a line."""
+    for command in (Watch, Dream):
+        try:
+            command(folder)()
+        except ERRORS as error:
+            print(f"no {command.__name__.lower()}: {error}")
 
 
 def _start_jax(meet: machine.Hosts, members: int, shards: int) -> int:
@@ -216,11 +229,45 @@ class Export(RunOptions):
     """File to write (default: RUN/weights.safetensors)."""
 
     def __call__(self) -> None:
-        file = self.out or self.run / "weights.safetensors"
+        file = self.out or self.run / load.WEIGHTS
         if self.out and (file.suffix != ".safetensors" or not file.parent.is_dir()):
             raise ValueError(f"--out must be FOLDER/NAME.safetensors in a folder that exists, got {file}")
         size = load.export_params(self.run, file, self.checkpoint)
         print(f"{file}: {cost.human(size, 'B')}\n\n{_next({f'eval {shlex.quote(str(file))}': 'score it'})}")
+
+
+@dataclass(frozen=True)
+class Push(RunOptions):
+    """Share the weights of a run, with a card that says what they are: environment, scores, command, versions.
+
+    NAME is a folder (./breakout) or USER/MODEL on the Hugging Face hub, which needs pip install 'jaxwm[hub]' and
+    `hf auth login`. What is written: README.md (the card), weights.safetensors, plan.json, evaluation.json where these
+    weights were evaluated, and the run's watch.gif and dreams/dream.gif where there are some."""
+
+    name: tyro.conf.Positional[str] = tyro.MISSING
+    """Where to: ./FOLDER, or USER/MODEL on the Hugging Face hub."""
+    private: bool = False
+    """Make a new model on the hub private."""
+
+    def __call__(self) -> None:
+        place = hub.push(self.run, self.name, self.checkpoint, self.private)
+        print(f"{place}\n\n{_next({f'pull {shlex.quote(self.name)}': 'fetch it, here or on another machine'})}")
+
+
+@dataclass(frozen=True)
+class Pull:
+    """Fetch a model that `jaxwm push` shared. It holds arrays and text only: nothing in it is run."""
+
+    name: tyro.conf.Positional[str]
+    """Where from: USER/MODEL on the Hugging Face hub, or ./FOLDER."""
+    folder: Annotated[tyro.conf.Positional[Path | None], optional("DIR")] = None
+    """Folder to write, new or empty (default: models/ and the name's last part)."""
+
+    def __call__(self) -> None:
+        folder = hub.pull(self.name, self.folder)
+        plan, where = load.plan_of(folder), shlex.quote(str(folder))
+        ways = {f"eval {where}": "score it", f"watch {where}": "see its policy play"}
+        print(f"{folder}: {plan.agent} on {plan.task}\n\n{_next({**ways, f'serve {where}': 'let others ask it'})}")
 
 
 def _player(options: Any) -> Any:
@@ -233,6 +280,12 @@ def _player(options: Any) -> Any:
 def _home(run: Path) -> Path:
     """The directory of a run, or the one that a file of weights is in."""
     return run.parent if run.is_file() else run
+
+
+def _publish(run: Path, player: Any, files: list[Path]) -> None:
+    """Show pictures in the sinks of the run, if it has some."""
+    if player.plan.log and (run / directory.CONFIG).is_file():
+        sinks.publish(player.plan.log, run, files, player.env_steps)
 
 
 @dataclass(frozen=True)
@@ -263,7 +316,9 @@ class Dream(MemberOptions):
         from jaxwm.studio import dream
 
         settings = dream.Settings(self.context, self.horizon, self.episodes, self.sequences, self.format)
-        dream.dream(_player(self), self.out or _home(self.run) / "dreams", settings, Console())
+        player = _player(self)
+        files = dream.dream(player, self.out or _home(self.run) / "dreams", settings, Console())
+        _publish(self.run, player, files)
 
 
 @dataclass(frozen=True)
@@ -288,8 +343,9 @@ class Watch(MemberOptions):
         from jaxwm.studio import video, watch
 
         settings = watch.Settings(self.episodes, self.max_steps, self.mode)
-        out = video.named(self.out or _home(self.run) / "watch", self.format)
-        watch.watch(_player(self), out, settings, Console())
+        out, player = video.named(self.out or _home(self.run) / "watch", self.format), _player(self)
+        watch.watch(player, out, settings, Console())
+        _publish(self.run, player, [out])
 
 
 @dataclass(frozen=True)
@@ -303,6 +359,30 @@ class Play(MemberOptions):
         from jaxwm.studio import play
 
         play.play(_player(self), Console(), self.side)
+
+
+@dataclass(frozen=True)
+class Serve(MemberOptions):
+    """Let other programs ask the agent of a run, over a socket: they send an observation, it answers with its action.
+
+    Each client has a memory of its own. A client needs Python, NumPy and the file jaxwm/envs/wire.py, or any language
+    that speaks its protocol (docs/sharing.md). By default only this machine can connect. For another --host a token
+    is asked for: the one in JAXWM_TOKEN, or one that is made and printed."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on (0.0.0.0 for all of this machine)."""
+    port: int = wire.PORT
+    """Port to listen on; 0 for any that is free."""
+    mode: str = "greedy"
+    """Policy: greedy or explore."""
+
+    def __call__(self) -> None:
+        from jaxwm.studio import serve
+
+        check_choice("--mode", self.mode, ("greedy", "explore"))
+        check_number("--port", self.port, least=0, most=65535, whole=True)
+        mode: Any = self.mode
+        serve.serve(_player(self), mode, self.host, self.port, Console())
 
 
 @dataclass(frozen=True)
@@ -431,5 +511,6 @@ def _sweep(arguments: list[str]) -> int:
 
 
 COMMANDS: dict[str, Any] = dict(list=_list, train=_train, resume=_resume, eval=Eval, dream=Dream, watch=Watch)
-COMMANDS |= dict(play=Play, record=Record, report=Report, export=Export, sweep=_sweep)
+COMMANDS |= dict(play=Play, record=Record, report=Report, export=Export)
+COMMANDS |= dict(push=Push, pull=Pull, serve=Serve, sweep=_sweep)
 """A command is a class of its options, called without arguments, or a function of the words that follow."""

@@ -7,7 +7,7 @@ from functools import partial
 from importlib.resources import files
 from typing import Any
 
-from jaxwm.envs import envpool, gymnax
+from jaxwm.envs import envpool, gymnax, remote
 from jaxwm.envs.continuous import CONTINUOUS
 from jaxwm.envs.pgx import PGX
 from jaxwm.envs.probes import PROBES
@@ -21,6 +21,8 @@ Constructor = Callable[..., Env]
 
 SCORED: dict[str, dict[str, Any]] = {"pgx": {"opponent": "random"}}
 """Suite -> options with which its environments are scored, where that needs others: self-play has no score."""
+
+REMOTE = "remote/"  # the suite whose tasks are addresses
 
 _SUITES: dict[str, Callable[..., Env]] = dict(
     atari=envpool.atari, box2d=envpool.box2d, classic=envpool.classic, dmc=envpool.dmc, vizdoom=envpool.vizdoom,
@@ -46,11 +48,14 @@ def make(name: str, num_envs: int = 1, **options: Any) -> Env:
 
     The options of a suite are the arguments of its constructor: `jaxwm.envs.envpool.atari`, `.dmc`, `.classic`,
     `.box2d`, `.vizdoom`, `jaxwm.envs.gymnax.gymnax`, `.minatar`, `jaxwm.envs.pgx.pgx`, and the functions in
-    `jaxwm.envs.probes`, `.continuous` and `.tabular`.
+    `jaxwm.envs.probes`, `.continuous` and `.tabular`. "remote/HOST:PORT" is what another process serves
+    (`jaxwm.envs.remote.remote`).
 
     Raises ValueError for an unknown name or option (naming the nearest) and for a value out of range."""
     check_jax()
     constructor = _registered.get(name, _BUILT_IN.get(name))
+    if constructor is None and str(name).startswith(REMOTE):  # any address is a task
+        constructor = partial(remote.remote, name.removeprefix(REMOTE))
     if constructor is None:
         close = nearest(str(name), _BUILT_IN | _registered)
         hint = f"; the nearest names are {', '.join(close)}" if close else ""

@@ -6,7 +6,8 @@ scores.jsonl     one line for each finished episode: member, env_steps, return, 
 checkpoints/     what a resumed run starts from
 evaluation.json  written last: a run directory that has it is finished
 .lock            held by the process that writes
-tensorboard/     the same metrics for TensorBoard, on request"""
+log.json         the name of the run in trackio and Weights & Biases, where it has one
+tensorboard/, wandb/, metrics.csv, scores.csv   the same metrics for others, on request (--log)"""
 
 import contextlib
 import errno
@@ -26,7 +27,7 @@ from jaxwm.run import machine
 from jaxwm.run.json_files import finite, read_json, to_plain, write_json
 
 CONFIG, METRICS, SCORES, EVALUATION = "config.json", "metrics.jsonl", "scores.jsonl", "evaluation.json"
-CHECKPOINTS, LOCK = "checkpoints", ".lock"
+CHECKPOINTS, LOCK, LOG = "checkpoints", ".lock", "log.json"
 
 
 def default_path(agent: str, env: str, root: str | Path = "runs") -> Path:

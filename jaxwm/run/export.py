@@ -29,9 +29,16 @@ def write(file: Path, params: Any, about: dict[str, Any]) -> int:
 
 
 def read_about(file: Path) -> dict[str, Any]:
-    """The facts. FileNotFoundError without the file, ValueError if it is none of ours or damaged."""
+    """The facts: `plan` as JSON, and `steps`. FileNotFoundError without the file, ValueError if it is none of ours or
+    damaged."""
     with _open(file) as content:
-        return json.loads(content.metadata()["about"])
+        try:
+            about = json.loads(content.metadata()["about"])
+            if not (isinstance(about["plan"]["agent"], str) and isinstance(about["steps"], int)):
+                raise TypeError
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(f"{file} does not say what its weights are: it is damaged") from None
+        return about
 
 
 def read(file: Path, like: Any) -> Any:

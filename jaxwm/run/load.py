@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import jaxwm
 from jaxwm import agents, data, envs, replay
 from jaxwm.errors import suggest
 from jaxwm.run import checkpoint, directory, export
@@ -21,6 +22,8 @@ from jaxwm.training.evaluation import Scores, evaluate, parallel
 from jaxwm.training.life import EVAL, member_keys, stream
 from jaxwm.training.trainer import Trainer
 from jaxwm.types import Agent, Collect, Env, Source
+
+WEIGHTS = "weights.safetensors"  # how `export` names a run's weights, and `push` a model's
 
 
 def import_own(names: tuple[str, ...]) -> None:
@@ -87,20 +90,39 @@ class Loaded(NamedTuple):
     steps: int
 
 
+def weights_of(path: Path) -> Path | None:
+    """The file of weights that `path` is, or that a model in the folder `path` has (see `run.hub`); None for a run."""
+    file = path / WEIGHTS
+    inside = file.is_file() and not (path / directory.CHECKPOINTS).is_dir()
+    return path if path.is_file() else file if inside else None
+
+
+def plan_of(path: Path) -> Plan:
+    """The plan of a run, a model or a file of weights; errors as in `load`."""
+    if (file := weights_of(path)) is None:
+        return read_plan(path)
+    about = export.read_about(file)
+    try:
+        return Plan.from_json(about["plan"])
+    except ValueError as error:
+        made = about["plan"].get("jaxwm", "of unknown version")
+        raise ValueError(f"{file}: {error} (made by jaxwm {made}, this is {jaxwm.__version__})") from error
+
+
 def load(path: str | Path, which: str = "newest") -> Loaded:
-    """A run's plan, agent and agent state, from its directory or from a file that `export` wrote (with a fresh state of
-    the optimiser). `which` is "newest" (damaged ones are passed over), "best" (highest training return) or a step.
+    """A run's plan, agent and agent state, from its directory, from a file that `export` wrote or from a model that was
+    pulled (these with a fresh state of the optimiser). `which` is "newest" (damaged ones are passed over), "best" (highest training return) or a step.
     FileNotFoundError where there is no run or checkpoint, ValueError where it cannot be read."""
     path = Path(path)
     alone: dict[str, Any] = dict(shards=1, start=None, start_parts=())
-    if path.is_file():
-        about = export.read_about(path)
-        plan = Plan.from_json(about["plan"])
+    plan = plan_of(path)
+    if (file := weights_of(path)) is not None:
+        if plan.env and plan.data and not Path(plan.data).exists():  # learned from recordings that are elsewhere
+            alone |= dict(data=None)
         _, agent, trainer = build(replace(plan, **alone))
         state = trainer.init_agents(member_keys(plan.seed, plan.members))
-        params = export.read(path, jax.eval_shape(lambda: state.params))
-        return Loaded(plan, agent, with_params(plan.agent, state, params), about["steps"])
-    plan = read_plan(path)
+        params = export.read(file, jax.eval_shape(lambda: state.params))
+        return Loaded(plan, agent, with_params(plan.agent, state, params), export.read_about(file)["steps"])
     with checkpoint.Checkpoints(path / directory.CHECKPOINTS, writing=False) as checkpoints:
         _, agent, trainer = build(replace(plan, **alone))
         state, steps = checkpoints.restore_agent(trainer.footprint()["state"], which)
@@ -139,7 +161,7 @@ def begin(plan: Plan, state: Any) -> Any:
             text = "component {!r} of {} does not fit: {} is {} there and {} here".format(name, plan.start, *wrong)
             raise ValueError(f"{text}: use that run's settings, or take other components with --from-parts")
     state = with_params(plan.agent, state, params)
-    if plan.start_parts or type(there) is not type(state) or Path(plan.start).is_file():
+    if plan.start_parts or type(there) is not type(state) or weights_of(Path(plan.start)):
         return state
     others = [f for f in state._fields if f not in ("params", "opt", "hyper", "step")]
     return state._replace(**{name: take(getattr(there, name)) for name in others})
@@ -155,7 +177,8 @@ def scoring_env(plan: Plan, episodes: int) -> Env:
     """The environment in which a policy is scored: that of the plan, with options of its own where there are any."""
     suite = (plan.env or "").split("/")[0]
     options = envs.SCORED.get(suite, {}) | plan.env_options | plan.score_options
-    return environment(plan, parallel(environment(plan, **options).pure, episodes), **options)
+    most = plan.settings.envs if suite == envs.REMOTE.rstrip("/") else 10  # no more places than training took
+    return environment(plan, parallel(environment(plan, **options).pure, episodes, most), **options)
 
 
 def score(plan: Plan, agent: Agent, state: Any, episodes: int, mode: Any = "greedy", seed: int = 0) -> Scores:

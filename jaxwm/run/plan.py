@@ -13,8 +13,8 @@ import tyro
 
 import jaxwm
 from jaxwm import agents
-from jaxwm.errors import Amount, Natural, check_number, check_types, suggest
-from jaxwm.run import directory, flags
+from jaxwm.errors import Amount, Natural, check_choice, check_number, check_types, suggest
+from jaxwm.run import directory, flags, sinks
 from jaxwm.run.flags import optional
 from jaxwm.run.machine import Hosts
 
@@ -62,8 +62,8 @@ class Plan(Generic[C]):
     """Minutes between checkpoints; one more is written at the end."""
     keep: int = 2
     """Newest checkpoints to keep; the one with the best training return is kept as well."""
-    tensorboard: bool = False
-    """Also write the metrics for TensorBoard."""
+    log: Annotated[tuple[str, ...], optional("SINK")] = ()
+    """Also send the metrics to tensorboard, trackio, wandb, csv (several: --log trackio csv)."""
     gauge: Natural = 15
     """Steps over which dreamed returns are compared with real ones while training; 0 turns the gauge off."""
     shards: int = 1
@@ -86,13 +86,15 @@ class Plan(Generic[C]):
     """Python files or modules that register environments of your own (jaxwm.envs.register)."""
 
     def __post_init__(self):
-        for name in ("start_parts", "freeze", "imports"):
+        for name in ("start_parts", "freeze", "imports", "log"):
             parts = getattr(self, name)
             if isinstance(parts, str) or not all(isinstance(part, str) for part in parts):
                 raise ValueError(f"{name} must be several names, not {parts!r}")
             parts = parts if name == "imports" else [p for part in parts for p in part.split(",") if p]
-            object.__setattr__(self, name, tuple(parts))  # a list where it comes out of a file
+            object.__setattr__(self, name, tuple(dict.fromkeys(parts)))  # a list where it comes out of a file
         check_types(self)
+        for name in self.log:
+            check_choice("log", name, sinks.SINKS)
         lengths = [name for name in ("steps", "updates") if getattr(self, name) is not None]
         for name in ("members", "episodes", "keep", "shards", *lengths):
             check_number(name, getattr(self, name), least=1, most=2**31 - 1, whole=True)
@@ -142,6 +144,8 @@ class Plan(Generic[C]):
     def from_json(data: dict[str, Any]) -> "Plan":
         """The plan that `to_json` wrote. ValueError where an entry is missing, unknown or out of range."""
         entries = {k: v for k, v in data.items() if k not in NOT_SETTINGS}
+        if entries.pop(sinks.TENSORBOARD, False):  # its own entry before there were other sinks
+            entries["log"] = [sinks.TENSORBOARD]
         _check_entries("", entries, Plan)
         entry = agents.find(entries["agent"])
         settings = entries["settings"]
@@ -221,6 +225,8 @@ class Command(Generic[C]):
     """Preset of the system; the other flags change single settings of it."""
     run: Annotated[Path | None, optional("DIR")] = None
     """Run directory (default: runs/AGENT-TASK-TIME)."""
+    pictures: bool = False
+    """At the end also draw what `jaxwm watch` and `jaxwm dream` draw, for the run directory and the sinks of --log."""
     hosts: Annotated[Hosts, tyro.conf.OmitArgPrefixes] = Hosts()
 
 
@@ -238,6 +244,8 @@ def parse(arguments: Sequence[str], members: int = 3) -> Command:
     for flag in ("--preset", "--data", "--updates"):
         early.add_argument(flag, nargs="?")
     given, _ = early.parse_known_args(rest)
+    board = f"--{sinks.TENSORBOARD}" in rest  # its flag before there were other sinks
+    rest = [word for word in rest if word not in (f"--{sinks.TENSORBOARD}", f"--no-{sinks.TENSORBOARD}")]
     preset, data = given.preset or entry.default, given.data
     steps = entry.steps if data is None and given.updates is None else None
     plan = Plan.__new__(Plan)  # a default for the parser, which may be no plan yet: it is checked with what is parsed
@@ -252,4 +260,5 @@ def parse(arguments: Sequence[str], members: int = 3) -> Command:
     place = lambda path: path and str(Path(path).resolve())  # noqa: E731
     imports = tuple(str(place(x)) if x.endswith(".py") else x for x in found.plan.imports)
     start, data = place(found.plan.start), place(found.plan.data)
-    return replace(found, plan=replace(found.plan, agent=name, imports=imports, start=start, data=data))
+    log = (*found.plan.log, sinks.TENSORBOARD) if board else found.plan.log
+    return replace(found, plan=replace(found.plan, agent=name, imports=imports, start=start, data=data, log=log))

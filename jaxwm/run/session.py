@@ -18,11 +18,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from jaxwm.run import checkpoint, directory, json_files, machine
+from jaxwm.run import checkpoint, directory, json_files, machine, sinks
 from jaxwm.run import load as loading
 from jaxwm.run.display import Display, Stage, show_card
 from jaxwm.run.plan import Plan, jax_settings, read_plan
-from jaxwm.run.writer import Silent, Writer, import_tensorboard
+from jaxwm.run.writer import Silent, Writer
 from jaxwm.schedule import describe, updates_of
 from jaxwm.training import processes
 from jaxwm.training.life import Cursor, Life, Report
@@ -45,8 +45,7 @@ class Run:
 
     def __init__(self, plan: Plan, folder: Path, console: Console):
         self.plan, self.folder, self.console = plan, folder, console
-        if plan.tensorboard:
-            import_tensorboard()  # missing? told before anything is computed
+        sinks.check(plan.log)  # a missing library is told before anything is computed
         if plan.score_options:
             loading.scoring_env(plan, plan.episodes)  # a wrong option is an error now and not after training
         self.source, self.agent, self.trainer = loading.build(plan)
@@ -94,14 +93,14 @@ class Run:
             (self.folder / directory.EVALUATION).unlink(missing_ok=True)  # it is no longer finished
             directory.write_config(self.folder, self.plan.to_json())
         if saved is None:
-            self._open()
+            self._open(fresh=False)
             self.writer.truncate(dict.fromkeys(self.writer.offsets(), 0))
             self.console.print("the run stopped before its first checkpoint: starting it again")
             return
         grown = jax.tree.map(_grow, saved.life.ring.data, self.life.ring.data)
         self.life, self.cursor = _with_ring(saved.life, grown), saved.cursor
         self.before, self.compile_seconds = saved.about["seconds"], saved.about.get("compile_seconds", 0.0)
-        self._open()
+        self._open(fresh=False)
         self.life = self.trainer.restored(self.life)
         self.checkpoints.saved = saved.cursor
         self.writer.truncate(saved.about["offsets"])
@@ -123,14 +122,23 @@ class Run:
         steps, updates = self.done
         return f"{steps:,} environment steps" if self.acts else f"{updates:,} updates"
 
-    def _open(self) -> None:
+    def _open(self, fresh: bool = True) -> None:
+        self.writer = self._writer(fresh)
         self.checkpoints = checkpoint.Checkpoints(self.folder / directory.CHECKPOINTS, self.plan.keep)
-        self.writer = Writer(self.folder, self.plan.tensorboard) if processes.first() else Silent()
         began = time.time()
         with self.console.status("compiling (once; the result is cached)"):
             self.trainer.compile(self.life)
         self.console.print(f"  compile time   {(seconds := time.time() - began):.1f} s")
         self.compile_seconds += seconds
+
+    def _writer(self, fresh: bool) -> Any:
+        """The files of the run and its sinks, in the first process; `fresh` where the run begins here."""
+        if not processes.first():
+            return Silent()
+        opened = sinks.opened(self.plan.log, self.folder, self.plan.to_json(), fresh)
+        for hint in sinks.hints(opened, self.folder):
+            self.console.print(f"  log            {escape(hint)}", soft_wrap=True, highlight=False)
+        return Writer(self.folder, opened)
 
     def loop(self) -> None:
         """Train until the plan's steps are done or a signal asks to stop; saves on the way and at the end."""

@@ -1,4 +1,4 @@
-"""The writer of a run directory: metrics and scores as JSON lines, and TensorBoard on request."""
+"""The writer of a run directory: metrics and scores as JSON lines, and the same for the sinks that are asked for."""
 
 import contextlib
 import errno
@@ -6,7 +6,6 @@ import io
 import json
 import mmap
 import os
-import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -14,30 +13,33 @@ from typing import Any
 
 from jaxwm.run.directory import METRICS, SCORES
 from jaxwm.run.json_files import finite, parses, read_jsonl, to_plain
+from jaxwm.run.sinks import Sink, brief
 
-TENSORBOARD = "tensorboard"
 SCORE_FIELDS = ("member", "env_steps", "return", "length")
 
 
 class Writer(contextlib.AbstractContextManager["Writer"]):
     """Appends metrics and scores to a run directory, in one process. Every call writes whole lines, so a killed run
-    loses at most its last line. A full disk costs rows and one warning; writing goes on when there is room again."""
+    loses at most its last line. A full disk costs rows and one warning; writing goes on when there is room again. A
+    sink that fails costs its own rows and one warning."""
 
-    def __init__(self, path: str | Path, tensorboard: bool = False):
-        """Opens the files of the run directory `path` and cuts a line that a killed run left unfinished. OSError where
-        they cannot be opened, ImportError where `tensorboard` needs a missing tensorboardX."""
+    def __init__(self, path: str | Path, sinks: Mapping[str, Sink] | None = None):
+        """Opens the files of the run directory `path` and cuts a line that a killed run left unfinished. `sinks` get
+        the same rows, and are closed with it. OSError where the files cannot be opened."""
         self._path = Path(path)
         self._warned = False
-        self._board = _Board(self._path / TENSORBOARD) if tensorboard else None
+        self._sinks = dict(sinks or {})
+        self._failed: set[str] = set()
         self._files = {name: _Lines(self._path / name) for name in (METRICS, SCORES)}
 
     def metrics(self, row: Mapping[str, Any]) -> None:
-        """Append one row of numbers, arrays (`[M]` for one value a member), text or None. TensorBoard plots it against
-        its entry `env_steps`, or else `updates`; a row without them is not plotted."""
+        """Append one row of numbers, arrays (`[M]` for one value a member), text or None. Sinks plot it against its
+        entry `env_steps`, or else `updates`; a row without them is not plotted."""
         plain = finite(to_plain(row))
         with self._surviving_full_disk():
             self._files[METRICS].append([plain])
-        self._plot(plain, _axis(plain))
+        if (step := _axis(plain)) is not None:
+            self._each("metrics", plain, step)
 
     def scores(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append finished episodes: `{"member": int, "env_steps": int, "return": float, "length": int}` each.
@@ -48,22 +50,24 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
                 raise ValueError(f"a score has the fields {', '.join(SCORE_FIELDS)}; got {', '.join(row)}")
         with self._surviving_full_disk():
             self._files[SCORES].append(plain)
-        for row in plain:
-            self._plot({f"episode/{name}/{row['member']}": row[name] for name in ("return", "length")}, _axis(row))
+        if plain:
+            self._each("scores", plain)
 
     def flush(self) -> None:
         """Make all that was written survive a crash of the machine."""
-        for sink in filter(None, (*self._files.values(), self._board)):
+        for file in self._files.values():
             with self._surviving_full_disk():
-                sink.flush()
+                file.flush()
+        self._each("flush")
 
     def close(self) -> None:
         """Flush and close. A second call does nothing."""
         self.flush()
-        for sink in filter(None, (*self._files.values(), self._board)):
+        for file in self._files.values():
             with self._surviving_full_disk():
-                sink.close()
-        self._files, self._board = {}, None
+                file.close()
+        self._each("close")
+        self._files, self._sinks = {}, {}
 
     def offsets(self) -> dict[str, int]:
         """Flush, and tell the length of each file in bytes: what a checkpoint keeps for `truncate`."""
@@ -80,17 +84,24 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
                 warnings.warn(f"{self._path / name} is shorter than at its checkpoint: rows are missing", stacklevel=2)
             else:
                 self._files[name].truncate(size)
-        if self._board:
+        if self._sinks:
             last = [step for row in read_jsonl(self._path / METRICS) if (step := _axis(row)) is not None][-1:]
-            self._board.rewind(last[0] + 1 if last else 0)
+            self._each("rewind", last[0] + 1 if last else 0)
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _plot(self, row: Mapping[str, Any], step: int | None) -> None:
-        if self._board and step is not None:
-            with self._surviving_full_disk():
-                self._board.add(_scalars(row), step)
+    def _each(self, what: str, *arguments: Any) -> None:
+        """Let every sink do something. One that fails is told once and tried again: a run never ends by it."""
+        for name, sink in self._sinks.items():
+            try:
+                with self._surviving_full_disk():
+                    getattr(sink, what)(*arguments)
+            except Exception as error:
+                if name not in self._failed:
+                    self._failed.add(name)
+                    text = f"{name} failed ({brief(error)}): the run goes on, and what is missing there is in"
+                    warnings.warn(f"{text} {self._path / METRICS}", stacklevel=3)
 
     @contextlib.contextmanager
     def _surviving_full_disk(self) -> Iterator[None]:
@@ -119,17 +130,6 @@ class Silent:
 def _axis(row: Mapping[str, Any]) -> int | None:
     step = row.get("env_steps", row.get("updates"))
     return int(step) if isinstance(step, int | float) else None
-
-
-def _scalars(row: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a row by tag; a list, one value for each member, becomes name/0, name/1, ..."""
-    scalars = {}
-    for name, value in row.items():
-        if isinstance(value, list):
-            scalars |= _scalars({f"{name}/{index}": inner for index, inner in enumerate(value)})
-        elif isinstance(value, int | float):
-            scalars[name] = value
-    return scalars
 
 
 class _Lines(io.FileIO):
@@ -161,42 +161,3 @@ class _Lines(io.FileIO):
 
     def flush(self) -> None:
         os.fsync(self.fileno())
-
-
-def import_tensorboard() -> tuple[Any, Any, Any]:
-    """tensorboardX's `EventsWriter`, `event_pb2` and `scalar`; ImportError tells how to install it."""
-    try:
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto import event_pb2
-        from tensorboardX.summary import scalar
-    except ImportError as error:
-        raise ImportError("TensorBoard output needs tensorboardX: pip install 'jaxwm[log]'") from error
-    return EventsWriter, event_pb2, scalar
-
-
-class _Board:
-    """A TensorBoard event file, written in this thread: tensorboardX's own SummaryWriter writes in another one, and
-    hangs the program for good when the disk is full."""
-
-    def __init__(self, path: Path):
-        events_writer, self._events, self._scalar = import_tensorboard()
-        path.mkdir(exist_ok=True)
-        # files are named by the second: without more in its name a quick restart would overwrite one
-        self._file = events_writer(str(path / "events"), filename_suffix=f".{time.time_ns()}")
-
-    def add(self, scalars: Mapping[str, float], step: int) -> None:
-        for tag, value in scalars.items():
-            self._write(step, summary=self._scalar(tag, value))
-
-    def rewind(self, step: int) -> None:
-        """TensorBoard forgets the points from `step` on."""
-        self._write(step, session_log=self._events.SessionLog(status=self._events.SessionLog.START))
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
-
-    def _write(self, step: int, **content: Any) -> None:
-        self._file.write_event(self._events.Event(wall_time=time.time(), step=step, **content))

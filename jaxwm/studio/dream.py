@@ -47,9 +47,9 @@ class Settings:
         video.check_format(self.format)
 
 
-def dream(player: Player, out: Path, settings: Settings, console: Console) -> None:
-    """Write pictures and numbers of a run's dreams into `out`; print a table of the errors and what it means.
-    ValueError for an agent that cannot dream."""
+def dream(player: Player, out: Path, settings: Settings, console: Console) -> list[Path]:
+    """Write pictures and numbers of a run's dreams into `out`; print a table of the errors and what it means; the
+    pictures. ValueError for an agent that cannot dream."""
     if player.agent.imagine is None:
         name = player.plan.agent
         raise ValueError(f"{name} has no model that dreams (Agent.imagine is None); see its policy with jaxwm watch")
@@ -68,12 +68,13 @@ def dream(player: Player, out: Path, settings: Settings, console: Console) -> No
     with console.status("drawing"):
         found = errors(spec, study)
         files = draw(out, player.title(), spec, study, found, settings)
-        files.append(_write_numbers(out / "dreams.json", player, study, found))
+        numbers = _write_numbers(out / "dreams.json", player, study, found)
     console.print(table(found, study))
     for sentence in verdict(found):
         console.print(sentence, highlight=False)
-    for file in files:
+    for file in (*files, numbers):
         console.print(f"  {file}", soft_wrap=True, highlight=False)
+    return files
 
 
 def _play(player: Player, settings: Settings, console: Console) -> tuple[Record, Spec]:

@@ -12,8 +12,7 @@ from rich.progress import Progress
 from jaxwm import data, envs, spaces
 from jaxwm.data.files import Episode
 from jaxwm.errors import check_number
-from jaxwm.run.load import import_own
-from jaxwm.run.plan import read_plan
+from jaxwm.run.load import import_own, plan_of
 from jaxwm.studio import episodes
 from jaxwm.training.life import EVAL, member_keys, stream
 from jaxwm.types import Agent, Env, Key, Mode, Record
@@ -40,7 +39,7 @@ class Place(NamedTuple):
 
 def place(run: Path | None, env: str | None, options: dict[str, Any], imports: tuple[str, ...]) -> Place:
     """The environment to record in: as given, and else that of the run."""
-    plan = read_plan(run) if run is not None and run.is_dir() else None
+    plan = plan_of(run) if run is not None else None
     name = env or (plan.env if plan else None)
     if name is None:
         raise ValueError("which environment? --env SUITE/TASK")
