@@ -23,7 +23,7 @@ USAGE = """jaxwm: world-model reinforcement learning in JAX
   jaxwm record [RUN] [--help]    write episodes of a policy, or of random play, for `jaxwm train AGENT --data DIR`
   jaxwm report RUN...            a page with figures and tables about runs, side by side, or about an experiment
   jaxwm export RUN [--help]      write a run's weights as one safetensors file
-  jaxwm push RUN NAME [--help]   share its weights with a card, in a folder (./NAME) or on the Hugging Face hub (USER/NAME)
+  jaxwm push RUN NAME [--help]   share its weights with a card: in a folder (./NAME), or on the Hugging Face hub
   jaxwm pull NAME [DIR]          fetch a model that was pushed; eval, watch, dream, serve and train --from take it
   jaxwm serve RUN [--help]       answer other programs over a socket: observations in, actions out
   jaxwm sweep FILE [--help]      run all of an experiment file that is not finished yet, on every device

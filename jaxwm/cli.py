@@ -1,5 +1,5 @@
-"""The command line: `jaxwm list | train | resume | eval | dream | watch | play | record | report | export | push | pull |
-serve | sweep`.
+"""The command line: `jaxwm list | train | resume | eval | dream | watch | play | record | report | export | push |
+pull | serve | sweep`.
 
 Every setting of a system is a flag of `jaxwm train AGENT`; `jaxwm train AGENT --help` explains them."""
 

@@ -1,5 +1,5 @@
-"""Environments and agents over a socket. This file needs Python 3.9 and NumPy, nothing else: copy it to the machine
-that a game runs on.
+"""Environments and agents over a socket. This file needs Python 3.10 and NumPy, nothing else: copy it to the
+machine that a game runs on.
 
     python wire.py CartPole-v1                  serve an environment of Gymnasium, which must be installed there
     python wire.py my_game.py:make --port 5555  serve what make() returns: an object with Gymnasium's interface
@@ -86,7 +86,7 @@ def decode(buffer: bytearray, most: int = MOST_BYTES) -> tuple[dict[str, Any], l
     if len(buffer) < at + sum(sizes):
         return None
     arrays = []
-    for (path, dtype, shape), count in zip(listed, sizes):  # noqa: B905  # Python 3.9
+    for (path, dtype, shape), count in zip(listed, sizes, strict=True):
         flat = np.frombuffer(bytes(buffer[at : at + count]), np.uint8 if dtype == np.bool_ else dtype)
         arrays.append((path, (flat != 0 if dtype == np.bool_ else flat).reshape(shape)))
         at += count
@@ -182,7 +182,7 @@ class Client:
                 self._buffer += data
         except ValueError as error:
             raise ConnectionError(f"{self.address}: {error}") from None
-        except (TimeoutError, socket.timeout):
+        except TimeoutError:
             raise ConnectionError(f"{self.address} has not answered for {self.timeout:g} s") from None
         except OSError as error:
             text = str(error)
@@ -207,7 +207,7 @@ class Environment(Client):
             self.observation_space, self.action_space = space(about["observation"]), space(about["action"])
             limit = about.get("max_steps")
             self.spec = SimpleNamespace(id=str(about["name"]), max_episode_steps=limit if limit is None else int(limit))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             self.close()
             raise ConnectionError(f"{address} does not say what its environment is ({error!r})") from None
         except BaseException:

@@ -111,8 +111,9 @@ def plan_of(path: Path) -> Plan:
 
 def load(path: str | Path, which: str = "newest") -> Loaded:
     """A run's plan, agent and agent state, from its directory, from a file that `export` wrote or from a model that was
-    pulled (these with a fresh state of the optimiser). `which` is "newest" (damaged ones are passed over), "best" (highest training return) or a step.
-    FileNotFoundError where there is no run or checkpoint, ValueError where it cannot be read."""
+    pulled (these with a fresh state of the optimiser). `which` is "newest" (damaged ones are passed over), "best"
+    (highest training return) or a step. FileNotFoundError where there is no run or checkpoint, ValueError where it
+    cannot be read."""
     path = Path(path)
     alone: dict[str, Any] = dict(shards=1, start=None, start_parts=())
     plan = plan_of(path)

@@ -25,6 +25,7 @@ from jaxwm.run.plan import Plan, jax_settings, read_plan
 from jaxwm.run.writer import Silent, Writer
 from jaxwm.schedule import describe, updates_of
 from jaxwm.training import processes
+from jaxwm.training.host import EnvironmentDied
 from jaxwm.training.life import Cursor, Life, Report
 from jaxwm.types import Env
 
@@ -229,11 +230,14 @@ class Run:
         if runs[member] < SKIP_LIMIT:
             text = f"not finite after {at}: {terms}; such updates are skipped and counted"
             return self._warn_once("skipped", f"{text} (so far {total.tolist()} of the members)")
-        good = self.checkpoints.steps()
-        where = f"the last good checkpoint is at step {good[-1]:,}" if good else "there is no checkpoint yet"
         text = f"member {member} had {runs[member]} updates in a row that were not finite, until {at}: {terms}"
         text = f"{text}. Lower --lr, or look for values that are not finite in observations and rewards"
-        raise Diverged(f"{text}; {where} in {self.folder}")
+        raise Diverged(f"{text}; {self.safe()} in {self.folder}")
+
+    def safe(self) -> str:
+        """What is saved, in words."""
+        good = self.checkpoints.steps()
+        return f"the last good checkpoint is at step {good[-1]:,}" if good else "there is no checkpoint yet"
 
     def _returns(self, report: Report) -> list[float | None]:
         """Mean return of each member's episodes in a chunk; None, not 0, where no episode ended."""
@@ -381,6 +385,14 @@ def _in_first(action: Callable[[], contextlib.ExitStack]) -> contextlib.ExitStac
 
 
 def _complete(run: Run) -> dict[str, Any]:
+    try:
+        return _to_the_end(run)
+    except EnvironmentDied as error:
+        way = f"{run.safe()}: when it works again, go on with `{machine.resume_command(run.folder)}`"
+        raise EnvironmentDied(f"{error}; {way}") from error
+
+
+def _to_the_end(run: Run) -> dict[str, Any]:
     with contextlib.closing(run):
         run.loop()
     if run.stopping:

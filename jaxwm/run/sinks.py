@@ -131,7 +131,7 @@ def import_tensorboard() -> tuple[Any, Any]:
 
 
 def tensorboard(folder: Path, about: Mapping[str, Any]) -> Sink:
-    """Event files in RUN/tensorboard. Pictures have a folder in it: of two files in one, TensorBoard reads the newer."""
+    """Event files in RUN/tensorboard. Pictures have a folder in it: of two in one, TensorBoard reads the newer."""
     board, gallery = (_Events(folder / TENSORBOARD / inner) for inner in ("", "pictures"))
 
     def add(row: Mapping[str, Any], step: int) -> None:

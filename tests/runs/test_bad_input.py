@@ -337,6 +337,10 @@ def test_other_parsers(command, jaxwm_main):
     ("module", "command", "words"),
     [
         ("tensorboardX", "train dreamer-v3 --tensorboard --run new/board", ["pip install 'jaxwm[log]'"]),
+        ("trackio", "train dreamer-v3 --log csv,trackio --run new/track", ["pip install 'jaxwm[log]'"]),
+        ("wandb", "train dreamer-v3 --log wandb --run new/wandb", ["pip install 'jaxwm[wandb]'"]),
+        ("huggingface_hub", "push good someone/model", ["pip install 'jaxwm[hub]'"]),
+        ("huggingface_hub", "pull someone/model", ["pip install 'jaxwm[hub]'"]),
         ("envpool", "train dreamer-v3 --env atari/Pong", ["atari/Pong needs envpool", "pip install envpool"]),
         ("gymnax", "train dreamer-v3", ["needs gymnax", "pip install 'gymnax>=1.0.1'"]),
     ],

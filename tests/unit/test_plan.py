@@ -3,6 +3,7 @@
 import importlib
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,10 +39,20 @@ HARD = {
     "imports": ("my.envs",),
     "keep": 3,
     "shards": 2,
-    "tensorboard": True,
+    "log": ("tensorboard", "csv"),
     "checkpoint_minutes": 0.25,
     "gauge": 0,
 }
+
+
+def test_the_flag_and_the_entry_from_before_there_were_other_sinks():
+    plan = Plan("dreamer-v3", "atari/Pong", agents.settings("dreamer-v3"), 40)
+    old = {name: value for name, value in plan.to_json().items() if name != "log"}
+    for said, log in ((True, ("tensorboard",)), (False, ())):
+        assert Plan.from_json({**old, "tensorboard": said}) == replace(plan, log=log)
+    assert parse([*words(plan), "--tensorboard"]).plan == replace(plan, log=("tensorboard",))
+    both = parse([*words(plan), "--log", "csv,trackio", "--tensorboard"]).plan
+    assert both.log == ("csv", "trackio", "tensorboard")
 
 
 @pytest.mark.parametrize("changed", [*HARD, "everything"])

@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import stat
-import sys
 from pathlib import Path
 
 import jax
@@ -345,71 +344,3 @@ def test_other_errors_are_raised(run, monkeypatch):
         monkeypatch.setattr(lines, "write", nearly_full(lines.write, room=0, code=errno.EIO))
         with pytest.raises(OSError, match=os.strerror(errno.EIO)):
             writer.metrics({"a": 1})
-
-
-# --- TensorBoard --------------------------------------------------------------------------------------------------
-
-
-def events(run) -> list:
-    """The records of the event file: length (8 bytes), check sum (4), content, check sum (4)."""
-    event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
-    found = []
-    for file in sorted((run / "tensorboard").iterdir()):
-        data = file.read_bytes()
-        while data:
-            size = int.from_bytes(data[:8], "little")
-            found.append(event_pb2.Event.FromString(data[12 : 12 + size]))
-            data = data[16 + size :]
-    return found
-
-
-def test_tensorboard_gets_every_number(run):
-    pytest.importorskip("tensorboardX")
-    with Writer(run, tensorboard=True) as writer:
-        writer.metrics({"env_steps": 10, "loss": 0.5, "bad": float("nan"), "each": np.array([1.0, 2.0]), "note": "x"})
-        writer.metrics({"updates": 7, "loss": 0.25})
-        writer.metrics({"loss": 1.0})
-        writer.scores([{**SCORE, "member": 2}])
-    points = [(value.tag, event.step, value.simple_value) for event in events(run) for value in event.summary.value]
-    assert points == [
-        ("env_steps", 10, 10),
-        ("loss", 10, 0.5),
-        ("each/0", 10, 1),
-        ("each/1", 10, 2),
-        ("updates", 7, 7),
-        ("loss", 7, 0.25),
-        ("episode/return/2", 100, 1),
-        ("episode/length/2", 100, 9),
-    ]
-
-
-def test_tensorboard_is_rewound(run):
-    pytest.importorskip("tensorboardX")
-    with Writer(run, tensorboard=True) as writer:
-        writer.metrics({"env_steps": 10})
-        offsets = writer.offsets()
-        writer.metrics({"env_steps": 20})
-    with Writer(run, tensorboard=True) as writer:
-        writer.truncate(offsets)
-    assert len(list((run / "tensorboard").iterdir())) == 2
-    assert [event.step for event in events(run) if event.HasField("session_log")] == [11]
-
-
-def test_tensorboard_on_a_full_disk(run, monkeypatch):
-    pytest.importorskip("tensorboardX")
-    with Writer(run, tensorboard=True) as writer:
-
-        def full(event):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-        monkeypatch.setattr(writer._board._file, "write_event", full)
-        with pytest.warns(UserWarning, match="no space left for"):
-            for step in range(100):
-                writer.metrics({"env_steps": step})
-    assert len(json_files.read_jsonl(run / "metrics.jsonl")) == 100
-
-
-def test_tensorboard_missing_names_the_extra(run, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorboardX.event_file_writer", None)
-    with pytest.raises(ImportError, match=r"pip install 'jaxwm\[log\]'"):
-        Writer(run, tensorboard=True)
