@@ -1,5 +1,6 @@
 """Host environments: pools stepped in Python over NumPy arrays, and the bookkeeping that they share."""
 
+import contextlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -67,7 +68,12 @@ def host_env(spec: Spec, num_envs: int, open_pool: Callable[[list[int]], Pool]) 
         pool = open_pool(seeds.ravel().tolist())
         handle = Handle(pool, len(seeds), num_envs)
         no, yes = np.zeros(seeds.size, bool), np.ones(seeds.size, bool)
-        return handle, passed(handle, pool.reset(), np.zeros(seeds.size, np.float32), yes, no, no.copy())
+        try:
+            return handle, passed(handle, pool.reset(), np.zeros(seeds.size, np.float32), yes, no, no.copy())
+        except BaseException:
+            with contextlib.suppress(Exception):  # what cannot begin may not close either
+                close(handle)
+            raise
 
     def step(handle: Handle, action: Any) -> tuple[Handle, Step]:
         if handle.pool is None:
@@ -147,8 +153,14 @@ class _Loop:
 
     def __init__(self, make_one: Callable, seeds: list[int], read: border.Reader, write: Any, discrete: bool):
         self.seeds, self.read, self.write, self.discrete = seeds, read, write, discrete
-        self.envs = [make_one(seed) for seed in seeds]
+        self.envs: list[Any] = []
         self.is_last = [False] * len(seeds)
+        try:
+            for seed in seeds:
+                self.envs.append(make_one(seed))
+        except BaseException:
+            self.close()
+            raise
 
     def reset(self) -> PyTree:
         return self.read.rows([_begin(env, seed=seed) for env, seed in zip(self.envs, self.seeds, strict=True)])

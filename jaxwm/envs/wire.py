@@ -335,11 +335,13 @@ class Server:
         self.serves, self.join, self.token, self.places = serves, join, token, places
         self.guests: dict[socket.socket, Guest] = {}
         try:
+            if not 0 <= port < 1 << 16:
+                raise OSError("no such port")
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             self.listener = socket.create_server((host, port), family=family)
-        except (OSError, OverflowError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise OSError(f"cannot listen on {host}:{port} ({reason}): choose another port with --port") from None
+        except OSError as error:
+            reason = error.strerror or error
+            raise OSError(f"cannot listen on {host}:{port} ({reason}): choose another with --host, --port") from None
         found = self.listener.getsockname()
         self.address = f"[{found[0]}]:{found[1]}" if ":" in found[0] else f"{found[0]}:{found[1]}"
         self.stopped = False
