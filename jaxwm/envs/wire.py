@@ -163,7 +163,7 @@ class Client:
             raise ConnectionError(f"{self.address} serves an {hello.get('serves')}, not an {serves}")
         if hello.get("token") and not token:
             raise ConnectionError(f"{self.address} asks for a token: set {TOKEN} to the one of the server")
-        self.ask({"kind": "hello", "proof": _proof(token, str(hello.get("nonce")))})
+        self.ask({"kind": "hello", "proof": _proof(token if hello.get("token") else "", str(hello.get("nonce")))})
 
     def ask(self, message: Mapping[str, Any], arrays: Arrays = ()) -> tuple[dict[str, Any], list]:
         """The answer to a message. Failure where the other side failed, ConnectionError where it is gone."""

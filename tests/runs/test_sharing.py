@@ -149,7 +149,13 @@ def test_what_cannot_be_pushed_or_pulled_is_one_line_and_writes_nothing(run, mod
 
 
 @pytest.mark.parametrize(
-    "changed", [{"imports": ["evil"]}, {"env": "remote/example.com:80"}, {"start": "/etc"}, {"data": "/home/x"}]
+    "changed",
+    [
+        {"imports": ["evil"]},
+        {"env": "remote/example.com:80"},
+        {"start": "/etc"},
+        {"data": "/x/y", "updates": 5, "steps": None},
+    ],
 )
 def test_a_model_that_reaches_for_the_machine_is_refused(model, changed, tmp_path):
     from safetensors import safe_open
@@ -314,7 +320,8 @@ def test_a_run_whose_environment_goes_away_keeps_what_it_has_and_goes_on(tmp_pat
     killer.start()
     steps = 20_000
     more = ["--checkpoint-minutes", "0.002", "--env-option", "patience=0"]
-    assert train(server.address, run, steps, *more) == 2
+    with pytest.warns(UserWarning, match="restarted, 1 times so far"):
+        assert train(server.address, run, steps, *more) == 2
     killer.join()
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(error) == 1 and f"FrozenLake-v1 died (ConnectionError: nothing answers at {server.address}" in error[0]

@@ -172,6 +172,8 @@ def test_a_token_is_proved(monkeypatch):
             seen = bytearray()
             while data := stranger.recv(4096):
                 seen += data
+        with serving() as open_to_all:
+            wire.Environment(open_to_all).close()  # a token that nobody asks for is not in the way
         assert wire.decode(seen)[0]["kind"] == "hello" and "wrong token" in wire.decode(seen)[0]["text"]
 
 
