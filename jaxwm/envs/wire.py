@@ -342,8 +342,9 @@ class Server:
         except OSError as error:
             reason = error.strerror or error
             raise OSError(f"cannot listen on {host}:{port} ({reason}): choose another with --host, --port") from None
-        found = self.listener.getsockname()
-        self.address = f"[{found[0]}]:{found[1]}" if ":" in found[0] else f"{found[0]}:{found[1]}"
+        place, self.port = self.listener.getsockname()[:2]
+        place = socket.gethostname() if ipaddress.ip_address(place).is_unspecified else place
+        self.address = f"[{place}]:{self.port}" if ":" in place else f"{place}:{self.port}"
         self.stopped = False
 
     def run(self) -> None:
@@ -384,6 +385,7 @@ class Server:
             return
         guest.connection.settimeout(PATIENCE)
         guest.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        guest.connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self.guests[guest.connection] = guest
         try:
             if len(self.guests) > self.places:

@@ -328,7 +328,9 @@ def test_a_run_whose_environment_goes_away_keeps_what_it_has_and_goes_on(tmp_pat
     good = re.search(
         r"the last good checkpoint is at step ([\d,]+): when it works again, go on with `.*resume", error[0]
     )
-    assert good and 0 < (at := int(good[1].replace(",", ""))) < steps
+    assert good, error
+    at = int(good[1].replace(",", ""))
+    assert 0 < at < steps
     assert (run / directory.CHECKPOINTS / str(at)).is_dir() and not (run / directory.EVALUATION).exists()
     before = read_jsonl(run / directory.SCORES)
     assert cli.main(["resume", str(run)]) == 2, "it is still away"

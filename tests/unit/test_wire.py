@@ -1,4 +1,4 @@
-"""Messages over real sockets: they come back as they were, broken ones are refused, a remote environment is a local one."""
+"""Messages over real sockets come back as they were, broken ones are refused; a remote environment is a local one."""
 
 import ast
 import json
@@ -79,7 +79,7 @@ BROKEN = [
     (listed(shape=[1] * 40), "a shape is a list of sizes"),
     (listed(shape=[1 << 26, 1 << 26]), "are too much"),
     (listed(path=[[1]]), "a path is a list"),
-    (frame({"arrays": [{"path": [], "dtype": "bool", "shape": []}] * 300}), "300 arrays|257 arrays"),
+    (frame({"arrays": [{"path": [], "dtype": "bool", "shape": []}] * 300}), "257 arrays of"),
 ]
 
 
@@ -95,7 +95,7 @@ def test_bytes_of_flags_are_flags():
 
 
 def test_what_is_no_number_is_not_sent():
-    with pytest.raises(ValueError, match="holds .*U1, which cannot be sent"):
+    with pytest.raises(ValueError, match=r"holds .*U1, which cannot be sent"):
         wire.encode({}, wire.leaves({"a": "x"}))
     with pytest.raises(ValueError, match="no path"):
         wire.nest([((), 1), (("a",), 2)])
@@ -234,7 +234,7 @@ def test_who_may_listen_where():
     with pytest.raises(ValueError, match=r"0\.0\.0\.0 can be reached from other machines: set JAXWM_TOKEN"):
         wire.Server("agent", lambda: None, host="0.0.0.0", port=0)
     with serving() as address:
-        with pytest.raises(OSError, match="cannot listen on .*choose another with --host, --port"):
+        with pytest.raises(OSError, match=r"cannot listen on .*choose another with --host, --port"):
             wire.Server("agent", lambda: None, port=wire.parse(address)[1])
 
 
