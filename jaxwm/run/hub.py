@@ -7,6 +7,7 @@ import) stays here: a model that was pulled never imports anything."""
 import contextlib
 import json
 import re
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -44,7 +45,8 @@ def push(run: Path, name: str, which: str = "newest", private: bool = False) -> 
     loaded = load(run, which)
     with tempfile.TemporaryDirectory(prefix="jaxwm-") as temporary:
         stage = Path(temporary)
-        _write(stage, run if run.is_dir() else run.parent, loaded)
+        source = name if target is None else f"./{target.absolute().name}"
+        _write(stage, run if run.is_dir() else run.parent, loaded, source)
         if target is not None:
             _move(stage, target)
             return str(target)
@@ -137,8 +139,8 @@ def _online(what: str) -> Iterator[None]:
 # --- What a model says of itself ----------------------------------------------------------------------------------
 
 
-def _write(stage: Path, run: Path, loaded: Loaded) -> None:
-    """All files of a model into the empty folder `stage`."""
+def _write(stage: Path, run: Path, loaded: Loaded, source: str) -> None:
+    """All files of a model into the empty folder `stage`; `source` is where it will be."""
     plan = portable(loaded.plan)
     about = {"plan": plan.to_json(), "steps": loaded.steps}
     export.write(stage / WEIGHTS, loaded.state.params, about)
@@ -148,7 +150,8 @@ def _write(stage: Path, run: Path, loaded: Loaded) -> None:
     for file in (run / "watch.gif", run / "dreams" / "dream.gif", run / "dream.gif"):
         if file.is_file():
             shutil.copyfile(file, stage / file.name)
-    (stage / CARD).write_text(card(loaded, result, [name for name in PICTURES if (stage / name).exists()]))
+    pictures = [name for name in PICTURES if (stage / name).exists()]
+    (stage / CARD).write_text(card(loaded, result, pictures, source), encoding="utf-8")
 
 
 def portable(plan: Plan) -> Plan:
@@ -171,13 +174,13 @@ def _evaluation(run: Path, loaded: Loaded) -> dict[str, Any] | None:
     return result if result and result.get("env_steps", result.get("updates")) == loaded.steps else None
 
 
-def card(loaded: Loaded, result: dict[str, Any] | None, pictures: list[str]) -> str:
-    """A model card: front matter for the hub, scores, command, use."""
+def card(loaded: Loaded, result: dict[str, Any] | None, pictures: list[str], source: str) -> str:
+    """A model card: front matter for the hub, scores, pictures, how to use it from `source`, command."""
     plan = loaded.plan
     title = f"{plan.agent} on {plan.env or plan.task}"
     parts = [_front(plan, title, result), f"# {title}", _what(loaded), *_scores(plan, result)]
     parts += [f"![{name.split('.')[0]}]({name})" for name in pictures]
-    parts += ["## Use", _use(plan), "## Training", f"```bash\n{_command(plan)}\n```", _versions(plan)]
+    parts += ["## Use", _use(plan, source), "## Training", f"```bash\n{_command(plan)}\n```", _versions(plan)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -206,7 +209,7 @@ def _what(loaded: Loaded) -> str:
 def _scores(plan: Plan, result: dict[str, Any] | None) -> list[str]:
     if not result:
         return ["These weights have not been evaluated."]
-    scores = result["scores"]
+    scores = result.get("scores", {})
     columns = {"trained": result["trained"], "random": result["random"]} if "trained" in result else {}
     columns |= {name: found["trained"] for name, found in scores.items() if name != "return"}
     rows = [["member", *columns], ["---"] * (1 + len(columns))]
@@ -219,23 +222,24 @@ def _scores(plan: Plan, result: dict[str, Any] | None) -> list[str]:
     return ["## Evaluation", f"{what}:", table]
 
 
-def _use(plan: Plan) -> str:
-    needs = ""
+def _use(plan: Plan, source: str) -> str:
+    needs, folder = "", f"models/{source.split('/')[-1]}"
+    place = shlex.quote(folder)
     if plan.imports:
         names = ", ".join(Path(name).name for name in plan.imports)
         needs = f"The environment is registered by `{names}`, which is not part of the model: import it first.\n\n"
     if plan.env is None:
         needs = f"Loading it needs the recordings that it learned from, the folder `{Path(str(plan.data)).name}`.\n\n"
     return f"""{needs}```bash
-jaxwm pull USER/MODEL models/it
-jaxwm eval models/it
-jaxwm watch models/it
+jaxwm pull {shlex.quote(source)} {place}
+jaxwm eval {place}
+jaxwm watch {place}
 ```
 
 ```python
 import jaxwm
 
-plan, agent, state, steps = jaxwm.load("models/it")  # members are the leading axis of the leaves of `state`
+plan, agent, state, steps = jaxwm.load({json.dumps(folder)})  # members are the leading axis of the leaves of `state`
 ```"""
 
 
