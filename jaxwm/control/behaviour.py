@@ -51,22 +51,23 @@ def policy_loss(policy: Actor, actions: Array, advantage: Array, weight: Array, 
 
 
 def policy_losses(
-    actor: Callable[[Any, Array], Actor], pol: Any, dreams: tuple[Array, Array, Evaluated], ranges: ac.ReturnRange,
-    scale: Array, share: Share = ALONE,
+    actor: Callable[..., Actor], pol: Any, dreams: tuple[Array, Array, Evaluated], ranges: ac.ReturnRange,
+    scale: Array, share: Share = ALONE, constants: tuple[Any, ...] = (),
 ) -> tuple[Array, Array, ac.ReturnRange, dict[str, Array]]:  # fmt: skip
     """The summed loss of the actor in dreams that come in pieces: features `[n, H + 1, R / n, F]`, actions, evaluated.
-    Returns it, the returns `[R, H]`, their new range, and metrics. `actor(pol, feat)` is the policy; `pol` learns."""
+    Returns it, the returns `[R, H]`, their new range, and metrics. `actor(pol, feat, *constants)` is the policy; `pol`
+    learns."""
     feat, actions, seen = dreams
 
-    def act(pol: Any, _: Any, rows: Any, scale: Array) -> tuple[Array, Array]:
-        feat, *rest = rows
-        loss, entropy = policy_loss(actor(pol, feat[:-1]), rest[0][:-1], *rest[1:], scale)
+    def act(pol: Any, _: Any, rows: Any, shared: Any) -> tuple[Array, Array]:
+        (feat, actions, *rest), (scale, constants) = rows, shared
+        loss, entropy = policy_loss(actor(pol, feat[:-1], *constants), actions[:-1], *rest, scale)
         return loss.sum(), entropy.mean()
 
     returns = merge(seen.returns.swapaxes(1, 2))  # [R, H]
     ranges = ranges.update(share.gather(returns))
     advantage = (seen.returns - seen.value[:, :-1]) / ranges.scale()
-    policy, entropy = loss_over_pieces(act, pol, (), (feat, actions, advantage, seen.weight), scale)
+    policy, entropy = loss_over_pieces(act, pol, (), (feat, actions, advantage, seen.weight), (scale, constants))
     metrics = dream_metrics(seen, returns, advantage, share) | {"policy/entropy": entropy.mean()}
     metrics["policy/return_scale"] = ranges.scale()
     return policy, returns, ranges, metrics

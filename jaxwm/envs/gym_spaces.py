@@ -12,9 +12,10 @@ import jax
 import numpy as np
 
 from jaxwm import types
+from jaxwm.envs import images
 from jaxwm.envs.border import Misfit, Reader, Sensor
 
-Writer = Callable[[np.ndarray], np.ndarray]  # from our actions `[K, ...]` to those of a native space
+Writer = Callable[[np.ndarray], Any]  # from our actions `[K, ...]` to those of a native space
 OPEN = 1e9  # a bound this far out is none: LQR writes 1e10, ViZDoom 1e308, others inf
 SMALL = 16  # most channels, or frames of a stack, of an image; sides of images are longer
 
@@ -34,9 +35,12 @@ def box_range(low: Any, high: Any, shape: tuple[int, ...], name: str = "the envi
 
 def action_space(space: Any, name: str = "the environment") -> tuple[types.ActionSpace, Writer]:
     """Our action space, and the writer of actions of the native `space`.
-    -1 and 1 become exactly the bounds of a `Box`, and nothing leaves them. Raises ValueError for a space that has no
-    counterpart (Tuple, Dict, Text, ...) and for a box with bounds on one side only."""
+    -1 and 1 become exactly the bounds of a `Box`, and nothing leaves them. The parts of a Dict or Tuple come in their
+    order, choices before vectors: together they are `MultiDiscrete`, `Box` or `Mixed`. Raises ValueError for a space
+    that has no counterpart (Text, Sequence, ...) and for a box with bounds on one side only."""
     kind = type(space).__name__
+    if kind in ("Dict", "Tuple"):
+        return _composite(space, name)
     if kind == "Discrete":
         start = int(getattr(space, "start", 0))
         return types.Discrete(int(space.n)), lambda action: action.astype(np.int64) + start
@@ -48,8 +52,46 @@ def action_space(space: Any, name: str = "the environment") -> tuple[types.Actio
     if kind == "Box":
         ends = box_range(space.low, space.high, tuple(space.shape), name)
         return types.Box(math.prod(space.shape)), partial(_scale, *ends, space)
-    advice = "use Discrete, MultiDiscrete, MultiBinary or Box"
+    advice = "use Discrete, MultiDiscrete, MultiBinary or Box, or a Dict or Tuple of them"
     raise ValueError(f"{name}: an action space of kind {kind} is not supported: {advice}")
+
+
+def _composite(space: Any, name: str) -> tuple[types.ActionSpace, Writer]:
+    """Our action space of a Dict or Tuple, and the writer, which returns dicts and tuples of arrays `[K, ...]`."""
+    inner = space.spaces.items() if type(space).__name__ == "Dict" else enumerate(space.spaces)
+    parts = {key: action_space(part, f"{name}: the action {key!r}") for key, part in inner}
+    if not parts:
+        raise ValueError(f"{name}: an action space of kind {type(space).__name__} with nothing in it is not supported")
+    counts = {key: _extent(ours) for key, (ours, _) in parts.items()}
+    choices = tuple(n for found, _ in counts.values() for n in found)
+    size, places = sum(entries for _, entries in counts.values()), _places(counts)
+
+    def write(action: np.ndarray) -> Any:
+        written = {}
+        for key, (ours, writer) in parts.items():
+            part = action[:, places[key]]
+            part = part if isinstance(ours, types.Box | types.Mixed) else part.astype(np.int32)
+            written[key] = writer(part[:, 0] if isinstance(ours, types.Discrete) else part)
+        return written if type(space).__name__ == "Dict" else tuple(written.values())
+
+    if not size:
+        return types.MultiDiscrete(choices), write
+    return (types.Mixed(choices, size) if choices else types.Box(size)), write
+
+
+def _extent(space: types.ActionSpace) -> tuple[tuple[int, ...], int]:
+    """The options of every choice of an action, and the entries of its vector."""
+    n = getattr(space, "n", ())
+    return (n if isinstance(n, tuple) else (n,)), getattr(space, "size", 0)
+
+
+def _places(counts: dict[Any, tuple[tuple[int, ...], int]]) -> dict[Any, np.ndarray]:
+    """Where the entries of every part of an action are: choices in front, vectors behind."""
+    chosen, entry, places = 0, sum(len(found) for found, _ in counts.values()), {}
+    for key, (found, size) in counts.items():
+        places[key] = np.r_[chosen : chosen + len(found), entry : entry + size].astype(int)
+        chosen, entry = chosen + len(found), entry + size
+    return places
 
 
 def _scale(low: np.ndarray, high: np.ndarray, space: Any, action: np.ndarray) -> np.ndarray:
@@ -60,8 +102,11 @@ def _scale(low: np.ndarray, high: np.ndarray, space: Any, action: np.ndarray) ->
     return (native if dtype.kind == "f" else np.rint(native)).astype(dtype)
 
 
-def observation_space(space: Any, channels_first: bool = False, name: str = "the environment") -> tuple[Any, Reader]:
+def observation_space(
+    space: Any, channels_first: bool = False, name: str = "the environment", image: images.Option = images.PLAIN
+) -> tuple[Any, Reader]:
     """The `Spec.obs` of a native `space`, and the reader of native observations of the environment `name`.
+    Images of another size than convolutions take are resized or padded as `image` says.
 
     - uint8 of rank 2 and 3: an image `[H, W, C]`. It is `[C, H, W]` natively where `channels_first` says so, or where
       the first axis is short and the others are not.
@@ -72,13 +117,25 @@ def observation_space(space: Any, channels_first: bool = False, name: str = "the
     - any other Box: float32, flat unless its rank is above 2.
 
     Raises ValueError for another kind of space and for two sensors of one name."""
-    sensors = tuple(_sensors(space, (), channels_first, name))
+    sensors = tuple(_fitted(sensor, name, image) for sensor in _sensors(space, (), channels_first, name))
     names = [sensor.name for sensor in sensors]
     if len(set(names)) < len(names):
         twice = next(one for one in names if names.count(one) > 1)
         raise ValueError(f"{name}: two sensors would be called {twice!r}: rename one of them")
     reader = Reader(name, sensors, type(space).__name__ not in ("Dict", "Tuple"))
     return reader.structs, reader
+
+
+def _fitted(sensor: Sensor, name: str, option: images.Option) -> Sensor:
+    """The sensor with its images resized or padded."""
+    if not option or sensor.struct.dtype != np.uint8 or len(sensor.struct.shape) != 3:
+        return sensor
+    try:
+        shape, fit = images.fit(sensor.struct.shape, *option)
+    except ValueError as error:
+        raise ValueError(f"{name}: the sensor {sensor.name!r}: {error}") from None
+    view = lambda x: fit(sensor.view(x))  # noqa: E731
+    return sensor._replace(struct=jax.ShapeDtypeStruct(shape, np.uint8), view=view)
 
 
 def _sensors(space: Any, path: tuple[Any, ...], channels_first: bool, name: str) -> Iterator[Sensor]:

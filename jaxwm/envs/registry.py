@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from jaxwm.envs import envpool, families, gymnax, minigrid, remote, tasks, vizdoom
+from jaxwm.envs import brax, craftax, envpool, families, gymnax, jumanji, minigrid, remote, tasks, vizdoom, xminigrid
 from jaxwm.envs.continuous import CONTINUOUS
 from jaxwm.envs.pgx import PGX
 from jaxwm.envs.probes import PROBES
@@ -23,11 +23,12 @@ SCORED: dict[str, dict[str, Any]] = {"pgx": {"opponent": "random"}}
 REMOTE = "remote/"  # the suite whose tasks are addresses
 
 _SUITES: dict[str, Callable[..., Env]] = dict(
-    atari=envpool.atari, babyai=minigrid.babyai, box2d=envpool.box2d, classic=envpool.classic, dmc=envpool.dmc,
-    football=families.football, gymnax=gymnax.gymnax, highway=families.highway, jumanji=families.jumanji,
-    metaworld=families.metaworld, minatar=gymnax.minatar, minigrid=minigrid.minigrid, mujoco=families.mujoco,
-    myosuite=families.myosuite, playground=families.playground, procgen=families.procgen, robotics=families.robotics,
-    toy=families.toy, vizdoom=vizdoom.vizdoom,
+    atari=envpool.atari, babyai=minigrid.babyai, box2d=envpool.box2d, brax=brax.brax, classic=envpool.classic,
+    craftax=craftax.craftax, dmc=envpool.dmc, football=families.football, gymnax=gymnax.gymnax,
+    highway=families.highway, jumanji=families.jumanji, metaworld=families.metaworld, minatar=gymnax.minatar,
+    minigrid=minigrid.minigrid, mujoco=families.mujoco, myosuite=families.myosuite, playground=families.playground,
+    procgen=families.procgen, robotics=families.robotics, toy=families.toy, vizdoom=vizdoom.vizdoom,
+    xminigrid=xminigrid.xminigrid, **{"jumanji-jax": jumanji.jumanji},
 )  # fmt: skip
 """Suite of tasks.toml -> constructor `(task, num_envs, **options) -> Env`."""
 
@@ -48,9 +49,9 @@ def make(name: str, num_envs: int = 1, **options: Any) -> Env:
 
     The options of a suite are the arguments of its constructor: `jaxwm.envs.envpool.atari`, `.dmc`, `.classic`,
     `.box2d`, `jaxwm.envs.vizdoom.vizdoom`, `jaxwm.envs.minigrid.minigrid`, `.babyai`, the other suites in
-    `jaxwm.envs.families`, `jaxwm.envs.gymnax.gymnax`, `.minatar`, `jaxwm.envs.pgx.pgx`, and the functions in
-    `jaxwm.envs.probes`, `.continuous` and `.tabular`. "remote/HOST:PORT" is what another process serves
-    (`jaxwm.envs.remote.remote`).
+    `jaxwm.envs.families`, `jaxwm.envs.gymnax.gymnax`, `.minatar`, `jaxwm.envs.craftax.craftax`, `jaxwm.envs.pgx.pgx`,
+    `jaxwm.envs.jumanji.jumanji`, `.xminigrid.xminigrid`, `.brax.brax`, and the functions in `jaxwm.envs.probes`,
+    `.continuous` and `.tabular`. "remote/HOST:PORT" is what another process serves (`jaxwm.envs.remote.remote`).
 
     Raises ValueError for an unknown name or option (naming the nearest) and for a value out of range."""
     check_jax()
