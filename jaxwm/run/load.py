@@ -91,8 +91,8 @@ def capacity(plan: Plan, records: Source) -> int:
     return min(plan.settings.capacity, plan.steps + records.num_envs if plan.steps else plan.settings.capacity)
 
 
-def build(plan: Plan) -> tuple[Source, Agent, Trainer]:
-    """Source of records, agent and trainer of a plan."""
+def build(plan: Plan, **options: Any) -> tuple[Source, Agent, Trainer]:
+    """Source of records, agent and trainer of a plan, with further options of the trainer."""
     num = plan.settings.envs
     records = environment(plan, num) if plan.data is None else recordings(plan, num)
     agent = agents.build(plan.agent, records.spec, plan.settings)
@@ -101,7 +101,7 @@ def build(plan: Plan) -> tuple[Source, Agent, Trainer]:
         if not agents.find(plan.agent).offline:
             raise ValueError(f"{plan.agent} cannot learn from recordings: its targets need what its own play saw")
         agent = agent._replace(schedule=offline(agent.schedule, room // records.num_envs, records.rows))
-    trainer = Trainer(agent, records, plan.members, room, plan.vary, shards=plan.shards, freeze=plan.freeze)
+    trainer = Trainer(agent, records, plan.members, room, plan.vary, shards=plan.shards, freeze=plan.freeze, **options)
     return records, agent, trainer
 
 
@@ -141,16 +141,17 @@ def load(path: str | Path, which: str = "newest") -> Loaded:
     cannot be read."""
     path = Path(path)
     alone: dict[str, Any] = dict(shards=1, start=None, start_parts=())
+    devices = jax.local_devices()[:1]  # nothing is trained
     plan = plan_of(path)
     if (file := weights_of(path)) is not None:
         if plan.env and plan.data and not Path(plan.data).exists():  # learned from recordings that are elsewhere
             alone |= dict(data=None)
-        _, agent, trainer = build(replace(plan, **alone))
+        _, agent, trainer = build(replace(plan, **alone), devices=devices)
         state = trainer.init_agents(member_keys(plan.seed, plan.members))
         params = export.read(file, jax.eval_shape(lambda: state.params))
         return Loaded(plan, agent, with_params(plan.agent, state, params), export.read_about(file)["steps"])
     with checkpoint.Checkpoints(path / directory.CHECKPOINTS, writing=False) as checkpoints:
-        _, agent, trainer = build(replace(plan, **alone))
+        _, agent, trainer = build(replace(plan, **alone), devices=devices)
         state, steps = checkpoints.restore_agent(trainer.footprint()["state"], which)
     return Loaded(plan, agent, state, steps)
 

@@ -20,7 +20,7 @@ from jaxwm.run.machine import Hosts
 
 C = TypeVar("C")
 
-NOT_SETTINGS = ("jaxwm", "jax", "jax_settings")  # entries of config.json that say by what it was written
+NOT_SETTINGS = ("jaxwm", "jax", "jax_settings", "sharing")  # entries of config.json that say how it was written
 JAX_SETTINGS = ("jax_default_matmul_precision", "jax_random_seed_offset", "jax_threefry_partitionable")
 """Settings of JAX that may be any, but on which the numbers of a run depend."""
 
@@ -69,6 +69,8 @@ class Plan(Generic[C]):
     """Also send the metrics to tensorboard, trackio, wandb, csv (several: --log trackio csv)."""
     gauge: Natural = 15
     """Steps over which dreamed returns are compared with real ones while training; 0 turns the gauge off."""
+    profile: bool = False
+    """Measure what the time goes to: environments, policy, updates, copies. Nothing overlaps then: it takes longer."""
     shards: int = 1
     """Devices that each member is spread over: its batch, and the replay of its environments. For one large model."""
     vary: Annotated[dict[str, list[float]], flags.VALUES, optional("NAME=VALUE,VALUE")] = field(default_factory=dict)
