@@ -54,6 +54,9 @@ def preset_cases() -> list[Case]:
         "muzero": BOARD,
         "efficientzero": BOARD,
         "storm": ATARI,
+        "sac": NUMBERS,
+        "ppo": NUMBERS,
+        "mbpo": example("gymnax/Pendulum-v1"),
     }
     special = {
         ("muzero", "pendulum"): NUMBERS,
@@ -67,6 +70,8 @@ def preset_cases() -> list[Case]:
         ("dreamer-v1", "micro"): NUMBERS,
         ("planet", "micro"): NUMBERS,
         ("world-models", "carracing"): Spec("own/CarRacing", IMAGE, Box(3), 100),
+        ("ppo", "atari"): ATARI,
+        ("ppo", "small"): Spec("own/CartPole", VECTOR, Discrete(2), 100),
         ("alphazero", "connect-four"): example("pgx/ConnectFour"),
     }
     return [
@@ -83,6 +88,7 @@ SEEN: dict[str, list[Spec]] = {
     "dreamer-v1": [BOARD, BOTH],
     "muzero": [NUMBERS, ATARI],
     "storm": [BOTH, CONTROL],
+    "ppo": [NUMBERS, BOTH],
 }
 """Further kinds of observations and actions for systems that take several, in tiny settings."""
 LATER = {("dreamer-v3", NUMBERS.name), ("dreamer-v2", NUMBERS.name), ("dreamer-v2", CONTROL.name),

@@ -39,6 +39,12 @@ TINY: dict[str, dict[str, Any]] = {
         stoch=4, classes=4, width=8, heads=2, hidden=8, units=8, bins=11, dropout=0.1, envs=2, batch_size=2,
         batch_length=6, train_ratio=4.0, prefill=40, capacity=200, dreams=4, context=3, imag_length=3,
     ),
+    "sac": dict(units=8, batch_size=8, envs=2, prefill=20, capacity=200),
+    "ppo": dict(units=8, envs=2, horizon=8, epochs=2, minibatches=2, capacity=100),
+    "mbpo": dict(
+        networks=3, elites=2, model_units=8, model_batch=16, epochs=3, refresh=20, epoch_steps=20, rollouts=16, units=8,
+        batch_size=8, updates_per_step=2, envs=2, prefill=40, capacity=200,
+    ),
     "shooting": dict(units=8, candidates=8, plan_horizon=3, batch_size=4, envs=2, prefill=20, capacity=200),
 }  # fmt: skip
 """Settings over those of a system's default preset."""
@@ -51,6 +57,8 @@ def _pendulum(num_envs: int) -> Env:
 WORLDS: dict[str, Callable[[int], Env]] = {
     "dreamer-v1": _pendulum,
     "planet": _pendulum,
+    "sac": _pendulum,
+    "mbpo": _pendulum,
     "shooting": _pendulum,  # the system of docs/adding_a_system.md
     "world-models": blinking,  # its own example, TakeCover, starts a game engine for each environment
     "dyna-q": lambda num_envs: envs.make("tabular/Taxi", num_envs),  # every step has a reward
