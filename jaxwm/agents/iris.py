@@ -29,7 +29,6 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import chex
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -37,23 +36,20 @@ import optax
 from jaxwm import spaces
 from jaxwm.agents.system import System, hyper_of
 from jaxwm.control import actor_critic as ac
-from jaxwm.control.policy import Actor, action_distribution, disturb, forced
-from jaxwm.distributions import OneHot, TwoHot, one_hot, sg, symexp_bins, twohot
+from jaxwm.control.frame_policy import FramePolicy
+from jaxwm.control.policy import Actor, disturb, forced
+from jaxwm.distributions import OneHot, sg
 from jaxwm.errors import Amount, Count, Fraction, Natural, Positive, Several, check_number, check_types
 from jaxwm.learning import optim
-from jaxwm.learning.pieces import routes
 from jaxwm.learning.share import ALONE, Share
 from jaxwm.learning.step import Losses, Updated, gradient_step
 from jaxwm.learning.step import Remembering as State
-from jaxwm.models.tokens import Frame, Rollout, in_turn, rollout
-from jaxwm.nets import lstm
-from jaxwm.nets.attention import Transformer, dropout_factors
-from jaxwm.nets.encoders import max_pool
-from jaxwm.nets.layers import MLP, Conv, Head, Linear, apply
-from jaxwm.nets.lstm import LSTM, LSTMState
+from jaxwm.models.token_world import Past, TokenWorld, newest
+from jaxwm.models.tokens import Frame, Rollout, rollout
+from jaxwm.nets.layers import apply
+from jaxwm.nets.lstm import LSTMState
 from jaxwm.nets.quantiser import Tokenizer, as_floats, as_frame, picture, revive, used
-from jaxwm.nets.residual import ROUTES
-from jaxwm.nets.sensors import kind, sensors
+from jaxwm.nets.sensors import sensors
 from jaxwm.schedule import FOREVER, Collect, Repeat, Train, after
 from jaxwm.types import Acted, Agent, Array, Batch, Dream, Key, Record, Spec, Step, TrainStep, Varies
 
@@ -156,21 +152,18 @@ def reconstruction_error(painted: Array, frame: Array, on_weight: float) -> Arra
 
 def model_loss(nets: Networks, params: Any, tokens: Array, record: Record, key: Key, share: Share = ALONE) -> Losses:
     """Cross-entropies of tokens, rewards and ends (section 2.2) in windows `tokens [B, T + 1, K]`, and metrics."""
-    batch, length, count = tokens.shape
-    chex.assert_shape((record.reward, record.is_first), (batch, length))
-    hidden = nets.window(params, tokens[:, :-1], record.action[:, :-1], record.is_first[:, :-1], key, share)
-    valid = 1.0 - record.is_first[:, 1:]  # nothing is learned across the start of an episode
-    reward, end = nets.outcomes(params, hidden[:, :, -1])
-    losses = {"reward": reward.loss(twohot(nets.rewards(record.reward[:, 1:]), reward.bins))}
-    losses["end"] = jax.nn.softplus(end) - end * record.is_terminal[:, 1:]
-    losses = {name: share.weighted_mean(loss, valid) for name, loss in losses.items()}
-    guess = nets.next_token(params, jnp.concatenate([hidden[:, :, : count - 1], hidden[:, :, -1:]], 2))
-    target = following(tokens)
-    known = jnp.concatenate([jnp.ones((batch, length - 1, count - 1)), valid[..., None]], 2)
+    chex.assert_shape((record.reward, record.is_first), tokens.shape[:2])
+    world, now = nets.world, jax.tree.map(lambda x: x[:, :-1], record)
+    hidden = world.window(params, tokens[:, :-1], now.action, now.is_first, key, share)
+    losses = world.outcome_losses(params, hidden[:, :, -1], record, share)
+    speaking = jnp.concatenate([hidden[:, :, : world.tokens - 1], hidden[:, :, -1:]], 2)
+    guess, target = world.next_token(params, speaking), following(tokens)
+    valid = 1.0 - record.is_first[:, 1:, None]  # the first token of another episode is not learned
+    known = jnp.concatenate([jnp.ones_like(target[..., 1:], jnp.float32), valid], 2)
     losses["token"] = share.weighted_mean(-guess.log_prob(target), known)
     total = sum(losses.values(), jnp.zeros(()))
     metrics = {"loss": total} | {f"loss/{name}": loss for name, loss in losses.items()}
-    return total, ({}, metrics | accuracy(guess, target, tokens, valid, share))
+    return total, ({}, metrics | accuracy(guess, tokens, 1.0 - record.is_first, share))
 
 
 def following(tokens: Array) -> Array:
@@ -179,17 +172,17 @@ def following(tokens: Array) -> Array:
     return jnp.concatenate([tokens[:, :-1, 1:], tokens[:, 1:, :1]], 2)
 
 
-def accuracy(guess: OneHot, target: Array, tokens: Array, valid: Array, share: Share) -> dict[str, Array]:
-    """Share of likeliest tokens `[B, T, K]` that are right, from the second frame on; of those that changed as well."""
-    right = (guess.mode() == target)[:, 1:]
-    before = following(tokens[:, :-1])
-    same = jnp.broadcast_to(valid[:, :-1, None], right.shape)  # the frame goes on from the one before
-    same = same.at[:, :, -1].set(valid[:, 1:])
-    changed = same * (before != target[:, 1:])
+def accuracy(guess: OneHot, tokens: Array, goes_on: Array, share: Share) -> dict[str, Array]:
+    """Share of likeliest tokens `[B, T, K]` that are right, of all and of those that changed since the frame before.
+    `goes_on [B, T + 1]` where a frame of `tokens [B, T + 1, K]` is not the first of an episode."""
+    target, before = following(tokens)[:, 1:], following(tokens[:, :-1])
+    right = (guess.mode()[:, 1:] == target).astype(jnp.float32)
+    same = jnp.repeat(goes_on[:, 1:-1, None], target.shape[-1], 2).at[:, :, -1].set(goes_on[:, 2:])
+    changed = (before != target).astype(jnp.float32)
     return {
         "accuracy": share.weighted_mean(right, same),
-        "accuracy/changed": share.weighted_mean(right, changed),
-        "changed": share.weighted_mean(before != target[:, 1:], same),
+        "accuracy/changed": share.weighted_mean(right, same * changed),
+        "changed": share.weighted_mean(changed, same),
     }
 
 
@@ -197,7 +190,7 @@ def policy_loss(nets: Networks, params: Any, hyper: Any, dreamed: Dreamed, share
     """REINFORCE with a baseline (section 2.3, eq. 3 to 6 of appendix B) in dreams of H frames, time first."""
     chex.assert_equal_shape_prefix((dreamed.reward, dreamed.cont, dreamed.action), 2)
     first = jnp.zeros(dreamed.reward.shape, bool).at[0].set(dreamed.first)
-    policy, value = nets.behave(params, dreamed.obs, dreamed.memory, first)
+    policy, value = nets.policy.behave(params, dreamed.obs, dreamed.memory, first)
     discount = hyper["discount"] * dreamed.cont
     returns = ac.lambda_return(dreamed.reward, sg(value), discount, jnp.zeros_like(discount), hyper["lam"])
     weight = ac.dream_weights(dreamed.cont)
@@ -213,65 +206,11 @@ def policy_loss(nets: Networks, params: Any, hyper: Any, dreamed: Dreamed, share
     return actor + critic, ({}, metrics | {"loss": actor + critic})
 
 
-# --- Networks ---------------------------------------------------------------------------------------------------------
-class Eyes(nn.Module):
-    """What the policy makes of frames `[R, H, W, C]`: four convolutions, each halved by a maximum; an MLP for planes."""
-
-    depth: int
-    layers: int
-    units: int
-
-    @nn.compact
-    def __call__(self, frame: Array) -> Array:
-        x = as_floats(frame)
-        if frame.dtype == jnp.bool_:
-            return MLP(self.layers, self.units, name="mlp")(x.reshape(len(x), -1))
-        for i, channels in enumerate((1, 1, 2, 2)):
-            x = max_pool(nn.relu(Conv(channels * self.depth, 3, routes=ROUTES, name=f"conv{i}")(x)))
-        return x.reshape(len(x), -1)
-
-
-class Policy(nn.Module):
-    """Actor and critic: eyes and an LSTM, which they share, and a linear layer for each."""
-
-    outputs: dict[str, int]
-    features: int  # that the eyes make
-    depth: int
-    layers: int
-    units: int
-
-    def setup(self):
-        self.eyes = Eyes(self.depth, self.layers, self.units)
-        self.lstm = LSTM(self.features, self.units)
-        self.actor = Head(self.outputs, 0, 0, outscale=0.01)
-        self.critic = Linear(self.units, 1, outscale=0.0)
-
-    def __call__(self, frame: Array) -> Any:
-        """Touches every parameter, for `init`: frames `[R, H, W, C]`."""
-        return self.judge(self.lstm(self.eyes(frame)))
-
-    def see(self, frame: Array) -> Array:
-        """The share of frames `[..., H, W, C]` in the LSTM's gates."""
-        seen = self.eyes(frame.reshape(-1, *frame.shape[-3:]))
-        return self.lstm.project(seen).reshape(*frame.shape[:-3], -1)
-
-    def remember(self, memory: LSTMState, seen: Array, first: Array) -> LSTMState:
-        """The memory after one frame `[B, ...]`."""
-        return self.lstm.advance(memory, seen, first)
-
-    def unroll(self, memory: LSTMState, seen: Array, first: Array) -> tuple[LSTMState, Array]:
-        """The memory after frames `[B, T, ...]`, and the hidden states at all of them."""
-        return self.lstm.unroll(memory, seen, first)
-
-    def judge(self, hidden: Array) -> tuple[dict[str, Array], Array]:
-        """The actor's outputs and the value at hidden states `[..., U]`."""
-        return self.actor(hidden), self.critic(hidden)[..., 0]
-
-
+# --- Parts ------------------------------------------------------------------------------------------------------------
 class Dreamed(NamedTuple):
     """Dreams as the policy learns from them, time first `[H, B, ...]`; constants."""
 
-    obs: Array
+    obs: Array  # frames [H, B, ...]
     action: Array
     reward: Array  # arrives with the frame; 0 at the first
     cont: Array  # the episode goes on after the frame, 0 or 1
@@ -279,17 +218,17 @@ class Dreamed(NamedTuple):
     first: Array  # bool [B], the first frame begins an episode
 
 
-class Past(NamedTuple):
-    """The last frames before a dream, C of them."""
+class Watch(NamedTuple):
+    """What the policy carries through a dream."""
 
-    tokens: Array  # [B, C, K]
-    action: Array  # [B, C - 1, ...], taken in all but the last
-    first: Array  # bool [B, C]
+    memory: LSTMState
+    first: Array  # bool [B], the next frame begins an episode
+    before: LSTMState  # the memory without the frame that was seen last
 
 
 @dataclass(frozen=True)
 class Networks:
-    """The three parts over explicit parameters, for one kind of environment. Every method takes those of its part."""
+    """The three parts over explicit parameters, for one kind of environment."""
 
     spec: Spec
     config: Config
@@ -307,159 +246,254 @@ class Networks:
         return Tokenizer(tuple(self.sensor[1].shape), *sizes)
 
     @property
-    def tokens(self) -> int:
-        """Tokens of a frame, K."""
-        return self.tokenizer.tokens
-
-    @property
-    def gpt(self) -> Transformer:
-        """The transformer of the world model."""
+    def world(self) -> TokenWorld:
+        """The transformer and its heads."""
         c = self.config
-        positions = c.frames * (self.tokens + 1)
-        return Transformer(
-            c.layers, c.width, c.heads, 4 * c.width, positions, "pre", "gelu", dropout=c.dropout,
-            dtype=jnp.dtype(c.dtype),
-        )  # fmt: skip
+        sizes = self.tokenizer.tokens, c.codes, c.frames, c.layers, c.heads, c.width, c.dropout
+        return TokenWorld(self.spec.action, *sizes, c.sign_rewards, c.bins, dtype=c.dtype)
 
     @property
-    def parts(self) -> dict[str, Any]:
-        """The modules of the world model beside the transformer and the table of tokens, with the width of an input."""
-        c, head = self.config, partial(Head, layers=1, units=self.config.width, act="relu")
-        rewards = 3 if c.sign_rewards else c.bins
-        action = spaces.action_size(self.spec.action)
-        return {
-            "action": (Linear(action, c.width), action),
-            "next": (head({"token": c.codes}), c.width),
-            "reward": (head({"bins": rewards}), c.width),
-            "end": (head({"logit": 1}), c.width),
-        }
-
-    @property
-    def policy(self) -> Policy:
+    def policy(self) -> FramePolicy:
         """Actor and critic."""
         c = self.config
-        eyes = Eyes(c.policy_depth, c.policy_layers, c.units)
-        frame = jnp.zeros((1, *self.sensor[1].shape), self.sensor[1].dtype)
-        features = jax.eval_shape(lambda: eyes.init_with_output(jax.random.key(0), frame)[0]).shape[-1]
-        return Policy(spaces.head_sizes(self.spec.action), features, c.policy_depth, c.policy_layers, c.units)
+        return FramePolicy(self.sensor[1], self.spec.action, c.policy_depth, c.policy_layers, c.units)
 
     def init(self, key: Key) -> dict[str, Any]:
         """Fresh parameters of the three parts."""
-        c, keys = self.config, iter(jax.random.split(key, 8))
-        frame = jnp.zeros((1, *self.sensor[1].shape), self.sensor[1].dtype)
-        model = {name: module.init(next(keys), jnp.zeros((1, width))) for name, (module, width) in self.parts.items()}
-        model["gpt"] = self.gpt.init(next(keys), jnp.zeros((1, 1, c.width)))
-        model["token"] = 0.02 * jax.random.normal(next(keys), (c.codes, c.width))
-        tokenizer = self.tokenizer.init(next(keys), as_floats(frame))
-        return {"tokenizer": tokenizer, "model": model, "policy": self.policy.init(next(keys), frame)}
+        k_tokenizer, k_model, k_policy = jax.random.split(key, 3)
+        tokenizer = self.tokenizer.init(k_tokenizer, jnp.zeros((1, *self.sensor[1].shape)))
+        return {"tokenizer": tokenizer, "model": self.world.init(k_model), "policy": self.policy.init(k_policy)}
 
-    # --- Frames -------------------------------------------------------------------------------------------------------
     def frames(self, obs: Any) -> Array:
         """The picture `[..., H, W, C]` of an observation."""
         return sensors(obs)[self.sensor[0]]
 
-    def as_obs(self, frame: Array) -> Any:
-        """The observation that shows a picture."""
-        return {self.sensor[0]: frame} if isinstance(self.spec.obs, Mapping) else frame
-
     def encode(self, params: Any, frame: Array) -> Array:
         """Tokens `[..., K]` of frames `[..., H, W, C]`."""
         rows = as_floats(frame.reshape(-1, *frame.shape[-3:]))
-        return apply(self.tokenizer, params, rows, method="quantise").tokens.reshape(*frame.shape[:-3], -1)
+        tokens = apply(self.tokenizer, params["tokenizer"], rows, method="quantise").tokens
+        return tokens.reshape(*frame.shape[:-3], -1)
 
     def decode(self, params: Any, tokens: Array) -> Array:
         """Frames `[..., H, W, C]` of tokens `[..., K]`, as an environment shows them."""
-        codes = apply(self.tokenizer, params, tokens.reshape(-1, tokens.shape[-1]), method="embed")
-        painted = apply(self.tokenizer, params, codes, method="paint")
+        rows = tokens.reshape(-1, tokens.shape[-1])
+        codes = apply(self.tokenizer, params["tokenizer"], rows, method="embed")
+        painted = apply(self.tokenizer, params["tokenizer"], codes, method="paint")
         return as_frame(painted.reshape(*tokens.shape[:-1], *painted.shape[1:]), self.sensor[1])
 
-    # --- World model --------------------------------------------------------------------------------------------------
-    def part(self, params: Any, name: str, x: Array) -> Any:
-        """One of `parts`."""
-        return apply(self.parts[name][0], params[name], x)
+    def recall(self, params: Any, record: Record, length: int) -> tuple[Past, LSTMState]:
+        """What a dream after records `[B, L]` begins with: the last `length` frames, and what the policy remembers of
+        all that came before the last one."""
+        tokens = self.encode(params, self.frames(record.obs))
+        before = self.decode(params, tokens[:, :-1])
+        memory = self.policy.burnt_in(params["policy"], before, record.is_first[:, :-1])
+        past = tokens[:, -length:], record.action[:, -length:][:, :-1], record.is_first[:, -length:]
+        return Past(*past), memory
 
-    def embed_action(self, params: Any, action: Array) -> Array:
-        """Actions `[..., *]` as inputs `[..., W]`."""
-        return self.part(params, "action", spaces.encode(self.spec.action, action))
-
-    def embed(self, params: Any, tokens: Array, action: Array) -> Array:
-        """Inputs `[B, T (K + 1), W]` of frames `tokens [B, T, K]`, each followed by its action."""
-        parts = params["token"][tokens], self.embed_action(params, action)[:, :, None]
-        x = jnp.concatenate(parts, 2)
-        return x.reshape(len(x), -1, x.shape[-1])
-
-    def starts(self, first: Array) -> Array:
-        """Which inputs begin an episode, `[B, T (K + 1)]`, from flags of frames `[B, T]`."""
-        wide = jnp.pad(first[..., None], ((0, 0), (0, 0), (0, self.tokens)))
-        return wide.reshape(len(first), -1)
-
-    def window(self, params: Any, tokens: Array, action: Array, first: Array, key: Key, share: Share) -> Array:
-        """What the transformer makes of windows, with dropout: `[B, T, K + 1, W]`."""
-        x = self.embed(params, tokens, action)
-        keep = None
-        if self.config.dropout:
-            shape = (*x.shape[:2], self.config.layers, 2, x.shape[-1])
-            keep = dropout_factors(self.gpt, share.uniform(key, shape))
-        hidden = apply(self.gpt, params["gpt"], x, self.starts(first), keep)
-        return hidden.astype(jnp.float32).reshape(*tokens.shape[:2], self.tokens + 1, -1)
-
-    def next_token(self, params: Any, hidden: Array) -> OneHot:
-        """The distribution of the next token, from `hidden [..., W]`."""
-        return one_hot(self.part(params, "next", hidden)["token"])
-
-    def outcomes(self, params: Any, hidden: Array) -> tuple[TwoHot, Array]:
-        """Reward and the logit of the end `[...]`, from `hidden [..., W]` at an action."""
-        bins = jnp.array([-1.0, 0.0, 1.0]) if self.config.sign_rewards else symexp_bins(self.config.bins)
-        reward = TwoHot(self.part(params, "reward", hidden)["bins"], bins)
-        return reward, self.part(params, "end", hidden)["logit"][..., 0]
-
-    def rewards(self, reward: Array) -> Array:
-        """Rewards as they are learned."""
-        return jnp.sign(reward) if self.config.sign_rewards else reward
-
-    # --- Policy -------------------------------------------------------------------------------------------------------
-    def behave(self, params: Any, frame: Array, memory: LSTMState, first: Array) -> tuple[Actor, Array]:
-        """Policy and value in sequences of frames `[T, B, ...]`, from a memory `[B, U]`."""
-        seen = apply(self.policy, params, frame, method="see").swapaxes(0, 1)
-        _, hidden = apply(self.policy, params, memory, seen, first.swapaxes(0, 1), method="unroll")
-        outputs, value = apply(self.policy, params, hidden.swapaxes(0, 1), method="judge")
-        return action_distribution(self.spec.action, outputs), value
-
-    def look(self, params: Any, memory: LSTMState, frame: Array, first: Array) -> tuple[LSTMState, Actor]:
-        """Memory and policy after one more frame `[B, ...]`."""
-        memory = apply(self.policy, params, memory, apply(self.policy, params, frame, method="see"), first, method="remember")
-        return memory, action_distribution(self.spec.action, apply(self.policy, params, memory.hidden, method="judge")[0])
-
-    def burnt_in(self, params: Any, frame: Array, first: Array) -> LSTMState:
-        """The memory after frames `[B, T, ...]`, T >= 0, from nothing."""
-        memory = lstm.initial(len(frame), self.config.units)
-        if not frame.shape[1]:
-            return memory
-        seen = apply(self.policy, params, frame, method="see")
-        return apply(self.policy, params, memory, seen, first, method="unroll")[0]
-
-    # --- Dreams -------------------------------------------------------------------------------------------------------
     def dream(
         self, params: Any, past: Past, memory: LSTMState, plan: Array, noise: Array, given: bool = False
     ) -> Rollout:
         """Dream `len(noise)` frames on from a past, time first.
         `plan [H + 1, B, ...]` are the actions, if `given`, or the noise that decides them; `noise [H, B, K]` decides
         the tokens. `seen` are the decoded frames `[H + 1, B, ...]`."""
-        model = params["model"]
-        draw = lambda hidden, noise: self.next_token(model, hidden.astype(jnp.float32)).invert(noise)  # noqa: E731
-        act = lambda tokens, action: self.embed_action(model, action)[:, None]  # noqa: E731
-        advance = in_turn(self.gpt, model["gpt"], act, draw, lambda token: model["token"][token])
 
-        def choose(memory: tuple[LSTMState, Array], frame: Frame, plan: Array) -> Any:
-            image = self.decode(params["tokenizer"], frame.tokens)
-            state, policy = self.look(params["policy"], *memory[:1], image, memory[1])
-            return (state, jnp.zeros_like(memory[1])), plan if given else policy.pick(plan), image
+        def choose(watch: Watch, frame: Frame, plan: Array) -> tuple[Watch, Array, Array]:
+            image = self.decode(params, frame.tokens)
+            memory, policy = self.policy.look(params["policy"], watch.memory, image, watch.first)
+            watch = Watch(memory, jnp.zeros_like(watch.first), watch.memory)
+            return watch, plan if given else policy.pick(plan), image
 
-        size = self.tokens + 1
-        slots = (past.tokens.shape[1] + len(noise)) * size - 1
-        ends = spaces.blank(self.spec.action, len(past.first))[:, None]  # of the last frame: not seen yet
-        x = self.embed(model, past.tokens, jnp.concatenate([past.action, ends], 1))[:, :-1]
-        first = self.starts(past.first)[:, :-1]
-        cache, hidden = apply(self.gpt, model["gpt"], x, first, slots, method="read")
-        start = Frame(past.tokens[:, -1], jnp.zeros_like(hidden[:, -1:]))
-        return rollout(advance, choose, cache, start, plan, noise, (memory, past.first[:, -1]))
+        cache, start = self.world.begin(params["model"], past, len(noise))
+        watch = Watch(memory, past.first[:, -1], memory)
+        return rollout(self.world.advance(params["model"]), choose, cache, start, plan, noise, watch)
+
+
+# --- Dreams -----------------------------------------------------------------------------------------------------------
+def dreams(nets: Networks, params: Any, record: Record, key: Key, share: Share = ALONE) -> Dreamed:
+    """Dreams that begin with the last frames of sequences `[B, L]`, for learning."""
+    config, space, batch = nets.config, nets.spec.action, len(record.reward)
+    k_plan, k_token, k_outcome = jax.random.split(key, 3)
+    past, memory = nets.recall(params, record, config.context)
+    plan = spaces.noise(space, share.uniform(k_plan, (config.imag_length, batch, spaces.noise_size(space)), 1))
+    noise = share.uniform(k_token, (config.imag_length - 1, batch, nets.world.tokens), 1)
+    found = nets.dream(params, past, memory, plan, noise)
+    uniform = share.uniform(k_outcome, (*noise.shape[:2], 2), 1)
+    reward, cont = nets.world.drawn(params["model"], found.frames.hidden[1:, :, -1], uniform)
+    root = 1.0 - record.is_last[None, :, -1]  # nothing is worth learning where an episode is over
+    reward, cont = jnp.concatenate([0 * root, reward]), jnp.concatenate([root, cont])
+    return jax.tree.map(sg, Dreamed(found.seen, found.actions, reward, cont, memory, past.first[:, -1]))
+
+
+def imagine(nets: Networks, state: State, context: Record, given: Array | None, key: Key, horizon: int) -> Dream:
+    """A dream on from `context [B, L]`. Where the model's window is full, it goes on from the last frames only, as many
+    as a dream begins with; the policy remembers more."""
+    spaces.check_dream(nets.spec.action, context, given, horizon)
+    params, batch, length = state.params, len(context.reward), min(nets.config.context, context.reward.shape[1])
+    each = min(horizon, nets.world.longest(length))  # frames of a stretch between two such cuts
+    plans, noise = stretches(nets, given, key, (-(-horizon // each), each, batch))
+
+    def stretch(carry: tuple[Past, LSTMState], x: tuple[Array, Array]) -> tuple[Any, Any]:
+        past, memory = carry
+        plan, noise = x
+        # the last frame is that with which the next stretch begins, so its action is not taken here
+        found = nets.dream(params, past, memory, jnp.concatenate([plan, plan[-1:]]), noise, given is not None)
+        ahead = found.frames.tokens[1:], found.frames.hidden[1:, :, -1], found.seen[1:], found.actions[:-1]
+        tokens, hidden, seen, actions = (x.swapaxes(0, 1) for x in ahead)
+        return (newest(past, tokens, actions), found.memory.before), (tokens, hidden, seen, actions)
+
+    _, found = jax.lax.scan(stretch, nets.recall(params, context, length), (plans, noise))
+    joined = lambda x: x.swapaxes(0, 1).reshape(batch, -1, *x.shape[3:])[:, :horizon]  # noqa: E731
+    tokens, hidden, seen, actions = map(joined, found)
+    reward, end = nets.world.outcomes(params["model"], hidden)
+    obs = {nets.sensor[0]: seen} if isinstance(nets.spec.obs, Mapping) else seen
+    return Dream(obs, reward.mean(), 1 - jax.nn.sigmoid(end), actions, {"tokens": tokens})
+
+
+def stretches(nets: Networks, given: Array | None, key: Key, shape: tuple[int, int, int]) -> tuple[Array, Array]:
+    """For n stretches of H frames of B dreams, `shape`: the given actions, or the noise behind them, and the noise of
+    the tokens."""
+    k_plan, k_token = jax.random.split(key)
+    space, noise = nets.spec.action, jax.random.uniform(k_token, (*shape, nets.world.tokens))
+    if given is None:
+        return spaces.noise(space, jax.random.uniform(k_plan, (*shape, spaces.noise_size(space)))), noise
+    spare = shape[0] * shape[1] - given.shape[1]
+    filled = jnp.concatenate([given, jnp.repeat(given[:, -1:], spare, 1)], 1).swapaxes(0, 1)
+    return filled.reshape(*shape, *given.shape[2:]), noise
+
+
+# --- Wiring -----------------------------------------------------------------------------------------------------------
+def make(spec: Spec, config: Config = Config()) -> Agent:
+    """Build IRIS for an environment of images or 0/1 planes. `State.params` holds "tokenizer", "model" and "policy",
+    `State.memory` for how many updates each code was idle, int32 `[V]`. Nothing is kept in the replay.
+    ValueError unless the observation is one picture."""
+    nets = Networks(spec, config)
+    nets.sensor  # noqa: B018  refuses observations that do not fit
+    tx = transformations(config)
+
+    def init(key: Key, hyper: Mapping[str, Any]) -> State:
+        params = nets.init(key)
+        opt = {name: tx[name].init(part) for name, part in params.items()}
+        return State(params, opt, optim.numbers(hyper), jnp.zeros((), jnp.int32), jnp.zeros(config.codes, jnp.int32))
+
+    def reset(state: State, num_envs: int) -> LSTMState:
+        return nets.policy.reset(num_envs)
+
+    steps = train_steps(nets, tx)
+    return Agent(init, reset, partial(act, nets), steps, partial(imagine, nets), schedule(config), hyper_of(config))
+
+
+def transformations(config: Config) -> dict[str, optax.GradientTransformation]:
+    """Adam for each part, with weight decay on the matrices of the world model (Loshchilov & Hutter 2019)."""
+    adam = optim.adam(config.clip, 1e-8)
+    matrices = lambda tree: jax.tree_util.tree_map_with_path(lambda path, _: path[-1] == _KERNEL, tree)  # noqa: E731
+    decayed = optax.chain(adam, optax.add_decayed_weights(config.weight_decay, matrices))
+    return {"tokenizer": adam, "model": decayed, "policy": adam}
+
+
+_KERNEL = jax.tree_util.DictKey("kernel")
+
+
+def act(nets: Networks, state: State, carry: LSTMState, step: Step, key: Key, mode: str) -> Acted:
+    """See the frame as the tokens show it, remember, act; see `Agent.act`."""
+    space, params = nets.spec.action, state.params
+    k_action, k_mix = jax.random.split(key)
+    action = forced(space, step, k_action, mode)
+    frame = nets.decode(params, nets.encode(params, nets.frames(step.obs)))
+    carry, policy = nets.policy.look(params["policy"], carry, frame, step.is_first)
+    if mode == "explore":
+        action = disturb(space, policy.sample(k_action), state.hyper["epsilon"], k_mix)
+    elif mode == "greedy":
+        action = tempered(policy, nets.config.temperature, k_action)
+    return carry, action, {}
+
+
+def tempered(policy: Actor, temperature: float, key: Key) -> Array:
+    """Actions of a cooler policy; the likeliest ones at temperature 0, and of vectors always."""
+    if not temperature or not isinstance(policy.parts, tuple) or isinstance(policy.parts[0], jax.Array):
+        return policy.mode()
+    return policy._replace(parts=tuple(part.tempered(temperature) for part in policy.parts)).sample(key)
+
+
+def train_steps(nets: Networks, tx: Mapping[str, optax.GradientTransformation]) -> dict[str, TrainStep]:
+    """The three parts."""
+    config = nets.config
+
+    def tokenizer(state: State, batch: Batch, key: Key, share: Share = ALONE) -> Updated:
+        """The autoencoder reconstructs frames `[B, 1]`."""
+        frame = share.local_rows(nets.frames(batch.record.obs)[:, 0])
+        objective = lambda params: tokenizer_loss(nets, params, frame)  # noqa: E731
+        rate = state.hyper["tokenizer_lr"]
+        state, (tokens, latents), metrics = gradient_step(
+            state, objective, tx["tokenizer"], rate, "tokenizer", share=share
+        )
+        state, more = count_codes(config, state, tokens, latents, key, share)
+        return state, {}, metrics | more
+
+    def model(state: State, batch: Batch, key: Key, share: Share = ALONE) -> Updated:
+        """The transformer predicts tokens, rewards and ends in windows `[B, T + 1]`."""
+        record = share.local_rows(batch.record)
+        tokens = nets.encode(state.params, nets.frames(record.obs))
+        objective = lambda params: model_loss(nets, params, tokens, record, key, share)  # noqa: E731
+        return gradient_step(state, objective, tx["model"], state.hyper["model_lr"], "model", share=share)
+
+    def policy(state: State, batch: Batch, key: Key, share: Share = ALONE) -> Updated:
+        """Actor and critic learn in dreams from the last frames of sequences `[B, L]`."""
+        dreamed = dreams(nets, state.params, share.local_rows(batch.record), key, share)
+        objective = lambda params: policy_loss(nets, params, state.hyper, dreamed, share)  # noqa: E731
+        return gradient_step(state, objective, tx["policy"], state.hyper["policy_lr"], "policy", share=share)
+
+    return {
+        "tokenizer": TrainStep(tokenizer, config.tokenizer_batch, 1, shared=True),
+        "model": TrainStep(model, config.model_batch, config.frames + 1, shared=True),
+        "policy": TrainStep(policy, config.policy_batch, max(config.burn_in, config.context - 1) + 1, shared=True),
+    }
+
+
+def count_codes(
+    config: Config, state: State, tokens: Array, latents: Array, key: Key, share: Share
+) -> tuple[State, dict[str, Array]]:
+    """Count for how long each code was idle, restart those that were idle for too long; shares in use and dead."""
+    hit = share.max(used(tokens, config.codes).astype(jnp.int32)) > 0
+    idle = jnp.where(hit, 0, state.memory + 1)
+    metrics = {"codes/used": hit.mean(dtype=jnp.float32), "codes/dead": (idle >= IDLE).mean(dtype=jnp.float32)}
+    if config.revive:
+        dead, part = idle >= config.revive, state.params["tokenizer"]
+        rows = share.gather(latents.reshape(-1, latents.shape[-1]))
+        codebook = revive(part["params"]["codebook"], dead, rows, key)
+        part = part | {"params": part["params"] | {"codebook": codebook}}
+        state, idle = state._replace(params=state.params | {"tokenizer": part}), jnp.where(dead, 0, idle)
+    return state._replace(memory=idle), metrics
+
+
+def schedule(config: Config) -> tuple[Repeat, ...]:
+    """Rounds of collecting and learning, which each part joins in its turn; then rounds without collecting."""
+    names = "tokenizer", "model", "policy"
+    start = {name: getattr(config, f"{name}_from") for name in names}
+    updates = {name: getattr(config, f"{name}_updates") for name in names}
+    parts = [Train(name, after(start[name], updates[name])) for name in names]
+    rounds = Repeat(config.epochs or FOREVER, (Collect(config.collect), *parts))
+    if not config.epochs or not config.last_epochs:
+        return (rounds,)
+    return rounds, Repeat(config.last_epochs, tuple(Train(name, updates[name]) for name in names))
+
+
+# --- Presets ----------------------------------------------------------------------------------------------------------
+MICRO = Config(
+    codes=256, code_width=32, depth=64, patch=4, levels=0, blocks=1, attention=False, revive=100,
+    frames=10, layers=2, heads=4, width=64, dropout=0.0, units=64, burn_in=8, imag_length=10,
+    envs=4, collect=200, epochs=0, tokenizer_from=400, model_from=1000, policy_from=2000,
+    tokenizer_updates=100, model_updates=100, policy_updates=50, tokenizer_batch=64, model_batch=32, policy_batch=32,
+    tokenizer_lr=1e-3, model_lr=1e-3, policy_lr=1e-3, entropy=0.01, temperature=0.0, discount=0.99,
+)  # fmt: skip
+PRESETS: dict[str, Config] = {"atari": Config(), "micro": MICRO}
+"""Published sizes for Atari-100k, and presets for two CPU cores: micro for 0/1 planes, small for images of 64 x 64."""
+
+SYSTEM = System(
+    make, Config, PRESETS, default="micro", year=2023, env="minatar/Breakout", steps=12_000, offline=True,
+    observations=("image", "binary"),
+    summary="discrete autoencoder, GPT over tokens, actor-critic in decoded dreams (Micheli et al. 2023)",
+    paper="Micheli et al., Transformers are Sample-Efficient World Models",
+    sees="discrete autoencoder: a frame is a few tokens of a learned vocabulary",
+    predicts="GPT over tokens and actions, one token after the other; reward and end heads",
+    acts="CNN and LSTM on decoded frames, actor-critic on lambda-returns inside dreams",
+)  # fmt: skip

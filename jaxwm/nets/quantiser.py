@@ -90,6 +90,7 @@ class Quantised(NamedTuple):
     """Latents `[..., W]` as codes of the vocabulary."""
 
     tokens: Array  # int32 [...]
+    latents: Array  # [..., W], as a constant
     codes: Array  # [..., W], whose gradient goes straight through to the latents
     codebook_loss: Array  # mean over all entries, pulls codes towards latents
     commitment_loss: Array  # the same number, pulls latents towards codes
@@ -101,7 +102,7 @@ def quantise(latents: Array, codebook: Array) -> Quantised:
     tokens = nearest(sg(latents), sg(codebook))
     codes = codebook[tokens]
     codebook_loss, commitment_loss = jnp.square(sg(latents) - codes).mean(), jnp.square(latents - sg(codes)).mean()
-    return Quantised(tokens, latents + sg(codes - latents), codebook_loss, commitment_loss)
+    return Quantised(tokens, sg(latents), latents + sg(codes - latents), codebook_loss, commitment_loss)
 
 
 def used(tokens: Array, codes: int) -> Array:
