@@ -38,7 +38,7 @@ from jaxwm.agents.system import System, hyper_of
 from jaxwm.control import actor_critic as ac
 from jaxwm.control.frame_policy import FramePolicy
 from jaxwm.control.policy import Actor, disturb, forced
-from jaxwm.distributions import OneHot, sg
+from jaxwm.distributions import Normal, OneHot, TanhNormal, sg
 from jaxwm.errors import Amount, Count, Fraction, Natural, Positive, Several, check_number, check_types
 from jaxwm.learning import optim
 from jaxwm.learning.share import ALONE, Share
@@ -346,7 +346,8 @@ def imagine(nets: Networks, state: State, context: Record, given: Array | None, 
     tokens, hidden, seen, actions = map(joined, found)
     reward, end = nets.world.outcomes(params["model"], hidden)
     obs = {nets.sensor[0]: seen} if isinstance(nets.spec.obs, Mapping) else seen
-    return Dream(obs, reward.mean(), 1 - jax.nn.sigmoid(end), actions, {"tokens": tokens})
+    latent = {"tokens": tokens.reshape(*tokens.shape[:2], *nets.tokenizer.grid)}
+    return Dream(obs, reward.mean(), 1 - jax.nn.sigmoid(end), actions, latent)
 
 
 def stretches(nets: Networks, given: Array | None, key: Key, shape: tuple[int, int, int]) -> tuple[Array, Array]:
@@ -409,7 +410,7 @@ def act(nets: Networks, state: State, carry: LSTMState, step: Step, key: Key, mo
 
 def tempered(policy: Actor, temperature: float, key: Key) -> Array:
     """Actions of a cooler policy; the likeliest ones at temperature 0, and of vectors always."""
-    if not temperature or not isinstance(policy.parts, tuple) or isinstance(policy.parts[0], jax.Array):
+    if not temperature or isinstance(policy.parts, Normal | TanhNormal):
         return policy.mode()
     return policy._replace(parts=tuple(part.tempered(temperature) for part in policy.parts)).sample(key)
 

@@ -26,7 +26,7 @@ class Study(NamedTuple):
 
     window: Record  # real, [B, L + H, ...]
     valid: np.ndarray  # bool [B, H]: the episode is not over before this step
-    dream: Dream  # from the first L records of each window, under its own actions
+    dream: Dream  # from the first L records of each window, under its own actions; of its latents only tokens
     shuffled: Dream  # the same under the actions of another window
 
     @property
@@ -53,10 +53,15 @@ def imagine(agent: Agent, state: Any, window: Record, valid: np.ndarray, key: Ke
         for i in range(0, len(valid), chunk):
             part = jax.tree.map(lambda x, i=i: x[i : i + chunk], (start, actions))
             done = run(state, *part, jax.random.fold_in(key, i))
-            parts.append(jax.device_get(done._replace(latent=None)))
+            parts.append(jax.device_get(done._replace(latent=_tokens(done.latent))))
         return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
     return Study(window, valid, all_chunks(actions), all_chunks(np.roll(actions, 1, 0)))
+
+
+def _tokens(latent: Any) -> Any:
+    """What is shown of a dream's latents: the tokens `[B, H, rows, columns]` of each frame, where it has them."""
+    return latent["tokens"] if isinstance(latent, dict) and "tokens" in latent else None
 
 
 def errors(spec: Spec, study: Study) -> dict[str, tuple[str, dict[str, np.ndarray]]]:

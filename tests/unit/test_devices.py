@@ -30,6 +30,7 @@ def found():
 
 
 STEPS = ["pets", "planet", "dreamer-v1", "dreamer-v2", "vision", "memory", "alphazero", "muzero", "efficientzero"]
+STEPS += ["tokenizer", "tokens", "frames"]
 
 
 @pytest.mark.parametrize(
