@@ -26,30 +26,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import chex
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxwm import spaces
 from jaxwm.agents.system import System, hyper_of
-from jaxwm.control import actor_critic as ac
-from jaxwm.control.frame_policy import FramePolicy
+from jaxwm.control.frame_policy import FramePolicy, reinforce_loss
 from jaxwm.control.policy import Actor, disturb, forced
-from jaxwm.distributions import Normal, OneHot, TanhNormal, sg
+from jaxwm.distributions import Normal, TanhNormal
 from jaxwm.errors import Amount, Count, Fraction, Natural, Positive, Several, check_number, check_types
 from jaxwm.learning import optim
 from jaxwm.learning.share import ALONE, Share
 from jaxwm.learning.step import Losses, Updated, gradient_step
 from jaxwm.learning.step import Remembering as State
-from jaxwm.models.token_world import Past, TokenWorld, newest
-from jaxwm.models.tokens import Frame, Rollout, rollout
+from jaxwm.models.frame_dreams import FrameDreams
+from jaxwm.models.token_world import TokenWorld, accuracies
 from jaxwm.nets.layers import apply
 from jaxwm.nets.lstm import LSTMState
 from jaxwm.nets.quantiser import Tokenizer, as_floats, as_frame, picture, revive, used
-from jaxwm.nets.sensors import sensors
 from jaxwm.schedule import FOREVER, Collect, Repeat, Train, after
 from jaxwm.types import Acted, Agent, Array, Batch, Dream, Key, Record, Spec, Step, TrainStep, Varies
 
@@ -163,7 +160,10 @@ def model_loss(nets: Networks, params: Any, tokens: Array, record: Record, key: 
     losses["token"] = share.weighted_mean(-guess.log_prob(target), known)
     total = sum(losses.values(), jnp.zeros(()))
     metrics = {"loss": total} | {f"loss/{name}": loss for name, loss in losses.items()}
-    return total, ({}, metrics | accuracy(guess, tokens, 1.0 - record.is_first, share))
+    goes_on = 1.0 - record.is_first[..., None]  # frames that are not the first of an episode
+    same = jnp.concatenate([jnp.repeat(goes_on[:, 1:-1], world.tokens - 1, 2), goes_on[:, 2:]], 2)
+    later = guess._replace(logp=guess.logp[:, 1:]), target[:, 1:], following(tokens[:, :-1])
+    return total, ({}, metrics | accuracies(*later, same, share))
 
 
 def following(tokens: Array) -> Array:
@@ -172,60 +172,7 @@ def following(tokens: Array) -> Array:
     return jnp.concatenate([tokens[:, :-1, 1:], tokens[:, 1:, :1]], 2)
 
 
-def accuracy(guess: OneHot, tokens: Array, goes_on: Array, share: Share) -> dict[str, Array]:
-    """Share of likeliest tokens `[B, T, K]` that are right, of all and of those that changed since the frame before.
-    `goes_on [B, T + 1]` where a frame of `tokens [B, T + 1, K]` is not the first of an episode."""
-    target, before = following(tokens)[:, 1:], following(tokens[:, :-1])
-    right = (guess.mode()[:, 1:] == target).astype(jnp.float32)
-    same = jnp.repeat(goes_on[:, 1:-1, None], target.shape[-1], 2).at[:, :, -1].set(goes_on[:, 2:])
-    changed = (before != target).astype(jnp.float32)
-    return {
-        "accuracy": share.weighted_mean(right, same),
-        "accuracy/changed": share.weighted_mean(right, same * changed),
-        "changed": share.weighted_mean(changed, same),
-    }
-
-
-def policy_loss(nets: Networks, params: Any, hyper: Any, dreamed: Dreamed, share: Share = ALONE) -> Losses:
-    """REINFORCE with a baseline (section 2.3, eq. 3 to 6 of appendix B) in dreams of H frames, time first."""
-    chex.assert_equal_shape_prefix((dreamed.reward, dreamed.cont, dreamed.action), 2)
-    first = jnp.zeros(dreamed.reward.shape, bool).at[0].set(dreamed.first)
-    policy, value = nets.policy.behave(params, dreamed.obs, dreamed.memory, first)
-    discount = hyper["discount"] * dreamed.cont
-    returns = ac.lambda_return(dreamed.reward, sg(value), discount, jnp.zeros_like(discount), hyper["lam"])
-    weight = ac.dream_weights(dreamed.cont)
-    now = lambda x: jax.tree.map(lambda leaf: leaf[:-1], x)  # noqa: E731
-    policy, value = policy._replace(parts=now(policy.parts)), value[:-1]
-    advantage, entropy = returns - sg(value), policy.entropy()
-    gain = ac.reinforce(policy, now(dreamed.action), advantage)
-    actor = ac.actor_loss(gain, entropy, weight, hyper["entropy"]).mean()
-    critic = 2 * ac.critic_loss(value, returns, weight).mean()
-    metrics = {"loss/actor": actor, "loss/critic": critic, "policy/entropy": entropy.mean()}
-    metrics |= {"dream/return": returns[0].mean(), "dream/value": value.mean(), "dream/reward": dreamed.reward.mean()}
-    metrics |= {"dream/continue": dreamed.cont.mean()}
-    return actor + critic, ({}, metrics | {"loss": actor + critic})
-
-
 # --- Parts ------------------------------------------------------------------------------------------------------------
-class Dreamed(NamedTuple):
-    """Dreams as the policy learns from them, time first `[H, B, ...]`; constants."""
-
-    obs: Array  # frames [H, B, ...]
-    action: Array
-    reward: Array  # arrives with the frame; 0 at the first
-    cont: Array  # the episode goes on after the frame, 0 or 1
-    memory: LSTMState  # [B, U], before the first frame
-    first: Array  # bool [B], the first frame begins an episode
-
-
-class Watch(NamedTuple):
-    """What the policy carries through a dream."""
-
-    memory: LSTMState
-    first: Array  # bool [B], the next frame begins an episode
-    before: LSTMState  # the memory without the frame that was seen last
-
-
 @dataclass(frozen=True)
 class Networks:
     """The three parts over explicit parameters, for one kind of environment."""
@@ -264,10 +211,6 @@ class Networks:
         tokenizer = self.tokenizer.init(k_tokenizer, jnp.zeros((1, *self.sensor[1].shape)))
         return {"tokenizer": tokenizer, "model": self.world.init(k_model), "policy": self.policy.init(k_policy)}
 
-    def frames(self, obs: Any) -> Array:
-        """The picture `[..., H, W, C]` of an observation."""
-        return sensors(obs)[self.sensor[0]]
-
     def encode(self, params: Any, frame: Array) -> Array:
         """Tokens `[..., K]` of frames `[..., H, W, C]`."""
         rows = as_floats(frame.reshape(-1, *frame.shape[-3:]))
@@ -281,85 +224,13 @@ class Networks:
         painted = apply(self.tokenizer, params["tokenizer"], codes, method="paint")
         return as_frame(painted.reshape(*tokens.shape[:-1], *painted.shape[1:]), self.sensor[1])
 
-    def recall(self, params: Any, record: Record, length: int) -> tuple[Past, LSTMState]:
-        """What a dream after records `[B, L]` begins with: the last `length` frames, and what the policy remembers of
-        all that came before the last one."""
-        tokens = self.encode(params, self.frames(record.obs))
-        before = self.decode(params, tokens[:, :-1])
-        memory = self.policy.burnt_in(params["policy"], before, record.is_first[:, :-1])
-        past = tokens[:, -length:], record.action[:, -length:][:, :-1], record.is_first[:, -length:]
-        return Past(*past), memory
-
-    def dream(
-        self, params: Any, past: Past, memory: LSTMState, plan: Array, noise: Array, given: bool = False
-    ) -> Rollout:
-        """Dream `len(noise)` frames on from a past, time first.
-        `plan [H + 1, B, ...]` are the actions, if `given`, or the noise that decides them; `noise [H, B, K]` decides
-        the tokens. `seen` are the decoded frames `[H + 1, B, ...]`."""
-
-        def choose(watch: Watch, frame: Frame, plan: Array) -> tuple[Watch, Array, Array]:
-            image = self.decode(params, frame.tokens)
-            memory, policy = self.policy.look(params["policy"], watch.memory, image, watch.first)
-            watch = Watch(memory, jnp.zeros_like(watch.first), watch.memory)
-            return watch, plan if given else policy.pick(plan), image
-
-        cache, start = self.world.begin(params["model"], past, len(noise))
-        watch = Watch(memory, past.first[:, -1], memory)
-        return rollout(self.world.advance(params["model"]), choose, cache, start, plan, noise, watch)
-
-
-# --- Dreams -----------------------------------------------------------------------------------------------------------
-def dreams(nets: Networks, params: Any, record: Record, key: Key, share: Share = ALONE) -> Dreamed:
-    """Dreams that begin with the last frames of sequences `[B, L]`, for learning."""
-    config, space, batch = nets.config, nets.spec.action, len(record.reward)
-    k_plan, k_token, k_outcome = jax.random.split(key, 3)
-    past, memory = nets.recall(params, record, config.context)
-    plan = spaces.noise(space, share.uniform(k_plan, (config.imag_length, batch, spaces.noise_size(space)), 1))
-    noise = share.uniform(k_token, (config.imag_length - 1, batch, nets.world.tokens), 1)
-    found = nets.dream(params, past, memory, plan, noise)
-    uniform = share.uniform(k_outcome, (*noise.shape[:2], 2), 1)
-    reward, cont = nets.world.drawn(params["model"], found.frames.hidden[1:, :, -1], uniform)
-    root = 1.0 - record.is_last[None, :, -1]  # nothing is worth learning where an episode is over
-    reward, cont = jnp.concatenate([0 * root, reward]), jnp.concatenate([root, cont])
-    return jax.tree.map(sg, Dreamed(found.seen, found.actions, reward, cont, memory, past.first[:, -1]))
-
-
-def imagine(nets: Networks, state: State, context: Record, given: Array | None, key: Key, horizon: int) -> Dream:
-    """A dream on from `context [B, L]`. Where the model's window is full, it goes on from the last frames only, as many
-    as a dream begins with; the policy remembers more."""
-    spaces.check_dream(nets.spec.action, context, given, horizon)
-    params, batch, length = state.params, len(context.reward), min(nets.config.context, context.reward.shape[1])
-    each = min(horizon, nets.world.longest(length))  # frames of a stretch between two such cuts
-    plans, noise = stretches(nets, given, key, (-(-horizon // each), each, batch))
-
-    def stretch(carry: tuple[Past, LSTMState], x: tuple[Array, Array]) -> tuple[Any, Any]:
-        past, memory = carry
-        plan, noise = x
-        # the last frame is that with which the next stretch begins, so its action is not taken here
-        found = nets.dream(params, past, memory, jnp.concatenate([plan, plan[-1:]]), noise, given is not None)
-        ahead = found.frames.tokens[1:], found.frames.hidden[1:, :, -1], found.seen[1:], found.actions[:-1]
-        tokens, hidden, seen, actions = (x.swapaxes(0, 1) for x in ahead)
-        return (newest(past, tokens, actions), found.memory.before), (tokens, hidden, seen, actions)
-
-    _, found = jax.lax.scan(stretch, nets.recall(params, context, length), (plans, noise))
-    joined = lambda x: x.swapaxes(0, 1).reshape(batch, -1, *x.shape[3:])[:, :horizon]  # noqa: E731
-    tokens, hidden, seen, actions = map(joined, found)
-    reward, end = nets.world.outcomes(params["model"], hidden)
-    obs = {nets.sensor[0]: seen} if isinstance(nets.spec.obs, Mapping) else seen
-    latent = {"tokens": tokens.reshape(*tokens.shape[:2], *nets.tokenizer.grid)}
-    return Dream(obs, reward.mean(), 1 - jax.nn.sigmoid(end), actions, latent)
-
-
-def stretches(nets: Networks, given: Array | None, key: Key, shape: tuple[int, int, int]) -> tuple[Array, Array]:
-    """For n stretches of H frames of B dreams, `shape`: the given actions, or the noise behind them, and the noise of
-    the tokens."""
-    k_plan, k_token = jax.random.split(key)
-    space, noise = nets.spec.action, jax.random.uniform(k_token, (*shape, nets.world.tokens))
-    if given is None:
-        return spaces.noise(space, jax.random.uniform(k_plan, (*shape, spaces.noise_size(space)))), noise
-    spare = shape[0] * shape[1] - given.shape[1]
-    filled = jnp.concatenate([given, jnp.repeat(given[:, -1:], spare, 1)], 1).swapaxes(0, 1)
-    return filled.reshape(*shape, *given.shape[2:]), noise
+    @property
+    def dreams(self) -> FrameDreams:
+        """World model and policy with the autoencoder between them."""
+        c, grid = self.config, self.tokenizer.grid
+        return FrameDreams(
+            self.spec, self.sensor[0], self.encode, self.decode, self.world, self.policy, grid, c.context
+        )
 
 
 # --- Wiring -----------------------------------------------------------------------------------------------------------
@@ -379,8 +250,11 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
     def reset(state: State, num_envs: int) -> LSTMState:
         return nets.policy.reset(num_envs)
 
+    def imagine(state: State, context: Record, actions: Array | None, key: Key, horizon: int) -> Dream:
+        return nets.dreams.imagine(state.params, context, actions, key, horizon)
+
     steps = train_steps(nets, tx)
-    return Agent(init, reset, partial(act, nets), steps, partial(imagine, nets), schedule(config), hyper_of(config))
+    return Agent(init, reset, partial(act, nets), steps, imagine, schedule(config), hyper_of(config))
 
 
 def transformations(config: Config) -> dict[str, optax.GradientTransformation]:
@@ -399,7 +273,7 @@ def act(nets: Networks, state: State, carry: LSTMState, step: Step, key: Key, mo
     space, params = nets.spec.action, state.params
     k_action, k_mix = jax.random.split(key)
     action = forced(space, step, k_action, mode)
-    frame = nets.decode(params, nets.encode(params, nets.frames(step.obs)))
+    frame = nets.dreams.shown(params, nets.dreams.frames(step.obs))
     carry, policy = nets.policy.look(params["policy"], carry, frame, step.is_first)
     if mode == "explore":
         action = disturb(space, policy.sample(k_action), state.hyper["epsilon"], k_mix)
@@ -421,7 +295,7 @@ def train_steps(nets: Networks, tx: Mapping[str, optax.GradientTransformation]) 
 
     def tokenizer(state: State, batch: Batch, key: Key, share: Share = ALONE) -> Updated:
         """The autoencoder reconstructs frames `[B, 1]`."""
-        frame = share.local_rows(nets.frames(batch.record.obs)[:, 0])
+        frame = share.local_rows(nets.dreams.frames(batch.record.obs)[:, 0])
         objective = lambda params: tokenizer_loss(nets, params, frame)  # noqa: E731
         rate = state.hyper["tokenizer_lr"]
         state, (tokens, latents), metrics = gradient_step(
@@ -433,14 +307,15 @@ def train_steps(nets: Networks, tx: Mapping[str, optax.GradientTransformation]) 
     def model(state: State, batch: Batch, key: Key, share: Share = ALONE) -> Updated:
         """The transformer predicts tokens, rewards and ends in windows `[B, T + 1]`."""
         record = share.local_rows(batch.record)
-        tokens = nets.encode(state.params, nets.frames(record.obs))
+        tokens = nets.encode(state.params, nets.dreams.frames(record.obs))
         objective = lambda params: model_loss(nets, params, tokens, record, key, share)  # noqa: E731
         return gradient_step(state, objective, tx["model"], state.hyper["model_lr"], "model", share=share)
 
     def policy(state: State, batch: Batch, key: Key, share: Share = ALONE) -> Updated:
         """Actor and critic learn in dreams from the last frames of sequences `[B, L]`."""
-        dreamed = dreams(nets, state.params, share.local_rows(batch.record), key, share)
-        objective = lambda params: policy_loss(nets, params, state.hyper, dreamed, share)  # noqa: E731
+        record = share.local_rows(batch.record)
+        seen = nets.dreams.experience(state.params, record, config.imag_length, key, share)
+        objective = lambda params: reinforce_loss(nets.policy, params, state.hyper, seen)  # noqa: E731
         return gradient_step(state, objective, tx["policy"], state.hyper["policy_lr"], "policy", share=share)
 
     return {

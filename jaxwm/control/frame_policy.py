@@ -5,14 +5,18 @@ B batch, T time, U units. Frames are `[..., H, W, C]`, uint8 images or bool plan
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jaxwm import spaces
+from jaxwm.control import actor_critic as ac
 from jaxwm.control.policy import Actor, action_distribution
+from jaxwm.distributions import sg
+from jaxwm.learning.step import Losses
 from jaxwm.nets import lstm
 from jaxwm.nets.encoders import max_pool
 from jaxwm.nets.layers import MLP, Conv, Head, Linear, apply
@@ -127,3 +131,43 @@ class FramePolicy:
             return memory
         seen = apply(self.net, params, frame, method="see")
         return apply(self.net, params, memory, seen, first, method="unroll")[0]
+
+
+class Experience(NamedTuple):
+    """Dreams, or what really happened, as the policy learns from it: time first, `[T, B, ...]`, constants.
+    `weight` says how much a step counts; the last one only bootstraps."""
+
+    obs: Array  # frames
+    action: Array
+    reward: Array  # arrives with the frame
+    cont: Array  # the future after the frame is worth something, 0 or 1
+    first: Array  # bool, the frame begins an episode
+    last: Array  # bool, what follows the frame is another episode
+    weight: Array
+    memory: LSTMState  # [B, U], before the first frame
+
+
+def dreamed(obs: Array, action: Array, reward: Array, cont: Array, first: Array, memory: LSTMState) -> Experience:
+    """A dream `[T, B]`, whose first frame may begin an episode, `first [B]`. A step counts as it is likely to be
+    reached: nothing after an end."""
+    weight = jnp.concatenate([ac.dream_weights(cont), jnp.zeros_like(cont[:1])])
+    starts = jnp.zeros(cont.shape, bool).at[0].set(first)
+    found = Experience(obs, action, reward, cont, starts, jnp.zeros_like(starts), weight, memory)
+    return jax.tree.map(sg, found)
+
+
+def reinforce_loss(policy: FramePolicy, params: Any, hyper: Any, seen: Experience) -> Losses:
+    """REINFORCE with the value as its baseline (Williams 1992), squared errors of values, and entropy.
+    `hyper` holds `discount`, `lam` and `entropy`."""
+    chex.assert_equal_shape((seen.reward, seen.cont, seen.first, seen.last, seen.weight))
+    dist, value = policy.behave(params, seen.obs, seen.memory, seen.first)
+    returns = ac.lambda_return(seen.reward, sg(value), hyper["discount"] * seen.cont, seen.last, hyper["lam"])
+    now = lambda x: jax.tree.map(lambda leaf: leaf[:-1], x)  # noqa: E731
+    dist, value, weight = dist._replace(parts=now(dist.parts)), value[:-1], seen.weight[:-1]
+    entropy = dist.entropy()
+    gain = ac.reinforce(dist, now(seen.action), returns - sg(value))
+    actor = ac.actor_loss(gain, entropy, weight, hyper["entropy"]).mean()
+    critic = 2 * ac.critic_loss(value, returns, weight).mean()
+    metrics = {"loss": actor + critic, "loss/actor": actor, "loss/critic": critic, "entropy": entropy.mean()}
+    metrics |= {"return": returns[0].mean(), "value": value.mean(), "reward": seen.reward[1:].mean()}
+    return actor + critic, ({}, metrics | {"continue": seen.cont.mean()})

@@ -41,6 +41,18 @@ def newest(past: Past, tokens: Array, action: Array) -> Past:
     return Past(keep(past.tokens, tokens), keep(past.action, action), first)
 
 
+def accuracies(guess: OneHot, target: Array, before: Array, same: Array, share: Share) -> dict[str, Array]:
+    """Shares of likeliest tokens `[B, T, K]` that are right, of all and of those that changed since the frame before,
+    and how many these are. Only tokens count whose frame follows the one before, `same [B, T, K]`."""
+    chex.assert_equal_shape((target, before, same))
+    right, changed = (guess.mode() == target).astype(jnp.float32), (before != target).astype(jnp.float32)
+    return {
+        "accuracy": share.weighted_mean(right, same),
+        "accuracy/changed": share.weighted_mean(right, same * changed),
+        "changed": share.weighted_mean(changed, same),
+    }
+
+
 @dataclass(frozen=True)
 class TokenWorld:
     """The model over explicit parameters."""

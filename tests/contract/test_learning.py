@@ -52,6 +52,12 @@ PROBES = [
              policy_batch=32, capacity=1000, tokenizer_lr=1e-2, model_lr=1e-2, policy_lr=1e-2),
         16, 0.95,
     ),
+    Probe(
+        "token-dyna", "my/Lit",
+        dict(patch=2, width=16, units=16, envs=8, rollout=8, model_updates=8, dream_updates=8, model_from=64,
+             dream_from=256, model_batch=16, dream_batch=32, capacity=1000, model_lr=1e-2, policy_lr=1e-2),
+        16, 0.95,
+    ),
     Probe("world-models", "my/Blinking", dict(real=True, bias=True, envs=32, population=8, rollouts=4, generations=12,
                                               random_steps=512, capacity=512, dream_length=8), 0, 6.0),
 ]  # fmt: skip

@@ -52,6 +52,7 @@ def preset_cases() -> list[Case]:
         "pets": example("continuous/CartPole"),
         "world-models": ATARI,
         "iris": ATARI,
+        "token-dyna": ATARI,
         "alphazero": example("pgx/TicTacToe"),
         "muzero": BOARD,
         "efficientzero": BOARD,
@@ -68,6 +69,7 @@ def preset_cases() -> list[Case]:
         ("planet", "micro"): NUMBERS,
         ("world-models", "carracing"): Spec("own/CarRacing", IMAGE, Box(3), 100),
         ("iris", "micro"): BOARD,
+        ("token-dyna", "micro"): BOARD,
         ("alphazero", "connect-four"): example("pgx/ConnectFour"),
     }
     return [

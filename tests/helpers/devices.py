@@ -179,6 +179,8 @@ WORLD = dict(codes=3, depth=1, units=4, vision_batch=8, memory_batch=8, memory_l
 PLANES = jax.ShapeDtypeStruct((4, 4, 2), jnp.bool_)
 TOKENS = dict(codes=6, code_width=4, depth=4, patch=2, frames=5, width=8, heads=2, layers=1, units=8, burn_in=3,
               imag_length=4, tokenizer_batch=16, model_batch=8, policy_batch=8, revive=0, dropout=0.1)  # fmt: skip
+BLOCKS = dict(patch=2, codes=6, frames=5, width=8, heads=2, layers=1, units=8, burn_in=2, imag_length=4, envs=8,
+              rollout=3, model_batch=8)  # fmt: skip
 SEARCH = dict(width=8, units=8, batch_size=8, reanalyse=0, optimizer="sgd", unroll=3, td_steps=2, depth=1)
 EXTRAS = dict(consistency=1.0, prefix=True, correction=100, decoder=True)
 BOARDS = dict(channels=4, head=2, units=4, batch_size=8, batch_length=5)
@@ -192,6 +194,8 @@ STEPS: dict[str, Any] = {  # name: system, preset, environment, settings, train 
     "tokenizer": ("iris", "micro", Spec("test", PLANES, Discrete(3)), TOKENS, "tokenizer"),
     "tokens": ("iris", "micro", Spec("test", PLANES, Discrete(3)), TOKENS, "model"),
     "frames": ("iris", "micro", Spec("test", PLANES, Discrete(3)), TOKENS, "policy"),
+    "block": ("token-dyna", "micro", Spec("test", PLANES, Discrete(3)), BLOCKS, "model"),
+    "real": ("token-dyna", "micro", Spec("test", PLANES, Discrete(3)), BLOCKS, "real"),
     "alphazero": ("alphazero", "tictactoe", GAME, BOARDS, "all"),
     "muzero": ("muzero", "catch", Spec("test", VECTOR, Box(2)), SEARCH | dict(sampled=3), "learn"),
     "efficientzero": ("efficientzero", "catch", Spec("test", VECTOR, Discrete(3)), SEARCH | EXTRAS, "learn"),

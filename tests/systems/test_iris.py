@@ -12,6 +12,7 @@ from tiny import settings
 
 from jaxwm import agents, schedule, spaces
 from jaxwm.agents import iris
+from jaxwm.control.frame_policy import FramePolicy, dreamed, reinforce_loss
 from jaxwm.control.policy import action_distribution
 from jaxwm.models.token_world import Past, TokenWorld, newest
 from jaxwm.nets import quantiser
@@ -219,33 +220,33 @@ def test_a_dream_is_the_window_that_it_makes(parallel):
 
 
 def test_the_policy_learns_by_reinforce_with_lambda_returns():
-    one, rng, (horizon, batch) = made(), np.random.default_rng(0), (4, 3)
-    memory = one.nets.policy.reset(batch)
-    dreamed = iris.Dreamed(
-        rng.random((horizon, batch, *PLANES.shape)) < 0.5, rng.integers(0, ACTIONS, (horizon, batch)),
-        rng.normal(size=(horizon, batch)).astype(np.float32), np.ones((horizon, batch), np.float32), memory,
-        np.array([True, False, False]),
-    )  # fmt: skip
-    dreamed.cont[1, 0] = dreamed.cont[0, 2] = 0.0
-    params = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype(np.float32), one.state.params["policy"])
+    """The loss by loops; the memory starts anew where an episode does."""
+    rng, (horizon, batch), frame = np.random.default_rng(0), (4, 3), jax.ShapeDtypeStruct((2, 3, 1), np.bool_)
+    policy = FramePolicy(frame, Discrete(ACTIONS), 1, 1, 4)
+    memory, obs = policy.reset(batch), rng.random((horizon, batch, 2, 3, 1)) < 0.5
+    cont = np.ones((horizon, batch), np.float32)
+    cont[1, 0] = cont[0, 2] = 0.0
+    action, reward = rng.integers(0, ACTIONS, (horizon, batch)), rng.normal(size=(horizon, batch)).astype(np.float32)
     hyper = {"discount": 0.9, "lam": 0.8, "entropy": 0.3}
 
     @jax.jit
-    def both(params):
-        first = jnp.zeros((horizon, batch), bool).at[0].set(dreamed.first)
-        policy, value = one.nets.policy.behave(params, dreamed.obs, memory, first)
-        return policy.parts[0].logp, value, iris.policy_loss(one.nets, params, hyper, dreamed)
+    def both(key):
+        params = jax.tree.map(lambda x: x + 0.1, policy.init(key))
+        seen = dreamed(obs, action, reward, cont, np.array([True, False, False]), memory)
+        dist, value = policy.behave(params, obs, memory, seen.first)
+        return seen.weight, dist.parts[0].logp, value, reinforce_loss(policy, params, hyper, seen)
 
-    logp, value, (total, (_, metrics)) = jax.device_get(both(params))
+    weights, logp, value, (total, (_, metrics)) = jax.device_get(both(jax.random.key(0)))
     actor, critic = [], []
     for b in range(batch):
         returns = value[-1, b]
         for t in reversed(range(horizon - 1)):
-            discount = 0.9 * dreamed.cont[t + 1, b]
-            returns = dreamed.reward[t + 1, b] + discount * (0.2 * value[t + 1, b] + 0.8 * returns)
-            weight = dreamed.cont[: t + 1, b].prod()
+            discount = 0.9 * cont[t + 1, b]
+            returns = reward[t + 1, b] + discount * (0.2 * value[t + 1, b] + 0.8 * returns)
+            weight = cont[: t + 1, b].prod()
+            assert weights[t, b] == weight
             entropy = -(np.exp(logp[t, b]) * logp[t, b]).sum()
-            score = logp[t, b, dreamed.action[t, b]] * (returns - value[t, b])
+            score = logp[t, b, action[t, b]] * (returns - value[t, b])
             actor.append(-weight * (score + 0.3 * entropy))
             critic.append(weight * (returns - value[t, b]) ** 2)
     assert metrics["loss/actor"] == pytest.approx(np.mean(actor), rel=1e-4)
@@ -257,11 +258,11 @@ def test_dreams_for_learning_begin_with_the_last_frame():
     one = made()
     record = records(3, 3, [(0, 1), (1, 2)])
     record.is_last[2, 2] = True  # over: nothing is learned there
-    dream = jax.jit(lambda params, key: iris.dreams(one.nets, params, record, key))
+    dream = jax.jit(lambda params, key: one.nets.dreams.experience(params, record, 4, key))
     found = jax.device_get(dream(one.state.params, jax.random.key(0)))
     shown = jax.jit(lambda p, x: one.nets.decode(p, one.nets.encode(p, x)))(one.state.params, record.obs[:, -1])
     np.testing.assert_array_equal(found.obs[0], shown)
-    assert found.first.tolist() == [False, True, False]
+    assert found.first.tolist() == [[False, True, False]] + [[False] * 3] * 3
     assert found.cont[0].tolist() == [1, 1, 0] and set(np.unique(found.cont)) <= {0, 1}
     assert not found.reward[0].any() and set(np.unique(found.reward)) <= {-1, 0, 1}
     assert found.action.shape == found.reward.shape == (4, 3)

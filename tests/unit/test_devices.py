@@ -30,7 +30,7 @@ def found():
 
 
 STEPS = ["pets", "planet", "dreamer-v1", "dreamer-v2", "vision", "memory", "alphazero", "muzero", "efficientzero"]
-STEPS += ["tokenizer", "tokens", "frames"]
+STEPS += ["tokenizer", "tokens", "frames", "block", "real"]
 
 
 @pytest.mark.parametrize(
