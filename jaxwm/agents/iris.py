@@ -24,7 +24,7 @@ What differs from the paper, or the paper leaves open:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -64,6 +64,7 @@ class Config:
     patch: Count = 1  # Pixels of the sides of the squares that the autoencoder cuts out first.
     levels: Natural = 4  # Times that it halves what is left; a token stands for patch x 2^levels pixels.
     blocks: Natural = 2  # Residual blocks at each size.
+    kernel: Literal[1, 3, 5] = 3  # Sides of its convolutions; with 1, what a token shows depends on that token alone.
     attention: bool = True  # Self-attention among cells where 8 or 16 are above each other.
     commitment: Amount = 1.0  # Weight of the loss that ties the encoder to its codes.
     on_weight: Positive = 10.0  # Weight of cells that are on, in the loss of 0/1 planes.
@@ -189,7 +190,7 @@ class Networks:
     def tokenizer(self) -> Tokenizer:
         """The autoencoder."""
         c = self.config
-        sizes = c.codes, c.code_width, c.depth, c.patch, c.levels, c.blocks, c.attention
+        sizes = c.codes, c.code_width, c.depth, c.patch, c.levels, c.blocks, c.kernel, c.attention
         return Tokenizer(tuple(self.sensor[1].shape), *sizes)
 
     @property
@@ -355,13 +356,17 @@ def schedule(config: Config) -> tuple[Repeat, ...]:
 
 # --- Presets ----------------------------------------------------------------------------------------------------------
 MICRO = Config(
-    codes=256, code_width=32, depth=64, patch=4, levels=0, blocks=1, attention=False, revive=100,
+    codes=256, code_width=32, depth=64, patch=4, levels=0, blocks=1, kernel=1, attention=False, revive=100,
     frames=10, layers=2, heads=4, width=64, dropout=0.0, units=64, burn_in=8, imag_length=10,
-    envs=4, collect=200, epochs=0, tokenizer_from=400, model_from=1000, policy_from=2000,
-    tokenizer_updates=100, model_updates=100, policy_updates=50, tokenizer_batch=64, model_batch=32, policy_batch=32,
-    tokenizer_lr=1e-3, model_lr=1e-3, policy_lr=1e-3, entropy=0.01, temperature=0.0, discount=0.99,
+    envs=4, epochs=0, tokenizer_from=400, model_from=800, policy_from=2000,
+    tokenizer_updates=40, model_updates=40, policy_updates=30, tokenizer_batch=64, model_batch=32, policy_batch=32,
+    tokenizer_lr=2e-3, model_lr=1e-3, policy_lr=1e-3, entropy=0.01, temperature=0.0, discount=0.97,
 )  # fmt: skip
-PRESETS: dict[str, Config] = {"atari": Config(), "micro": MICRO}
+SMALL = replace(
+    MICRO, codes=512, code_width=64, depth=32, levels=2, blocks=1, kernel=3, width=128, policy_depth=8, units=128,
+    envs=2, tokenizer_from=1000, model_from=2000, policy_from=4000, entropy=0.003, discount=0.99,
+)  # fmt: skip
+PRESETS: dict[str, Config] = {"published": Config(), "micro": MICRO, "small": SMALL}
 """Published sizes for Atari-100k, and presets for two CPU cores: micro for 0/1 planes, small for images of 64 x 64."""
 
 SYSTEM = System(

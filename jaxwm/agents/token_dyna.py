@@ -48,8 +48,8 @@ FAR = 1e3  # Every number of a code that is not there yet: no patch comes near i
 
 @dataclass(frozen=True)
 class Config:
-    """Settings of Dyna over nearest-neighbour tokens. Defaults are sizes for images on a GPU; they are not checked against
-    the numbers of the paper."""
+    """Settings of Dyna over nearest-neighbour tokens. Defaults are sizes for images on a GPU; they are not checked
+    against the numbers of the paper."""
 
     # Tokens.
     patch: Count = 7  # Pixels, or cells, of the sides of a patch.

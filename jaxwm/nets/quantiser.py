@@ -134,11 +134,12 @@ class Level(nn.Module):
 
     depth: int
     blocks: int
+    kernel: int
     attention: bool
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        x = Tower(self.depth, self.blocks, name="tower")(x)
+        x = Tower(self.depth, self.blocks, self.kernel, name="tower")(x)
         return Mixing(name="mixing")(x) if self.attention and x.shape[1] in ATTENTION else x
 
 
@@ -160,13 +161,14 @@ class Tokenizer(nn.Module):
     patch: int = 1
     levels: int = 4
     blocks: int = 2  # residual blocks of a level
+    kernel: int = 3  # of all convolutions; with 1, cells know nothing of each other
     attention: bool = True
 
     def setup(self):
-        level = lambda name: Level(self.depth, self.blocks, self.attention, name=name)  # noqa: E731
+        level = lambda name: Level(self.depth, self.blocks, self.kernel, self.attention, name=name)  # noqa: E731
         self.down = [level(f"down{i}") for i in range(self.levels + 1)]
         self.up = [level(f"up{i}") for i in range(self.levels + 1)]
-        self.grow = [Conv(self.depth, 3, True, ROUTES, name=f"grow{i}") for i in range(self.levels)]
+        self.grow = [Conv(self.depth, self.kernel, True, ROUTES, name=f"grow{i}") for i in range(self.levels)]
         self.to_latents, self.from_codes = Linear(self.depth, self.width), Linear(self.width, self.depth)
         self.act = NormSilu()
         self.out = Linear(self.depth, self.patch**2 * self.shape[-1])

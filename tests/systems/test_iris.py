@@ -303,7 +303,7 @@ def test_evaluation_samples_from_a_cooler_policy(space):
 
 
 def test_the_published_order_and_sizes():
-    config = iris.PRESETS["atari"]
+    config = iris.PRESETS["published"]
     assert config == iris.Config()
     rounds, rest = iris.schedule(config)
     assert (rounds.times, rest.times) == (500, 100) and rounds.body[0] == Collect(200)
@@ -332,7 +332,7 @@ def test_what_does_not_fit_is_one_clear_line():
 
 
 def test_parts_that_join_later_say_so_and_do_not_wait_for_recordings():
-    words = schedule.in_words(iris.schedule(iris.PRESETS["atari"]))
+    words = schedule.in_words(iris.schedule(iris.PRESETS["published"]))
     assert "    200 x model, from 5,000 environment steps on" in words
-    loaded = schedule.offline(iris.schedule(iris.PRESETS["atari"]), 1000, 1000)
+    loaded = schedule.offline(iris.schedule(iris.PRESETS["published"]), 1000, 1000)
     assert [word.updates for word in loaded[1].body] == [200, 200, 200]
