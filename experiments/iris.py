@@ -111,7 +111,7 @@ def table(folder: Path) -> list[dict[str, Any]]:
         print(f"member {member}")
         for name, value in row.items():
             print(f"  {name:30} {np.round(value, 4)}")
-    (folder / "quality.json").write_text(json.dumps(rows, indent=2) + "\n")
+    (folder / "quality.json").write_text(json.dumps(rows, indent=2, default=float) + "\n")
     return rows
 
 
