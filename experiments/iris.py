@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +104,8 @@ def table(folder: Path) -> list[dict[str, Any]]:
         player = episodes.open_player(folder, member, seed=1)
         env = player.envs(ENVS)
         nets, params = iris.Networks(env.spec, player.plan.settings), player.state.params
-        play = episodes.play(player.agent, env, player.state, player.key)
-        records = episodes.record(next(play) for _ in range(ROWS))
+        with closing(episodes.play(player.agent, env, player.state, player.key)) as play:
+            records = episodes.record(next(play) for _ in range(ROWS))
         frames = np.asarray(nets.dreams.frames(records.obs)).reshape(-1, *nets.sensor[1].shape)
         row = codes(nets, params, frames, env.spec.name) | predictions(nets, params, records) | dreams(player, records)
         rows.append(row)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +78,8 @@ def table(folder: Path) -> list[dict[str, Any]]:
         player = episodes.open_player(folder, member, seed=1)
         env = player.envs(ENVS)
         nets = token_dyna.Networks(env.spec, player.plan.settings)
-        play = episodes.play(player.agent, env, player.state, player.key)
-        records = episodes.record(next(play) for _ in range(ROWS))
+        with closing(episodes.play(player.agent, env, player.state, player.key)) as play:
+            records = episodes.record(next(play) for _ in range(ROWS))
         rows.append({name: float(x) for name, x in next_frames(nets, player.state.params, records).items()})
         print(f"member {member}: " + ", ".join(f"{name} {value:.4g}" for name, value in rows[-1].items()))
     (folder / "quality.json").write_text(json.dumps(rows, indent=2) + "\n")
