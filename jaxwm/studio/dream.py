@@ -95,6 +95,10 @@ def draw(out: Path, title: str, spec: Spec, study: Study, found: dict[str, Any],
     dreamed = np.stack([plotted.dream.reward, plotted.dream.cont], -1)
     words = f"{title}\nreward and continue flag"
     figures.traces(files[1], words, ("reward", "continue"), real, dreamed, plotted.valid)
+    if "attention" in plotted.dream.latent:
+        files.append(out / "attention.png")
+        looks = plotted.dream.latent["attention"]
+        figures.attention(files[-1], f"{title}\nattention, mean of the heads", looks, plotted.valid)
     if study.dream.obs is None:
         return files
     names, truth = pictures.numbers(plotted.window.obs, spec)
@@ -156,7 +160,7 @@ def column(painter: pictures.Painter, study: Study, b: int, t: int, name: str) -
     real = jax.tree.map(lambda x: x[b, t], study.window.obs)
     truth, reward = painter.paint(real), plain(study.window.reward[b, t])
     blank = paper.note(truth.shape, "")
-    extra = [] if study.dream.latent is None else [blank]
+    extra = [blank] if "tokens" in study.dream.latent else []
     if i < 0:
         return Column(name, [truth, truth, blank, *extra], (reward, ""), GREY)
     if not study.valid[b, i]:
@@ -166,7 +170,7 @@ def column(painter: pictures.Painter, study: Study, b: int, t: int, name: str) -
     dreamed, error = painter.paint(guess), painter.compare(real, guess)
     error = paper.note(truth.shape, "no error") if np.array_equal(truth, dreamed) else error
     if extra:
-        extra = [pictures.token_map(study.dream.latent[b, i], truth.shape)]
+        extra = [pictures.token_map(study.dream.latent["tokens"][b, i], truth.shape)]
     return Column(name, [truth, dreamed, error, *extra], (reward, plain(study.dream.reward[b, i])), ORANGE)
 
 

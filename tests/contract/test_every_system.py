@@ -178,6 +178,7 @@ SAME_PATH = {
     "world-models": "the gradient step of dreamer-v3",
     "muzero": "the gradient step of dreamer-v3",
     "efficientzero": "the code of muzero",
+    "storm": "the gradient step of dreamer-v3",
 }
 """Systems whose mapped updates are compiled in the slow suite only, and what stands for them in the default one."""
 

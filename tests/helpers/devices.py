@@ -182,6 +182,8 @@ TOKENS = dict(codes=6, code_width=4, depth=4, patch=2, frames=5, width=8, heads=
 BLOCKS = dict(patch=2, codes=6, frames=5, width=8, heads=2, layers=1, units=8, burn_in=2, imag_length=4, envs=8,
               rollout=3, model_batch=8)  # fmt: skip
 SEARCH = dict(width=8, units=8, batch_size=8, reanalyse=0, optimizer="sgd", unroll=3, td_steps=2, depth=1)
+STORM = dict(stoch=3, classes=4, width=8, heads=2, hidden=8, units=8, depth=1, dropout=0.1, batch_size=8, dreams=8)
+STORM |= dict(batch_length=4, context=3, imag_length=3)
 EXTRAS = dict(consistency=1.0, prefix=True, correction=100, decoder=True)
 BOARDS = dict(channels=4, head=2, units=4, batch_size=8, batch_length=5)
 STEPS: dict[str, Any] = {  # name: system, preset, environment, settings, train step
@@ -199,6 +201,8 @@ STEPS: dict[str, Any] = {  # name: system, preset, environment, settings, train 
     "alphazero": ("alphazero", "tictactoe", GAME, BOARDS, "all"),
     "muzero": ("muzero", "catch", Spec("test", VECTOR, Box(2)), SEARCH | dict(sampled=3), "learn"),
     "efficientzero": ("efficientzero", "catch", Spec("test", VECTOR, Discrete(3)), SEARCH | EXTRAS, "learn"),
+    "storm-model": ("storm", "micro", Spec("test", VECTOR, Box(2)), STORM, "model"),
+    "storm-behaviour": ("storm", "micro", Spec("test", VECTOR, Box(2)), STORM, "behaviour"),
 }  # fmt: skip
 
 

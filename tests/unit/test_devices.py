@@ -29,8 +29,10 @@ def found():
     return measured("runs")
 
 
-STEPS = ["pets", "planet", "dreamer-v1", "dreamer-v2", "vision", "memory", "alphazero", "muzero", "efficientzero"]
-STEPS += ["tokenizer", "tokens", "frames", "block", "real"]
+STEPS = [
+    "pets", "planet", "dreamer-v1", "dreamer-v2", "vision", "memory", "alphazero", "muzero", "efficientzero",
+    "storm-model", "storm-behaviour", "tokenizer", "tokens", "frames", "block", "real",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
