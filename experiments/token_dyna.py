@@ -31,7 +31,7 @@ VARIANTS: dict[str, dict[str, Any]] = {"Breakout": {}, "Breakout-no-dreams": {"d
 """Name of a run -> settings that differ."""
 
 
-def runs(preset: str = "micro", seeds: int = 3, steps: int = 20_000, episodes: int = 100) -> dict[str, Plan]:
+def runs(preset: str = "micro", seeds: int = 3, steps: int = 12_000, episodes: int = 100) -> dict[str, Plan]:
     """Dyna over nearest-neighbour tokens on MinAtar Breakout, with dreams and without.
 
     Args:

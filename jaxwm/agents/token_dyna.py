@@ -313,15 +313,15 @@ def schedule(config: Config) -> tuple[Collect | Repeat, ...]:
 
 # --- Presets ----------------------------------------------------------------------------------------------------------
 MICRO = Config(
-    patch=2, codes=128, threshold=0.5, grow=32, frames=6, layers=2, heads=4, width=64, dropout=0.0, sign_rewards=True,
-    units=64, burn_in=4, imag_length=7, lam=0.9, discount=0.97, entropy=0.02, envs=8, rollout=16, model_updates=16,
-    dream_updates=16, model_from=256, dream_from=2000, model_batch=16, dream_batch=32, policy_lr=1e-3, clip=10.0,
+    patch=2, codes=128, threshold=0.5, grow=32, frames=4, layers=2, heads=4, width=64, dropout=0.0, sign_rewards=True,
+    units=64, burn_in=4, imag_length=5, lam=0.9, discount=0.97, entropy=0.02, envs=8, rollout=16, model_updates=16,
+    dream_updates=8, model_from=256, dream_from=2000, model_batch=16, dream_batch=32, policy_lr=1e-3, clip=10.0,
 )  # fmt: skip
 PRESETS: dict[str, Config] = {"large": Config(), "micro": MICRO}
 """Sizes for images on a GPU, and micro for 0/1 planes on two CPU cores."""
 
 SYSTEM = System(
-    make, Config, PRESETS, default="micro", year=2025, env="minatar/Breakout", steps=20_000,
+    make, Config, PRESETS, default="micro", year=2025, env="minatar/Breakout", steps=12_000,
     observations=("image", "binary"),
     summary="Dyna in a transformer over nearest-neighbour tokens (Dedieu et al. 2025)",
     paper="Dedieu et al., Improving Transformer World Models for Data-Efficient RL",
