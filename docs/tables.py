@@ -74,6 +74,8 @@ SYSTEMS = {
     "dreamer-v1": System("Dreamer V1", "images, vectors, planes", "discrete, continuous", "gymnax/Pendulum-v1"),
     "dreamer-v2": System("Dreamer V2", "images, vectors, planes", "discrete, continuous", "minatar/Breakout"),
     "dreamer-v3": System("Dreamer V3", "images, vectors, planes", "discrete, continuous", "minatar/Breakout"),
+    "iris": System("IRIS", "images, planes", "discrete, continuous", "minatar/Breakout"),
+    "token-dyna": System("Token Dyna", "images, planes", "discrete, continuous", "minatar/Breakout"),
     "alphazero": System("AlphaZero", "boards", "discrete, masked", "pgx/ConnectFour"),
     "muzero": System("MuZero", "images, vectors, planes", "discrete, continuous", "gymnax/CartPole-v1"),
     "efficientzero": System("EfficientZero", "images, vectors, planes", "discrete, continuous", "gymnax/Catch-bsuite"),

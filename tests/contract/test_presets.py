@@ -50,6 +50,8 @@ def preset_cases() -> list[Case]:
         "dyna-q": example("tabular/DynaMaze"),
         "pets": example("continuous/CartPole"),
         "world-models": ATARI,
+        "iris": ATARI,
+        "token-dyna": ATARI,
         "alphazero": example("pgx/TicTacToe"),
         "muzero": BOARD,
         "efficientzero": BOARD,
@@ -72,6 +74,8 @@ def preset_cases() -> list[Case]:
         ("world-models", "carracing"): Spec("own/CarRacing", IMAGE, Box(3), 100),
         ("ppo", "atari"): ATARI,
         ("ppo", "small"): Spec("own/CartPole", VECTOR, Discrete(2), 100),
+        ("iris", "micro"): BOARD,
+        ("token-dyna", "micro"): BOARD,
         ("alphazero", "connect-four"): example("pgx/ConnectFour"),
     }
     return [
