@@ -313,14 +313,22 @@ class Run:
         if processes.first():
             json_files.write_json(self.folder / directory.EVALUATION, result)
         self.console.print(table(plan, scores, self._where()))
-        if not updates:
-            self.console.print("nothing was learned: the run ended before its first update; raise --steps")
-        elif worse := [m for m, (a, b) in enumerate(zip(*scores.get("return", {}).values(), strict=True)) if a < b]:
-            who = "every member" if len(worse) == plan.members else f"member {', '.join(map(str, worse))}"
-            text = f"below random play: the greedy policy of {who}. It may need more steps, or a look at how the"
-            command = f"{machine.program()} eval {shlex.quote(str(self.folder))} --mode explore"
-            self.console.print(f"{text} exploring policy does: {escape(command)}", soft_wrap=True)
+        if text := _advice(plan, scores, updates, self.folder):
+            self.console.print(text, soft_wrap=True)
         return result
+
+
+def _advice(plan: Plan, scores: dict[str, dict[str, Any]], updates: int, folder: Path) -> str:
+    """What to do about a policy that learned nothing, or plays worse than a random one; "" for others."""
+    if not updates:
+        return "nothing was learned: the run ended before its first update; raise --steps"
+    worse = [m for m, (a, b) in enumerate(zip(*scores.get("return", {}).values(), strict=True)) if a < b]
+    if not worse:
+        return ""
+    who = "every member" if len(worse) == plan.members else f"member {', '.join(map(str, worse))}"
+    command = f"{machine.program()} eval {shlex.quote(str(folder))} --mode explore"
+    text = f"below random play: the greedy policy of {who}. It may need more steps, or a look at how the"
+    return f"{text} exploring policy does: {escape(command)}"
 
 
 def _with_ring(life: Life, data: Any) -> Life:
