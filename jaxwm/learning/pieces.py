@@ -27,11 +27,13 @@ class Routes(NamedTuple):
     """Double images and convolve them in one convolution at the lower resolution (9 instead of 25 products)."""
     apart: bool = True
     """Work out the gradient of a recurrent model outside its loop: fewer and larger kernels, for more FLOPs."""
+    cudnn: bool = False
+    """Leave attention in half precision to cuDNN, which never holds the scores of all pairs of tokens."""
 
 
 PLAIN = Routes(subpixel=False, apart=False)  # The mathematics as written, for reading and for tests.
 
-ROUTES = {"cpu": Routes(images=8, dreams=64, own_gradients=True, apart=False)}
+ROUTES = {"cpu": Routes(images=8, dreams=64, own_gradients=True, apart=False), "gpu": Routes(cudnn=True)}
 """By backend; others take the defaults of `Routes`. Measured in benchmarks/NOTES.md."""
 
 

@@ -1,0 +1,207 @@
+"""A causal transformer with segment masks and a fixed cache of keys and values (Vaswani et al. 2017).
+
+Letters: B batch, T tokens of a window, K tokens of one call, W width, N heads, D width of a head, P slots of a cache.
+
+Learning reads whole windows: `apply(net, params, x, first)`. Acting and dreaming append tokens to a `Cache` that is
+allocated once, is carried through `lax.scan`, and never grows: `apply(net, params, cache, x, first, method="extend")`.
+Both give the same numbers. A token sees no token of an earlier segment; a segment begins where `first` is set.
+
+A cache is a ring: once all P slots are written, a new token takes the slot of the oldest. Rotary positions (Su et al.
+2021) depend on distances only, so such a window slides without end. Learned positions are numbered from the start of a
+segment, and there are only so many of them: a cached row that has used them all begins a new segment there, and has
+forgotten what it saw before."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxwm.nets.layers import ACTIVATIONS, Linear, weight
+from jaxwm.types import Array
+
+ACTS = ACTIVATIONS | {"gelu": nn.gelu}
+
+
+class Cache(NamedTuple):
+    """Keys and values of the newest P tokens of each row; token i lies in slot `i % P`."""
+
+    keys: tuple[Array, ...]  # one [B, P, N, D] per layer
+    values: tuple[Array, ...]  # the same
+    start: Array  # int32 [B], the token at which a row's present segment begins
+    count: Array  # int32 [], tokens written so far, the same for all rows
+
+
+def starts(first: Array) -> Array:
+    """The token at which the segment of each token begins, int32 `[B, T]`, from flags `first [B, T]`."""
+    place = jnp.where(first, jnp.arange(first.shape[1]), 0)
+    return jax.lax.cummax(place.astype(jnp.int32), axis=1)
+
+
+def visible(query: Array, key: Array, start: Array, block: int = 1, window: int | None = None) -> Array:
+    """Which keys a query sees, bool `[B, 1, T, S]`.
+
+    Args:
+        query: Numbers of the querying tokens, int32 `[T]`.
+        key: Numbers of the tokens that may be seen, int32 `[S]`; negative ones are none.
+        start: Where the segment of each query begins, int32 `[B, T]`.
+        block: Tokens that see each other; 1 for a token that sees nothing after itself.
+        window: How many tokens a query sees, itself included; None for all."""
+    chex.assert_shape(start, (None, len(query)))
+    until = (query // block + 1) * block - 1
+    seen = (key <= until[:, None]) & (key >= start[..., None])
+    if window is not None:
+        seen &= key > query[:, None] - window
+    return seen[:, None]
+
+
+def rotate(x: Array, position: Array) -> Array:
+    """Turn pairs of entries of `x [B, T, N, D]` by angles that grow with `position [B, T]` (Su et al. 2021, eq. 34)."""
+    half = x.shape[-1] // 2
+    angle = position[..., None, None] * 10_000.0 ** (-jnp.arange(half) / half)  # [B, T, 1, D / 2]
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    a, b = jnp.split(x.astype(jnp.float32), 2, -1)
+    return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], -1).astype(x.dtype)
+
+
+class Block(nn.Module):
+    """Attention and a layer of hidden units, each added to its input and normed after it, or before ("pre")."""
+
+    width: int
+    heads: int
+    hidden: int
+    norm: str
+    act: str
+    rotary: bool
+    dtype: Any
+    fused: bool
+
+    def setup(self):
+        self.qkv = Linear(self.width, 3 * self.width, dtype=self.dtype)
+        self.merge = Linear(self.width, self.width, dtype=self.dtype)
+        self.inner = Linear(self.width, self.hidden, dtype=self.dtype)
+        self.outer = Linear(self.hidden, self.width, dtype=self.dtype)
+        self.norms = [nn.LayerNorm(dtype=self.dtype) for _ in range(2)]
+
+    def __call__(self, x: Array, position: Array, mask: Array, keep: Array | None, past: Any) -> tuple[Array, Any]:
+        """`x [B, T, W]` after the block, and the keys and values `[B, S, N, D]` that it saw.
+        `keep [B, T, 2, W]` are the factors of dropout. `past` holds cached keys and values and the slot to write."""
+        post = self.norm == "post"
+        part, seen = self.attend(x if post else self.norms[0](x), position, mask, past)
+        x = x + (part if keep is None else part * keep[:, :, 0])
+        x = self.norms[0](x) if post else x
+        part = self.outer(ACTS[self.act](self.inner(x if post else self.norms[1](x))))
+        x = x + (part if keep is None else part * keep[:, :, 1])
+        return (self.norms[1](x) if post else x), seen
+
+    def attend(self, x: Array, position: Array, mask: Array, past: Any) -> tuple[Array, tuple[Array, Array]]:
+        """Attention over the tokens themselves, or over a cache into which they are written first."""
+        query, key, value = jnp.split(self.qkv(x).reshape(*x.shape[:2], self.heads, -1), 3, -1)
+        if self.rotary:
+            query, key = rotate(query, position), rotate(key, position)
+        if past is not None:
+            keys, values, slot = past
+            key = jax.lax.dynamic_update_slice_in_dim(keys, key, slot, 1)
+            value = jax.lax.dynamic_update_slice_in_dim(values, value, slot, 1)
+        how = "cudnn" if self.fused and self.dtype != jnp.float32 else "xla"
+        out = jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=how)
+        return self.merge(out.reshape(x.shape)), (key, value)
+
+
+class Transformer(nn.Module):
+    """`[B, T, W] -> [B, T, W]`: `layers` blocks. Tokens come embedded; positions are added here."""
+
+    layers: int
+    width: int
+    heads: int
+    hidden: int
+    positions: int = 0  # Learned positions; 0 for rotary ones.
+    norm: Literal["post", "pre"] = "post"
+    """Where norms are: after each part, and after the positions (STORM); or before each part, and at the end (GPT)."""
+    act: str = "relu"
+    block: int = 1  # Tokens that see each other: the K of a frame that is predicted in parallel, else 1.
+    window: int | None = None  # Tokens that each token sees, itself included; None for all.
+    dropout: float = 0.0  # Share of the entries that are left out of what each part of a block adds.
+    dtype: Any = jnp.float32
+    remat: bool = False  # Compute blocks again for the gradient instead of keeping what is inside of them.
+    fused: bool = False  # Attention by cuDNN where `dtype` is a half precision (see `learning.pieces.Routes`).
+
+    def setup(self):
+        if self.width % self.heads or (not self.positions and self.width // self.heads % 2):
+            raise ValueError(f"a width of {self.width} is not {self.heads} heads of whole, even width")
+        make = nn.remat(Block) if self.remat else Block
+        shape = self.width, self.heads, self.hidden, self.norm, self.act, not self.positions, self.dtype, self.fused
+        self.blocks = [make(*shape) for _ in range(self.layers)]
+        self.edge_norm = nn.LayerNorm(dtype=self.dtype)
+        if self.positions:
+            init = nn.initializers.normal(0.02)
+            self.table = weight(self, "positions_table", init, (self.positions, self.width))
+
+    def __call__(self, x: Array, first: Array | None = None, keep: Array | None = None) -> Array:
+        """Whole windows `[B, T, W]`. `first [B, T]` marks starts of segments, without it there is one.
+        `keep [B, T, layers, 2, W]` are factors of dropout (`dropout_factors`)."""
+        return self._run(x, first, keep)[0]
+
+    def read(self, x: Array, first: Array | None, slots: int) -> tuple[Cache, Array]:
+        """The same, and a cache of `slots` slots that holds the windows: what `extend` makes of an empty one, in one
+        pass over the T tokens and no slot more. ValueError where the cache is shorter than the windows."""
+        if x.shape[1] > slots:
+            raise ValueError(f"a cache of {slots} slots does not hold {x.shape[1]} tokens")
+        out, seen, start = self._run(x, first, None)
+        spare = ((0, 0), (0, slots - x.shape[1]), (0, 0), (0, 0))
+        keys, values = (tuple(jnp.pad(part, spare) for part in parts) for parts in zip(*seen, strict=True))
+        return Cache(keys, values, start[:, -1], jnp.int32(x.shape[1])), out
+
+    def _run(self, x: Array, first: Array | None, keep: Array | None) -> tuple[Array, list[Any], Array]:
+        batch, length, _ = x.shape
+        if self.positions and length > self.positions:
+            raise ValueError(f"a window of {length} tokens is longer than the {self.positions} learned positions")
+        start = jnp.zeros((batch, length), jnp.int32) if first is None else starts(first)
+        token = jnp.arange(length)
+        mask = visible(token, token, start, self.block, self.window)
+        return *self._blocks(x, token - start, mask, keep, [None] * self.layers), start
+
+    def extend(self, cache: Cache, x: Array, first: Array | None = None) -> tuple[Cache, Array]:
+        """Append tokens `[B, K, W]` to the cache: what comes out at them `[B, K, W]`. `first [B, K]` as above.
+        K divides the number of slots of a cache that goes round; ValueError where it has fewer than K."""
+        (batch, count, _), slots = x.shape, cache.keys[0].shape[1]
+        if count > slots:
+            raise ValueError(f"a cache of {slots} slots does not hold {count} tokens")
+        token = cache.count + jnp.arange(count)
+        first = jnp.zeros((batch, count), bool) if first is None else first
+        if self.positions:  # none is left: begin again
+            first = first.at[:, 0].set(first[:, 0] | (token[-1] - cache.start >= self.positions))
+        start = jnp.maximum(jnp.where(first, token, 0), cache.start[:, None])
+        start = jax.lax.cummax(start.astype(jnp.int32), axis=1)
+        held = token[-1] - (token[-1] - jnp.arange(slots)) % slots  # the token that each slot holds
+        mask = visible(token, held, start, self.block, self.window)
+        past = [(keys, values, cache.count % slots) for keys, values in zip(cache.keys, cache.values, strict=True)]
+        out, seen = self._blocks(x, token - start, mask, None, past)
+        keys, values = zip(*seen, strict=True)
+        return Cache(keys, values, start[:, -1], cache.count + count), out
+
+    def _blocks(self, x: Array, position: Array, mask: Array, keep: Array | None, past: list[Any]) -> Any:
+        """All blocks: what comes out, and the keys and values of each."""
+        x, seen = x.astype(self.dtype), []
+        if self.positions:
+            x = x + self.table.astype(self.dtype)[position]
+        x = self.edge_norm(x) if self.norm == "post" else x
+        for i, block in enumerate(self.blocks):
+            x, pair = block(x, position, mask, None if keep is None else keep[:, :, i].astype(self.dtype), past[i])
+            seen.append(pair)
+        return (x if self.norm == "post" else self.edge_norm(x)), seen
+
+
+def empty(net: Transformer, batch: int, slots: int) -> Cache:
+    """A cache before any token was written."""
+    shape = batch, slots, net.heads, net.width // net.heads
+    zeros = lambda: tuple(jnp.zeros(shape, net.dtype) for _ in range(net.layers))  # noqa: E731
+    return Cache(zeros(), zeros(), jnp.zeros(batch, jnp.int32), jnp.zeros((), jnp.int32))
+
+
+def dropout_factors(net: Transformer, uniform: Array) -> Array:
+    """Factors of dropout, 0 or 1 / (1 - rate), from `uniform [B, T, layers, 2, W]` in [0, 1) (Srivastava et al.)."""
+    return (uniform >= net.dropout) / (1.0 - net.dropout)
