@@ -26,11 +26,12 @@ import jax.numpy as jnp
 from jaxwm import spaces
 from jaxwm.agents.system import System, hyper_of
 from jaxwm.control import actor_critic as ac
+from jaxwm.control.behaviour import Evaluated, evaluate, policy_losses
 from jaxwm.control.policy import Actor, action_distribution
 from jaxwm.distributions import TwoHot, sg, symexp_bins, twohot
 from jaxwm.errors import Amount, Count, Fraction, Natural, Positive, Several, check_number, check_types
 from jaxwm.learning import optim
-from jaxwm.learning.pieces import PLAIN, Routes, loss_over_pieces, merge, routes, split
+from jaxwm.learning.pieces import PLAIN, Routes, loss_over_pieces, routes, split
 from jaxwm.learning.share import ALONE, Share
 from jaxwm.learning.step import Losses, Updated, gradient_step
 from jaxwm.models.latent_world import Carry, World, token_size
@@ -121,17 +122,6 @@ class Noise(NamedTuple):
     imagine: Array  # [B, T, H, S], uniform
 
 
-class Evaluated(NamedTuple):
-    """A dream as the heads see it, time first."""
-
-    reward: Array  # [H + 1, R]
-    cont: Array  # [H + 1, R], discounted
-    value: Array  # [H + 1, R]
-    returns: Array  # [H, R]
-    weight: Array  # [H, R], probability that the dream goes on until there
-    spread: Array | None  # [H, R], disagreement of the ensemble
-
-
 def loss(learner: Learner, params: Any, state: State, record: Record, noise: Noise, share: Share = ALONE) -> Losses:
     """The total loss of sequences `[B, T + 1]`; latents `[B, T]` and the return range; metrics."""
     batch, length = record.reward.shape
@@ -199,21 +189,11 @@ def behaviour_losses(
         loss, seen = evaluate_dream(learner, val, params, state, latents.feat(), actions)
         return loss.sum(), (latents.feat(), actions, seen)
 
-    def act(pol: Any, _: Any, rows: Any, hyper: Any) -> tuple[Array, Array]:
-        feat, actions, *rest = rows
-        loss, entropy = policy_loss(learner, pol, hyper, feat[:-1], actions[:-1], *rest)
-        return loss.sum(), entropy.mean()
-
+    actor = lambda pol, feat: learner.actor({"pol": pol}, feat)  # noqa: E731
     constants = params, state._replace(opt=None)
-    pieces = split(rows, learner.routes.dreams)
-    value, (feat, actions, seen) = loss_over_pieces(dream, params["val"], (), pieces, constants)
-    returns = merge(seen.returns.swapaxes(1, 2))  # [R, H]
-    ranges = state.returns.update(share.gather(returns))
-    advantage = (seen.returns - seen.value[:, :-1]) / ranges.scale()
-    given = feat, actions, advantage, seen.weight
-    policy, entropy = loss_over_pieces(act, params["pol"], (), given, state.hyper)
-    metrics = dream_metrics(seen, returns, advantage, share) | {"policy/entropy": entropy.mean()}
-    metrics["policy/return_scale"] = ranges.scale()
+    value, dreams = loss_over_pieces(dream, params["val"], (), split(rows, learner.routes.dreams), constants)
+    given = dreams, state.returns, state.hyper["entropy"]
+    policy, returns, ranges, metrics = policy_losses(actor, params["pol"], *given, share)
     return {"policy": policy / count, "value": value / count}, returns[:, 0].reshape(lead), ranges, metrics
 
 
@@ -230,23 +210,10 @@ def evaluate_dream(
         spread = learner.guesses(params, feat[:-1], actions[:-1]).std(0).mean(-1)
         reward = reward.at[1:].add(-config.disagreement * spread)
     cont = jax.nn.sigmoid(learner.continues(params, feat))  # holds the discount
-    value = learner.scalar("val", val, feat)
-    guess = sg(value.mean())
     slow = learner.scalar("val", state.slow, feat).mean()
-    weight = ac.dream_weights(cont)
-    returns = ac.lambda_return(reward, guess, cont, jnp.zeros_like(cont), state.hyper["lam"])
-    now = TwoHot(value.logits[:-1], value.bins)
-    loss = ac.twohot_critic_loss(now, returns, slow[:-1], weight, config.slow_scale)
-    return loss, Evaluated(raw, cont, guess, returns, weight, spread)
-
-
-def policy_loss(
-    learner: Learner, pol: Any, hyper: Any, feat: Array, actions: Array, advantage: Array, weight: Array
-) -> tuple[Array, Array]:
-    """REINFORCE losses (equation 6) and entropies `[H, R]` at `feat [H, R, F]`."""
-    policy = learner.actor({"pol": pol}, feat)
-    entropy = policy.entropy()
-    return ac.actor_loss(ac.reinforce(policy, actions, advantage), entropy, weight, hyper["entropy"]), entropy
+    value = learner.scalar("val", val, feat)
+    loss, seen = evaluate(reward, cont, value, slow, state.hyper["lam"], config.slow_scale)
+    return loss, seen._replace(reward=raw, spread=spread)
 
 
 def replay_value_loss(learner: Learner, params: Any, state: State, record: Record, feat: Array, boot: Array) -> Array:
@@ -260,19 +227,6 @@ def replay_value_loss(learner: Learner, params: Any, state: State, record: Recor
     slow = learner.scalar("val", state.slow, sg(feat)).mean()
     now = TwoHot(value.logits[:-1], value.bins)
     return ac.twohot_critic_loss(now, returns, slow[:-1], 1.0 - last[:-1], learner.config.slow_scale)
-
-
-def dream_metrics(seen: Evaluated, returns: Array, advantage: Array, share: Share) -> dict[str, Array]:
-    """What is reported of dreams: `returns [R, H]`, the rest in pieces."""
-    center = share.mean(advantage.mean())
-    metrics = {
-        "dream/reward": seen.reward.mean(),
-        "dream/return": returns[:, 0].mean(),
-        "dream/continue": seen.cont.mean(),
-        "dream/value": seen.value.mean(),
-        "policy/advantage_std": jnp.sqrt(share.mean(jnp.square(advantage - center).mean())),
-    }
-    return metrics if seen.spread is None else metrics | {"dream/disagreement": seen.spread.mean()}
 
 
 # --- Wiring -----------------------------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import chex
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 
 from jaxwm import spaces
 from jaxwm.control.policy import forced
-from jaxwm.learning.pieces import PLAIN, Routes, loss_over_pieces, map_pieces, merge, split
+from jaxwm.learning.pieces import PLAIN, Routes
 from jaxwm.learning.share import ALONE, Share
 from jaxwm.models import rssm
 from jaxwm.models.rssm import Latent, Model, flatten
@@ -134,41 +133,16 @@ class World:
         else:
             previous, is_first = previous[:, :-1], is_first[:, 1:]
             obs = jax.tree.map(lambda x: x[:, 1:], record.obs)
-        lead, flat = sensors.rows(obs, self.spec.obs)
-        pieces = split(flat, self.routes.images if self.images else 0)
-        tokens = map_pieces(partial(apply, self.enc), params["enc"], pieces)
-        tokens = merge(tokens).reshape(*lead, -1)
+        tokens = encoders.encode(self.enc, params["enc"], obs, self.spec.obs, self.routes)
         inputs = start, tokens, previous, is_first, uniform
         latents, post = rssm.observe(self.dyn, params["dyn"], *inputs, self.routes.apart)
         return latents, post, apply(self.dyn, params["dyn"], latents.deter, method="prior")
-
-    @property
-    def images(self) -> bool:
-        """Whether there are images among the sensors."""
-        return "image" in sensors.kinds(self.spec.obs).values()
 
     def reconstruction(self, params: Any, latents: Latent, obs: Any) -> tuple[Array, dict[str, Array]]:
         """Mean loss over all sensors, and that of each where there are several; images a few at a time.
         `params` are the decoder's own."""
         inputs = latents.deter, flatten(latents.stoch)
-        numbers = apply(self.dec, params, *inputs, method="numbers")
-        losses = {k: v.mean() for k, v in sensors.reconstruction_loss(obs, numbers, self.spec.obs).items()}
-        total = sum(losses.values(), jnp.zeros(()))
-        if self.images:
-            canvas = apply(self.dec, params, *inputs, method="canvas")
-            rows = canvas.reshape(-1, *canvas.shape[2:])
-
-            def paint(params, canvas, obs, _):
-                painted = apply(self.dec, params, canvas, method="paint")
-                parts = sensors.reconstruction_loss(obs, painted, self.spec.obs)
-                sums = {name: part.sum() for name, part in parts.items()}
-                return sum(sums.values(), jnp.zeros(())), sums
-
-            size, (_, targets) = self.routes.images, sensors.rows(obs, self.spec.obs)
-            loss, sums = loss_over_pieces(paint, params, split(rows, size), split(targets, size))
-            losses |= {name: part.sum() / len(rows) for name, part in sums.items()}
-            total += loss / len(rows)
-        return total, {f"loss/rec/{name}": loss for name, loss in losses.items()} if len(losses) > 1 else {}
+        return encoders.reconstruct(self.dec, params, *inputs, obs, self.spec.obs, self.routes)
 
     def predictions(
         self, params: Any, heads: Mapping[str, Head], record: Record, uniform: Array

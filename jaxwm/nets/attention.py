@@ -6,10 +6,11 @@ Learning reads whole windows: `apply(net, params, x, first)`. Acting and dreamin
 allocated once, is carried through `lax.scan`, and never grows: `apply(net, params, cache, x, first, method="extend")`.
 Both give the same numbers. A token sees no token of an earlier segment; a segment begins where `first` is set.
 
-A cache is a ring: once all P slots are written, a new token takes the slot of the oldest. Rotary positions (Su et al.
-2021) depend on distances only, so such a window slides without end. Learned positions are numbered from the start of a
-segment, and there are only so many of them: a cached row that has used them all begins a new segment there, and has
-forgotten what it saw before."""
+A cache is a ring: once all P slots are written, a new token takes the slot of the oldest. Its rows count together, or,
+for environments whose episodes begin at different times, each for itself (`empty(apart=True)`, `forget`). Rotary
+positions (Su et al. 2021) depend on distances only, so such a window slides without end. Learned positions are numbered
+from the start of a segment, and there are only so many of them: a cached row that has used them all begins a new
+segment there, and has forgotten what it saw before."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ class Cache(NamedTuple):
     keys: tuple[Array, ...]  # one [B, P, N, D] per layer
     values: tuple[Array, ...]  # the same
     start: Array  # int32 [B], the token at which a row's present segment begins
-    count: Array  # int32 [], tokens written so far, the same for all rows
+    count: Array  # int32 [], tokens written so far by every row; [B] where rows count apart
 
 
 def starts(first: Array) -> Array:
@@ -45,16 +46,17 @@ def visible(query: Array, key: Array, start: Array, block: int = 1, window: int 
     """Which keys a query sees, bool `[B, 1, T, S]`.
 
     Args:
-        query: Numbers of the querying tokens, int32 `[T]`.
-        key: Numbers of the tokens that may be seen, int32 `[S]`; negative ones are none.
+        query: Numbers of the querying tokens, int32 `[T]`, or `[B, T]`.
+        key: Numbers of the tokens that may be seen, int32 `[S]`, or `[B, S]`; negative ones are none.
         start: Where the segment of each query begins, int32 `[B, T]`.
         block: Tokens that see each other; 1 for a token that sees nothing after itself.
         window: How many tokens a query sees, itself included; None for all."""
-    chex.assert_shape(start, (None, len(query)))
+    chex.assert_shape(start, (None, query.shape[-1]))
+    query, key = query[..., None], key[..., None, :]
     until = (query // block + 1) * block - 1
-    seen = (key <= until[:, None]) & (key >= start[..., None])
+    seen = (key <= until) & (key >= start[..., None])
     if window is not None:
-        seen &= key > query[:, None] - window
+        seen &= key > query - window
     return seen[:, None]
 
 
@@ -65,6 +67,12 @@ def rotate(x: Array, position: Array) -> Array:
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     a, b = jnp.split(x.astype(jnp.float32), 2, -1)
     return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], -1).astype(x.dtype)
+
+
+def write(store: Array, new: Array, slot: Array) -> Array:
+    """Put `new [B, K, ...]` into `store [B, P, ...]` from `slot` on, one for all rows or one for each `[B]`."""
+    put = jax.lax.dynamic_update_slice_in_dim
+    return put(store, new, slot, 1) if slot.ndim == 0 else jax.vmap(put, (0, 0, 0, None))(store, new, slot, 0)
 
 
 class Block(nn.Module):
@@ -104,8 +112,7 @@ class Block(nn.Module):
             query, key = rotate(query, position), rotate(key, position)
         if past is not None:
             keys, values, slot = past
-            key = jax.lax.dynamic_update_slice_in_dim(keys, key, slot, 1)
-            value = jax.lax.dynamic_update_slice_in_dim(values, value, slot, 1)
+            key, value = write(keys, key, slot), write(values, value, slot)
         how = "cudnn" if self.fused and self.dtype != jnp.float32 else "xla"
         out = jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=how)
         return self.merge(out.reshape(x.shape)), (key, value)
@@ -170,13 +177,14 @@ class Transformer(nn.Module):
         (batch, count, _), slots = x.shape, cache.keys[0].shape[1]
         if count > slots:
             raise ValueError(f"a cache of {slots} slots does not hold {count} tokens")
-        token = cache.count + jnp.arange(count)
+        token = cache.count[..., None] + jnp.arange(count)  # [K], or [B, K]
         first = jnp.zeros((batch, count), bool) if first is None else first
         if self.positions:  # none is left: begin again
-            first = first.at[:, 0].set(first[:, 0] | (token[-1] - cache.start >= self.positions))
+            first = first.at[:, 0].set(first[:, 0] | (token[..., -1] - cache.start >= self.positions))
         start = jnp.maximum(jnp.where(first, token, 0), cache.start[:, None])
         start = jax.lax.cummax(start.astype(jnp.int32), axis=1)
-        held = token[-1] - (token[-1] - jnp.arange(slots)) % slots  # the token that each slot holds
+        newest = token[..., -1:]
+        held = newest - (newest - jnp.arange(slots)) % slots  # the token that each slot holds
         mask = visible(token, held, start, self.block, self.window)
         past = [(keys, values, cache.count % slots) for keys, values in zip(cache.keys, cache.values, strict=True)]
         out, seen = self._blocks(x, token - start, mask, None, past)
@@ -195,11 +203,17 @@ class Transformer(nn.Module):
         return (x if self.norm == "post" else self.edge_norm(x)), seen
 
 
-def empty(net: Transformer, batch: int, slots: int) -> Cache:
-    """A cache before any token was written."""
+def empty(net: Transformer, batch: int, slots: int, apart: bool = False) -> Cache:
+    """A cache before any token was written; its rows count `apart` where they are to `forget` apart."""
     shape = batch, slots, net.heads, net.width // net.heads
     zeros = lambda: tuple(jnp.zeros(shape, net.dtype) for _ in range(net.layers))  # noqa: E731
-    return Cache(zeros(), zeros(), jnp.zeros(batch, jnp.int32), jnp.zeros((), jnp.int32))
+    count = jnp.zeros((batch,) if apart else (), jnp.int32)
+    return Cache(zeros(), zeros(), jnp.zeros(batch, jnp.int32), count)
+
+
+def forget(cache: Cache, rows: Array) -> Cache:
+    """Empty the marked rows, bool `[B]`, of a cache whose rows count apart."""
+    return jax.tree.map(lambda x: jnp.where(rows.reshape(-1, *(1,) * (x.ndim - 1)), jnp.zeros_like(x), x), cache)
 
 
 def dropout_factors(net: Transformer, uniform: Array) -> Array:

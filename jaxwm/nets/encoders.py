@@ -1,6 +1,9 @@
-"""Encoder and decoder for any mix of sensors (see `nets.sensors`): images, 0/1 planes and vectors."""
+"""Encoder and decoder for any mix of sensors (see `nets.sensors`): images, 0/1 planes and vectors.
+
+`encode` and `reconstruct` apply them, images a few at a time."""
 
 import math
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -9,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxwm.distributions import symlog
-from jaxwm.learning.pieces import PLAIN, Routes
-from jaxwm.nets.layers import MLP, BlockLinear, Conv, Linear, NormSilu, to_blocks
-from jaxwm.nets.sensors import flat, kinds, sensors
+from jaxwm.learning.pieces import PLAIN, Routes, loss_over_pieces, map_pieces, merge, split
+from jaxwm.nets.layers import MLP, BlockLinear, Conv, Linear, NormSilu, apply, to_blocks
+from jaxwm.nets.sensors import flat, kinds, reconstruction_loss, rows, sensors
 from jaxwm.nets.strided import StridedDecoder, StridedEncoder
 from jaxwm.types import Array
 
@@ -69,6 +72,7 @@ def max_pool(x: Array) -> Array:
 
 class Decoder(nn.Module):
     """`deter [..., D], stoch [..., Z] -> {sensor: raw prediction}`; see `reconstruction_loss` and `observation`.
+    Where D is 0 all is decoded from the second part.
     It has two independent parts: `numbers` for all sensors but images, and `paint(canvas(...))` for images."""
 
     spec: Any
@@ -100,7 +104,8 @@ class Decoder(nn.Module):
                 text = f"{MULTIPLIERS[-1]} x depth ({self.depth}) must be a multiple of blocks ({self.blocks})"
                 raise ValueError(f"{text} where there are images: each block paints its own channels")
             area = math.prod(self.size)
-            self.from_deter = BlockLinear(self.deter, area, self.blocks, dtype=dtype)
+            if self.deter:
+                self.from_deter = BlockLinear(self.deter, area, self.blocks, dtype=dtype)
             self.from_stoch = Linear(self.stoch, 2 * self.units, dtype=dtype)
             self.stoch_act = NormSilu()
             self.spread = Linear(2 * self.units, area, dtype=dtype)
@@ -126,10 +131,12 @@ class Decoder(nn.Module):
         if self.act != "norm_silu":
             return jnp.concatenate([deter, stoch], -1)[..., None, None, :]
         lead, (height, width, depth), g = deter.shape[:-1], self.size, self.blocks
+        y = self.spread(self.stoch_act(self.from_stoch(stoch)))
+        if not self.deter:
+            return self.space_act(y.reshape(*lead, height, width, depth))
         # Each block of the recurrent state paints its own group of channels.
         x = self.from_deter(to_blocks(deter, g)).reshape(g, -1, height, width, depth // g)
         x = x.transpose(1, 2, 3, 0, 4).reshape(*lead, height, width, depth)
-        y = self.spread(self.stoch_act(self.from_stoch(stoch)))
         return self.space_act(x + y.reshape(x.shape))
 
     def paint(self, canvas: Array) -> dict[str, Array]:
@@ -144,3 +151,40 @@ class Decoder(nn.Module):
         x = x.reshape(*canvas.shape[:-3], *x.shape[1:])
         ends = np.cumsum([shape[-1] for shape in self.images.values()])[:-1]
         return dict(zip(self.images, jnp.split(x, ends, -1), strict=True))
+
+
+def shows_images(spec: Any) -> bool:
+    """Whether there are images among the sensors."""
+    return "image" in kinds(spec).values()
+
+
+def encode(enc: Encoder, params: Any, obs: Any, spec: Any, routes: Routes = PLAIN) -> Array:
+    """Tokens `[..., E]` of observations; `params` are the encoder's own."""
+    lead, flat = rows(obs, spec)
+    pieces = split(flat, routes.images if shows_images(spec) else 0)
+    tokens = map_pieces(partial(apply, enc), params, pieces)
+    return merge(tokens).reshape(*lead, -1)
+
+
+def reconstruct(
+    dec: Decoder, params: Any, deter: Array, stoch: Array, obs: Any, spec: Any, routes: Routes = PLAIN
+) -> tuple[Array, dict[str, Array]]:
+    """Mean loss over all sensors, and that of each where there are several; `params` are the decoder's own."""
+    numbers = apply(dec, params, deter, stoch, method="numbers")
+    losses = {k: v.mean() for k, v in reconstruction_loss(obs, numbers, spec).items()}
+    total = sum(losses.values(), jnp.zeros(()))
+    if shows_images(spec):
+        canvas = apply(dec, params, deter, stoch, method="canvas")
+        places = canvas.reshape(-1, *canvas.shape[2:])
+
+        def paint(params, canvas, obs, _):
+            painted = apply(dec, params, canvas, method="paint")
+            parts = reconstruction_loss(obs, painted, spec)
+            sums = {name: part.sum() for name, part in parts.items()}
+            return sum(sums.values(), jnp.zeros(())), sums
+
+        size, (_, targets) = routes.images, rows(obs, spec)
+        loss, sums = loss_over_pieces(paint, params, split(places, size), split(targets, size))
+        losses |= {name: part.sum() / len(places) for name, part in sums.items()}
+        total += loss / len(places)
+    return total, {f"loss/rec/{name}": loss for name, loss in losses.items()} if len(losses) > 1 else {}

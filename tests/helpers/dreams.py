@@ -2,8 +2,9 @@
 
 import jax
 
-from jaxwm.agents.dreamer_v3 import Learner, State, evaluate_dream, policy_loss
+from jaxwm.agents.dreamer_v3 import Learner, State, evaluate_dream
 from jaxwm.control.actor_critic import ReturnRange
+from jaxwm.control.behaviour import policy_loss
 from jaxwm.types import Array
 
 sg = jax.lax.stop_gradient
@@ -21,8 +22,8 @@ def judged(
     seen = sg(seen)
     ranges = state.returns.update(seen.returns)
     advantage = (seen.returns - seen.value[:-1]) / ranges.scale()
-    known = feat[:-1], actions[:-1], advantage, seen.weight
-    policy, entropy = policy_loss(learner, params["pol"], state.hyper, *known)
+    known = actions[:-1], advantage, seen.weight, state.hyper["entropy"]
+    policy, entropy = policy_loss(learner.actor(params, feat[:-1]), *known)
     metrics = {
         "dream/reward": seen.reward.mean(),
         "dream/return": seen.returns[0].mean(),

@@ -35,6 +35,10 @@ TINY: dict[str, dict[str, Any]] = {
     ),
     "muzero": _SEARCH,
     "efficientzero": _SEARCH | dict(correction=20),
+    "storm": dict(
+        stoch=4, classes=4, width=8, heads=2, hidden=8, units=8, bins=11, dropout=0.1, envs=2, batch_size=2,
+        batch_length=6, train_ratio=4.0, prefill=40, capacity=200, dreams=4, context=3, imag_length=3,
+    ),
     "shooting": dict(units=8, candidates=8, plan_horizon=3, batch_size=4, envs=2, prefill=20, capacity=200),
 }  # fmt: skip
 """Settings over those of a system's default preset."""

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from arrays import assert_close
+from arrays import assert_close, assert_same
 
 from jaxwm.models import tokens
 from jaxwm.nets import attention
@@ -66,6 +66,23 @@ def test_a_window_that_was_read_goes_on_in_its_cache():
     out, whole, cache = both(params, x, first)
     assert_close(out, whole, 1e-4, 1e-5)
     assert int(cache.count) == 10 and cache.start.tolist() == [6, 9] and cache.keys[0].shape == (B, 10, 2, 4)
+
+
+def test_rows_that_count_apart_forget_apart():
+    """Emptied where a segment begins, a row gives the same, and its memory is as if nothing had been before."""
+    net = KINDS["rotary"]
+    params, x, first = given(net)
+
+    def step(cache, inputs):
+        x, first = inputs
+        return apply(net, params, attention.forget(cache, first), x[:, None], method="extend")
+
+    run = jax.jit(lambda x, first: jax.lax.scan(step, empty(net, B, 8, apart=True), (x.swapaxes(0, 1), first.T)))
+    cache, out = run(x, first)
+    assert_close(out[:, :, 0].swapaxes(0, 1), jax.jit(apply, static_argnums=0)(net, params, x, first), 1e-4, 1e-5)
+    assert cache.count.tolist() == [6, 3]
+    again, _ = run(x.at[1, :9].set(7.0), first)
+    assert_same(jax.tree.map(lambda x: x[1], again), jax.tree.map(lambda x: x[1], cache))
 
 
 def test_a_token_sees_neither_other_segments_nor_what_follows():
