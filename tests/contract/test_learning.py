@@ -42,6 +42,12 @@ PROBES = [
              discount_horizon=2.0, free_nats=0.0),
         80, 0.9,
     ),
+    Probe(
+        "storm", "probe/ActionReward",
+        dict(envs=8, batch_size=8, batch_length=8, train_ratio=32.0, prefill=64, lr=1e-2, behaviour_lr=1e-2,
+             entropy=1e-2, discount=0.5, free_nats=0.0, dreams=16),
+        60, 0.9,
+    ),
     Probe("pets", "probe/ContinuousTarget", dict(reward="learned", horizon=1, epochs=30.0, lr=1e-2), 4, -0.05),
     Probe("muzero", "probe/ActionReward", _MUZERO, 80, 0.9),
     Probe("efficientzero", "probe/ActionReward", _MUZERO, 80, 0.9),

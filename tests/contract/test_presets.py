@@ -53,6 +53,7 @@ def preset_cases() -> list[Case]:
         "alphazero": example("pgx/TicTacToe"),
         "muzero": BOARD,
         "efficientzero": BOARD,
+        "storm": ATARI,
     }
     special = {
         ("muzero", "pendulum"): NUMBERS,
@@ -62,6 +63,7 @@ def preset_cases() -> list[Case]:
         ("efficientzero", "published"): ATARI,
         ("dreamer-v3", "nano"): BOARD,
         ("dreamer-v2", "nano"): BOARD,
+        ("storm", "nano"): BOARD,
         ("dreamer-v1", "micro"): NUMBERS,
         ("planet", "micro"): NUMBERS,
         ("world-models", "carracing"): Spec("own/CarRacing", IMAGE, Box(3), 100),
@@ -80,10 +82,12 @@ SEEN: dict[str, list[Spec]] = {
     "dreamer-v2": [BOTH, NUMBERS, CONTROL],
     "dreamer-v1": [BOARD, BOTH],
     "muzero": [NUMBERS, ATARI],
+    "storm": [BOTH, CONTROL],
 }
 """Further kinds of observations and actions for systems that take several, in tiny settings."""
 LATER = {("dreamer-v3", NUMBERS.name), ("dreamer-v2", NUMBERS.name), ("dreamer-v2", CONTROL.name),
-         ("dreamer-v2", BOTH.name), ("dreamer-v1", BOTH.name), ("muzero", ATARI.name)}  # fmt: skip
+         ("dreamer-v2", BOTH.name), ("dreamer-v1", BOTH.name), ("muzero", ATARI.name),
+         ("storm", CONTROL.name)}  # fmt: skip
 """Those of them for the slow suite."""
 
 

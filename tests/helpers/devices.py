@@ -177,6 +177,8 @@ OLD = dict(deter=8, hidden=8, stoch=3, units=8, depth=1, batch_size=8, batch_len
 DREAMS = OLD | dict(imag_length=3)
 WORLD = dict(codes=3, depth=1, units=4, vision_batch=8, memory_batch=8, memory_length=4)
 SEARCH = dict(width=8, units=8, batch_size=8, reanalyse=0, optimizer="sgd", unroll=3, td_steps=2, depth=1)
+STORM = dict(stoch=3, classes=4, width=8, heads=2, hidden=8, units=8, depth=1, dropout=0.1, batch_size=8, dreams=8)
+STORM |= dict(batch_length=4, context=3, imag_length=3)
 EXTRAS = dict(consistency=1.0, prefix=True, correction=100, decoder=True)
 BOARDS = dict(channels=4, head=2, units=4, batch_size=8, batch_length=5)
 STEPS: dict[str, Any] = {  # name: system, preset, environment, settings, train step
@@ -189,6 +191,8 @@ STEPS: dict[str, Any] = {  # name: system, preset, environment, settings, train 
     "alphazero": ("alphazero", "tictactoe", GAME, BOARDS, "all"),
     "muzero": ("muzero", "catch", Spec("test", VECTOR, Box(2)), SEARCH | dict(sampled=3), "learn"),
     "efficientzero": ("efficientzero", "catch", Spec("test", VECTOR, Discrete(3)), SEARCH | EXTRAS, "learn"),
+    "storm-model": ("storm", "micro", Spec("test", VECTOR, Box(2)), STORM, "model"),
+    "storm-behaviour": ("storm", "micro", Spec("test", VECTOR, Box(2)), STORM, "behaviour"),
 }  # fmt: skip
 
 

@@ -29,7 +29,10 @@ def found():
     return measured("runs")
 
 
-STEPS = ["pets", "planet", "dreamer-v1", "dreamer-v2", "vision", "memory", "alphazero", "muzero", "efficientzero"]
+STEPS = [
+    "pets", "planet", "dreamer-v1", "dreamer-v2", "vision", "memory", "alphazero", "muzero", "efficientzero",
+    "storm-model", "storm-behaviour",
+]  # fmt: skip
 
 
 @pytest.mark.slow
