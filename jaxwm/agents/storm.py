@@ -452,9 +452,10 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
 
 def dream(learner: Learner, state: State, context: Record, actions: Array | None, key: Key, horizon: int) -> Dream:
     """What follows a context `[B, K]`, under given actions or the policy; see `Agent.imagine`.
-    `latent` holds `stoch [B, H, S, C]` and `hidden [B, H, W]`."""
+    `latent` holds `stoch [B, H, S, C]`, `hidden [B, H, W]`, and in `attention [B, H, layers, K + H - 1]` how much each
+    dreamed frame owes to every record of the context and to every frame of the dream before it."""
     spaces.check_dream(learner.spec.action, context, actions, horizon, least=2)
-    params, count = state.params["model"], len(context.reward)
+    params = state.params["model"]
     noise = learner.noise(key, *context.reward.shape, horizon)
     cache, start = learner.see(params, context, noise.observe, horizon)
 
@@ -467,14 +468,27 @@ def dream(learner: Learner, state: State, context: Record, actions: Array | None
     plan = noise.plan.swapaxes(0, 1)
     if actions is not None:
         plan = jnp.concatenate([actions, actions[:, -1:]], 1).swapaxes(0, 1)  # the last one is never applied
-    temperature = learner.config.temperature if actions is None else 1.0
-    advance = learner.advance(params, temperature)
+    advance = learner.advance(params, learner.config.temperature if actions is None else 1.0)
     found = tokens.rollout(advance, policy, cache, start, plan, noise.imagine.swapaxes(0, 1))
     stoch, hidden = found.frames.tokens[1:], found.frames.hidden[1:, :, 0]
     reward, cont = learner.reward(params, hidden).mean(), jax.nn.sigmoid(learner.continues(params, hidden))
-    latent = {"stoch": stoch, "hidden": hidden}
-    assert reward.shape == (horizon, count)
+    latent = {"stoch": stoch, "hidden": hidden} | looks(learner, params, context, noise.observe, found)
     return Dream(learner.decode(params, stoch), reward, cont, found.actions[:-1], latent).swapped()
+
+
+def looks(learner: Learner, params: Any, context: Record, uniform: Array, found: tokens.Rollout) -> dict[str, Array]:
+    """Where a dream's frames look, time first, as `dream` returns it; {} where learned positions do not reach."""
+    seen = learner.latents.dream(learner.posterior(params, context.obs), uniform)[:, :-1]
+    dreamed, taken = found.frames.tokens[:-1].swapaxes(0, 1), found.actions[:-1].swapaxes(0, 1)
+    token = learner.mix(
+        params, jnp.concatenate([seen, dreamed], 1), jnp.concatenate([context.action[:, :-1], taken], 1)
+    )
+    net, length = learner.nets.net, token.shape[1]
+    if net.positions and length > net.positions:
+        return {}
+    first = jnp.pad(learner.first(context), ((0, 0), (0, dreamed.shape[1] - 1)))
+    weights = apply(net, params["net"], token, first, method="look")[:, :, seen.shape[1] :]
+    return {"attention": weights.transpose(2, 0, 1, 3)}
 
 
 def schedule(config: Config) -> tuple[Collect | Repeat, ...]:

@@ -107,15 +107,26 @@ class Block(nn.Module):
 
     def attend(self, x: Array, position: Array, mask: Array, past: Any) -> tuple[Array, tuple[Array, Array]]:
         """Attention over the tokens themselves, or over a cache into which they are written first."""
-        query, key, value = jnp.split(self.qkv(x).reshape(*x.shape[:2], self.heads, -1), 3, -1)
-        if self.rotary:
-            query, key = rotate(query, position), rotate(key, position)
+        query, key, value = self.heads_of(x, position)
         if past is not None:
             keys, values, slot = past
             key, value = write(keys, key, slot), write(values, value, slot)
         how = "cudnn" if self.fused and self.dtype != jnp.float32 else "xla"
         out = jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=how)
         return self.merge(out.reshape(x.shape)), (key, value)
+
+    def heads_of(self, x: Array, position: Array) -> tuple[Array, Array, Array]:
+        """Queries, keys and values `[B, T, N, D]`."""
+        query, key, value = jnp.split(self.qkv(x).reshape(*x.shape[:2], 3 * self.heads, -1), 3, 2)
+        if self.rotary:
+            query, key = rotate(query, position), rotate(key, position)
+        return query, key, value
+
+    def weights(self, x: Array, position: Array, mask: Array) -> Array:
+        """How much each token attends to each, the mean of the heads: float32 `[B, T, T]`, rows sum to 1."""
+        query, key, _ = self.heads_of(x if self.norm == "post" else self.norms[0](x), position)
+        scores = jnp.einsum("btnd,bsnd->bnts", query, key).astype(jnp.float32) / query.shape[-1] ** 0.5
+        return jax.nn.softmax(jnp.where(mask, scores, -jnp.inf)).mean(1)
 
 
 class Transformer(nn.Module):
@@ -162,14 +173,22 @@ class Transformer(nn.Module):
         keys, values = (tuple(jnp.pad(part, spare) for part in parts) for parts in zip(*seen, strict=True))
         return Cache(keys, values, start[:, -1], jnp.int32(x.shape[1])), out
 
-    def _run(self, x: Array, first: Array | None, keep: Array | None) -> tuple[Array, list[Any], Array]:
+    def _run(
+        self, x: Array, first: Array | None, keep: Array | None, found: list[Array] | None = None
+    ) -> tuple[Array, list[Any], Array]:
         batch, length, _ = x.shape
         if self.positions and length > self.positions:
             raise ValueError(f"a window of {length} tokens is longer than the {self.positions} learned positions")
         start = jnp.zeros((batch, length), jnp.int32) if first is None else starts(first)
         token = jnp.arange(length)
         mask = visible(token, token, start, self.block, self.window)
-        return *self._blocks(x, token - start, mask, keep, [None] * self.layers), start
+        return *self._blocks(x, token - start, mask, keep, [None] * self.layers, found), start
+
+    def look(self, x: Array, first: Array | None = None) -> Array:
+        """Where the tokens of whole windows look: attention of every block, `[B, layers, T, T]`."""
+        found: list[Array] = []
+        self._run(x, first, None, found)
+        return jnp.stack(found, 1)
 
     def extend(self, cache: Cache, x: Array, first: Array | None = None) -> tuple[Cache, Array]:
         """Append tokens `[B, K, W]` to the cache: what comes out at them `[B, K, W]`. `first [B, K]` as above.
@@ -191,13 +210,23 @@ class Transformer(nn.Module):
         keys, values = zip(*seen, strict=True)
         return Cache(keys, values, start[:, -1], cache.count + count), out
 
-    def _blocks(self, x: Array, position: Array, mask: Array, keep: Array | None, past: list[Any]) -> Any:
-        """All blocks: what comes out, and the keys and values of each."""
+    def _blocks(
+        self,
+        x: Array,
+        position: Array,
+        mask: Array,
+        keep: Array | None,
+        past: list[Any],
+        found: list[Array] | None = None,
+    ) -> tuple[Array, list[Any]]:
+        """All blocks: what comes out, and the keys and values of each. Weights of attention are added to `found`."""
         x, seen = x.astype(self.dtype), []
         if self.positions:
             x = x + self.table.astype(self.dtype)[position]
         x = self.edge_norm(x) if self.norm == "post" else x
         for i, block in enumerate(self.blocks):
+            if found is not None:
+                found.append(block.weights(x, position, mask))
             x, pair = block(x, position, mask, None if keep is None else keep[:, :, i].astype(self.dtype), past[i])
             seen.append(pair)
         return (x if self.norm == "post" else self.edge_norm(x)), seen

@@ -95,6 +95,9 @@ def draw(out: Path, title: str, spec: Spec, study: Study, found: dict[str, Any],
     dreamed = np.stack([plotted.dream.reward, plotted.dream.cont], -1)
     words = f"{title}\nreward and continue flag"
     figures.traces(files[1], words, ("reward", "continue"), real, dreamed, plotted.valid)
+    if plotted.dream.latent is not None:
+        files.append(out / "attention.png")
+        figures.attention(files[-1], f"{title}\nattention, mean of the heads", plotted.dream.latent, plotted.valid)
     if study.dream.obs is None:
         return files
     names, truth = pictures.numbers(plotted.window.obs, spec)

@@ -77,3 +77,31 @@ def horizon_plot(path: Path, title: str, errors: Mapping[str, tuple[str, dict[st
     handles = axes[0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=3 if columns > 1 else 1, fontsize=9, frameon=False)
     figure.savefig(path)
+
+
+def attention(path: Path, title: str, weights: np.ndarray, valid: np.ndarray) -> None:
+    """How much each dreamed step owes to each record before it: a plot for each layer (rows) and sequence (columns).
+    `weights [B, H, layers, L + H - 1]` are shares of one row, `valid [B, H]`. Step 0 was seen last."""
+    count, horizon, layers, reach = weights.shape
+    context = reach - horizon + 1
+    size = max(5.5, 1.0 + 2.4 * count), 1.3 + 2.2 * layers * min(1.5, max(0.6, horizon / reach))
+    figure = Figure(size, layout="constrained", dpi=110)
+    axes = figure.subplots(layers, count, sharex=True, sharey=True, squeeze=False)
+    future = np.arange(reach) > np.arange(horizon)[:, None] + context - 1
+    extent = (0.5 - context, horizon - 0.5, horizon + 0.5, 0.5)
+    for b in range(count):
+        for layer in range(layers):
+            axis, hidden = axes[layer, b], future | ~valid[b][:, None]
+            shares = np.ma.masked_where(hidden, weights[b, :, layer])
+            image = axis.imshow(shares, cmap="inferno", vmin=0, vmax=1, extent=extent, aspect="auto")
+            axis.axvline(0.5, color=GREY, lw=1)
+            axis.tick_params(labelsize=7)
+            axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+            axis.yaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
+        axes[0, b].set_title(f"sequence {b + 1}", fontsize=9)
+        axes[-1, b].set_xlabel("step looked at (up to 0: seen)", fontsize=8)
+    for layer in range(layers):
+        axes[layer, 0].set_ylabel(f"layer {layer + 1}\nstep dreamed", fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    figure.colorbar(image, ax=axes, label="share of attention", fraction=0.03)
+    figure.savefig(path)

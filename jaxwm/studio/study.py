@@ -39,7 +39,7 @@ def imagine(agent: Agent, state: Any, window: Record, valid: np.ndarray, key: Ke
     """Dream every window twice, under its own actions and under those of the next window.
     With L records of context, `actions[:, i]` is the action of record L - 1 + i: the first one is what was done after
     the last observation that the model sees. The i-th dreamed step is therefore record L + i. Drops what does not fill
-    the last chunk of windows."""
+    the last chunk of windows. Of latents only `attention [B, H, layers, L + H - 1]` is kept, where a model has it."""
     horizon = valid.shape[1]
     context = window.reward.shape[1] - horizon
     chunk = min(CHUNK, len(valid))
@@ -53,7 +53,8 @@ def imagine(agent: Agent, state: Any, window: Record, valid: np.ndarray, key: Ke
         for i in range(0, len(valid), chunk):
             part = jax.tree.map(lambda x, i=i: x[i : i + chunk], (start, actions))
             done = run(state, *part, jax.random.fold_in(key, i))
-            parts.append(jax.device_get(done._replace(latent=None)))
+            looks = done.latent.get("attention") if isinstance(done.latent, dict) else None
+            parts.append(jax.device_get(done._replace(latent=looks)))
         return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
     return Study(window, valid, all_chunks(actions), all_chunks(np.roll(actions, 1, 0)))
