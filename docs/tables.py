@@ -77,6 +77,7 @@ SYSTEMS = {
     "alphazero": System("AlphaZero", "boards", "discrete, masked", "pgx/ConnectFour"),
     "muzero": System("MuZero", "images, vectors, planes", "discrete, continuous", "gymnax/CartPole-v1"),
     "efficientzero": System("EfficientZero", "images, vectors, planes", "discrete, continuous", "gymnax/Catch-bsuite"),
+    "storm": System("STORM", "images, vectors, planes", "discrete, continuous", "minatar/Breakout"),
 }
 
 DAGGER = "†"
@@ -174,13 +175,14 @@ RETURN = {
     "date": date,
 }
 BRIEF = {title: RETURN[title] for title in ("environment", "worst seed (all)", "random", "steps", "date")}
-MEASURED = ("dreamer-v3", "lineage", "search", "minatar")
+MEASURED = ("dreamer-v3", "lineage", "search", "minatar", "sequence")
 """Tables of trained systems with returns of several seeds."""
 
 TABLES = {
     "dreamer-v3": Table(("dreamer-v3",), RETURN),
     "lineage": Table(("lineage",), {"system": system} | RETURN),
     "search": Table(("search",), {"system": system} | RETURN),
+    "sequence": Table(("sequence",), {"system": system} | RETURN),
     "minatar": Table(("minatar",), RETURN | {"note": field("note")}),
     "dreamer-v3-variants": Table(("dreamer-v3-variants",), BRIEF | {"what differs": field("note")}),
     "offline": Table(

@@ -3,6 +3,7 @@
 Expected: the published scores stand in the report beside ours (Dreamer V3 with 200 million parameters: boxing 82, krull
           8171, road_runner 19230). Not measured here yet: this needs a GPU.
 Command:  make atari100k ARGS="--games Boxing Krull RoadRunner --dtype bfloat16"
+          make atari100k ARGS="--agent storm --dtype bfloat16"   (STORM in its published size; 26 games)
           make atari100k-small   (five games with a model for two CPU cores, preset small: hours a game)
           make atari100k-smoke   (two games with a tiny model: minutes on two CPU cores, scores of no worth)
 
@@ -26,9 +27,9 @@ def runs(
     games: tuple[str, ...] = GAMES,
     seeds: int = 5,
     agent: str = "dreamer-v3",
-    preset: str = "12m",
+    preset: str | None = None,
     dtype: Literal["float32", "bfloat16"] = "float32",
-    train_ratio: float = 256.0,
+    train_ratio: float | None = None,
     envs: int = 1,
     steps: int = 100_000,
     episodes: int = 100,
@@ -39,14 +40,16 @@ def runs(
         games: Games, in the spelling of `jaxwm list`.
         seeds: Members of the population of each game.
         agent: Agent, as in `jaxwm list`.
-        preset: Its preset.
+        preset: Its preset (default: 12m of Dreamer V3, published of the others).
         dtype: Compute type; bfloat16 on GPUs.
-        train_ratio: Replayed steps for each step of the environment.
+        train_ratio: Replayed steps for each step of the environment (default: the preset's).
         envs: Copies of a game that each member plays.
         steps: Agent steps (four frames each).
         episodes: Evaluation episodes of each member.
     """
     if unknown := set(games) - set(GAMES):
         raise ValueError(f"not among the 26 games: {', '.join(sorted(unknown))}; there are {', '.join(GAMES)}")
-    settings = agents.settings(agent, preset, envs=envs, train_ratio=train_ratio, dtype=dtype)
+    preset = preset or ("12m" if agent == "dreamer-v3" else "published")
+    ratio = {} if train_ratio is None else {"train_ratio": train_ratio}
+    settings = agents.settings(agent, preset, envs=envs, dtype=dtype, **ratio)
     return {game: Plan(agent, f"atari/{game}", settings, steps, seeds, episodes=episodes) for game in games}

@@ -436,9 +436,8 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         new, dreams, first = gradient_step(state, critic, txs["val"], rate, "val", share=share)
         new, ranges, second = gradient_step(new, policy, txs["pol"], rate, "pol", share=share)
         slow = ac.track(new.params["val"], state.slow, config.slow_rate)
-        metrics = first | second | {"grad_norm/value": first["grad_norm"], "grad_norm/policy": second["grad_norm"]}
-        metrics.pop("grad_norm")  # is the model's
-        return new._replace(slow=slow, returns=ranges, step=state.step + 1), {}, metrics
+        norms = {"grad_norm/value": first.pop("grad_norm"), "grad_norm/policy": second.pop("grad_norm")}
+        return new._replace(slow=slow, returns=ranges, step=state.step + 1), {}, first | second | norms
 
     def imagine(state: State, context: Record, actions: Array | None, key: Key, horizon: int) -> Dream:
         return dream(learner, state, context, actions, key, horizon)
@@ -514,6 +513,9 @@ SMALL = replace(
     envs=2, batch_size=8, batch_length=32, train_ratio=32.0, prefill=1024, dreams=64, context=4, imag_length=15,
     lr=1e-3, behaviour_lr=3e-4, entropy=3e-3,
 )  # fmt: skip
+RECALL = dict(batch_length=32, context=12, imag_length=4, train_ratio=128.0)
+"""Settings over those of nano for a memory of ten steps (`probe/Recall`): windows and contexts that hold an episode."""
+
 PRESETS: dict[str, Config] = {"published": Config(), "nano": NANO, "micro": MICRO, "small": SMALL}
 """The published sizes, and presets whose networks and learning rates suit two CPU cores: nano and micro for numbers
 and planes, small for images of 64 x 64."""
