@@ -41,21 +41,21 @@ from jaxwm.agents.system import System, hyper_of
 from jaxwm.control import actor_critic as ac
 from jaxwm.control.behaviour import Evaluated, evaluate, policy_losses
 from jaxwm.control.policy import Actor, action_distribution, forced
-from jaxwm.distributions import OneHot, TwoHot, symexp_bins, twohot
+from jaxwm.distributions import TwoHot, symexp_bins, twohot
 from jaxwm.errors import Amount, Count, Fraction, Natural, Positive, check_number, check_types
 from jaxwm.learning import optim
 from jaxwm.learning.pieces import PLAIN, Routes, loss_over_pieces, routes, split
 from jaxwm.learning.share import ALONE, Share
 from jaxwm.learning.step import Losses, Updated, gradient_step
 from jaxwm.models import tokens
-from jaxwm.models.latent_world import token_size
 from jaxwm.models.rssm import Categorical, flatten, keep, kl_losses
+from jaxwm.models.stochastic_transformer import PARTS, World
 from jaxwm.models.tokens import Frame
-from jaxwm.nets import attention, encoders, sensors
+from jaxwm.nets import attention, encoders
 from jaxwm.nets.attention import Cache, Transformer
 from jaxwm.nets.layers import Head, apply, cast
 from jaxwm.schedule import FOREVER, Collect, Repeat, Train, pace, prefill
-from jaxwm.types import Acted, Agent, Array, Batch, Dream, Key, Metrics, Record, Spec, Step, TrainStep, Varies
+from jaxwm.types import Acted, Agent, Array, Batch, Dream, Key, Record, Spec, Step, TrainStep, Varies
 
 
 @dataclass(frozen=True)
@@ -143,21 +143,20 @@ def model_loss(
     """The loss of the world model on sequences `[B, L]` (equations 4 to 6), and its parts.
     `uniform [B, L, S]` decides the latents, `factors` are those of dropout (`attention.dropout_factors`)."""
     chex.assert_shape(uniform, (*record.reward.shape, learner.config.stoch))
-    config, first = learner.config, learner.first(record)
-    post = learner.posterior(params, record.obs)
-    stoch = learner.latents.draw(post, uniform)
-    inputs = learner.mix(params, stoch[:, :-1], record.action[:, :-1])
-    hidden = apply(learner.nets.net, params["net"], inputs, first[:, :-1], factors)
+    config, world = learner.config, learner.world
+    first, post = world.first(record), world.infer(params, record.obs)
+    stoch = world.latents.draw(post, uniform)
+    hidden = world.hidden(params, stoch[:, :-1], record.action[:, :-1], first[:, :-1], factors)
     mean = partial(share.weighted_mean, weight=1.0 - first[:, 1:])  # of what is predicted within an episode
     after = jax.tree.map(lambda x: x[:, 1:], (record.reward, record.is_terminal, post))
     losses: dict[str, Array] = {}
-    dyn, rep = kl_losses(after[2], learner.prior(params, hidden), config.free_nats)
+    dyn, rep = kl_losses(after[2], world.predict(params, hidden), config.free_nats)
     losses["dyn"], losses["rep"] = mean(dyn), mean(rep)
     reward = learner.reward(params, hidden)
     losses["rew"] = mean(reward.loss(twohot(after[0], reward.bins)))
     logit = learner.continues(params, hidden)
     losses["con"] = mean(jax.nn.softplus(logit) - logit * (1.0 - after[1]))
-    losses["rec"], metrics = learner.reconstruction(params, stoch, record.obs)
+    losses["rec"], metrics = world.reconstruction(params, stoch, record.obs)
     metrics |= {f"loss/{name}": loss for name, loss in losses.items()}
     total = sum((getattr(config, f"{name}_scale") * loss for name, loss in losses.items()), jnp.zeros(()))
     return total, ({}, metrics | {"loss": total})
@@ -214,59 +213,51 @@ class Carry(NamedTuple):
 
 
 class Networks(NamedTuple):
-    """The components; each is a flax module. Those of the model have their parameters in `State.params["model"]`."""
+    """The world model, and the heads on top of it: reward, continue flag, actor, critic."""
 
-    enc: encoders.Encoder
-    post: Head
-    mix: Head
-    net: Transformer
-    prior: Head
-    dec: encoders.Decoder
+    world: World
     rew: Head
     con: Head
     pol: Head
     val: Head
 
 
-MODEL = ("enc", "post", "mix", "net", "prior", "dec", "rew", "con")
+MODEL = (*PARTS, "rew", "con")
+"""Components that learn together, in `State.params["model"]`."""
 
 
 def build(spec: Spec, config: Config, routes: Routes = PLAIN) -> Networks:
     """The networks of an agent for this environment; ValueError for observations that no encoder fits."""
-    dtype, size = jnp.dtype(config.dtype), config.stoch * config.classes
+    dtype, latents = jnp.dtype(config.dtype), Categorical(config.stoch, config.classes, config.unimix)
     enc = encoders.Encoder(spec.obs, config.depth, config.units, config.sensor_layers, dtype, routes)
-    plain = partial(Head, layers=0, units=config.units, dtype=dtype)
-    positions = config.batch_length if config.positions == "learned" else 0
+    dec = encoders.Decoder(
+        spec.obs, config.depth, config.units, 0, latents.outputs, config.sensor_layers, 1, dtype, routes
+    )
     net = Transformer(
-        config.layers, config.width, config.heads, config.hidden, positions, window=config.batch_length,
+        config.layers, config.width, config.heads, config.hidden,
+        positions=config.batch_length if config.positions == "learned" else 0, window=config.batch_length,
         dropout=config.dropout, dtype=dtype, remat=config.remat, fused=routes.cudnn,
     )  # fmt: skip
-    mix = Head({"token": config.width}, 1, config.width, dtype=dtype)
-    dec = encoders.Decoder(spec.obs, config.depth, config.units, 0, size, config.sensor_layers, 1, dtype, routes)
+    mix, plain = Head({"token": config.width}, 1, config.width, dtype=dtype), partial(Head, layers=0, units=0)
+    post, prior = plain({"logits": latents.outputs}, dtype=dtype), plain({"logits": latents.outputs}, dtype=dtype)
+    world = World(spec, latents, enc, post, mix, net, prior, dec, routes, config.across_episodes)
     model = partial(Head, layers=config.model_layers, units=config.units, dtype=dtype)
     policy = partial(Head, layers=config.policy_layers, units=config.units, dtype=dtype)
     rew, con = model({"bins": config.bins}, outscale=0.0), model({"logit": 1})
     pol, val = policy(spaces.head_sizes(spec.action), outscale=0.01), policy({"bins": config.bins}, outscale=0.0)
-    return Networks(enc, plain({"logits": size}), mix, net, plain({"logits": size}), dec, rew, con, pol, val)
+    return Networks(world, rew, con, pol, val)
 
 
-def init_params(nets: Networks, spec: Spec, config: Config, key: Key) -> dict[str, Any]:
+def init_params(nets: Networks, key: Key) -> dict[str, Any]:
     """Fresh parameters of the model and of the behaviour."""
-    obs = jax.tree.map(lambda s: jnp.zeros((1, *s.shape), s.dtype), spec.obs)
-    zeros, size = lambda *shape: jnp.zeros((1, *shape)), config.stoch * config.classes
-    feat, token = zeros(size + config.width), zeros(size + spaces.action_size(spec.action))
-    given = {
-        "enc": (obs,),
-        "post": (zeros(token_size(nets.enc, spec)),),
-        "mix": (token,),
-        "net": (zeros(1, config.width),),
+    width, size = nets.world.net.width, nets.world.latents.outputs
+    inputs = {"rew": width, "con": width, "pol": size + width, "val": size + width}
+    keys = jax.random.split(jax.random.fold_in(key, len(PARTS)), len(inputs))
+    heads = {
+        name: getattr(nets, name).init(k, jnp.zeros((1, inputs[name]))) for name, k in zip(inputs, keys, strict=True)
     }
-    given |= {"dec": (zeros(0), zeros(size)), "pol": (feat,), "val": (feat,)}
-    given |= {name: (zeros(config.width),) for name in ("prior", "rew", "con")}
-    params = {
-        name: getattr(nets, name).init(jax.random.fold_in(key, i), *given[name]) for i, name in enumerate(nets._fields)
-    }
-    return {"model": {name: params[name] for name in MODEL}, "pol": params["pol"], "val": params["val"]}
+    model = nets.world.init(key) | {"rew": heads["rew"], "con": heads["con"]}
+    return {"model": model, "pol": heads["pol"], "val": heads["val"]}
 
 
 @dataclass(frozen=True)
@@ -279,27 +270,9 @@ class Learner:
     routes: Routes = PLAIN
 
     @property
-    def latents(self) -> Categorical:
-        """What latents are."""
-        return Categorical(self.config.stoch, self.config.classes, self.config.unimix)
-
-    def first(self, record: Record) -> Array:
-        """Where a new episode begins, bool `[B, L]`; nowhere if windows run across."""
-        return record.is_first & (not self.config.across_episodes)
-
-    def posterior(self, params: Any, obs: Any) -> OneHot:
-        """The latents `[..., S, C]` of observations."""
-        seen = encoders.encode(self.nets.enc, params["enc"], obs, self.spec.obs, self.routes)
-        return self.latents.dist(apply(self.nets.post, params["post"], seen)["logits"])
-
-    def prior(self, params: Any, hidden: Array) -> OneHot:
-        """The latents `[..., S, C]` that follow outputs `[..., W]` of the transformer."""
-        return self.latents.dist(apply(self.nets.prior, params["prior"], hidden)["logits"])
-
-    def mix(self, params: Any, stoch: Array, action: Array) -> Array:
-        """Tokens `[..., W]` of latents `[..., S, C]` and actions `[...]`."""
-        inputs = jnp.concatenate([flatten(stoch), spaces.encode(self.spec.action, action)], -1)
-        return apply(self.nets.mix, params["mix"], inputs)["token"]
+    def world(self) -> World:
+        """The world model."""
+        return self.nets.world
 
     def feat(self, stoch: Array, hidden: Array) -> Array:
         """What actor and critic read, `[..., Z + W]`."""
@@ -322,48 +295,19 @@ class Learner:
         outputs = apply(self.nets.pol, pol, feat)
         return action_distribution(self.spec.action, outputs, self.config.actor_unimix)
 
-    def reconstruction(self, params: Any, stoch: Array, obs: Any) -> tuple[Array, Metrics]:
-        """Mean loss of observations `[B, L]` decoded from their latents, and that of each sensor."""
-        nothing = jnp.zeros((*stoch.shape[:-2], 0), stoch.dtype)
-        given = self.nets.dec, params["dec"], nothing, flatten(stoch), obs, self.spec.obs, self.routes
-        return encoders.reconstruct(*given)
-
-    def decode(self, params: Any, stoch: Array) -> Any:
-        """Observations that latents `[..., S, C]` stand for."""
-        nothing = jnp.zeros((*stoch.shape[:-2], 0), stoch.dtype)
-        return sensors.observation(apply(self.nets.dec, params["dec"], nothing, flatten(stoch)), self.spec.obs)
-
-    # Acting and dreaming.
-    def see(self, params: Any, record: Record, uniform: Array, room: int) -> tuple[Cache, Frame]:
-        """What a dream starts from after records `[R, K]`: the cache of all tokens but the last, with `room` for more,
-        and the last frame, whose action is yet to be chosen. `uniform [R, K, S]` decides the latents."""
-        first = self.first(record)
-        stoch = self.latents.dream(self.posterior(params, record.obs), uniform)
-        inputs = self.mix(params, stoch[:, :-1], record.action[:, :-1])
-        slots = inputs.shape[1] + room
-        cache, out = apply(self.nets.net, params["net"], inputs, first[:, :-1], slots, method="read")
-        cache = cache._replace(start=jnp.where(first[:, -1], cache.count, cache.start))
-        return cache, Frame(stoch[:, -1], keep(~first[:, -1], out[:, -1:]))
-
-    def advance(self, params: Any, temperature: float) -> tokens.Advance:
-        """One frame of a dream: one token, from which all latents of the next frame are drawn."""
-        inputs = lambda stoch, action: self.mix(params, stoch, action)[:, None]  # noqa: E731
-        draw = lambda hidden, noise: self.latents.dream(self.prior(params, hidden[:, 0]), noise, temperature)  # noqa: E731
-        return tokens.together(self.nets.net, params["net"], inputs, draw)
-
     def rollout(self, params: Any, record: Record, noise: Noise) -> tuple[Array, Array, Array]:
         """Dream under the policy, without gradients: features and outputs `[H + 1, R, *]`, actions `[H + 1, R, ...]`.
         `params` are all parameters."""
-        model = {name: cast(params["model"][name], self.config.dtype) for name in MODEL if name != "dec"}
-        pol = cast(params["pol"], self.config.dtype)
+        model, pol = self.world.ready(params["model"]), cast(params["pol"], self.config.dtype)
 
         def policy(memory: Any, frame: Frame, plan: Array) -> tuple[Any, Array, Array]:
             feat = self.feat(frame.tokens, frame.hidden[:, 0])
             return memory, self.actor(pol, feat).pick(plan), feat
 
-        cache, start = self.see(model, record, noise.observe, noise.imagine.shape[1])
+        cache, start = self.world.see(model, record, noise.observe, noise.imagine.shape[1])
         plan, imagine = (x.swapaxes(0, 1) for x in (noise.plan, noise.imagine))
-        found = tokens.rollout(self.advance(model, self.config.temperature), policy, cache, start, plan, imagine)
+        advance = self.world.advance(model, self.config.temperature)
+        found = tokens.rollout(advance, policy, cache, start, plan, imagine)
         return found.seen, found.frames.hidden[:, :, 0], found.actions
 
     def noise(self, key: Key, rows: int, context: int, horizon: int, share: Share = ALONE) -> Noise:
@@ -380,33 +324,31 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
     """Build STORM for an environment. There are no replay extras: latents are inferred anew from observations."""
     nets = build(spec, config, routes())
     learner = Learner(nets, spec, config, routes())
-    groups = {"model": MODEL, "pol": ("params",), "val": ("params",)}
-    clips = {"model": config.clip, "pol": config.behaviour_clip, "val": config.behaviour_clip}
-    txs = {
-        name: optim.apart({name: groups[name]}, optim.adam(clips[name], 1e-5 if name != "model" else 1e-8))
-        for name in groups
-    }
+    world = nets.world
+    tx = optim.apart({"model": MODEL}, optim.adam(config.clip, 1e-8))
+    head_tx = optim.apart({"head": ("params",)}, optim.adam(config.behaviour_clip, 1e-5))
 
     def init(key: Key, hyper: Any) -> State:
-        params = init_params(nets, spec, config, key)
-        opt, slow = {name: tx.init(params[name]) for name, tx in txs.items()}, jax.tree.map(jnp.copy, params["val"])
+        params = init_params(nets, key)
+        opt = {"model": tx.init(params["model"])} | {name: head_tx.init(params[name]) for name in ("pol", "val")}
+        slow = jax.tree.map(jnp.copy, params["val"])
         return State(params, slow, ac.initial_range(), opt, optim.numbers(hyper), jnp.zeros((), jnp.int32))
 
     def reset(state: State, num_envs: int) -> Carry:
-        cache = attention.empty(nets.net, num_envs, config.batch_length, apart=True)
-        return Carry(cache, jnp.zeros((num_envs, config.width), nets.net.dtype))
+        cache = attention.empty(world.net, num_envs, config.batch_length, apart=True)
+        return Carry(cache, jnp.zeros((num_envs, config.width), world.net.dtype))
 
     def act(state: State, carry: Carry, step: Step, key: Key, mode: str) -> Acted:
         params, key = state.params["model"], jax.random.split(key)
         first = step.is_first & (not config.across_episodes)
         uniform = jax.random.uniform(key[0], (len(step.reward), config.stoch))
-        stoch = learner.latents.dream(learner.posterior(params, step.obs), uniform)
+        stoch = world.latents.dream(world.infer(params, step.obs), uniform)
         action = forced(spec.action, step, key[1], mode)
         if action is None:
             policy = learner.actor(state.params["pol"], learner.feat(stoch, keep(~first, carry.hidden)))
             action = policy.mode() if mode == "greedy" else policy.sample(key[1])
-        cache, token = attention.forget(carry.cache, first), learner.mix(params, stoch, action)
-        cache, hidden = apply(nets.net, params["net"], cache, token[:, None], method="extend")
+        cache, token = attention.forget(carry.cache, first), world.token(params, stoch, action)
+        cache, hidden = apply(world.net, params["net"], cache, token[:, None], method="extend")
         return Carry(cache, hidden[:, 0]), action, {}
 
     def learn_model(state: State, batch: Batch, key: Key, share: Share = ALONE) -> Updated:
@@ -415,26 +357,25 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         uniform, factors = share.uniform(k_latents, (rows, length, config.stoch)), None
         if config.dropout:
             shape = rows, length - 1, config.layers, 2, config.width
-            factors = attention.dropout_factors(nets.net, share.uniform(k_dropout, shape))
+            factors = attention.dropout_factors(world.net, share.uniform(k_dropout, shape))
         objective = lambda params: model_loss(learner, params, record, uniform, factors, share)  # noqa: E731
-        return gradient_step(state, objective, txs["model"], state.hyper["lr"], "model", share=share)
+        return gradient_step(state, objective, tx, state.hyper["lr"], "model", share=share)
 
     def learn_behaviour(state: State, batch: Batch, key: Key, share: Share = ALONE) -> Updated:
         record, rate = share.local_rows(batch.record), state.hyper["behaviour_lr"]
         noise = learner.noise(key, *record.reward.shape, config.imag_length, share)
-        count = len(record.reward) * config.imag_length
-        actor = lambda pol, feat: learner.actor(pol, feat)  # noqa: E731
+        count, entropy = len(record.reward) * config.imag_length, state.hyper["entropy"]
 
         def critic(val: Any) -> Losses:
             loss, dreams = critic_loss(learner, val, state, record, noise)
             return loss / count, (dreams, {"loss/value": loss / count})
 
         def policy(pol: Any) -> Losses:
-            loss, _, ranges, metrics = policy_losses(actor, pol, dreams, state.returns, state.hyper["entropy"], share)
+            loss, _, ranges, metrics = policy_losses(learner.actor, pol, dreams, state.returns, entropy, share)
             return loss / count, (ranges, metrics | {"loss/policy": loss / count})
 
-        new, dreams, first = gradient_step(state, critic, txs["val"], rate, "val", share=share)
-        new, ranges, second = gradient_step(new, policy, txs["pol"], rate, "pol", share=share)
+        new, dreams, first = gradient_step(state, critic, head_tx, rate, "val", share=share)
+        new, ranges, second = gradient_step(new, policy, head_tx, rate, "pol", share=share)
         slow = ac.track(new.params["val"], state.slow, config.slow_rate)
         norms = {"grad_norm/value": first.pop("grad_norm"), "grad_norm/policy": second.pop("grad_norm")}
         return new._replace(slow=slow, returns=ranges, step=state.step + 1), {}, first | second | norms
@@ -456,7 +397,7 @@ def dream(learner: Learner, state: State, context: Record, actions: Array | None
     spaces.check_dream(learner.spec.action, context, actions, horizon, least=2)
     params = state.params["model"]
     noise = learner.noise(key, *context.reward.shape, horizon)
-    cache, start = learner.see(params, context, noise.observe, horizon)
+    cache, start = learner.world.see(params, context, noise.observe, horizon)
 
     def policy(memory: Any, frame: Frame, plan: Array) -> tuple[Any, Array, tuple[()]]:
         if actions is not None:
@@ -467,27 +408,14 @@ def dream(learner: Learner, state: State, context: Record, actions: Array | None
     plan = noise.plan.swapaxes(0, 1)
     if actions is not None:
         plan = jnp.concatenate([actions, actions[:, -1:]], 1).swapaxes(0, 1)  # the last one is never applied
-    advance = learner.advance(params, learner.config.temperature if actions is None else 1.0)
+    advance = learner.world.advance(params, learner.config.temperature if actions is None else 1.0)
     found = tokens.rollout(advance, policy, cache, start, plan, noise.imagine.swapaxes(0, 1))
     stoch, hidden = found.frames.tokens[1:], found.frames.hidden[1:, :, 0]
     reward, cont = learner.reward(params, hidden).mean(), jax.nn.sigmoid(learner.continues(params, hidden))
-    latent = {"stoch": stoch, "hidden": hidden} | looks(learner, params, context, noise.observe, found)
-    return Dream(learner.decode(params, stoch), reward, cont, found.actions[:-1], latent).swapped()
-
-
-def looks(learner: Learner, params: Any, context: Record, uniform: Array, found: tokens.Rollout) -> dict[str, Array]:
-    """Where a dream's frames look, time first, as `dream` returns it; {} where learned positions do not reach."""
-    seen = learner.latents.dream(learner.posterior(params, context.obs), uniform)[:, :-1]
-    dreamed, taken = found.frames.tokens[:-1].swapaxes(0, 1), found.actions[:-1].swapaxes(0, 1)
-    token = learner.mix(
-        params, jnp.concatenate([seen, dreamed], 1), jnp.concatenate([context.action[:, :-1], taken], 1)
-    )
-    net, length = learner.nets.net, token.shape[1]
-    if net.positions and length > net.positions:
-        return {}
-    first = jnp.pad(learner.first(context), ((0, 0), (0, dreamed.shape[1] - 1)))
-    weights = apply(net, params["net"], token, first, method="look")[:, :, seen.shape[1] :]
-    return {"attention": weights.transpose(2, 0, 1, 3)}
+    latent = {"stoch": stoch, "hidden": hidden}
+    if (looks := learner.world.looks(params, context, noise.observe, found)) is not None:
+        latent["attention"] = looks
+    return Dream(learner.world.decode(params, stoch), reward, cont, found.actions[:-1], latent).swapped()
 
 
 def schedule(config: Config) -> tuple[Collect | Repeat, ...]:

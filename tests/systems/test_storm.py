@@ -34,7 +34,7 @@ def learner(**options: Any) -> storm.Learner:
 
 def weights(it: storm.Learner) -> Any:
     """Parameters in which no bias and no head is 0."""
-    params = jax.jit(lambda key: storm.init_params(it.nets, SPEC, it.config, key))(Key(0))
+    params = jax.jit(lambda key: storm.init_params(it.nets, key))(Key(0))
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(Key(1), len(leaves))
     noisy = [x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
@@ -117,11 +117,12 @@ def test_losses_of_the_model_by_hand():
     def run(params):
         model = params["model"]
         total, (_, metrics) = storm.model_loss(it, model, seen, uniform)
-        post = it.posterior(model, seen.obs)
-        stoch = it.latents.draw(post, uniform)
-        token = it.mix(model, stoch[:, :-1], seen.action[:, :-1])
-        hidden = apply(it.nets.net, model["net"], token, seen.is_first[:, :-1])
-        heads = {name: apply(getattr(it.nets, name), model[name], hidden) for name in ("prior", "rew", "con")}
+        post = it.world.infer(model, seen.obs)
+        stoch = it.world.latents.draw(post, uniform)
+        token = it.world.token(model, stoch[:, :-1], seen.action[:, :-1])
+        hidden = apply(it.world.net, model["net"], token, seen.is_first[:, :-1])
+        heads = {name: apply(getattr(it.nets, name), model[name], hidden) for name in ("rew", "con")}
+        heads["prior"] = apply(it.world.prior, model["prior"], hidden)
         nothing = jnp.zeros((B, L, 0))
         return (
             total,
@@ -130,7 +131,7 @@ def test_losses_of_the_model_by_hand():
             token,
             hidden,
             heads,
-            apply(it.nets.dec, model["dec"], nothing, stoch.reshape(B, L, -1)),
+            apply(it.world.dec, model["dec"], nothing, stoch.reshape(B, L, -1)),
         )
 
     found = jax.tree.map(lambda x: np.asarray(x, np.float64), run(params))
@@ -208,9 +209,9 @@ def test_nothing_crosses_the_end_of_an_episode_unless_asked(across):
 
     @jax.jit
     def outputs(params, seen):
-        stoch = it.latents.draw(it.posterior(params["model"], seen.obs), jnp.full((B, L, S), 0.5))
-        token = it.mix(params["model"], stoch, seen.action)
-        return apply(it.nets.net, params["model"]["net"], token, it.first(seen))
+        stoch = it.world.latents.draw(it.world.infer(params["model"], seen.obs), jnp.full((B, L, S), 0.5))
+        token = it.world.token(params["model"], stoch, seen.action)
+        return apply(it.world.net, params["model"]["net"], token, it.world.first(seen))
 
     moved = np.abs(outputs(params, before) - outputs(params, seen)).max(-1) > 1e-5
     assert moved[1, :3].all() and not moved[0].any()
@@ -246,9 +247,9 @@ def test_acting_sees_what_learning_sees():
     @jax.jit
     def learn(params):
         model = params["model"]
-        stoch = it.latents.dream(it.posterior(model, taken.obs), uniform)
-        whole = apply(it.nets.net, model["net"], it.mix(model, stoch, taken.action), taken.is_first)
-        at = lambda n: it.see(model, jax.tree.map(lambda x: x[:, :n], taken), uniform[:, :n], 2)[1].hidden[:, 0]  # noqa: E731
+        stoch = it.world.latents.dream(it.world.infer(model, taken.obs), uniform)
+        whole = apply(it.world.net, model["net"], it.world.token(model, stoch, taken.action), taken.is_first)
+        at = lambda n: it.world.see(model, jax.tree.map(lambda x: x[:, :n], taken), uniform[:, :n], 2)[1].hidden[:, 0]  # noqa: E731
         return whole, at(L), at(4)
 
     whole, last, new = learn(params)
@@ -267,12 +268,12 @@ def test_a_dream_goes_on_as_the_records_would():
     def run(params):
         feat, hidden, actions = it.rollout(params, context, noise)
         model, stoch = params["model"], feat[..., : S * C].reshape(4, B, S, C)
-        seen = it.latents.dream(it.posterior(model, context.obs), noise.observe)
+        seen = it.world.latents.dream(it.world.infer(model, context.obs), noise.observe)
         every = jnp.concatenate([seen[:, :-1], stoch.swapaxes(0, 1)], 1)  # [B, 3 + 4]
         taken = jnp.concatenate([context.action[:, :-1], actions.T], 1)
         first = jnp.pad(context.is_first, ((0, 0), (0, 3)))
-        whole = apply(it.nets.net, model["net"], it.mix(model, every, taken), first)
-        drawn = it.latents.dream(it.prior(model, whole[:, 3:-1]), noise.imagine)
+        whole = apply(it.world.net, model["net"], it.world.token(model, every, taken), first)
+        drawn = it.world.latents.dream(it.world.predict(model, whole[:, 3:-1]), noise.imagine)
         return hidden, whole, stoch, drawn
 
     hidden, whole, stoch, drawn = run(params)
@@ -284,7 +285,7 @@ def test_a_dream_goes_on_as_the_records_would():
 
 def test_dropout_is_for_learning_only():
     it = learner(dropout=0.5)
-    factors = attention.dropout_factors(it.nets.net, jax.random.uniform(Key(8), (B, L - 1, 2, 2, W)))
+    factors = attention.dropout_factors(it.world.net, jax.random.uniform(Key(8), (B, L - 1, 2, 2, W)))
     params, uniform = weights(it)["model"], jax.random.uniform(Key(3), (B, L, S))
     loss = jax.jit(lambda factors: storm.model_loss(it, params, record(), uniform, factors)[0])
     assert loss(factors) != loss(jnp.ones_like(factors))
@@ -311,7 +312,7 @@ def test_bad_settings_are_named(options, words):
 
 def test_sizes_are_the_published_ones():
     config = agents.settings("storm", "published")
-    transformer = storm.build(SPEC, config).net
+    transformer = storm.build(SPEC, config).world.net
     assert (config.stoch, config.classes, config.context, config.imag_length, config.dreams) == (32, 32, 8, 16, 1024)
     assert (transformer.layers, transformer.width, transformer.heads, transformer.hidden) == (2, 512, 8, 1024)
     assert storm.schedule(config)[1].body[0].steps == 1, "one update of each part for every step"  # type: ignore[union-attr]
