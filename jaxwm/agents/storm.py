@@ -427,19 +427,18 @@ def schedule(config: Config) -> tuple[Collect | Repeat, ...]:
 
 # --- Presets ----------------------------------------------------------------------------------------------------------
 NANO = Config(
-    stoch=8, classes=8, width=32, heads=2, hidden=64, dropout=0.0, units=32, depth=2, bins=41, sensor_layers=1,
+    stoch=8, classes=8, width=32, heads=2, hidden=64, dropout=0.0, units=64, depth=2, bins=41, sensor_layers=1,
     model_layers=1, policy_layers=1, envs=4, batch_size=16, batch_length=16, train_ratio=64.0, prefill=256,
-    dreams=128, context=4, imag_length=8, lr=3e-3, behaviour_lr=3e-3, entropy=1e-2, free_nats=0.1, dyn_scale=1.0,
+    dreams=128, context=4, imag_length=8, lr=5e-3, behaviour_lr=3e-3, entropy=3e-2, free_nats=0.1, dyn_scale=1.0,
     actor_unimix=0.01,
 )  # fmt: skip
 MICRO = replace(
-    NANO, stoch=16, classes=8, width=64, heads=4, hidden=128, units=64, dreams=256, context=8, imag_length=10,
-    lr=1e-3, behaviour_lr=1e-3, entropy=1e-2, free_nats=1.0,
+    NANO, stoch=16, width=64, heads=4, hidden=128, imag_length=10, lr=3e-3, behaviour_lr=2e-3,
 )  # fmt: skip
 SMALL = replace(
-    MICRO, stoch=16, classes=16, width=128, heads=4, hidden=256, units=128, depth=8, bins=255, policy_layers=2,
-    envs=2, batch_size=8, batch_length=32, train_ratio=32.0, prefill=1024, dreams=64, context=4, imag_length=15,
-    lr=1e-3, behaviour_lr=3e-4, entropy=3e-3,
+    MICRO, classes=16, width=128, hidden=256, units=128, depth=8, bins=255, policy_layers=2,
+    envs=2, batch_size=8, batch_length=32, train_ratio=32.0, prefill=1024, dreams=64, imag_length=15,
+    lr=1e-3, behaviour_lr=5e-4, entropy=3e-3, free_nats=1.0,
 )  # fmt: skip
 RECALL = dict(batch_length=32, context=12, imag_length=4, train_ratio=128.0)
 """Settings over those of nano for a memory of ten steps (`probe/Recall`): windows and contexts that hold an episode."""
