@@ -296,18 +296,22 @@ class Learner:
         return action_distribution(self.spec.action, outputs, self.config.actor_unimix)
 
     def rollout(self, params: Any, record: Record, noise: Noise) -> tuple[Array, Array, Array]:
-        """Dream under the policy, without gradients: features and outputs `[H + 1, R, *]`, actions `[H + 1, R, ...]`.
-        `params` are all parameters."""
-        model, pol = self.world.ready(params["model"]), cast(params["pol"], self.config.dtype)
+        """Dream under the policy after records `[R, K]`, without gradients; see `follow`."""
+        model, room = self.world.ready(params["model"]), noise.imagine.shape[1]
+        return self.follow(model, params["pol"], self.world.see(model, record, noise.observe, room), noise)
+
+    def follow(self, model: Any, pol: Any, start: tuple[Cache, Frame], noise: Noise) -> tuple[Array, Array, Array]:
+        """Features and outputs `[H + 1, R, *]` and actions `[H + 1, R, ...]` of dreams from `World.begin` on.
+        `model` are the parameters that are `World.ready`."""
+        pol = cast(pol, self.config.dtype)
 
         def policy(memory: Any, frame: Frame, plan: Array) -> tuple[Any, Array, Array]:
             feat = self.feat(frame.tokens, frame.hidden[:, 0])
             return memory, self.actor(pol, feat).pick(plan), feat
 
-        cache, start = self.world.see(model, record, noise.observe, noise.imagine.shape[1])
         plan, imagine = (x.swapaxes(0, 1) for x in (noise.plan, noise.imagine))
         advance = self.world.advance(model, self.config.temperature)
-        found = tokens.rollout(advance, policy, cache, start, plan, imagine)
+        found = tokens.rollout(advance, policy, *start, plan, imagine)
         return found.seen, found.frames.hidden[:, :, 0], found.actions
 
     def noise(self, key: Key, rows: int, context: int, horizon: int, share: Share = ALONE) -> Noise:

@@ -92,10 +92,14 @@ class World:
         return {name: cast(params[name], self.net.dtype) for name in PARTS if name != "dec"}
 
     def see(self, params: Any, record: Record, uniform: Array, room: int) -> tuple[Cache, Frame]:
-        """What a dream starts from after records `[B, L]`: the cache of all tokens but the last, with `room` for more,
-        and the last frame, whose action is yet to be chosen. `uniform [B, L, S]` decides the latents."""
-        first, stoch = self.first(record), self.latents.dream(self.infer(params, record.obs), uniform)
-        inputs = self.token(params, stoch[:, :-1], record.action[:, :-1])
+        """What a dream starts from after records `[B, L]`, see `begin`; `uniform [B, L, S]` decides the latents."""
+        stoch = self.latents.dream(self.infer(params, record.obs), uniform)
+        return self.begin(params, stoch, record.action, self.first(record), room)
+
+    def begin(self, params: Any, stoch: Array, action: Array, first: Array, room: int) -> tuple[Cache, Frame]:
+        """The cache of the tokens of all frames `[B, L, ...]` but the last, with `room` for more, and the last frame,
+        whose action is yet to be chosen. `first [B, L]` marks starts of episodes."""
+        inputs = self.token(params, stoch[:, :-1], action[:, :-1])
         slots = inputs.shape[1] + room
         cache, out = apply(self.net, params["net"], inputs, first[:, :-1], slots, method="read")
         cache = cache._replace(start=jnp.where(first[:, -1], cache.count, cache.start))
