@@ -14,7 +14,7 @@ from jaxwm import Plan, agents
 from jaxwm.agents.storm import RECALL
 
 TASKS: dict[str, tuple[str, str, int, dict[str, Any]]] = {
-    "catch": ("gymnax/Catch-bsuite", "nano", 6000, {}),
+    "catch": ("gymnax/Catch-bsuite", "nano", 8000, {}),
     "breakout": ("minatar/Breakout", "micro", 12_000, {}),
     "recall": ("probe/Recall", "nano", 12_000, RECALL),
 }

@@ -433,7 +433,7 @@ def schedule(config: Config) -> tuple[Collect | Repeat, ...]:
 NANO = Config(
     stoch=8, classes=8, width=32, heads=2, hidden=64, dropout=0.0, units=64, depth=2, bins=41, sensor_layers=1,
     model_layers=1, policy_layers=1, envs=4, batch_size=16, batch_length=16, train_ratio=64.0, prefill=256,
-    dreams=128, context=4, imag_length=8, lr=5e-3, behaviour_lr=3e-3, entropy=3e-2, free_nats=0.1, dyn_scale=1.0,
+    dreams=128, context=4, imag_length=8, lr=5e-3, behaviour_lr=5e-3, entropy=3e-2, free_nats=0.1, dyn_scale=1.0,
     actor_unimix=0.01,
 )  # fmt: skip
 MICRO = replace(
@@ -452,7 +452,7 @@ PRESETS: dict[str, Config] = {"published": Config(), "nano": NANO, "micro": MICR
 and planes, small for images of 64 x 64."""
 
 SYSTEM = System(
-    make, Config, PRESETS, default="nano", year=2023, offline=True, copies={"slow": "val"},
+    make, Config, PRESETS, default="nano", year=2023, steps=8000, offline=True, copies={"slow": "val"},
     summary="transformer over categorical latents, actor-critic inside dreams (Zhang et al. 2023)",
     paper="Zhang et al., STORM: Efficient Stochastic Transformer based World Models for Reinforcement Learning",
     sees="CNN or MLP, by the kind of observation; a latent of categoricals per frame",
