@@ -262,7 +262,7 @@ def init_params(nets: Networks, key: Key) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Learner:
-    """The networks over explicit parameters; `params` are those of the model, if nothing else is said."""
+    """The networks over explicit parameters; `params` are those of the model unless a docstring says otherwise."""
 
     nets: Networks
     spec: Spec
@@ -296,7 +296,7 @@ class Learner:
         return action_distribution(self.spec.action, outputs, self.config.actor_unimix)
 
     def rollout(self, params: Any, record: Record, noise: Noise) -> tuple[Array, Array, Array]:
-        """Dream under the policy after records `[R, K]`, without gradients; see `follow`."""
+        """Dream under the policy after records `[R, K]`, without gradients, from all parameters; see `follow`."""
         model, room = self.world.ready(params["model"]), noise.imagine.shape[1]
         return self.follow(model, params["pol"], self.world.see(model, record, noise.observe, room), noise)
 
@@ -365,33 +365,35 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         objective = lambda params: model_loss(learner, params, record, uniform, factors, share)  # noqa: E731
         return gradient_step(state, objective, tx, state.hyper["lr"], "model", share=share)
 
-    def learn_behaviour(state: State, batch: Batch, key: Key, share: Share = ALONE) -> Updated:
-        record, rate = share.local_rows(batch.record), state.hyper["behaviour_lr"]
-        noise = learner.noise(key, *record.reward.shape, config.imag_length, share)
-        count, entropy = len(record.reward) * config.imag_length, state.hyper["entropy"]
-
-        def critic(val: Any) -> Losses:
-            loss, dreams = critic_loss(learner, val, state, record, noise)
-            return loss / count, (dreams, {"loss/value": loss / count})
-
-        def policy(pol: Any) -> Losses:
-            loss, _, ranges, metrics = policy_losses(learner.actor, pol, dreams, state.returns, entropy, share)
-            return loss / count, (ranges, metrics | {"loss/policy": loss / count})
-
-        new, dreams, first = gradient_step(state, critic, head_tx, rate, "val", share=share)
-        new, ranges, second = gradient_step(new, policy, head_tx, rate, "pol", share=share)
-        slow = ac.track(new.params["val"], state.slow, config.slow_rate)
-        norms = {"grad_norm/value": first.pop("grad_norm"), "grad_norm/policy": second.pop("grad_norm")}
-        return new._replace(slow=slow, returns=ranges, step=state.step + 1), {}, first | second | norms
-
     def imagine(state: State, context: Record, actions: Array | None, key: Key, horizon: int) -> Dream:
         return dream(learner, state, context, actions, key, horizon)
 
     steps = {
         "model": TrainStep(learn_model, config.batch_size, config.batch_length, shared=True),
-        "behaviour": TrainStep(learn_behaviour, config.dreams, config.context, shared=True),
+        "behaviour": TrainStep(partial(learn_behaviour, learner, head_tx), config.dreams, config.context, shared=True),
     }
     return Agent(init, reset, act, steps, imagine, schedule(config), hyper_of(config))
+
+
+def learn_behaviour(learner: Learner, tx: Any, state: State, batch: Batch, key: Key, share: Share = ALONE) -> Updated:
+    """One update of the critic in fresh dreams, then one of the actor in the same dreams."""
+    record, rate, horizon = share.local_rows(batch.record), state.hyper["behaviour_lr"], learner.config.imag_length
+    noise = learner.noise(key, *record.reward.shape, horizon, share)
+    count, entropy = len(record.reward) * horizon, state.hyper["entropy"]
+
+    def critic(val: Any) -> Losses:
+        loss, dreams = critic_loss(learner, val, state, record, noise)
+        return loss / count, (dreams, {"loss/value": loss / count})
+
+    def policy(pol: Any) -> Losses:
+        loss, _, ranges, metrics = policy_losses(learner.actor, pol, dreams, state.returns, entropy, share)
+        return loss / count, (ranges, metrics | {"loss/policy": loss / count})
+
+    new, dreams, first = gradient_step(state, critic, tx, rate, "val", share=share)
+    new, ranges, second = gradient_step(new, policy, tx, rate, "pol", share=share)
+    slow = ac.track(new.params["val"], state.slow, learner.config.slow_rate)
+    norms = {"grad_norm/value": first.pop("grad_norm"), "grad_norm/policy": second.pop("grad_norm")}
+    return new._replace(slow=slow, returns=ranges, step=state.step + 1), {}, first | second | norms
 
 
 def dream(learner: Learner, state: State, context: Record, actions: Array | None, key: Key, horizon: int) -> Dream:
