@@ -111,8 +111,11 @@ def used(tokens: Array, codes: int) -> Array:
 
 
 def revive(codebook: Array, dead: Array, latents: Array, key: Key) -> Array:
-    """The codebook `[V, W]` with latents `[R, W]`, drawn at random, in place of the codes that are `dead [V]`."""
-    chosen = jax.random.randint(key, (len(codebook),), 0, len(latents))
+    """The codebook `[V, W]` with latents `[R, W]` in place of the codes that are `dead [V]`.
+    A latent is drawn as often as it is far, squared, from its nearest code (Arthur & Vassilvitskii 2007): copies of
+    common latents would only take turns in standing for them, and a model of tokens would find no rest."""
+    gap = jnp.square(latents - codebook[nearest(latents, codebook)]).sum(-1)
+    chosen = jax.random.categorical(key, jnp.log(gap + 1e-12), shape=(len(codebook),))
     return jnp.where(dead[:, None], latents[chosen], codebook)
 
 

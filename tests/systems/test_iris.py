@@ -106,6 +106,14 @@ def test_dead_codes_are_counted_and_revived():
     np.testing.assert_array_equal(kept.params["tokenizer"]["params"]["codebook"], book)
 
 
+def test_codes_restart_where_the_vocabulary_is_worst():
+    """A latent that has a code of its own is not drawn, however common it is."""
+    book = np.array([[0.0, 0.0], [5.0, 5.0], [9.0, 9.0]], np.float32)
+    latents = np.concatenate([np.zeros((500, 2)), np.array([[3.0, -3.0]])]).astype(np.float32)
+    new = jax.jit(quantiser.revive)(book, np.array([False, True, True]), latents, jax.random.key(0))
+    np.testing.assert_array_equal(new, [[0.0, 0.0], [3.0, -3.0], [3.0, -3.0]])
+
+
 def test_reconstruction_errors():
     painted, on = np.array([-2.0, 0.5, 3.0], np.float32), np.array([True, False, True])
     likely = 1 / (1 + np.exp(-painted))
