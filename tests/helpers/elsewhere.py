@@ -50,6 +50,17 @@ class Game:
         return self.obs(), 0.1 * self.time + action, self.time == 5 and action == 1, self.time == 5, {}
 
 
+class Plain(Game):
+    """The same, seen as the index of a state, for tables."""
+
+    spec = SimpleNamespace(id="Plain-v0", max_episode_steps=5)
+    action_space = kind("Discrete", n=2, start=0)
+    observation_space = kind("Discrete", n=6, start=0)
+
+    def obs(self):
+        return self.time
+
+
 class Liar(Game):
     """Its observations are not those of its spaces."""
 
@@ -64,7 +75,7 @@ class Elsewhere:
     def __init__(self, folder: Path, what: str, port: int = 0, token: str = "", *options: str):
         shutil.copy(wire.__file__, folder / "wire.py")
         (folder / "game.py").write_text(GAME)
-        what = f"game.py:{what}" if what in ("Game", "Liar") else what
+        what = f"game.py:{what}" if what in ("Game", "Plain", "Liar") else what
         command = [sys.executable, "wire.py", what, "--port", str(port), *options]
         variables = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", wire.TOKEN)}
         variables |= {wire.TOKEN: token} if token else {}
