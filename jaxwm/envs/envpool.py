@@ -170,11 +170,13 @@ def drawn(name: str, pixels: int, camera: int, stack: int) -> dict[str, Any]:
 def env(
     name: str, task: str, num_envs: int, native: dict[str, Any], *, channels_first: bool = False, lives: bool = False,
     repeat: int = 1, adapt: Adapt | None = None, reward: Callable[[np.ndarray], np.ndarray] | None = None,
-    before: Callable[[], None] | None = None, one_hot: bool = False,
+    before: Callable[[], None] | None = None, one_hot: bool = False, timeouts: bool = False,
+    limit: Callable[[int], int | None] = lambda steps: steps,
 ) -> Env:  # fmt: skip
     """The `Env` of envpool's `task` with envpool's options `native`.
     `adapt` changes what is seen and done, `reward` is a function of `terminated [K]` in place of envpool's, `before` is
-    called before a pool is opened."""
+    called before a pool is opened. `limit` corrects envpool's word for the longest episode, and `timeouts` says that an
+    end there is a time limit although envpool calls it a true one."""
     at_least(name, 0, num_threads=native["num_threads"])
     try:
         import envpool
@@ -197,19 +199,22 @@ def env(
             before()
         with _quiet():
             pool = envpool.make_gymnasium(task, num_envs=len(seeds), seed=seeds, **native)
-        return _Pool(pool, len(seeds), face.read, face.write, lives, repeat, reward)
+        timeout = longest if timeouts else None
+        return _Pool(pool, len(seeds), face, lives, repeat, reward, timeout)
 
-    steps = int(task_spec.config.max_episode_steps)
-    limit = -(-steps // repeat) if 0 < steps < ENDLESS else None
-    return host_env(Spec(name, face.obs, face.action, limit, one_hot=one_hot), num_envs, open_pool)
+    longest = limit(steps) if 0 < (steps := int(task_spec.config.max_episode_steps)) < ENDLESS else None
+    max_steps = None if longest is None else -(-longest // repeat)
+    return host_env(Spec(name, face.obs, face.action, max_steps, one_hot=one_hot), num_envs, open_pool)
 
 
 class _Pool:
     """envpool's pool behind the protocol `jaxwm.envs.host.Pool`."""
 
-    def __init__(self, pool: Any, size: int, read: Callable, write: Callable, lives: bool, repeat: int, reward: Any):
-        self.pool, self.read, self.write = pool, read, write
-        self.watch_lives, self.repeat, self.reward = lives, repeat, reward
+    def __init__(
+        self, pool: Any, size: int, face: Face, lives: bool, repeat: int, reward: Any, timeout: int | None
+    ):  # fmt: skip
+        self.pool, self.read, self.write = pool, face.read, face.write
+        self.watch_lives, self.repeat, self.reward, self.timeout = lives, repeat, reward, timeout
         self.is_last, self.lives = np.zeros(size, bool), np.zeros(size, np.int32)
 
     def reset(self) -> PyTree:
@@ -222,6 +227,8 @@ class _Pool:
         action = self.write(action)
         obs, reward, terminated, truncated, info = self.pool.step(action)
         terminated, last = terminated.copy(), terminated | truncated
+        if self.timeout is not None:
+            terminated &= info["elapsed_step"] < self.timeout
         for _ in range(self.repeat - 1):
             # The step that resets is one step only, and nobody walks past the end of an episode.
             ids = np.flatnonzero(~self.is_last & ~last)

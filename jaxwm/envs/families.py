@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxwm.envs.envpool import Adapt, Face, at_least, drawn, timed
+from jaxwm.envs.envpool import Face, at_least, drawn, timed
 from jaxwm.envs.tasks import bare, versioned
 from jaxwm.envs.views import visible
 from jaxwm.errors import check_choice
@@ -15,6 +15,13 @@ from jaxwm.types import Discrete, Env, MultiDiscrete
 
 COUNTERS = frozenset({"step_count", "step", "num_mines"})
 """Sensors of jumanji that count."""
+
+TIMED = frozenset(
+    "Cleaner Connector JobShop MMST Maze PacMan RobotWarehouse RubiksCube RubiksCube-partly-scrambled SearchAndRescue "
+    "SlidingTilePuzzle Snake Tetris".split()
+)
+"""Tasks of jumanji in which the longest episode is cut by a time limit. In the others it is a solution (TSP: all cities
+seen), or envpool tells the two apart."""
 
 
 def _visible(face: Face, task_spec: Any, counters: frozenset[str] = frozenset()) -> Face:
@@ -41,19 +48,17 @@ def _mujoco(suite: str, prefix: str = "") -> Callable[..., Env]:
 
 
 mujoco = _mujoco("mujoco")
-"""A task of Gymnasium's MuJoCo, such as "Hopper" or "Hopper-v4": float32 vector, Box. Without a version it is the newest.
-
-Options as for `envpool.dmc`. `camera` is the number of a camera of the model; -1 is the one that follows the body, or the
-free one where there is none."""
+"""A task of Gymnasium's MuJoCo, such as "Hopper" or "Hopper-v4": float32 vector, Box. Without a version it is the
+newest. Options as for `envpool.dmc`. `camera` is the number of a camera of the model, -1 MuJoCo's free one."""
 
 playground = _mujoco("playground")
 """A task of MuJoCo Playground, such as "Go1JoystickFlatTerrain": float32 vectors, Box; options as for `mujoco`.
 Where there is a `privileged_state` it is a sensor like `state`."""
 
 robotics = _mujoco("robotics")
-"""A task of Gymnasium-Robotics, such as "FetchReach" or "PointMaze_UMaze": float32 vectors, Box; options as for `mujoco`.
-Tasks with goals have the sensors `observation`, `achieved_goal` and `desired_goal`, and FrankaKitchen one of the latter
-two for each thing in the kitchen. Their rewards are sparse (-1 until the goal is reached), except in those called Dense."""
+"""A task of Gymnasium-Robotics, such as "FetchReach" or "PointMaze_UMaze": float32 vectors, Box; options as for
+`mujoco`. Tasks with goals have the sensors `observation`, `achieved_goal` and `desired_goal`, and FrankaKitchen one of
+the latter two for each thing in the kitchen. Rewards are sparse, except in the tasks called Dense."""
 
 myosuite = _mujoco("myosuite")
 """A task of MyoSuite, such as "myoElbowPose1D6MRandom": float32 vector, Box; options as for `mujoco`."""
@@ -64,7 +69,8 @@ def metaworld(
     num_threads: int = 0, pixels: int = 0, camera: int = -1, stack: int = 1,
 ) -> Env:  # fmt: skip
     """A task of Meta-World, such as "Reach": float32 `[39]`, Box(4). The last three numbers are the goal's place, which
-    is drawn at each reset and 0 where `goal` is False. Episodes end at their limit only. Other options as for `mujoco`."""
+    is drawn anew for each episode, and 0 where `goal` is False. Episodes end at their limit only. Other options as for
+    `mujoco`."""
     name = f"metaworld/{task}"
     check_choice(f"{name}: goal", goal, (True, False))
     more = drawn(name, pixels, camera, stack)
@@ -78,7 +84,7 @@ def metaworld(
 
 def procgen(
     task: str, num_envs: int = 1, *, num_levels: int = 0, start_level: int = 0, backgrounds: bool = True,
-    action_repeat: int = 1, max_steps: int | None = None, num_threads: int = 0,
+    action_repeat: int = 1, num_threads: int = 0,
 ) -> Env:  # fmt: skip
     """A game of Procgen in one of its distributions, such as "CoinrunEasy": uint8 `[64, 64, 3]`, Discrete(15).
 
@@ -93,7 +99,7 @@ def procgen(
     native = dict(num_levels=num_levels, start_level=start_level, use_backgrounds=backgrounds)
     try:
         return timed(
-            name, versioned("procgen", task), num_envs, action_repeat, max_steps, num_threads, native=native,
+            name, versioned("procgen", task), num_envs, action_repeat, None, num_threads, native=native,
             channels_first=True,
         )  # fmt: skip
     except ImportError as error:
@@ -103,13 +109,13 @@ def procgen(
         raise ImportError(f"{name} needs the Qt 5 libraries: {advice}") from error
 
 
-def football(task: str, num_envs: int = 1, *, max_steps: int | None = None, num_threads: int = 0) -> Env:
+def football(task: str, num_envs: int = 1, *, num_threads: int = 0) -> Env:
     """A scenario of Google Research Football, such as "academy_empty_goal": uint8 `[80, 96, 4]`, Discrete(19).
     The image is the minimap (own players, the others, ball, active player), 72 x 96 with four black rows above and
-    below, so that convolutions can halve it. The reward is 1 for a goal and -1 for one of the others. Other options as
-    for `envpool.dmc`."""
-    native = f"gfootball/{versioned('football', task)}"
-    return timed(f"football/{task}", native, num_envs, 1, max_steps, num_threads, adapt=_padded)
+    below, so that convolutions can halve it. The reward is 1 for a goal and -1 for one of the others.
+    `num_threads` as for `envpool.dmc`."""
+    native, later = f"gfootball/{versioned('football', task)}", lambda steps: steps + 1
+    return timed(f"football/{task}", native, num_envs, 1, None, num_threads, adapt=_padded, limit=later)
 
 
 def _padded(face: Face, _: Any) -> Face:
@@ -123,11 +129,21 @@ def _padded(face: Face, _: Any) -> Face:
 # --- Numbers and classes ------------------------------------------------------------------------------------------
 
 
-def highway(task: str, num_envs: int = 1, *, max_steps: int | None = None, num_threads: int = 0) -> Env:
+def highway(task: str, num_envs: int = 1, *, num_threads: int = 0) -> Env:
     """A task of highway-env, such as "Highway" or "Parking": float32 vectors, Discrete or Box. Tables of vehicles and
-    grids are flat. Without a version it is the newest. Other options as for `envpool.dmc`."""
+    grids are flat. Episodes of "LaneKeeping" never end. Without a version it is the newest. `num_threads` as for
+    `envpool.dmc`."""
     native = versioned("highway", task)
-    return timed(f"highway/{task}", native, num_envs, 1, max_steps, num_threads, adapt=_visible)
+    limit = _endless if bare(native) == "LaneKeeping" else _as_said
+    return timed(f"highway/{task}", native, num_envs, 1, None, num_threads, adapt=_visible, limit=limit)
+
+
+def _as_said(steps: int) -> int:
+    return steps
+
+
+def _endless(_: int) -> None:
+    return None
 
 
 def toy(task: str, num_envs: int = 1, *, max_steps: int | None = None, num_threads: int = 0) -> Env:
@@ -146,17 +162,20 @@ def _planes(face: Face, task_spec: Any) -> Face:
     return face._replace(obs=jax.ShapeDtypeStruct(shape, np.bool_), read=read)
 
 
-def jumanji(task: str, num_envs: int = 1, *, max_steps: int | None = None, num_threads: int = 0) -> Env:
+def jumanji(task: str, num_envs: int = 1, *, num_threads: int = 0) -> Env:
     """A task of jumanji, such as "Game2048" or "Snake", in envpool's C++.
 
-    Sensors are a dict: grids of classes are bool planes, counters float32 `[1]`, other numbers float32. Where the action
-    is one choice, or several choices of which each combination is allowed or not (Tetris: rotation and column), it is
-    `Discrete` over all of them, and jumanji's `action_mask` is the reserved `legal`. Where several agents choose at
-    once the action is `MultiDiscrete`, and `action_mask` an ordinary sensor.
+    Sensors are a dict: grids of classes are bool planes, counters float32 `[1]`, other numbers float32. Where the
+    action is one choice, or several choices of which each combination is allowed or not (Tetris: rotation and column),
+    it is `Discrete` over all of them, and jumanji's `action_mask` is the reserved `legal`. Where several agents choose
+    at once the action is `MultiDiscrete`, and `action_mask` an ordinary sensor.
 
-    Without a version it is the newest. Other options as for `envpool.dmc`."""
+    The end at a time limit is no true end, although envpool says so; "Game2048" has none. Without a version it is the
+    newest. `num_threads` as for `envpool.dmc`."""
     native = versioned("jumanji", task)
-    return timed(f"jumanji/{task}", f"Jumanji/{native}", num_envs, 1, max_steps, num_threads, adapt=_masked)
+    game, name = bare(native), f"jumanji/{task}"
+    more = dict(adapt=_masked, timeouts=game in TIMED, limit=_endless if game == "Game2048" else _as_said)
+    return timed(name, f"Jumanji/{native}", num_envs, 1, None, num_threads, **more)
 
 
 def _masked(face: Face, task_spec: Any) -> Face:

@@ -16,8 +16,8 @@ PLANES = 11, 6, 4
 
 WORDS = tuple(
     ", a after and at avoid ball behind blue box door end fetch find from front get go goal green grey hallway in key "
-    "lava left matching maze must near next object of on open opening pick purple put reach red right room rooms square "
-    "the then to traverse unlock up use yellow you your".split()
+    "lava left matching maze must near next object of on open opening pick purple put reach red right room rooms "
+    "square the then to traverse unlock up use yellow you your".split()
 )
 """The vocabulary of missions; whatever else comes is the class after the last."""
 

@@ -1,7 +1,8 @@
 """OpenGL for the pictures of MuJoCo, which envpool draws without a screen.
 
-envpool brings an EGL of its own, which needs a driver of the system, and its MuJoCo looks for a library called libEGL or
-libOSMesa among those that the process has loaded. Where it misses either it ends the process, without an exception."""
+envpool brings an EGL of its own, which needs a driver of the system, and its MuJoCo looks for a library called libEGL
+or libOSMesa among those that the process has loaded. Where it misses either it ends the process: there is no exception
+to catch."""
 
 import ctypes
 import sys

@@ -69,9 +69,9 @@ def make(name: str, num_envs: int = 1, **options: Any) -> Env:
 
 
 def names() -> dict[str, list[str]]:
-    """Suite -> sorted tasks, the registered ones included. A task whose newest version is listed without it may be asked
-    for with it too: "mujoco/Hopper" is "mujoco/Hopper-v5"."""
-    found = {suite: tasks.listed(suite) for suite in tasks.TASKS}
+    """Suite -> sorted tasks, the registered ones included. Where they have versions, a name without one is the newest:
+    "mujoco/Hopper" is "mujoco/Hopper-v5"."""
+    found = {suite: list(listed) for suite, listed in tasks.TASKS.items()}
     for name in _registered:
         suite, task = name.split("/", 1)
         found.setdefault(suite, []).append(task)

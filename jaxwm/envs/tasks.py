@@ -1,6 +1,7 @@
 """The tasks of each suite by name, from tasks.toml: nobody imports a simulator to list them.
 
-Suites of `VERSIONED` list their tasks as their library names them, with a version. Without one a name means the newest."""
+Suites of `VERSIONED` list their tasks as their library names them, with a version. Without one a name means the newest.
+"""
 
 import re
 import tomllib
@@ -36,16 +37,8 @@ def versioned(suite: str, task: str) -> str:
 
 
 def accepted(suite: str) -> list[str]:
-    """All names that may be asked for."""
+    """All names that may be asked for: those of the list, and each without its version."""
     return [*TASKS[suite], *newest(suite)] if suite in VERSIONED else TASKS[suite]
-
-
-def listed(suite: str) -> list[str]:
-    """The names that a list shows, sorted: without a version the newest, with one those before it."""
-    if suite not in VERSIONED:
-        return sorted(TASKS[suite])
-    latest = newest(suite)
-    return sorted([*latest, *(task for task in TASKS[suite] if task not in latest.values())])
 
 
 def _version(task: str) -> int:

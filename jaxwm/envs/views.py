@@ -26,7 +26,7 @@ def visible(space: Any, read: Reader, counters: frozenset[str] = frozenset()) ->
     - an integer of at most `CLASSES` values is a class: one-hot along a new last axis, or bool where there are two;
     - a Discrete among `counters` is a number, float32 `[1]`;
     - float32 of rank above 2 is flat: encoders take such arrays for images;
-    - other integers are numbers, images and bool stay what they are.
+    - bool keeps its native shape, other integers are numbers, and images stay what they are.
 
     Names lose their spaces."""
     seen = {sensor.name: _seen(sensor, _at(space, sensor.path), sensor.name in counters) for sensor in read.sensors}
@@ -61,6 +61,8 @@ def _seen(sensor: Sensor, space: Any, counter: bool) -> Seen:
         start = np.float32(getattr(space, "start", 0))
         count = lambda x: x.argmax(-1)[:, None].astype(np.float32) + start  # noqa: E731
         return Seen(jax.ShapeDtypeStruct((1,), np.float32), count)
+    if kind == "MultiBinary":
+        return Seen(jax.ShapeDtypeStruct(sensor.shape, np.bool_), lambda x: x.reshape(len(x), *sensor.shape))
     if kind == "Box" and np.dtype(space.dtype).kind in "iu":
         low, high = int(np.min(space.low)), int(np.max(space.high))
         if high - low < CLASSES:

@@ -11,7 +11,9 @@ from jaxwm.envs.envpool import Face, at_least, env
 from jaxwm.envs.tasks import bare, versioned
 from jaxwm.types import Env
 
-TICS = dict.fromkeys(("Basic", "BasicAudio", "BasicNotifications", "PredictPosition", "RocketBasic", "SimplerBasic"), 300)
+TICS = dict.fromkeys(
+    ("Basic", "BasicAudio", "BasicNotifications", "PredictPosition", "RocketBasic", "SimplerBasic"), 300
+)
 TICS |= dict(Cig=25_200, Deathmatch=4200)
 """Task -> time limit of the scenario in tics, where that is not 2100. envpool does not keep to it by itself."""
 
@@ -21,7 +23,7 @@ PAID = dict(
     D1Basic=_SURVIVE, D2Navigation=_SURVIVE, TakeCover=_SURVIVE, HealthGathering=(1.0, -100.0),
     HealthGatheringSupreme=(1.0, -100.0), MyWayHome=(-1e-4, 1.0), PredictPosition=(-1e-3, 1.0),
 )  # fmt: skip
-"""Task -> the rewards for each tic and for the end of an episode, where envpool's own would be 0 or beside the point."""
+"""Task -> the rewards for a tic and for the end of an episode, where envpool's own would be 0 or beside the point."""
 
 
 def vizdoom(

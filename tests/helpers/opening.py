@@ -1,6 +1,6 @@
 """Tasks opened and played in child processes, so that one that ends its process does not end the test.
 
-    python tests/helpers/opening.py STEPS NAME ...      # prints one JSON line for each: name, problem or null"""
+python tests/helpers/opening.py STEPS NAME ...      # prints one JSON line for each: name, problem or null"""
 
 from __future__ import annotations
 
