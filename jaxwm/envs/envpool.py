@@ -94,7 +94,7 @@ def dmc(
     action_repeat  an action is applied to that many control steps, and their rewards are added (1 for DreamerV3 from
                    state, 2 from pixels).
     max_steps      replaces the time limit of 1000 control steps, counted in steps of the agent.
-    num_threads    threads of the pool; 0 lets envpool choose.
+    num_threads    threads of the pool; 0 lets envpool choose, and is 1 for pixels.
     pixels         height and width of the image (64 in PlaNet and Dreamer); 0 for the state.
     camera         the model's camera; as in Dreamer 0, and 2 for the quadruped, unless another one is given. -1 is
                    MuJoCo's free camera.
@@ -102,7 +102,7 @@ def dmc(
 
     Raises ValueError for a value out of range, and ImportError where pixels lack OpenGL."""
     usual = 2 if task.startswith("Quadruped") else 0
-    drawing = drawn(f"dmc/{task}", pixels, usual if camera is None else camera, stack)
+    drawing = drawn(f"dmc/{task}", pixels, usual if camera is None else camera, stack, num_threads)
     return timed(f"dmc/{task}", f"{task}-v1", num_envs, action_repeat, max_steps, num_threads, **drawing)
 
 
@@ -145,15 +145,16 @@ def timed(
     """A task whose time limit envpool counts in its own steps, with `repeat` of them to one of ours.
     `more` are arguments of `env`; `native` among them adds envpool's own options."""
     at_least(name, 1, action_repeat=repeat)
-    native = more.pop("native", {}) | {"num_threads": num_threads}
+    native = {"num_threads": num_threads} | more.pop("native", {})
     if max_steps is not None:
         at_least(name, 1, max_steps=max_steps)
         native["max_episode_steps"] = max_steps * repeat
     return env(name, task, num_envs, native, repeat=repeat, **more)
 
 
-def drawn(name: str, pixels: int, camera: int, stack: int) -> dict[str, Any]:
+def drawn(name: str, pixels: int, camera: int, stack: int, num_threads: int) -> dict[str, Any]:
     """Arguments of `timed` for an image of MuJoCo in place of the state; none for `pixels=0`.
+    One thread draws unless more are asked for: Mesa's software renderer has crashed with two, and is no faster.
     Raises ValueError for a value out of range, and ImportError where there is no OpenGL."""
     at_least(name, 0, pixels=pixels)
     at_least(name, 1, stack=stack)
@@ -164,7 +165,8 @@ def drawn(name: str, pixels: int, camera: int, stack: int) -> dict[str, Any]:
         return {}
     opengl.prepare(name)
     size = dict(render_width=pixels, render_height=pixels, render_camera_id=camera)
-    return dict(channels_first=True, native=dict(from_pixels=True, frame_stack=stack, **size))
+    native = dict(from_pixels=True, frame_stack=stack, num_threads=num_threads or 1, **size)
+    return dict(channels_first=True, native=native)
 
 
 def env(

@@ -40,7 +40,7 @@ def _mujoco(suite: str, prefix: str = "") -> Callable[..., Env]:
         pixels: int = 0, camera: int = -1, stack: int = 1,
     ) -> Env:  # fmt: skip
         name = f"{suite}/{task}"
-        more = drawn(name, pixels, camera, stack) or {"adapt": _visible}
+        more = drawn(name, pixels, camera, stack, num_threads) or {"adapt": _visible}
         native = prefix + versioned(suite, task)
         return timed(name, native, num_envs, action_repeat, max_steps, num_threads, **more)
 
@@ -73,7 +73,7 @@ def metaworld(
     `mujoco`."""
     name = f"metaworld/{task}"
     check_choice(f"{name}: goal", goal, (True, False))
-    more = drawn(name, pixels, camera, stack)
+    more = drawn(name, pixels, camera, stack, num_threads)
     native = more.pop("native", {}) | {"partially_observable": not goal}
     task = f"MetaWorld/{versioned('metaworld', task)}"
     return timed(name, task, num_envs, action_repeat, max_steps, num_threads, native=native, **more)

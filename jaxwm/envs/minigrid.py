@@ -11,8 +11,8 @@ from jaxwm.envs.views import one_hot
 from jaxwm.errors import check_number
 from jaxwm.types import Env
 
-PLANES = 11, 6, 4
-"""Kinds of objects, colours and states (open, closed, locked; directions) of a cell."""
+PLANES = 11, 6, 3
+"""Kinds of objects, colours and states (open, closed, locked) of a cell."""
 
 WORDS = tuple(
     ", a after and at avoid ball behind blue box door end fetch find from front get go goal green grey hallway in key "
@@ -29,7 +29,7 @@ def minigrid(
 ) -> Env:
     """A task of MiniGrid, such as "Empty-5x5" or "DoorKey-8x8-v0". Without a version it is the newest.
 
-    Sensors, all bool: `image` `[7, 7, 21]`, for each cell in view the kind of object, its colour and its state, one-hot
+    Sensors, all bool: `image` `[7, 7, 20]`, for each cell in view the kind of object, its colour and its state, one-hot
     side by side; `direction` `[4]`; `mission` `[words, V]`, each word one-hot in `WORDS` (V is one more, for others),
     nothing after the last. Actions are `Discrete(7)`: left, right, forward, pick up, drop, toggle, done.
 
@@ -75,7 +75,7 @@ def _seen(face: Face, words: int) -> Face:
 
 
 def planes(image: np.ndarray) -> np.ndarray:
-    """Cells `[K, H, W, 3]` of object, colour and state as bool `[K, H, W, 21]`."""
+    """Cells `[K, H, W, 3]` of object, colour and state as bool `[K, H, W, 20]`."""
     return np.concatenate([one_hot(image[..., i], size) for i, size in enumerate(PLANES)], -1)
 
 

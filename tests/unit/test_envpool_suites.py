@@ -52,7 +52,7 @@ def test_versions_are_compared_as_numbers(monkeypatch):
     [
         ("mujoco/Hopper", vector(11), Box(3), 1000),
         ("procgen/CoinrunEasy", jax.ShapeDtypeStruct((64, 64, 3), np.uint8), Discrete(15), 1000),
-        ("minigrid/Empty-5x5-v0", {"image": flag(7, 7, 21), "direction": flag(4), "mission": flag(20, 59)},
+        ("minigrid/Empty-5x5-v0", {"image": flag(7, 7, 20), "direction": flag(4), "mission": flag(20, 56)},
          Discrete(7), 100),
         ("robotics/FetchReach", {"observation": vector(10), "achieved_goal": vector(3), "desired_goal": vector(3)},
          Box(4), 50),
