@@ -199,8 +199,11 @@ def env(
     def open_pool(seeds: list[int]) -> _Pool:
         if before is not None:
             before()
-        with _quiet():
-            pool = envpool.make_gymnasium(task, num_envs=len(seeds), seed=seeds, **native)
+        try:
+            with _quiet():
+                pool = envpool.make_gymnasium(task, num_envs=len(seeds), seed=seeds, **native)
+        except RuntimeError as error:  # C++, such as a missing file of its assets
+            raise OSError(f"{name}: envpool cannot open it: {error}") from error
         timeout = longest if timeouts else None
         return _Pool(pool, len(seeds), face, lives, repeat, reward, timeout)
 

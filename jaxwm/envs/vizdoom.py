@@ -14,8 +14,10 @@ from jaxwm.types import Env
 TICS = dict.fromkeys(
     ("Basic", "BasicAudio", "BasicNotifications", "PredictPosition", "RocketBasic", "SimplerBasic"), 300
 )
-TICS |= dict(Cig=25_200, Deathmatch=4200)
+TICS["Deathmatch"] = 4200
 """Task -> time limit of the scenario in tics, where that is not 2100. envpool does not keep to it by itself."""
+
+SEVERAL = frozenset({"Cig", "MultiDuel"})
 
 _SURVIVE, _KILL = (1.0, 0.0), (-1.0, 100.0)
 PAID = dict(
@@ -49,9 +51,11 @@ def vizdoom(
                  the scenario, 2100 in most.
     num_threads  threads of the pool; 0 lets envpool choose.
 
-    Raises ValueError for a value out of range."""
+    Raises ValueError for a value out of range, and for Cig and MultiDuel, whose other players nobody opens."""
     name, native_task = f"vizdoom/{task}", versioned("vizdoom", task)
     scenario = bare(native_task)
+    if scenario in SEVERAL:
+        raise ValueError(f"{name} is for several players over a network, and ends the process: take Deathmatch")
     max_tics = TICS.get(scenario, 2100) if max_tics is None else max_tics
     at_least(name, 1, image_size=image_size, frame_skip=frame_skip, stack=stack)
     at_least(name, frame_skip, max_tics=max_tics)
