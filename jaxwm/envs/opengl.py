@@ -2,7 +2,7 @@
 
 envpool brings an EGL of its own, which needs a driver of the system, and its MuJoCo looks for a library called libEGL
 or libOSMesa among those that the process has loaded. Where it misses either it ends the process: there is no exception
-to catch."""
+to catch. It also ends where Qt, which Procgen needs, brought its libGL before libEGL was there: `load` comes first."""
 
 import ctypes
 import sys
@@ -11,22 +11,33 @@ from functools import cache
 from pathlib import Path
 
 LIBRARIES = "libEGL.so.1", "libOSMesa.so.8"
+ADVICE = "`apt-get install libegl1` (Debian, Ubuntu) brings the library and a software driver"
 _DEVICE = 0x313F  # EGL_PLATFORM_DEVICE_EXT
 
 
 def prepare(name: str) -> None:
     """Load what drawing needs into this process. ImportError for the environment `name` where it is missing."""
-    if sys.platform == "linux" and (problem := _missing()):
-        advice = "`apt-get install libegl1` (Debian, Ubuntu) brings both a library and a software driver"
-        raise ImportError(f"{name}: pixels need OpenGL, and {problem}: {advice}; or leave pixels out, for the state")
+    if problem := missing():
+        raise ImportError(f"{name}: pixels need OpenGL, and {problem}; or leave pixels out, for the state")
 
 
 @cache
-def _missing() -> str:
-    """What is missing, in words, or nothing; the libraries stay loaded."""
-    if not any(_loaded(library, ctypes.RTLD_GLOBAL) for library in LIBRARIES):
-        return f"neither {' nor '.join(LIBRARIES)} can be loaded"
-    return "" if any(_starts(egl) for egl in _egls()) else "EGL finds no device to draw with"
+def load() -> bool:
+    """Load one of `LIBRARIES`, for good; whether there is one."""
+    return sys.platform == "linux" and any(_loaded(library, ctypes.RTLD_GLOBAL) for library in LIBRARIES)
+
+
+@cache
+def missing() -> str:
+    """What drawing misses in this process, in words with the way out, or nothing. What is there is loaded."""
+    if sys.platform != "linux":
+        return ""
+    mapped = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
+    if "libQt5Gui" in mapped and "libEGL.so" not in mapped:
+        return "Qt has loaded another one first: open this environment before it, or in another process"
+    if not load():
+        return f"neither {' nor '.join(LIBRARIES)} can be loaded: {ADVICE}"
+    return "" if any(_starts(egl) for egl in _egls()) else f"EGL finds no device to draw with: {ADVICE}"
 
 
 def _loaded(library: str, mode: int = ctypes.DEFAULT_MODE) -> ctypes.CDLL | None:

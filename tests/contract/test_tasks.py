@@ -9,6 +9,7 @@ import pytest
 from opening import problems
 
 from jaxwm import envs
+from jaxwm.envs import opengl
 from jaxwm.envs.tasks import VERSIONED
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "environments.md"
@@ -25,6 +26,12 @@ def told(suite: str) -> set[str]:
 def test_every_task_can_be_played_or_is_said_not_to(suite: str):
     found = problems([f"{suite}/{task}" for task in envs.names()[suite]], steps=20)
     assert set(found) == told(suite), found
+
+
+@pytest.mark.skipif(opengl.missing() != "", reason="pixels of MuJoCo need OpenGL")
+@pytest.mark.slow
+def test_every_task_of_dmc_can_be_drawn():
+    assert problems([f"dmc/{task} pixels=48" for task in envs.names()["dmc"]], steps=2) == {}
 
 
 def test_tasks_that_are_said_not_to_work_exist():

@@ -1,6 +1,8 @@
 """Tasks opened and played in child processes, so that one that ends its process does not end the test.
 
-python tests/helpers/opening.py STEPS NAME ...      # prints one JSON line for each: name, problem or null"""
+python tests/helpers/opening.py STEPS NAME ...      # prints one JSON line for each: name, problem or null
+
+A name may be followed by whole numbers as options: "dmc/CheetahRun pixels=16"."""
 
 from __future__ import annotations
 
@@ -93,7 +95,8 @@ def main(steps: str, *names: str) -> None:
     sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
     for name in names:
         try:
-            play(name, int(steps))
+            task, *options = name.split()
+            play(task, int(steps), **{key: int(value) for key, value in (option.split("=") for option in options)})
             problem = None
         except Exception as error:
             problem = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:300]

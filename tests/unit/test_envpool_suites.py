@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 from gymnasium import spaces
+from opening import problems
 from worlds import host_roll
 
 from jaxwm import envs
@@ -19,7 +20,8 @@ from jaxwm.envs import families, gym_spaces, minigrid, opengl, tasks, views
 from jaxwm.envs.envpool import Face
 from jaxwm.types import Box, Discrete, MultiDiscrete
 
-NO_OPENGL = opengl._missing() if sys.platform == "linux" else ""
+opengl.load()  # before a test opens Procgen
+NO_OPENGL = opengl.missing()
 pixels = pytest.mark.skipif(bool(NO_OPENGL), reason=f"pixels of MuJoCo: {NO_OPENGL}")
 
 
@@ -181,6 +183,13 @@ def test_images_of_mujoco(name: str, options: dict[str, Any]):
 
 
 @pixels
+@pytest.mark.slow
+def test_procgen_leaves_mujoco_its_opengl():
+    """Qt's libGL, loaded first, would end the process."""
+    assert problems(["procgen/CoinrunEasy", "dmc/CheetahRun pixels=48"], steps=2) == {}
+
+
+@pixels
 def test_the_camera_is_an_option():
     first = lambda **more: envs.make("dmc/CheetahRun", pixels=32, **more)  # noqa: E731
     images = []
@@ -195,10 +204,13 @@ def test_the_camera_is_an_option():
 @pytest.mark.skipif(sys.platform != "linux", reason="libraries are searched for on Linux only")
 def test_pixels_without_opengl_are_one_error(monkeypatch):
     monkeypatch.setattr(opengl, "LIBRARIES", ("libnowhere.so.1", "libnothing.so.8"))
-    opengl._missing.cache_clear()
+    opengl.missing.cache_clear()
+    opengl.load.cache_clear()
     with pytest.raises(ImportError, match=r"neither libnowhere.so.1 nor libnothing.so.8.*apt-get install libegl1"):
         envs.make("dmc/CheetahRun", pixels=64)
-    opengl._missing.cache_clear()
+    monkeypatch.undo()
+    opengl.missing.cache_clear()
+    opengl.load.cache_clear()
 
 
 @pixels
