@@ -164,28 +164,36 @@ def _planes(face: Face, task_spec: Any) -> Face:
     return face._replace(obs=jax.ShapeDtypeStruct(shape, np.bool_), read=read)
 
 
-def jumanji(task: str, num_envs: int = 1, *, num_threads: int = 0) -> Env:
+def jumanji(task: str, num_envs: int = 1, *, masked: bool = True, num_threads: int = 0) -> Env:
     """A task of jumanji, such as "Game2048" or "Snake", in envpool's C++.
 
     Sensors are a dict: grids of classes are bool planes, counters float32 `[1]`, other numbers float32. Where the
     action is one choice, or several choices of which each combination is allowed or not (Tetris: rotation and column),
     it is `Discrete` over all of them, and jumanji's `action_mask` is the reserved `legal`. Where several agents choose
-    at once the action is `MultiDiscrete`, and `action_mask` an ordinary sensor.
+    at once the action is `MultiDiscrete`, and `action_mask` an ordinary sensor; so it is everywhere with `masked=False`,
+    for systems that do not understand `legal`.
 
     The end at a time limit is no true end, although envpool says so; "Game2048" has none. Without a version it is the
     newest. `num_threads` as for `envpool.dmc`."""
     native = versioned("jumanji", task)
     game, name = bare(native), f"jumanji/{task}"
-    more = dict(adapt=_masked, timeouts=game in TIMED, limit=_endless if game == "Game2048" else _as_said)
+    check_choice(f"{name}: masked", masked, (True, False))
+    more = dict(
+        adapt=_masked if masked else _unmasked,
+        timeouts=game in TIMED,
+        limit=_endless if game == "Game2048" else _as_said,
+    )
     return timed(name, f"Jumanji/{native}", num_envs, 1, None, num_threads, **more)
 
 
-def _masked(face: Face, task_spec: Any) -> Face:
+def _unmasked(face: Face, task_spec: Any) -> Face:
     plain, space = _visible(face, task_spec, COUNTERS), task_spec.action_space
-    if np.dtype(space.dtype).kind == "f":
-        return plain
-    if type(space).__name__ == "Box":
-        plain = _chosen(plain, space)
+    choices = type(space).__name__ == "Box" and np.dtype(space.dtype).kind != "f"
+    return _chosen(plain, space) if choices else plain
+
+
+def _masked(face: Face, task_spec: Any) -> Face:
+    plain = _unmasked(face, task_spec)
     mask = plain.obs.get("action_mask")
     if mask is None or not isinstance(plain.action, Discrete):
         return plain

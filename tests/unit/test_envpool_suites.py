@@ -64,6 +64,8 @@ def test_versions_are_compared_as_numbers(monkeypatch):
         ("football/academy_corner", jax.ShapeDtypeStruct((80, 96, 4), np.uint8), Discrete(19), 401),
         ("jumanji/Tetris", {"grid": flag(10, 10), "tetromino": flag(4, 4), "step_count": vector(1), "legal": flag(40)},
          Discrete(40), 400),
+        ("jumanji/Knapsack", {"weights": vector(50), "values": vector(50), "packed_items": flag(50), "legal": flag(50)},
+         Discrete(50), 50),
         ("jumanji/Cleaner", {"grid": flag(10, 10, 3), "agents_locations": flag(3, 2, 11), "action_mask": flag(3, 4),
                              "step_count": vector(1)}, MultiDiscrete((4, 4, 4)), 100),
     ],
@@ -115,6 +117,11 @@ def test_choices_with_a_mask_for_each_combination_are_one():
     legal = face.read({"action_mask": mask})["legal"]
     assert np.flatnonzero(legal[0]).tolist() == [3]
     assert face.write(np.array([3, 5], np.int32)).tolist() == [[1, 0], [1, 2]]
+
+
+def test_a_mask_may_be_an_ordinary_sensor():
+    spec = envs.make("jumanji/Tetris", masked=False).spec
+    assert spec.action == Discrete(40) and spec.obs["action_mask"] == flag(4, 10) and "legal" not in spec.obs
 
 
 def test_missions_are_words():
