@@ -33,7 +33,7 @@ def _visible(face: Face, task_spec: Any, counters: frozenset[str] = frozenset())
 # --- MuJoCo -------------------------------------------------------------------------------------------------------
 
 
-def _mujoco(suite: str, prefix: str = "") -> Callable[..., Env]:
+def _mujoco(suite: str) -> Callable[..., Env]:
     """The constructor of a suite of MuJoCo tasks, which all have the same options."""
 
     def make(
@@ -42,8 +42,7 @@ def _mujoco(suite: str, prefix: str = "") -> Callable[..., Env]:
     ) -> Env:  # fmt: skip
         name = f"{suite}/{task}"
         more = drawn(name, pixels, camera, stack, num_threads) or {"adapt": _visible}
-        native = prefix + versioned(suite, task)
-        return timed(name, native, num_envs, action_repeat, max_steps, num_threads, **more)
+        return timed(name, versioned(suite, task), num_envs, action_repeat, max_steps, num_threads, **more)
 
     return make
 
@@ -170,8 +169,8 @@ def jumanji(task: str, num_envs: int = 1, *, masked: bool = True, num_threads: i
     Sensors are a dict: grids of classes are bool planes, counters float32 `[1]`, other numbers float32. Where the
     action is one choice, or several choices of which each combination is allowed or not (Tetris: rotation and column),
     it is `Discrete` over all of them, and jumanji's `action_mask` is the reserved `legal`. Where several agents choose
-    at once the action is `MultiDiscrete`, and `action_mask` an ordinary sensor; so it is everywhere with `masked=False`,
-    for systems that do not understand `legal`.
+    at once the action is `MultiDiscrete`, and `action_mask` an ordinary sensor; so it is everywhere with
+    `masked=False`, for systems that do not understand `legal`.
 
     The end at a time limit is no true end, although envpool says so; "Game2048" has none. Without a version it is the
     newest. `num_threads` as for `envpool.dmc`."""
