@@ -21,6 +21,7 @@ USAGE = """jaxwm: world-model reinforcement learning in JAX
   jaxwm watch RUN [--help]       a video of its policy
   jaxwm play RUN [--help]        a board game against it, in the terminal
   jaxwm record [RUN] [--help]    write episodes of a policy, or of random play, for `jaxwm train AGENT --data DIR`
+  jaxwm data WORD PATH [--help]  recordings of any format: WORD is info, convert or show
   jaxwm report RUN...            a page with figures and tables about runs, side by side, or about an experiment
   jaxwm export RUN [--help]      write a run's weights as one safetensors file
   jaxwm sweep FILE [--help]      run all of an experiment file that is not finished yet, on every device

@@ -1,4 +1,5 @@
-"""The command line: `jaxwm list | train | resume | eval | dream | watch | play | record | report | export | sweep`.
+"""The command line: `jaxwm list | train | resume | eval | dream | watch | play | record | data | report | export |
+sweep`.
 
 Every setting of a system is a flag of `jaxwm train AGENT`; `jaxwm train AGENT --help` explains them."""
 
@@ -109,7 +110,7 @@ def _train(arguments: list[str]) -> int:
     found = planning.parse(arguments)
     asked = found.plan
     if asked.data and not asked.env:
-        asked = replace(asked, env=data.recorded_env(asked.data))
+        asked = replace(asked, env=data.recorded_env(asked.data, **asked.data_options))
     count = _start_jax(found.hosts, asked.members, asked.shards)
     folder = found.run or directory.default_path(asked.agent, asked.env or Path(str(asked.data)).name)
     if not found.run and count > 1:
@@ -307,8 +308,8 @@ class Play(MemberOptions):
 
 @dataclass(frozen=True)
 class Record:
-    """Write whole episodes into a folder of NumPy arrays (docs/data.md), for `jaxwm train AGENT --data DIR`. A folder
-    that holds a recording of the same environment grows."""
+    """Write whole episodes into a folder, for `jaxwm train AGENT --data DIR` and for other programs. A folder with a
+    recording of the same environment in the same format grows (one of LeRobot does not)."""
 
     run: Annotated[tyro.conf.Positional[Path | None], optional("RUN")] = None
     """Run whose policy plays; without one, or with --random, actions are random."""
@@ -328,6 +329,8 @@ class Record:
     """Folder to write (default: recordings/TASK)."""
     mode: str = "explore"
     """Policy of RUN: explore or greedy."""
+    format: str = "npy"
+    """Format: npy (arrays, our own), npz (a file per episode), minari, lerobot, or mp4 (what is seen, and no more)."""
     checkpoint: str = "newest"
     """Checkpoint: newest, best (highest training return) or its environment step."""
     member: int = 0
@@ -343,12 +346,29 @@ class Record:
         if self.run is None and self.env is None:
             raise ValueError("record what? jaxwm record RUN, or jaxwm record --random --env SUITE/TASK")
         mode: Any = "random" if self.random or self.run is None else self.mode
-        what = record.Settings(self.episodes, self.steps, mode, self.seed)
+        what = record.Settings(self.episodes, self.steps, mode, self.seed, self.format)
         where = record.place(self.run, self.env, self.env_option, self.imports)
         out = self.out or Path("recordings") / where.env.split("/")[-1]
         record.record(None if mode == "random" else _player(self), where, out, what, Console())
         folder = shlex.quote(str(out))
-        print(_next({f"train dreamer-v3 --data {folder} --updates 3000": "learn from it, and nothing else"}))
+        learn = {f"train dreamer-v3 --data {folder} --updates 3000": "learn from it, and nothing else"}
+        print(_next({f"data show {folder}": "look at it", **(learn if self.format != "mp4" else {})}))
+
+
+def _data(arguments: list[str]) -> int:
+    """Commands about recordings."""
+    from jaxwm.studio import recordings
+
+    word, *rest = arguments or [""]
+    known = recordings.COMMANDS
+    if word not in known:
+        wrong = f"unknown word {word!r}; {suggest(word, known)}: " if word not in ("", "-h", "--help") else ""
+        usage = f"jaxwm data {'|'.join(known)} PATH (`jaxwm data WORD --help` explains each)"
+        if word not in ("-h", "--help"):
+            raise ValueError(f"{wrong}usage: {usage}")
+        print(f"usage: {usage}")
+        return 0
+    return flags.read(known[word], rest, f"jaxwm data {word}")() or 0
 
 
 @dataclass(frozen=True)
@@ -431,5 +451,5 @@ def _sweep(arguments: list[str]) -> int:
 
 
 COMMANDS: dict[str, Any] = dict(list=_list, train=_train, resume=_resume, eval=Eval, dream=Dream, watch=Watch)
-COMMANDS |= dict(play=Play, record=Record, report=Report, export=Export, sweep=_sweep)
+COMMANDS |= dict(play=Play, record=Record, data=_data, report=Report, export=Export, sweep=_sweep)
 """A command is a class of its options, called without arguments, or a function of the words that follow."""

@@ -1,7 +1,7 @@
-"""Recorded episodes as a folder of NumPy arrays, read through memory maps.
+"""Recorded episodes as a folder of NumPy arrays, read through memory maps: our own format, called npy.
 
     FOLDER/recording.json      what was recorded: observation, actions, time limit, environment
-    FOLDER/000/, 001/, ...     parts, one per `append`, each with these arrays of T records of E episodes, end to end:
+    FOLDER/000/, 001/, ...     parts, each with these arrays of T records of E episodes, end to end:
         obs.npy                observations [T, ...]; with several sensors obs.NAME.npy for each
         action.npy             actions [T, ...], each taken after seeing the observation of its row; may be absent
         reward.npy             float32 [T], each arriving with the observation of its row (0 in the first of an episode)
@@ -9,10 +9,11 @@
         terminal.npy           bool [E], whether the episode truly ended (not by a time limit or a cut)
 
 Anything that writes such arrays, of any language, makes a recording. Nothing is unpickled.
-"""
 
-import json
-import warnings
+The other format here, npz, has one file per episode in place of parts: `000000.npz` with the arrays `obs` (or
+`obs.NAME`), `action` and `reward` as above, and `terminal`, one bool."""
+
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,110 +21,44 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxwm import spaces
-from jaxwm.envs import border
-from jaxwm.types import Box, Data, Discrete, MultiDiscrete, Record, Spec, action_dtype
+from jaxwm.data.recording import (
+    ABOUT,
+    SHARD,
+    Episode,
+    Recording,
+    named,
+    read_about,
+    shards,
+    shelf,
+    spec_of,
+    unnamed,
+    write_about,
+)  # fmt: skip
+from jaxwm.envs.border import action_shape
+from jaxwm.types import Spec, action_dtype
 
-ABOUT = "recording.json"
-FORMAT = 1
-
-HELD_OUT = 20
-"""One of so many episodes is kept apart for scores, where there are as many."""
-
-
-class Episode(NamedTuple):
-    """One recorded episode of T records: arrays `[T, ...]`, and whether it truly ended."""
-
-    obs: Any
-    reward: np.ndarray
-    action: np.ndarray | None
-    terminal: bool
-
-
-# --- What was recorded --------------------------------------------------------------------------------------------
+# --- npy ----------------------------------------------------------------------------------------------------------
 
 
-def _describe(spec: Spec, env: str | None) -> dict[str, Any]:
-    sensor = lambda x: {"shape": list(x.shape), "dtype": np.dtype(x.dtype).name}  # noqa: E731
-    named = spec.obs if isinstance(spec.obs, Mapping) else None
-    obs = {name: sensor(x) for name, x in named.items()} if named else sensor(spec.obs)
-    action: Any = None
-    if spec.action is not None:
-        n = getattr(spec.action, "n", None)
-        sizes = {"size": spec.action.size} if isinstance(spec.action, Box) else {"n": n}
-        action = {"kind": type(spec.action).__name__, **sizes}
-    about = {"format": FORMAT, "name": spec.name, "env": env, "obs": obs, "action": action}
-    return about | {"max_steps": spec.max_steps, "one_hot": spec.one_hot}
+def is_npy(path: Path) -> bool:
+    """Whether a folder is a recording in parts, or what is left of one."""
+    return (path / ABOUT).is_file() and not _episode_files(path)
 
 
-def _spec(about: dict[str, Any]) -> Spec:
-    sensor = lambda x: jax.ShapeDtypeStruct(tuple(x["shape"]), np.dtype(x["dtype"]))  # noqa: E731
-    obs, action = about["obs"], about["action"]
-    obs = sensor(obs) if "dtype" in obs and "shape" in obs else {name: sensor(x) for name, x in obs.items()}
-    kinds: dict[str, Any] = {
-        "Discrete": lambda a: Discrete(a["n"]),
-        "MultiDiscrete": lambda a: MultiDiscrete(tuple(a["n"])),
-        "Box": lambda a: Box(a["size"]),
-    }
-    space = kinds[action["kind"]](action) if action else None
-    return Spec(about["name"], obs, space, about.get("max_steps"), one_hot=about.get("one_hot", False))
-
-
-def _read_about(folder: Path) -> dict[str, Any]:
-    file = folder / ABOUT
-    try:
-        about = json.loads(file.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        raise FileNotFoundError(
-            f"{folder} holds no recording: there is no {ABOUT} in it (make one with `jaxwm record`)"
-        ) from None
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged: {error}") from None
-    if not isinstance(about, dict) or about.get("format") != FORMAT:
-        raise ValueError(f"{file} is no recording of format {FORMAT}, which this version reads")
-    return about
-
-
-def recorded_env(folder: str | Path) -> str | None:
-    """The name of the environment that a recording comes from; None where it has none. Raises as `open_data`."""
-    return _read_about(Path(folder)).get("env")
-
-
-# --- Writing ------------------------------------------------------------------------------------------------------
-
-
-def append(folder: str | Path, spec: Spec, episodes: Iterable[Episode], env: str | None = None) -> int:
-    """Add episodes to a recording as one more part, and begin one where there is none; how many records it has now.
-
-    Raises:
-        ValueError: the folder holds a recording of something else, or files of another kind.
-        OSError: it cannot be written.
-    """
-    folder, about = Path(folder), _describe(spec, env)
-    if (folder / ABOUT).exists():
-        there = {"one_hot": False, **_read_about(folder)}
-        wrong = [name for name in about if there.get(name) != json.loads(json.dumps(about[name]))]
-        if wrong:
-            raise ValueError(
-                f"{folder} holds a recording with another {wrong[0]} ({there.get(wrong[0])}, now {about[wrong[0]]}): "
-                "choose another folder"
-            )
-    elif folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} holds other files: choose a new folder for a recording")
-    found = list(episodes)
-    part = folder / f"{len(_parts(folder)):03d}"
-    part.mkdir(parents=True)
-    for name, column in _columns(found).items():
-        np.save(part / f"{name}.npy", column, allow_pickle=False)
-    if not (folder / ABOUT).exists():  # last: a folder without it is no recording
-        (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
-    return sum(len(np.load(p / "reward.npy", mmap_mode="r")) for p in _parts(folder))
+def write_npy(folder: Path, spec: Spec, episodes: Iterable[Episode], env: str | None, shard: int = SHARD) -> None:
+    """Add episodes as parts of about `shard` bytes each."""
+    count = len(_parts(folder))
+    for number, held in enumerate(shards(episodes, shard), count):
+        part = folder / f"{number:03d}"
+        part.mkdir()
+        for name, column in _columns(held).items():
+            np.save(part / f"{name}.npy", column, allow_pickle=False)
+    write_about(folder, spec, env)  # last: a folder without it is no recording
 
 
 def _columns(episodes: list[Episode]) -> dict[str, np.ndarray]:
     join = lambda *parts: np.concatenate(parts)  # noqa: E731
-    obs = jax.tree.map(join, *(episode.obs for episode in episodes))
-    columns = {f"obs.{k}": v for k, v in obs.items()} if isinstance(obs, dict) else {"obs": obs}
+    columns = named(jax.tree.map(join, *(episode.obs for episode in episodes)))
     columns["reward"] = join(*(episode.reward for episode in episodes)).astype(np.float32)
     if episodes[0].action is not None:
         columns["action"] = join(*(episode.action for episode in episodes))
@@ -133,10 +68,8 @@ def _columns(episodes: list[Episode]) -> dict[str, np.ndarray]:
 
 
 def _parts(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.glob("[0-9]*") if (p / "reward.npy").exists()) if folder.is_dir() else []
-
-
-# --- Reading ------------------------------------------------------------------------------------------------------
+    found = (p for p in folder.glob("[0-9]*") if (p / "reward.npy").exists())
+    return sorted(found, key=lambda p: (len(p.name), p.name))
 
 
 class _Part(NamedTuple):
@@ -147,94 +80,41 @@ class _Part(NamedTuple):
     terminal: np.ndarray
 
 
-def open_data(folder: str | Path, streams: int = 1, seed: int = 0, held_out: bool = False) -> Data:
-    """A recording as a source of records: `streams` streams side by side, of all episodes in an order drawn by `seed`.
-
-    One of `HELD_OUT` episodes, where there are so many, is kept apart: with `held_out` the source is those alone.
-    A stream is cut where the next begins. Only what is read is loaded, and checked then as `envs.border` says: a number
-    that is not finite becomes 0, with one warning.
-
-    Raises:
-        FileNotFoundError: the folder holds no recording.
-        ValueError: files are missing, damaged, or do not fit the description or each other; too few records. When read:
-            an action or a one-hot observation is out of range.
-    """
-    folder = Path(folder)
-    about = _read_about(folder)
-    spec = _spec(about)
+def open_npy(folder: Path) -> Recording:
+    """A recording in parts, through memory maps. ValueError where files are missing, damaged, or do not fit the
+    description or each other."""
+    about = read_about(folder)
+    spec = spec_of(about)
     parts = [_open_part(path, spec) for path in _parts(folder)]
     if not parts:
         raise ValueError(f"{folder} holds no episodes")
-    episodes = _order(parts, seed, held_out)
-    where = np.concatenate([np.stack([np.full(n, p), np.arange(at, at + n)], 1) for p, at, n, _ in episodes])
-    flags = [np.zeros((n, 3), bool) for _, _, n, _ in episodes]  # first, last, terminal
-    for flag, (_, _, _, terminal) in zip(flags, episodes, strict=True):
-        flag[0, 0], flag[-1, 1], flag[-1, 2] = True, True, terminal
-    rows = len(where) // streams
-    if rows < 1:
-        raise ValueError(f"{folder} holds {len(where)} records, fewer than {streams} streams: lower --envs")
-    where, marks = (x[: rows * streams].reshape(streams, rows, -1) for x in (where, np.concatenate(flags)))
-    marks[:, 0, 0], marks[:, -1, 1] = True, True
+    place = [(part, at, n, end) for part in parts for at, n, end in _episodes(part)]
 
-    told: list[str] = []
+    def load(episode: int, first: int, count: int) -> Episode:
+        part, begin, length, terminal = place[episode]
+        cut = slice(begin + first, begin + min(first + count, length))
+        obs, action, reward = jax.tree.map(lambda x: x[cut], (part.obs, part.action, part.reward))
+        return Episode(obs, reward, action, terminal and first + count >= length)
 
-    def read(first: int, count: int) -> Record:
-        index = np.arange(first, first + count) % rows
-        place = where[:, index].swapaxes(0, 1).reshape(-1, 2)  # [count * N, 2], as all that follows
-        mark = marks[:, index].swapaxes(0, 1).reshape(-1, 3)
-        pick = lambda get: _gather(parts, place, get)  # noqa: E731
-        obs = {n: pick(lambda p, n=n: p.obs[n]) for n in spec.obs} if isinstance(spec.obs, Mapping) else None
-        obs = pick(lambda p: p.obs) if obs is None else obs
-        obs, bad = border.finite(border.checked(spec, obs, mark[:, 1]))
-        action = None
-        if spec.action is not None:
-            action, wrong = border.native_action(spec, pick(lambda p: p.action), (len(mark),))
-            bad = bad | wrong
-        if bad is not False and not told:
-            told.append(f"{folder} holds numbers that are not finite, in {np.sum(bad):,} of the {len(mark):,} records "
-                        "read by now: each is taken as 0")  # fmt: skip
-            warnings.warn(told[0], stacklevel=2)
-        reward = np.where(mark[:, 0], np.float32(0), pick(lambda p: p.reward))
-        flat: Any = Record(obs, reward, mark[:, 0], mark[:, 1], mark[:, 2], action, None)  # type: ignore[arg-type]
-        return jax.tree.map(lambda x: x.reshape(count, streams, *x.shape[1:]), flat)
-
-    return Data(spec, read, rows, streams, about.get("env"))
+    length = np.array([n for _, _, n, _ in place], np.int64)
+    return Recording(folder, "npy", spec, length, load, about.get("env"))
 
 
-def _order(parts: list[_Part], seed: int, held_out: bool) -> list[tuple[int, int, int, bool]]:
-    """Episodes as (part, first record, records, terminal), shuffled."""
-    found = []
-    for p, part in enumerate(parts):
-        begin = np.concatenate([[0], np.cumsum(part.length)[:-1]])
-        found += [(p, int(b), int(n), bool(t)) for b, n, t in zip(begin, part.length, part.terminal, strict=True)]
-    order = np.random.default_rng(seed).permutation(len(found))
-    apart = len(found) // HELD_OUT
-    chosen = order[:apart] if held_out else order[apart:]
-    return [found[i] for i in (chosen if len(chosen) else order)]
-
-
-def _gather(parts: list[_Part], place: np.ndarray, get: Any) -> np.ndarray:
-    """Records `[K, ...]` from their places `[K, 2]` (part, row)."""
-    first = get(parts[0])
-    out = np.empty((len(place), *first.shape[1:]), first.dtype)
-    for p, part in enumerate(parts):
-        mine = place[:, 0] == p
-        if mine.any():
-            out[mine] = get(part)[place[mine, 1]]
-    return out
+def _episodes(part: _Part) -> list[tuple[int, int, bool]]:
+    """First record, records and true end of each episode."""
+    begin = np.cumsum(part.length) - part.length
+    return list(zip(begin.tolist(), part.length.tolist(), part.terminal.tolist(), strict=True))
 
 
 def _open_part(path: Path, spec: Spec) -> _Part:
     """The arrays of a part. ValueError where they do not fit the description or each other."""
-    named = isinstance(spec.obs, Mapping)
-    obs: Any = {n: _load(path / f"obs.{n}.npy", s.dtype, s.shape) for n, s in spec.obs.items()} if named else None
-    obs = _load(path / "obs.npy", spec.obs.dtype, spec.obs.shape) if obs is None else obs
+    obs = unnamed(spec, {n: _load(path / f"{n}.npy", s.dtype, s.shape) for n, s in named(spec.obs).items()})
     reward = _load(path / "reward.npy", np.float32, ())
     length, terminal = _load(path / "length.npy", np.int64, ()), _load(path / "terminal.npy", np.bool_, ())
     action = None
     if spec.action is not None:
-        action = _load(path / "action.npy", action_dtype(spec.action), spaces.blank(spec.action, 1).shape[1:])
-    columns = [*(obs.values() if named else [obs]), *([] if action is None else [action])]
+        action = _load(path / "action.npy", action_dtype(spec.action), action_shape(spec.action))
+    columns = jax.tree.leaves((obs, action))
     if any(len(column) != len(reward) for column in columns) or length.sum() != len(reward):
         raise ValueError(f"{path} is damaged: its arrays differ in length from the {len(reward)} rewards")
     if len(length) != len(terminal) or (length < 1).any():
@@ -251,8 +131,73 @@ def _load(file: Path, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
         raise ValueError(f"{file} is missing") from None
     except (ValueError, OSError, EOFError) as error:
         raise ValueError(f"{file} is damaged: {error}") from None
-    if array.dtype != dtype or array.shape[1:] != tuple(shape):
+    return _fits(str(file), array, dtype, shape)
+
+
+def _fits(what: str, array: Any, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
+    if array.dtype != dtype or array.shape[1:] != tuple(shape) or not array.ndim:
         raise ValueError(
-            f"{file} holds {array.dtype}{list(array.shape[1:])} per record, expected {np.dtype(dtype)}{list(shape)}"
+            f"{what} holds {array.dtype}{list(array.shape[1:])} per record, expected {np.dtype(dtype)}{list(shape)}"
         )
     return array
+
+
+# --- npz ----------------------------------------------------------------------------------------------------------
+
+
+def is_npz(path: Path) -> bool:
+    """Whether a folder has a file per episode."""
+    return bool(_episode_files(path))
+
+
+def _episode_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.npz")) if folder.is_dir() else []
+
+
+def write_npz(folder: Path, spec: Spec, episodes: Iterable[Episode], env: str | None) -> None:
+    """Add one compressed file per episode."""
+    for number, episode in enumerate(episodes, len(_episode_files(folder))):
+        action = {} if episode.action is None else {"action": episode.action}
+        columns = named(episode.obs) | action | {"reward": episode.reward, "terminal": np.array(episode.terminal)}
+        np.savez_compressed(folder / f"{number:06d}.npz", allow_pickle=False, **columns)
+    write_about(folder, spec, env)
+
+
+def open_npz(folder: Path) -> Recording:
+    """A recording of one file per episode. ValueError where one is damaged or does not fit the description."""
+    about = read_about(folder)
+    spec, files = spec_of(about), _episode_files(folder)
+    length = np.array([_rows(file) for file in files], np.int64)
+    return Recording(folder, "npz", spec, length, shelf(lambda i: _read_npz(files[i], spec)), about.get("env"))
+
+
+def _rows(file: Path) -> int:
+    """Records of an episode, out of the header of its rewards."""
+    try:
+        with zipfile.ZipFile(file) as inside, inside.open("reward.npy") as array:
+            version = np.lib.format.read_magic(array)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            (rows,) = read(array)[0]
+    except (ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{file} is damaged, or no episode: {error}") from None
+    if rows < 1:
+        raise ValueError(f"{file} holds no records")
+    return rows
+
+
+def _read_npz(file: Path, spec: Spec) -> Episode:
+    try:
+        with np.load(file, allow_pickle=False) as inside:
+            columns: Mapping[str, Any] = dict(inside)
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile) as error:
+        raise ValueError(f"{file} is damaged: {error}") from None
+    expected = {name: (s.dtype, s.shape) for name, s in named(spec.obs).items()} | {"reward": (np.float32, ())}
+    if spec.action is not None:
+        expected["action"] = action_dtype(spec.action), action_shape(spec.action)
+    if missing := [name for name in (*expected, "terminal") if name not in columns]:
+        raise ValueError(f"{file} has no array {missing[0]!r}")
+    for name, (dtype, shape) in expected.items():
+        if len(_fits(f"{file}: {name}", columns[name], dtype, shape)) != len(columns["reward"]):
+            raise ValueError(f"{file} is damaged: its arrays differ in length")
+    action = columns.get("action") if spec.action is not None else None
+    return Episode(unnamed(spec, columns), columns["reward"], action, bool(columns["terminal"]))

@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxwm import agents, data, envs, replay
+from jaxwm.data.streams import HELD_OUT
 from jaxwm.errors import suggest
 from jaxwm.run import checkpoint, directory, export
 from jaxwm.run.plan import Plan, read_plan
@@ -20,7 +22,7 @@ from jaxwm.schedule import offline, words
 from jaxwm.training.evaluation import Scores, evaluate, parallel
 from jaxwm.training.life import EVAL, member_keys, stream
 from jaxwm.training.trainer import Trainer
-from jaxwm.types import Agent, Collect, Env, Source
+from jaxwm.types import Agent, Collect, Data, Env, Source, Spec
 
 
 def import_own(names: tuple[str, ...]) -> None:
@@ -56,6 +58,29 @@ def environment(plan: Plan, num_envs: int = 1, **options: Any) -> Env:
     return envs.make(plan.env, num_envs=num_envs, **{**plan.env_options, **options})
 
 
+def recordings(plan: Plan, streams: int, held_out: bool = False) -> Data:
+    """The recordings of a plan. ValueError where its environment has other sensors or takes other actions."""
+    assert plan.data is not None
+    found = data.open_data(plan.data, streams, plan.seed, held_out, **plan.data_options)
+    if plan.env is not None and not held_out:
+        _check_same(plan, found.spec, environment(plan).spec)
+    return found
+
+
+def _check_same(plan: Plan, recorded: Spec, played: Spec) -> None:
+    """ValueError where a policy that learns from recordings could not play in the environment of the plan."""
+    where = f"the recordings in {plan.data} do not fit {plan.env}"
+    advice = "say with --env where it can play, with --env-option and --data-option how it is seen"
+    if recorded.action != played.action:
+        raise ValueError(f"{where}: they hold actions {recorded.action}, and it takes {played.action}: {advice}")
+    kept = lambda obs: {k: x for k, x in obs.items() if k != "sim"} if isinstance(obs, Mapping) else {"obs": obs}  # noqa: E731
+    here, there = kept(recorded.obs), kept(played.obs)
+    for name in sorted(here.keys() | there.keys()):
+        a, b = ((f"{x.dtype}{list(x.shape)}" if (x := obs.get(name)) else "nothing") for obs in (here, there))
+        if a != b:
+            raise ValueError(f"{where}: the sensor {name!r} is {a} there and {b} in it: {advice}")
+
+
 def capacity(plan: Plan, records: Source) -> int:
     """Records that the replay holds: never more than the run writes."""
     if not isinstance(records, Env):
@@ -66,7 +91,7 @@ def capacity(plan: Plan, records: Source) -> int:
 def build(plan: Plan) -> tuple[Source, Agent, Trainer]:
     """Source of records, agent and trainer of a plan."""
     num = plan.settings.envs
-    records = environment(plan, num) if plan.data is None else data.open_data(plan.data, num, plan.seed)
+    records = environment(plan, num) if plan.data is None else recordings(plan, num)
     agent = agents.build(plan.agent, records.spec, plan.settings)
     room = capacity(plan, records)
     if not isinstance(records, Env) and any(isinstance(word, Collect) for word in words(agent.schedule)):
@@ -168,9 +193,10 @@ def held_out(plan: Plan, agent: Agent, state: Any) -> dict[str, np.ndarray]:
     """An agent's own scores `{name: [M]}` on held-out episodes, the mean of 16 batches; {} where it has none."""
     if (score := agent.scores) is None or plan.data is None:
         return {}
-    records = data.open_data(plan.data, 1, plan.seed, held_out=True)
+    records = recordings(plan, 1, held_out=True)
     step = next(iter(agent.train_steps.values()))
-    rows = records.read(0, max(records.rows, step.length))._replace(extras={})
+    most = max(plan.settings.capacity // HELD_OUT, step.length)  # as much of the replay as of the recordings
+    rows = records.read(0, min(max(records.rows, step.length), most))._replace(extras={})
     ring = replay.Ring(jax.tree.map(jnp.asarray, rows), jnp.asarray(len(rows.reward)))
 
     def one(state: Any, key: Any, i: jax.Array) -> dict[str, jax.Array]:

@@ -26,11 +26,14 @@ JAX_SETTINGS = ("jax_default_matmul_precision", "jax_random_seed_offset", "jax_t
 
 ALWAYS = ("env", "steps", "members", "seed", "episodes")  # entries that a command always shows
 FLAGS = dict(
-    env_options="env-option", score_options="score-option", start="from", start_parts="from-parts", imports="import"
-)
+    env_options="env-option", score_options="score-option", data_options="data-option", start="from",
+    start_parts="from-parts", imports="import",
+)  # fmt: skip
 """Entries with another name on the command line."""
 
-_ENV_OPTION, _SCORE_OPTION = (optional("NAME=VALUE", FLAGS[name]) for name in ("env_options", "score_options"))
+_ENV_OPTION, _SCORE_OPTION, _DATA_OPTION = (
+    optional("NAME=VALUE", FLAGS[f"{n}_options"]) for n in ("env", "score", "data")
+)
 
 
 def jax_settings() -> dict[str, Any]:
@@ -75,7 +78,9 @@ class Plan(Generic[C]):
     updates: Annotated[int | None, optional("INT")] = None
     """Updates of each member: the length of a run on recordings."""
     data: Annotated[str | None, optional("DIR")] = None
-    """Folder of recorded episodes (see `jaxwm record`) to learn from, in place of an environment."""
+    """Recorded episodes to learn from, in place of an environment: a path of any format that docs/data.md names."""
+    data_options: Annotated[dict[str, Any], flags.OPTIONS, _DATA_OPTION] = field(default_factory=dict)
+    """How recordings are seen (image_size=64 sensors=camera,state)."""
     start: Annotated[str | None, optional("RUN", "from")] = None
     """Run, or file of `jaxwm export`, whose weights the run begins with."""
     start_parts: Annotated[tuple[str, ...], optional("NAME", "from-parts")] = ()
@@ -100,7 +105,7 @@ class Plan(Generic[C]):
         self._check_source()
         if not isinstance(self.settings, config := agents.find(self.agent).config):
             raise ValueError(f"the settings of {self.agent} are a {config.__module__}.Config, not {self.settings!r}")
-        for name in ("env_options", "score_options"):
+        for name in ("env_options", "score_options", "data_options"):
             if not isinstance(options := getattr(self, name), dict):
                 raise ValueError(f"{name} must be a dict of the environment's options, not {options!r}")
         self._check_vary()
@@ -114,6 +119,8 @@ class Plan(Generic[C]):
             raise ValueError("a run on recordings (--data) takes --updates, not --steps: it takes no environment steps")
         if self.steps is None and self.updates is None:
             raise ValueError("how long? --steps N environment steps, or --updates N")
+        if self.data is None and self.data_options:
+            raise ValueError("--data-option says how recordings are seen: say which with --data PATH")
         if self.start is None and self.start_parts:
             raise ValueError("--from-parts names components of another run: say which with --from RUN")
 

@@ -1,6 +1,6 @@
-"""`jaxwm record`: episodes of a policy, or of random play, as recordings to learn from (see `jaxwm.data.files`)."""
+"""`jaxwm record`: episodes of a policy, or of random play, as recordings to learn from (see `jaxwm.data`)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.progress import Progress
 
 from jaxwm import data, envs, spaces
-from jaxwm.data.files import Episode
+from jaxwm.data import Episode
 from jaxwm.errors import check_number
 from jaxwm.run.load import import_own
 from jaxwm.run.plan import read_plan
-from jaxwm.studio import episodes
+from jaxwm.studio import episodes, recordings
 from jaxwm.training.life import EVAL, member_keys, stream
 from jaxwm.types import Agent, Env, Key, Mode, Record
 
@@ -28,6 +28,7 @@ class Settings(NamedTuple):
     steps: int | None
     mode: Mode
     seed: int
+    format: str = "npy"
 
 
 class Place(NamedTuple):
@@ -51,8 +52,8 @@ def place(run: Path | None, env: str | None, options: dict[str, Any], imports: t
 
 
 def record(player: episodes.Player | None, where: Place, out: Path, settings: Settings, console: Console) -> int:
-    """Let a player play, or nobody at random, and write; how many records the folder holds now.
-    Nothing is written before everything has been played. ValueError where environment and run or folder do not fit."""
+    """Let a player play, or nobody at random, and write; how many records the folder holds now. Nothing is left of it
+    where playing fails. ValueError where environment and run or folder do not fit."""
     if settings.steps is not None:
         check_number("--steps", settings.steps, least=1, whole=True)
     import_own(where.imports)
@@ -61,12 +62,24 @@ def record(player: episodes.Player | None, where: Place, out: Path, settings: Se
         agent, state, key = player.agent, player.state, player.key
     else:
         agent, state, key = _at_random(env), (), stream(member_keys(settings.seed, 1)[0], EVAL)
-    found = _play(episodes.play(agent, env, state, key, settings.mode), settings, console)
-    total = data.append(out, env.spec, found, where.env)
-    steps, mean = sum(len(e.reward) for e in found), np.mean([float(e.reward.sum(dtype=np.float64)) for e in found])
-    said = f"{len(found):,} episodes ({settings.mode}), mean return {mean:.2f}, {steps:,} records; {total:,} in all"
-    console.print(f"{out}: {said}", highlight=False)
+    returns: list[float] = []
+    lengths: list[int] = []
+    found = _counted(_play(episodes.play(agent, env, state, key, settings.mode), settings, console), returns, lengths)
+    spec = env.spec
+    if settings.format == "mp4":
+        spec, found = recordings.filmed(spec, found)
+    total = data.append(out, spec, found, where.env, settings.format)
+    said = f"{len(returns):,} episodes ({settings.mode}), mean return {np.mean(returns):.2f}, {sum(lengths):,} records"
+    console.print(f"{out}: {said}; {total:,} in all", highlight=False)
     return total
+
+
+def _counted(found: Iterable[Episode], returns: list[float], lengths: list[int]) -> Iterator[Episode]:
+    """The episodes, whose returns and lengths are noted as they pass."""
+    for episode in found:
+        returns.append(float(episode.reward.sum(dtype=np.float64)))
+        lengths.append(len(episode.reward))
+        yield episode
 
 
 def _at_random(env: Env) -> Agent:
@@ -80,19 +93,17 @@ def _at_random(env: Env) -> Agent:
     return Agent(none, lambda state, num: (), act, {}, None, (), {})
 
 
-def _play(records: Iterator[Record], settings: Settings, console: Console) -> list[Episode]:
+def _play(records: Iterator[Record], settings: Settings, console: Console) -> Iterator[Episode]:
     """Whole episodes, in the order of their ends."""
-    found: list[Episode] = []
     done, want = 0, settings.steps or settings.episodes
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("recording", total=want)
         for episode in _episodes(records):
-            found.append(episode)
+            yield episode
             done += len(episode.reward) if settings.steps else 1
             progress.update(task, completed=min(want, done))
             if done >= want:
                 break
-    return found
 
 
 def _episodes(records: Iterator[Record]) -> Iterator[Episode]:

@@ -11,7 +11,7 @@ from toys import counting_env
 
 from jaxwm import agents, data, envs, load
 from jaxwm.__main__ import main
-from jaxwm.data.files import Episode
+from jaxwm.data import Episode
 from jaxwm.report.page import report
 from jaxwm.run.checkpoint import Checkpoints
 from jaxwm.run.json_files import read_jsonl

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from jaxwm import data
-from jaxwm.data.files import ABOUT, Episode
+from jaxwm.data import Episode
+from jaxwm.data.recording import ABOUT
 from jaxwm.types import Box, Discrete, MultiDiscrete, Spec
 
 

@@ -1,0 +1,114 @@
+"""Recordings as a source of records: all episodes in an order of the seed's, cut into streams side by side.
+
+What is read depends on nothing but the row that is asked for, so a run that goes on from a checkpoint reads what it
+would have read. Only the records that are asked for are loaded."""
+
+import warnings
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxwm.data.recording import Recording, blank_actions
+from jaxwm.envs import border
+from jaxwm.types import Box, Data, Record, Spec
+
+HELD_OUT = 20
+"""One of so many episodes is kept apart for scores, where there are as many."""
+
+
+class _Run(NamedTuple):
+    """Records that are neighbours on disk, and where they go: row and stream of a block."""
+
+    episode: int
+    first: int
+    count: int
+    row: int
+    stream: int
+
+
+def streams_of(
+    recording: Recording, streams: int = 1, seed: int = 0, held_out: bool = False, part: tuple[int, int] = (0, 1)
+) -> Data:
+    """`Data` of a recording; see `data.open_data`."""
+    order = _order(len(recording.length), seed, held_out)
+    length = recording.length[order]
+    ends = np.cumsum(length)
+    rows = int(ends[-1]) // streams
+    if rows < 1:
+        raise ValueError(f"{recording.path} holds {ends[-1]} records, fewer than {streams} streams: lower --envs")
+    which, parts = part
+    if streams % parts or not 0 <= which < parts:
+        raise ValueError(f"part {which} of {parts} of {streams} streams is no whole number of them")
+    own = range(which * streams // parts, (which + 1) * streams // parts)
+    told: set[str] = set()
+
+    def runs(first: int, count: int) -> Iterator[_Run]:
+        for place, stream in enumerate(own):
+            done = 0
+            while done < count:
+                row = (first + done) % rows
+                at = stream * rows + row
+                k = int(np.searchsorted(ends, at, "right"))
+                take = min(count - done, rows - row, int(ends[k]) - at)
+                yield _Run(int(order[k]), at - int(ends[k] - length[k]), take, done, place)
+                done += take
+
+    def read(first: int, count: int) -> Record:
+        block, marks = _blank(recording.spec, count, len(own)), np.zeros((count, len(own), 3), bool)
+        for run in runs(first, count):
+            piece = recording.load(run.episode, run.first, run.count)
+            here = slice(run.row, run.row + run.count), run.stream
+            for into, x in zip(jax.tree.leaves(block), jax.tree.leaves(tuple(piece[:3])), strict=True):
+                into[here] = x
+            last = run.row + run.count - 1
+            marks[run.row, run.stream, 0] |= run.first == 0
+            marks[last, run.stream, 1] |= run.first + run.count == recording.length[run.episode]
+            marks[last, run.stream, 2] = piece.terminal
+        row = (first + np.arange(count)) % rows  # a stream is cut where the next begins
+        marks[row == 0, :, 0], marks[row == rows - 1, :, 1] = True, True
+        return _checked(recording, block, marks, told)
+
+    return Data(recording.spec, read, rows, len(own), recording.env)
+
+
+def _order(episodes: int, seed: int, held_out: bool) -> np.ndarray:
+    """Episodes, shuffled: those that are learned from, or those that are kept apart."""
+    order = np.random.default_rng(seed).permutation(episodes)
+    apart = episodes // HELD_OUT
+    chosen = order[:apart] if held_out else order[apart:]
+    return chosen if len(chosen) else order
+
+
+def _blank(spec: Spec, count: int, streams: int) -> tuple[Any, np.ndarray, np.ndarray | None]:
+    """Room for observations, rewards and actions `[count, streams, ...]`."""
+    obs = jax.tree.map(lambda s: np.empty((count, streams, *s.shape), s.dtype), spec.obs)
+    action = blank_actions(spec, count * streams)
+    action = None if action is None else action.reshape(count, streams, *action.shape[1:])
+    return obs, np.empty((count, streams), np.float32), action
+
+
+def _checked(recording: Recording, block: tuple[Any, Any, Any], marks: np.ndarray, told: set[str]) -> Record:
+    """Records `[count, streams, ...]` that are what the spec says, as those of an environment."""
+    spec, shape = recording.spec, marks.shape[:2]
+    obs, reward, action = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), block)
+    first, last, terminal = marks.reshape(-1, 3).T
+    (obs, reward), bad = border.finite((border.checked(spec, obs, last), reward))
+    if spec.action is not None:
+        if isinstance(spec.action, Box) and (np.abs(action) > 1.001).any():
+            _tell(told, "clipped", f"{recording.path} holds actions outside of [-1, 1]: they are clipped")
+        action, wrong = border.native_action(spec, action, (len(last),))
+        bad = bad | wrong
+    if bad is not False:
+        text = f"{recording.path} holds numbers that are not finite, in {np.sum(bad):,} of the {len(last):,} records"
+        _tell(told, "finite", f"{text} read by now: each is taken as 0")
+    flat: Any = Record(obs, np.where(first, np.float32(0), reward), first, last, terminal, action, None)  # type: ignore[arg-type]
+    return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), flat)
+
+
+def _tell(told: set[str], what: str, text: str) -> None:
+    """Warn, once."""
+    if what not in told:
+        told.add(what)
+        warnings.warn(text, stacklevel=4)
