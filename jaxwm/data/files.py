@@ -23,13 +23,12 @@ import numpy as np
 
 from jaxwm.data.recording import (
     ABOUT,
-    SHARD,
     Episode,
     Recording,
+    by_whole,
     named,
     read_about,
     shards,
-    shelf,
     spec_of,
     unnamed,
     write_about,
@@ -45,10 +44,10 @@ def is_npy(path: Path) -> bool:
     return (path / ABOUT).is_file() and not _episode_files(path)
 
 
-def write_npy(folder: Path, spec: Spec, episodes: Iterable[Episode], env: str | None, shard: int = SHARD) -> None:
-    """Add episodes as parts of about `shard` bytes each."""
+def write_npy(folder: Path, spec: Spec, episodes: Iterable[Episode], env: str | None) -> None:
+    """Add episodes as parts."""
     count = len(_parts(folder))
-    for number, held in enumerate(shards(episodes, shard), count):
+    for number, held in enumerate(shards(episodes), count):
         part = folder / f"{number:03d}"
         part.mkdir()
         for name, column in _columns(held).items():
@@ -168,7 +167,7 @@ def open_npz(folder: Path) -> Recording:
     about = read_about(folder)
     spec, files = spec_of(about), _episode_files(folder)
     length = np.array([_rows(file) for file in files], np.int64)
-    return Recording(folder, "npz", spec, length, shelf(lambda i: _read_npz(files[i], spec)), about.get("env"))
+    return Recording(folder, "npz", spec, length, by_whole(lambda i: _read_npz(files[i], spec)), about.get("env"))
 
 
 def _rows(file: Path) -> int:

@@ -18,6 +18,7 @@ one of an episode too. Colour images are films, a little smoothed by their codin
 import io
 import json
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +27,7 @@ import numpy as np
 from PIL import Image
 
 from jaxwm.data import video
-from jaxwm.data.recording import SHARD, Episode, Recording, blank_actions, describe, shards, spec_of
+from jaxwm.data.recording import SHARD, Episode, Recording, Shelf, blank_actions, describe, shards, spec_of
 from jaxwm.envs.border import action_shape
 from jaxwm.types import Box, Discrete, MultiDiscrete, Spec, action_dtype
 
@@ -198,24 +199,19 @@ def _begins(here: _Set) -> list[_Begin]:
 
 def _tables(here: _Set) -> Callable[[_Begin, int, int, str], Any]:
     """`(place, first, last, column)` -> rows of an episode, as an arrow array. Groups of rows that were read last are
-    kept, about as much as `SHARD`."""
+    kept."""
     import pyarrow as pa
 
     open_files: dict[Path, Any] = {}
-    kept: dict[tuple[Path, int], Any] = {}
+    shelf = Shelf()
     columns = {k for k, f in here.info["features"].items() if f["dtype"] != "video"}
     wanted = sorted(k for k in columns if k.startswith(SEEN) or k in (ACTION, REWARD, DONE))
 
     def group(file: Path, number: int) -> Any:
-        table = kept.pop((file, number), None)
         try:
-            table = open_files[file].read_row_group(number, wanted) if table is None else table
+            return open_files[file].read_row_group(number, wanted)
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{file} is damaged: {str(error)[:200]}") from None
-        kept[file, number] = table  # the newest is the last
-        while len(kept) > 1 and sum(t.nbytes for t in kept.values()) > SHARD:
-            del kept[next(iter(kept))]
-        return table
 
     def rows(place: _Begin, first: int, last: int, column: str) -> Any:
         if place.file not in open_files:
@@ -224,7 +220,7 @@ def _tables(here: _Set) -> Callable[[_Begin, int, int, str], Any]:
         ends = np.cumsum([meta.row_group(i).num_rows for i in range(meta.num_row_groups)])
         begin, end = place.row + first, place.row + last
         numbers = range(int(np.searchsorted(ends, begin, "right")), int(np.searchsorted(ends, end, "left")) + 1)
-        parts = [group(place.file, number) for number in numbers]
+        parts = [shelf.get((place.file, n), partial(group, place.file, n)) for n in numbers]
         start = int(ends[numbers[0] - 1]) if numbers[0] else 0
         chunks = [chunk for part in parts for chunk in part[column].chunks]
         return pa.chunked_array(chunks).slice(begin - start, end - begin).combine_chunks()
@@ -271,7 +267,8 @@ def write_lerobot(folder: Path, spec: Spec, episodes: Iterable[Episode], env: st
         columns = _table(spec, named, held, first, len(rows))
         rows += _rows(held, first, len(rows), place, films)
         for key, column in columns.items():
-            stats[key] = _counted(column, stats.get(key))
+            if column.ndim < 3:  # else there are too many numbers, as in an image
+                stats[key] = _counted(column, stats.get(key))
         _write(folder / f"{DATA}.parquet".format(**place), {k: _nested(x) for k, x in columns.items()})
         for key in films:
             file = folder / f"{FILM}.mp4".format(video_key=key, **place)

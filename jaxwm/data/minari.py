@@ -12,7 +12,6 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,11 @@ import numpy as np
 from PIL import Image
 
 from jaxwm import envs
-from jaxwm.data.recording import Episode, Recording, blank_actions, describe, shelf, spec_of
+from jaxwm.data.recording import Episode, Recording, blank_actions, by_whole, describe, shards, spec_of
 from jaxwm.envs import gym_spaces
 from jaxwm.types import Box, Discrete, Spec
 
 META, FILE = "metadata.json", "main_data.hdf5"
-AT_ONCE = 64  # episodes that are handed to Minari together
 
 # --- Reading ------------------------------------------------------------------------------------------------------
 
@@ -170,7 +168,7 @@ def _other(home: Path, count: int) -> tuple[np.ndarray, Fetch]:
         terminal = bool(found["terminations"][-1])
         return Episode(found["observations"], found["rewards"], found["actions"], terminal)
 
-    return length, partial(_of_whole, shelf(whole), length)
+    return length, partial(_of_whole, by_whole(whole), length)
 
 
 def _of_whole(load: Callable[[int, int, int], Episode], length: np.ndarray, episode: int, first: int, last: int) -> Any:
@@ -200,9 +198,8 @@ def write_minari(folder: Path, spec: Spec, episodes: Iterable[Episode], env: str
         name = re.sub(r"\W+", "-", folder.name.strip(".").removesuffix(".new")).strip("-") or "recording"
         told = {"dataset_id": f"{name}-v0", "minari_version": __version__, "jaxwm": describe(spec, env)}
         storage.update_metadata({**told, "algorithm_name": "jaxwm"})
-    buffers = _buffers(spec, episodes)
-    while some := list(islice(buffers, AT_ONCE)):
-        storage.update_episodes(some)
+    for held in shards(episodes):
+        storage.update_episodes(_buffers(spec, held))
 
 
 def _buffers(spec: Spec, episodes: Iterable[Episode]) -> Iterator[Any]:

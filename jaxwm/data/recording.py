@@ -30,7 +30,7 @@ class Episode(NamedTuple):
     terminal: bool
 
     @property
-    def bytes(self) -> int:
+    def nbytes(self) -> int:
         """Size in memory."""
         return sum(x.nbytes for x in jax.tree.leaves((self.obs, self.reward, self.action)))
 
@@ -60,10 +60,14 @@ class Recording(NamedTuple):
         action = blank_actions(self.spec, 1)
         return obs + 4 + (0 if action is None else action.nbytes)
 
-    def pieces(self, records: int = 2**63 - 1, most: int = SHARD) -> Iterator[tuple[int, Episode]]:
-        """Episodes in their order, until there are so many records, with their numbers; what is larger than `most`
-        bytes comes in pieces."""
-        each = max(1, most // self.record_bytes)
+    def fit(self, streams: int = 1) -> int:
+        """Rows of so many streams that have `SHARD` bytes, at least one."""
+        return max(1, SHARD // (self.record_bytes * streams))
+
+    def pieces(self, records: int = 2**63 - 1) -> Iterator[tuple[int, Episode]]:
+        """Episodes in their order, with their numbers, until there are so many records; what is larger than `SHARD`
+        comes in pieces."""
+        each = self.fit()
         for episode, length in enumerate(self.length.tolist()):
             for first in range(0, length, each):
                 if records <= 0:
@@ -73,18 +77,25 @@ class Recording(NamedTuple):
                 records -= count
 
 
-def shelf(load: Callable[[int], Episode], most: int = SHARD) -> Callable[[int, int, int], Episode]:
-    """`Recording.load` out of a function that reads whole episodes; the newest few are kept, `most` bytes of them."""
-    kept: dict[int, Episode] = {}
+class Shelf:
+    """What was used last, `SHARD` bytes of it, by name; at least one thing."""
 
-    def piece(episode: int, first: int, count: int) -> Episode:
-        whole = kept.pop(episode, None) or load(episode)
-        kept[episode] = whole  # the newest is the last
-        while len(kept) > 1 and sum(e.bytes for e in kept.values()) > most:
-            del kept[next(iter(kept))]
-        return whole.piece(first, count)
+    def __init__(self):
+        self._kept: dict[Any, Any] = {}
 
-    return piece
+    def get(self, name: Any, make: Callable[[], Any]) -> Any:
+        """The thing of a name, made if it is not there. It knows its size, as `nbytes`."""
+        found = self._kept.pop(name) if name in self._kept else make()
+        self._kept[name] = found  # the newest is the last
+        while len(self._kept) > 1 and sum(x.nbytes for x in self._kept.values()) > SHARD:
+            del self._kept[next(iter(self._kept))]
+        return found
+
+
+def by_whole(load: Callable[[int], Episode]) -> Callable[[int, int, int], Episode]:
+    """`Recording.load` out of a function that reads whole episodes."""
+    shelf = Shelf()
+    return lambda episode, first, count: shelf.get(episode, lambda: load(episode)).piece(first, count)
 
 
 # --- What was recorded --------------------------------------------------------------------------------------------
@@ -145,14 +156,14 @@ def write_about(folder: Path, spec: Spec, env: str | None) -> None:
 # --- Episodes -----------------------------------------------------------------------------------------------------
 
 
-def shards(episodes: Iterable[Episode], most: int = SHARD) -> Iterator[list[Episode]]:
-    """Lists of whole episodes in their order, of about `most` bytes each."""
+def shards(episodes: Iterable[Episode]) -> Iterator[list[Episode]]:
+    """Lists of whole episodes in their order, of about `SHARD` bytes each."""
     held: list[Episode] = []
     size = 0
     for episode in episodes:
         held.append(episode)
-        size += episode.bytes
-        if size >= most:
+        size += episode.nbytes
+        if size >= SHARD:
             yield held
             held, size = [], 0
     if held:

@@ -7,6 +7,7 @@ before."""
 
 import contextlib
 import re
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -21,7 +22,7 @@ from jaxwm.types import Spec
 
 FILMS, FRAMES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"), (".png", ".jpg", ".jpeg")
 MOVING = (*FILMS, ".gif")
-OPEN = 64  # films that are open at once
+OPEN = 16  # films that are open at once, each with some frames in its decoder
 RATE = 15  # frames per second of what is written
 QUALITY = {"crf": "12", "preset": "veryfast"}  # of H.264: small differences that no eye sees
 
@@ -146,6 +147,7 @@ class Clip:
         try:
             self._container = av.open(str(file))
             self._stream = self._container.streams.video[0]
+            self._stream.codec_context.thread_count = 1  # each thread would hold frames of its own
             self.size = self._stream.codec_context.height, self._stream.codec_context.width
             self._check_end()
         except (*self._errors, IndexError) as error:
@@ -160,10 +162,8 @@ class Clip:
 
     def _check_end(self) -> None:
         """ValueError where the container promises more than the file has."""
-        if not self._stream.duration or not self._container.format.name.startswith("mov"):
-            return
-        self._container.seek((self._stream.start_time or 0) + self._stream.duration, stream=self._stream)
-        if not any(packet.size for packet in self._container.demux(self._stream)):
+        entries = self._stream.index_entries
+        if len(entries) and entries[-1].pos + entries[-1].size > self.file.stat().st_size:
             raise ValueError("it is cut short")
 
     @property
@@ -219,6 +219,7 @@ class _Gif:
         self.file = file
         try:
             self._image = Image.open(file, formats=("GIF",))
+            weakref.finalize(self, self._image.close)
             self.length, self.size = getattr(self._image, "n_frames", 1), self._image.size[::-1]
         except (OSError, ValueError, SyntaxError) as error:
             raise _unreadable(file, error) from None

@@ -17,9 +17,10 @@ from rich.table import Table
 from jaxwm import data
 from jaxwm.data import Episode, Recording
 from jaxwm.errors import check_number
+from jaxwm.nets.sensors import sensors
 from jaxwm.run import cost, flags, machine
 from jaxwm.run.flags import optional
-from jaxwm.studio import names, paper, pictures
+from jaxwm.studio import paper, pictures
 from jaxwm.types import Box, Spec
 
 FILM = 128  # pixels: about the height of a film of what is no image
@@ -34,21 +35,25 @@ MOST_LINES = 8  # numbers of an observation that are drawn
 def filmed(spec: Spec, episodes: Iterable[Episode]) -> tuple[Spec, Iterator[Episode]]:
     """What can be seen of episodes, as images `[T, H, W, 3]` and nothing else: their one image as it is, and else as
     `studio.pictures` paints it. ValueError where there is nothing to see."""
-    one = spec.obs
-    plain = isinstance(one, jax.ShapeDtypeStruct) and one.dtype == np.uint8 and one.shape[2:] in ((1,), (3,))
-    painter = None if plain else pictures.painter(spec, FILM)
-    if not plain and painter is None:
+    images = [name for name, struct in sensors(spec.obs).items() if _is_film(struct)]
+    painter = None if len(images) == 1 else pictures.painter(spec, FILM)
+    if len(images) != 1 and painter is None:
         raise ValueError(f"{spec.name} is seen as numbers only, of which there is no film: take another --format")
 
     def film(episode: Episode) -> Episode:
         if painter is None:
-            return episode._replace(action=None)
+            return episode._replace(obs=sensors(episode.obs)[images[0]], action=None)
         frames = [painter.paint(_at(episode.obs, t)) for t in range(len(episode.reward))]
         return episode._replace(obs=np.stack(frames), action=None)
 
-    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), one)
-    obs = one if painter is None else jax.ShapeDtypeStruct(painter.paint(zeros).shape, np.uint8)
-    return replace(spec, obs=obs, action=None, one_hot=False), map(film, episodes)
+    zeros = jax.tree.map(lambda x: np.zeros((1, *x.shape), x.dtype), spec.obs)
+    shape = film(Episode(zeros, np.zeros(1, np.float32), None, False)).obs.shape[1:]
+    new = replace(spec, obs=jax.ShapeDtypeStruct(shape, np.uint8), action=None, one_hot=False)
+    return new, map(film, episodes)
+
+
+def _is_film(struct: Any) -> bool:
+    return struct.dtype == np.uint8 and struct.shape[2:] in ((1,), (3,))
 
 
 def _at(obs: Any, t: int) -> Any:
@@ -90,7 +95,7 @@ def describe(recording: Recording, console: Console, records: int) -> None:
     where = f" of {recording.env}" if recording.env else ""
     console.print(f"{recording.path}: {recording.format}, {total:,} records in {len(length):,} episodes{where}, "
                   f"{cost.human(_size(recording.path), 'B')}", highlight=False, soft_wrap=True)  # fmt: skip
-    spread = lambda x: f"{names.plain(x.min())} to {names.plain(x.max())}, mean {names.plain(x.mean())}"  # noqa: E731
+    spread = lambda x: f"{_plain(x.min())} to {_plain(x.max())}, mean {_plain(x.mean())}"  # noqa: E731
     console.print(f"length: {spread(length)} records", highlight=False)
     console.print(f"return: {spread(returns[:last])}", highlight=False)
     console.print(_table(spec, ranges, options))
@@ -117,11 +122,11 @@ def _table(spec: Spec, ranges: dict[str, _Range], options: np.ndarray) -> Table:
     structs: dict[str, Any] = dict(spec.obs) if isinstance(spec.obs, dict) else {"observation": spec.obs}
     structs["reward"] = jax.ShapeDtypeStruct((), np.float32)
     for name, struct in structs.items():
-        low, high = (names.plain(float(x)) for x in (ranges[name].low, ranges[name].high))
+        low, high = (_plain(x) for x in (ranges[name].low, ranges[name].high))
         table.add_row(name, np.dtype(struct.dtype).name, " x ".join(map(str, struct.shape)) or "1", low, high)
     if isinstance(spec.action, Box):
         ends = ranges["action"].low, ranges["action"].high
-        low, high = (" ".join(names.plain(float(x)) for x in end[:6]) for end in ends)
+        low, high = (" ".join(_plain(x) for x in end[:6]) for end in ends)
         table.add_row("action", "float32", str(spec.action.size), low, high)
     elif spec.action is not None:
         share = " ".join(f"{n / max(1, options.sum()):.0%}" for n in options[:12])
@@ -129,6 +134,11 @@ def _table(spec: Spec, ranges: dict[str, _Range], options: np.ndarray) -> Table:
     else:
         table.add_row("action", "none", "", "", "")
     return table
+
+
+def _plain(x: Any) -> str:
+    """A number with up to four digits."""
+    return f"{float(x):.4g}"
 
 
 def _size(path: Path) -> int:
