@@ -162,7 +162,7 @@ class Clip:
 
     def _check_end(self) -> None:
         """ValueError where the container promises more than the file has."""
-        entries = self._stream.index_entries
+        entries = getattr(self._stream, "index_entries", ())  # an older PyAV has none
         if len(entries) and entries[-1].pos + entries[-1].size > self.file.stat().st_size:
             raise ValueError("it is cut short")
 

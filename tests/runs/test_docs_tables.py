@@ -15,6 +15,7 @@ from jaxwm import agents
 FILES = sorted((tables.ROOT / "results").glob("*.json"))
 EVERY = tables.rows()
 GOALS = [row for row in EVERY if row["goal"] is not None and str(row["command"]).startswith("jaxwm train")]
+GOALS = [row for row in GOALS if row["table"] != "offline"]  # which begin with a recording, or with another run
 PRINTED = {match[2]: match[3] for page in tables.pages() for match in tables.BLOCK.finditer(page.read_text())}
 
 
