@@ -7,6 +7,7 @@ import autoencoder
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from toys import counting_env
 
 from jaxwm import agents, data, envs, load
@@ -120,6 +121,21 @@ def test_other_weights_are_taken_and_frozen(system, frames, tmp_path, capsys):
     ):
         assert main([*go_on, *more, "--run", str(tmp_path / "no")]) == 2
         assert message in capsys.readouterr().err and not (tmp_path / "no").exists()
+
+
+def test_films_are_streamed_and_a_resumed_run_goes_on_where_it_was(system, tmp_path):
+    """GIFs of two sizes, seen as 8 x 8, through a replay that holds a part of them."""
+    films, rng = tmp_path / "films", np.random.default_rng(0)
+    films.mkdir()
+    for number, size in enumerate((8, 12, 8)):
+        first, *rest = [Image.fromarray(x) for x in rng.integers(255, size=(60, size, size, 3), dtype=np.uint8)]
+        first.save(films / f"{number}.gif", save_all=True, append_images=rest)
+    begin = ["train", "autoencoder", "--data", str(films), "--data-option", "image_size=8", "--capacity", "80"]
+    begin += ["--members", "1", "--run"]
+    assert main([*begin, str(tmp_path / "a"), "--updates", "40"]) == 0
+    assert main(["resume", str(tmp_path / "a"), "--updates", "130"]) == 0
+    assert main([*begin, str(tmp_path / "b"), "--updates", "130"]) == 0
+    assert same(load(tmp_path / "a").state, load(tmp_path / "b").state), "loaded twice over, cut in two it is the same"
 
 
 # --- Dreamer on recordings ----------------------------------------------------------------------------------------
