@@ -76,10 +76,13 @@ SYSTEMS = {
     "dreamer-v3": System("Dreamer V3", "images, vectors, planes", "discrete, continuous", "minatar/Breakout"),
     "iris": System("IRIS", "images, planes", "discrete, continuous", "minatar/Breakout"),
     "token-dyna": System("Token Dyna", "images, planes", "discrete, continuous", "minatar/Breakout"),
+    "storm": System("STORM", "images, vectors, planes", "discrete, continuous", "minatar/Breakout"),
+    "mbpo": System("MBPO", "vectors", "continuous", "mujoco/InvertedPendulum-v4"),
     "alphazero": System("AlphaZero", "boards", "discrete, masked", "pgx/ConnectFour"),
     "muzero": System("MuZero", "images, vectors, planes", "discrete, continuous", "gymnax/CartPole-v1"),
     "efficientzero": System("EfficientZero", "images, vectors, planes", "discrete, continuous", "gymnax/Catch-bsuite"),
-    "storm": System("STORM", "images, vectors, planes", "discrete, continuous", "minatar/Breakout"),
+    "sac": System("Soft actor-critic (baseline)", "vectors", "continuous", "gymnax/Pendulum-v1"),
+    "ppo": System("PPO (baseline)", "images, vectors, planes", "discrete, continuous", "gymnax/CartPole-v1"),
 }
 
 DAGGER = "†"
@@ -177,7 +180,7 @@ RETURN = {
     "date": date,
 }
 BRIEF = {title: RETURN[title] for title in ("environment", "worst seed (all)", "random", "steps", "date")}
-MEASURED = ("dreamer-v3", "lineage", "search", "minatar", "sequence")
+MEASURED = ("dreamer-v3", "lineage", "search", "minatar", "sequence", "policy")
 """Tables of trained systems with returns of several seeds."""
 
 TABLES = {
@@ -185,6 +188,12 @@ TABLES = {
     "lineage": Table(("lineage",), {"system": system} | RETURN),
     "search": Table(("search",), {"system": system} | RETURN),
     "sequence": Table(("sequence",), {"system": system} | RETURN),
+    "policy": Table(("policy",), {"system": system} | RETURN | {"note": field("note")}),
+    "mbpo-baselines": Table(
+        ("mbpo-baselines",),
+        {"environment": field("environment"), "run": field("note"), "worst seed (all)": score, "random": field("random")}
+        | {"steps": counted("steps"), "steps until the goal": needed, "wall time": field("wall"), "date": date},
+    ),
     "minatar": Table(("minatar",), RETURN | {"note": field("note")}),
     "dreamer-v3-variants": Table(("dreamer-v3-variants",), BRIEF | {"what differs": field("note")}),
     "offline": Table(
