@@ -241,7 +241,7 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
     `State.memory` for how many updates each code was idle, int32 `[V]`. Nothing is kept in the replay.
     ValueError unless the observation is one picture."""
     nets = Networks(spec, config)
-    nets.sensor  # noqa: B018  refuses observations that do not fit
+    nets.policy.features  # noqa: B018  refuses observations that do not fit
     tx = transformations(config)
 
     def init(key: Key, hyper: Mapping[str, Any]) -> State:

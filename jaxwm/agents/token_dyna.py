@@ -229,7 +229,7 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
     "codes" `[V, P]`, "model" and "policy". Nothing is kept in the replay. ValueError unless the observation is one
     picture."""
     nets = Networks(spec, config)
-    nets.sensor  # noqa: B018  refuses observations that do not fit
+    nets.policy.features  # noqa: B018  refuses observations that do not fit
     tx = optim.adam(config.clip, 1e-8)
 
     def init(key: Key, hyper: Mapping[str, Any]) -> State:
