@@ -179,6 +179,8 @@ SAME_PATH = {
     "muzero": "the gradient step of dreamer-v3",
     "efficientzero": "the code of muzero",
     "storm": "the gradient step of dreamer-v3",
+    "iris": "the gradient step of dreamer-v3",
+    "token-dyna": "the gradient step of dreamer-v3",
 }
 """Systems whose mapped updates are compiled in the slow suite only, and what stands for them in the default one."""
 
