@@ -241,7 +241,7 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
     `State.memory` for how many updates each code was idle, int32 `[V]`. Nothing is kept in the replay.
     ValueError unless the observation is one picture."""
     nets = Networks(spec, config)
-    nets.sensor  # noqa: B018  refuses observations that do not fit
+    nets.policy.features  # noqa: B018  refuses observations that do not fit
     tx = transformations(config)
 
     def init(key: Key, hyper: Mapping[str, Any]) -> State:
@@ -360,7 +360,7 @@ MICRO = Config(
     codes=256, code_width=32, depth=64, patch=4, levels=0, blocks=1, kernel=1, attention=False, revive=200,
     frames=8, layers=2, heads=4, width=64, dropout=0.0, units=64, burn_in=8, imag_length=8,
     envs=4, epochs=0, tokenizer_from=200, model_from=1600, policy_from=3000,
-    tokenizer_updates=50, model_updates=35, policy_updates=25, tokenizer_batch=64, model_batch=16, policy_batch=32,
+    tokenizer_updates=40, model_updates=30, policy_updates=20, tokenizer_batch=64, model_batch=16, policy_batch=32,
     tokenizer_lr=2e-3, model_lr=1e-3, policy_lr=1e-3, entropy=0.01, temperature=0.0, discount=0.97,
 )  # fmt: skip
 SMALL = replace(

@@ -54,9 +54,8 @@ class Config:
     # Tokens.
     patch: Count = 7  # Pixels, or cells, of the sides of a patch.
     codes: Several = 4096  # Most codes of the stock.
-    threshold: Positive = (
-        0.75  # Squared distance from all codes, with pixels in 0..1, above which a patch is a new code.
-    )
+    threshold: Positive = 0.75
+    """Squared distance from all codes, with pixels in 0..1, above which a patch is a new code."""
     grow: Count = 64  # Most new codes of an update.
     # World model.
     frames: int = 20  # Frames of a window, and the most that the model remembers.
@@ -230,7 +229,7 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
     "codes" `[V, P]`, "model" and "policy". Nothing is kept in the replay. ValueError unless the observation is one
     picture."""
     nets = Networks(spec, config)
-    nets.sensor  # noqa: B018  refuses observations that do not fit
+    nets.policy.features  # noqa: B018  refuses observations that do not fit
     tx = optim.adam(config.clip, 1e-8)
 
     def init(key: Key, hyper: Mapping[str, Any]) -> State:

@@ -93,18 +93,25 @@ class FramePolicy:
     units: int
 
     @property
+    def features(self) -> int:
+        """Numbers that the eyes make of a frame. ValueError for images too small to be halved four times."""
+        if self.frame.dtype == jnp.bool_:
+            return self.units
+        height, width = (side // 2 ** len(CHANNELS) for side in self.frame.shape[:2])
+        if not height * width:
+            raise ValueError(
+                f"the policy halves images four times, down to nothing of {self.frame.shape}: give 16 x 16"
+            )
+        return height * width * CHANNELS[-1] * self.depth
+
+    @property
     def net(self) -> Net:
         """The network in these sizes."""
-        eyes = Eyes(self.depth, self.layers, self.units)
-        features = jax.eval_shape(lambda: eyes.init_with_output(jax.random.key(0), self._blank())[0])
-        return Net(spaces.head_sizes(self.space), features.shape[-1], self.depth, self.layers, self.units)
-
-    def _blank(self) -> Array:
-        return jnp.zeros((1, *self.frame.shape), self.frame.dtype)
+        return Net(spaces.head_sizes(self.space), self.features, self.depth, self.layers, self.units)
 
     def init(self, key: Key) -> Any:
         """Fresh parameters."""
-        return self.net.init(key, self._blank())
+        return self.net.init(key, jnp.zeros((1, *self.frame.shape), self.frame.dtype))
 
     def reset(self, batch: int) -> LSTMState:
         """The memory before a first frame."""

@@ -15,7 +15,7 @@ from jaxwm.agents import iris
 from jaxwm.control.frame_policy import FramePolicy, dreamed, reinforce_loss
 from jaxwm.control.policy import action_distribution
 from jaxwm.models.token_world import Past, TokenWorld, newest
-from jaxwm.nets import quantiser
+from jaxwm.nets import convolution, layers, quantiser
 from jaxwm.types import Box, Collect, Discrete, MultiDiscrete, Record, Spec, Train
 
 PLANES = jax.ShapeDtypeStruct((5, 7, 2), np.bool_)
@@ -82,6 +82,21 @@ def test_cells_are_cut_and_joined_without_loss(cell):
     cells = np.asarray(quantiser.to_cells(whole, cell))
     np.testing.assert_array_equal(cells[1, 1, 1].reshape(cell, cell, 2), whole[1, cell : 2 * cell, cell : 2 * cell])
     np.testing.assert_array_equal(quantiser.cropped(quantiser.from_cells(cells, cell), PLANES.shape), frame)
+
+
+def test_a_convolution_of_one_cell_is_a_matrix_product():
+    x = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(np.float32)
+    for doubled in (False, True):
+        conv = layers.Conv(6, 1, doubled)
+
+        @jax.jit
+        def both(x, conv=conv, doubled=doubled):
+            params = conv.init(jax.random.key(0), x)
+            seen = convolution.double(x) if doubled else x
+            return conv.apply(params, x), convolution.convolve(seen, params["params"]["kernel"])
+
+        found, expected = both(x)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_dead_codes_are_counted_and_revived():
@@ -335,6 +350,8 @@ def test_the_published_order_and_sizes():
 def test_what_does_not_fit_is_one_clear_line():
     with pytest.raises(ValueError, match=r"cuts one picture into tokens.*take dreamer-v3"):
         agents.make("iris", Spec("my/Vector", jax.ShapeDtypeStruct((4,), np.float32), Discrete(2)))
+    with pytest.raises(ValueError, match="the policy halves images four times"):
+        agents.make("iris", Spec("my/Icon", jax.ShapeDtypeStruct((8, 8, 3), np.uint8), Discrete(2)))
     with pytest.raises(ValueError, match=r"context \+ imag_length - 1 must be at most frames, 8"):
         agents.settings("iris", "micro", context=5)
 
