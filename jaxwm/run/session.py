@@ -9,6 +9,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,12 +114,14 @@ class Run:
         sizes = self.trainer.footprint()
         rows = loading.capacity(old, self.source) // self.source.num_envs
         with checkpoint.Checkpoints(self.folder / directory.CHECKPOINTS, self.plan.keep) as checkpoints:
-            replay = self._old(sizes["replay"]["real"], rows)
+            grows = self.acts and rows != self.trainer.capacity // self.source.num_envs
+            held = partial(_held, rows=rows) if grows else lambda data: data
+            replay = held(sizes["replay"]["real"])
             checkpoints.check({"agent": sizes["state"], "rest/rings/real/data": replay})
             show_card(self.console, self.plan, self.trainer, sizes)
             there = bool(checkpoints.steps())
             self._init(begin=not there)
-            saved = checkpoints.restore(_with_ring(self.life, self._old(self.life.ring.data, rows))) if there else None
+            saved = checkpoints.restore(_with_ring(self.life, held(self.life.ring.data))) if there else None
         if self.plan != old and processes.first():
             (self.folder / directory.EVALUATION).unlink(missing_ok=True)  # it is no longer finished
             self._write_config()
@@ -138,14 +141,6 @@ class Run:
         for row in json_files.read_jsonl(self.folder / directory.SCORES):
             self.recent[row["member"]].append(row["return"])
         self.console.print(f"resumed at {self._where()}")
-
-    def _old(self, data: Any, rows: int) -> Any:
-        """The shapes of a replay `[M, P, ...]` that holds `rows` rows, where a longer plan has made it larger."""
-        if not self.acts or rows == self.trainer.capacity // self.source.num_envs:
-            return data
-        shape = lambda x: (x.shape[0], rows, *x.shape[2:])  # noqa: E731
-        place = lambda x: getattr(x, "sharding", None)  # noqa: E731
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(shape(x), x.dtype, sharding=place(x)), data)
 
     def _where(self) -> str:
         """How far the run is, in words."""
@@ -333,6 +328,13 @@ def _advice(plan: Plan, scores: dict[str, dict[str, Any]], updates: int, folder:
 
 def _with_ring(life: Life, data: Any) -> Life:
     return life._replace(rings=life.rings | {"real": life.ring._replace(data=data)})
+
+
+def _held(data: Any, rows: int) -> Any:
+    """The shapes of a replay `[M, P, ...]` as it was before a longer plan made it larger: of `rows` rows."""
+    shape = lambda x: (x.shape[0], rows, *x.shape[2:])  # noqa: E731
+    place = lambda x: getattr(x, "sharding", None)  # noqa: E731
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(shape(x), x.dtype, sharding=place(x)), data)
 
 
 def _grow(old: Any, new: Any) -> Any:
