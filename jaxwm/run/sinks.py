@@ -70,7 +70,7 @@ def publish(names: Iterable[str], folder: Path, files: Iterable[Path], step: int
             (sink,) = opened([name], folder, read_config(folder), fresh=False).values()
             with contextlib.closing(sink):
                 for file in files:
-                    sink.show(f"{file.parent.name}/{file.stem}" if file.parent != folder else file.stem, file, step)
+                    sink.show(f"{file.parent.name}/{file.name}" if file.parent != folder else file.name, file, step)
         except Exception as error:
             warnings.warn(f"{name} does not show the pictures of {folder} ({brief(error)})", stacklevel=2)
 
