@@ -183,7 +183,7 @@ class RunOptions:
     """What commands that look at a run have in common."""
 
     run: tyro.conf.Positional[Path]
-    """Run directory, or a file written by jaxwm export."""
+    """Run directory, a file written by jaxwm export, or a model that was pulled."""
     checkpoint: str = "newest"
     """Checkpoint: newest, best (highest training return) or its environment step."""
 
@@ -246,7 +246,7 @@ class Push(RunOptions):
     `hf auth login`. What is written: README.md (the card), weights.safetensors, plan.json, evaluation.json where these
     weights were evaluated, and the run's watch.gif and dreams/dream.gif where there are some."""
 
-    name: tyro.conf.Positional[str] = tyro.MISSING
+    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")] = tyro.MISSING
     """Where to: ./FOLDER, or USER/MODEL on the Hugging Face hub."""
     private: bool = False
     """Make a new model on the hub private."""
@@ -260,7 +260,7 @@ class Push(RunOptions):
 class Pull:
     """Fetch a model that `jaxwm push` shared. It holds arrays and text only: nothing in it is run."""
 
-    name: tyro.conf.Positional[str]
+    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]
     """Where from: USER/MODEL on the Hugging Face hub, or ./FOLDER."""
     folder: Annotated[tyro.conf.Positional[Path | None], optional("DIR")] = None
     """Folder to write, new or empty (default: models/ and the name's last part)."""

@@ -286,7 +286,7 @@ def _bound(values: Any) -> Any:
 def space(said: Mapping[str, Any]) -> Any:
     """An object with the class name and the attributes of the space that `describe` described."""
     kind = str(said["kind"])
-    found = type(kind, (), {})()
+    found: Any = type(kind, (), {})()
     if kind in ("Dict", "Tuple"):
         inner = said["spaces"]
         found.spaces = {k: space(v) for k, v in inner} if kind == "Dict" else tuple(map(space, inner))

@@ -39,7 +39,7 @@ def push(run: Path, name: str, which: str = "newest", private: bool = False) -> 
 
     A folder that holds a model already is replaced, file by file; FileExistsError where it holds anything else.
     Other errors as in `run.load.load`; ImportError and ConnectionError where the hub cannot be used."""
-    hub = _api() if (target := _folder(name)) is None else None
+    hub: Any = _api() if (target := _folder(name)) is None else None
     if target is not None:
         _check_free(target, replacing=True)
     loaded = load(run, which)
@@ -66,7 +66,7 @@ def pull(name: str, folder: Path | None = None) -> Path:
     source = _folder(name)
     target = folder or Path("models") / name.rstrip("/").split("/")[-1]
     _check_free(target, replacing=False)
-    hub = _api() if source is None else None
+    hub: Any = _api() if source is None else None
     with tempfile.TemporaryDirectory(prefix="jaxwm-") as temporary:
         stage = Path(temporary)
         if source is None:
@@ -120,7 +120,7 @@ def _move(stage: Path, target: Path) -> None:
 def _api() -> Any:
     """The module `huggingface_hub`; ImportError tells how to install it."""
     try:
-        import huggingface_hub
+        import huggingface_hub  # type: ignore[import-not-found]
     except ImportError as error:
         raise ImportError("the Hugging Face hub needs huggingface_hub: pip install 'jaxwm[hub]'") from error
     return huggingface_hub

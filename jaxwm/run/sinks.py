@@ -68,9 +68,11 @@ def publish(names: Iterable[str], folder: Path, files: Iterable[Path], step: int
     for name in names:
         try:
             (sink,) = opened([name], folder, read_config(folder), fresh=False).values()
-            with contextlib.closing(sink):
+            try:
                 for file in files:
-                    sink.show(f"{file.parent.name}/{file.stem}" if file.parent != folder else file.stem, file, step)
+                    sink.show(f"{file.parent.name}/{file.name}" if file.parent != folder else file.name, file, step)
+            finally:
+                sink.close()
         except Exception as error:
             warnings.warn(f"{name} does not show the pictures of {folder} ({brief(error)})", stacklevel=2)
 
@@ -187,7 +189,7 @@ class _Events:
 def import_trackio() -> Any:
     """The module `trackio`; ImportError tells how to install it."""
     try:
-        import trackio
+        import trackio  # type: ignore[import-not-found]
     except ImportError as error:
         raise ImportError("trackio output needs trackio: pip install 'jaxwm[log]'") from error
     return trackio
@@ -219,7 +221,7 @@ def trackio(folder: Path, about: Mapping[str, Any]) -> Sink:
 def import_wandb() -> Any:
     """The module `wandb`; ImportError tells how to install it."""
     try:
-        import wandb
+        import wandb  # type: ignore[import-not-found]
     except ImportError as error:
         raise ImportError("Weights & Biases output needs wandb: pip install 'jaxwm[wandb]'") from error
     if not hasattr(wandb, "init"):  # a folder of that name, as offline runs leave it

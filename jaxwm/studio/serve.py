@@ -6,6 +6,7 @@ import itertools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 from rich.markup import escape
@@ -67,8 +68,8 @@ class Seat:
         obs = border.checked(self.spec, obs, np.zeros(1, bool))
         reward = border.reward(self.spec.name, [message.get("reward", 0.0)], (1,))
         (obs, reward), _ = border.finite((obs, reward))
-        first = np.array([bool(message.get("first", self.time == 0))])
-        step: Any = Step(obs, reward, first, np.zeros(1, bool), np.zeros(1, bool))
+        first, no = np.array([bool(message.get("first", self.time == 0))]), np.zeros(1, bool)
+        step = Step(*jax.tree.map(jnp.asarray, (obs, reward, first, no, no)))
         key = stream(self.key, ACT, self.time)
         self.memory, action = self.act(self.player.state, self.memory, step, key)
         self.time += 1

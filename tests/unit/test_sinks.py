@@ -178,7 +178,7 @@ def test_tensorboard_shows_pictures(run):
     values = [
         (event.step, value) for event in events(run / "tensorboard" / "pictures") for value in event.summary.value
     ]
-    assert [(step, value.tag) for step, value in values] == [(7, "watch"), (7, "dreams/dream")]
+    assert [(step, value.tag) for step, value in values] == [(7, "watch.gif"), (7, "dreams/dream.png")]
     for file, (_, value) in zip(files[:2], values, strict=True):
         assert (value.image.width, value.image.height) == (30, 20)
         assert value.image.encoded_image_string == file.read_bytes()
@@ -255,8 +255,11 @@ def test_trackio_gets_every_number_and_picture(run, database):
         {"step": 10, "env_steps": 10, "loss/0": 0.5, "loss/1": 0.25},
         {"step": 20, "env_steps": 20, "loss/0": 0.5, "loss/1": 0.125},
     ]
-    shown = {key: row[key] for row in rows[2:] for key in ("watch", "a") if key in row}
-    assert {key: value["_type"] for key, value in shown.items()} == {"watch": "trackio.video", "a": "trackio.image"}
+    shown = {key: row[key] for row in rows[2:] for key in ("watch.gif", "a.png") if key in row}
+    assert {key: value["_type"] for key, value in shown.items()} == {
+        "watch.gif": "trackio.video",
+        "a.png": "trackio.image",
+    }
     assert database.get_run_config("tests", name)["agent"] == "dyna-q"
     with writer(run, "trackio") as out:  # another run in the same place
         out.metrics({"env_steps": 1})
