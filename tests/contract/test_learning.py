@@ -44,9 +44,9 @@ PROBES = [
     ),
     Probe(
         "storm", "probe/ActionReward",
-        dict(envs=8, batch_size=8, batch_length=8, train_ratio=32.0, prefill=64, lr=1e-2, behaviour_lr=1e-2,
-             entropy=1e-2, discount=0.5, free_nats=0.0, dreams=16),
-        60, 0.9,
+        dict(width=16, units=16, bins=41, envs=8, batch_size=8, batch_length=8, train_ratio=32.0, prefill=64, lr=1e-2,
+             behaviour_lr=1e-2, entropy=1e-2, discount=0.5, free_nats=0.0, dreams=32),
+        100, 0.9,
     ),
     Probe("pets", "probe/ContinuousTarget", dict(reward="learned", horizon=1, epochs=30.0, lr=1e-2), 4, -0.05),
     Probe("sac", "probe/ContinuousTarget", dict(envs=8, batch_size=32, lr=1e-2, tau=0.05), 40, -0.05),
@@ -80,9 +80,9 @@ def world(name: str, num_envs: int):
     return TOYS[name](num_envs) if name in TOYS else envs.make(name, num_envs)
 
 
-SLOW = ("muzero", "efficientzero", "world-models", "pets")
-"""They learn for half a minute each, most of it compiling, so in the slow suite (PETS: its own tests plan in a world
-that it learned)."""
+SLOW = ("muzero", "efficientzero", "world-models", "storm", "pets")
+"""They learn for half a minute each, most of it compiling, so in the slow suite (PETS and STORM: their own tests
+learn what is cheaper)."""
 CASES = [pytest.param(p, id=p.name, marks=[pytest.mark.slow] * (p.name in SLOW)) for p in PROBES]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import jax
@@ -20,7 +21,7 @@ from jaxwm.nets.layers import apply
 from jaxwm.training.evaluation import evaluate
 from jaxwm.training.life import Cursor, member_keys
 from jaxwm.training.trainer import Trainer
-from jaxwm.types import Discrete, Record, Spec, Step
+from jaxwm.types import Batch, Discrete, Index, Record, Spec, Step
 
 B, L, S, C, W, BINS = 2, 6, 4, 4, 8, 11
 SPEC = Spec("test", jax.ShapeDtypeStruct((5,), jnp.bool_), Discrete(3), 10)
@@ -32,12 +33,13 @@ def learner(**options: Any) -> storm.Learner:
     return storm.Learner(storm.build(SPEC, config), SPEC, config)
 
 
-def weights(it: storm.Learner) -> Any:
+@cache
+def weights() -> Any:
     """Parameters in which no bias and no head is 0."""
-    params = jax.jit(lambda key: storm.init_params(it.nets, key))(Key(0))
-    leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(Key(1), len(leaves))
-    noisy = [x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    params = jax.jit(lambda key: storm.init_params(learner().nets, key))(Key(0))
+    leaves, structure = jax.tree.flatten(jax.device_get(params))
+    rng = np.random.default_rng(1)
+    noisy = [x + 0.3 * rng.normal(size=x.shape).astype(np.float32) for x in leaves]
     return jax.tree.unflatten(structure, noisy)
 
 
@@ -110,7 +112,7 @@ def test_losses_of_the_model_by_hand():
     """The transformer and every loss in float64; what follows an end is neither seen nor predicted from before it."""
     scales = dict(rec_scale=0.7, rew_scale=2.0, con_scale=3.0, dyn_scale=0.5, rep_scale=0.1, free_nats=4.1, unimix=0.1)
     it = learner(**scales)
-    params, seen = weights(it), record()
+    params, seen = weights(), record()
     uniform = jax.random.uniform(Key(3), (B, L, S))
 
     @jax.jit
@@ -164,7 +166,7 @@ def test_losses_of_the_model_by_hand():
 def test_a_dream_is_evaluated_by_hand():
     """Lambda-returns, weights from the root on, and both targets of the critic, in NumPy."""
     it, horizon, gamma, lam = learner(imag_length=3), 3, 0.9, 0.8
-    params = weights(it)
+    params = weights()
     feat = jax.random.normal(Key(4), (horizon + 1, B, S * C + W))
     hidden, ended = jax.random.normal(Key(5), (horizon + 1, B, W)), jnp.array([False, True])
     slow = jax.tree.map(lambda x: x + 0.1, params["val"])
@@ -199,11 +201,11 @@ def test_a_dream_is_evaluated_by_hand():
 # --- What is seen -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("across", [False, True])
+@pytest.mark.parametrize("across", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_nothing_crosses_the_end_of_an_episode_unless_asked(across):
     """Other records before the new episode of row 1 change what is predicted in it only if windows run across."""
     it = learner(across_episodes=across)
-    params, seen = weights(it), record()
+    params, seen = weights(), record()
     before = seen._replace(obs=seen.obs.at[1, :3].set(~seen.obs[1, :3]), action=(seen.action + 1) % 3)
     before = before._replace(action=seen.action.at[1, :3].set(before.action[1, :3]))
 
@@ -226,14 +228,14 @@ def test_acting_sees_what_learning_sees():
     """Step by step over the cache, two episodes long: outputs, and the frame from which a dream would start."""
     it = learner()
     agent = storm.make(SPEC, it.config)
-    params, seen = weights(it), record()
-    state = jax.jit(lambda: agent.init(Key(0), agent.hyper))()._replace(params=params)
+    params, seen = weights(), record()
+    state = storm.State(params, params["val"], ac.initial_range(), None, {}, jnp.int32(0))
 
     @jax.jit
     def act(state, carry, step, key):
         return agent.act(state, carry, step, key, "explore")
 
-    carry, actions, outputs, latents = agent.reset(state, B), [], [], []
+    carry, actions, outputs, latents = jax.jit(agent.reset, static_argnums=1)(state, B), [], [], []
     for t in range(L):
         step = Step(*jax.tree.map(lambda x, t=t: x[:, t], seen[:5]))
         key = jax.random.fold_in(Key(6), t)
@@ -261,7 +263,7 @@ def test_acting_sees_what_learning_sees():
 def test_a_dream_goes_on_as_the_records_would():
     """Given the frames that were dreamed as records, the model predicts from them what the dream did."""
     it = learner()
-    params, context = weights(it), record(length=4)
+    params, context = weights(), record(length=4)
     noise = it.noise(Key(7), B, 4, 3)
 
     @jax.jit
@@ -283,12 +285,53 @@ def test_a_dream_goes_on_as_the_records_would():
     np.testing.assert_array_equal(stoch[1:], drawn.swapaxes(0, 1))
 
 
+@pytest.mark.slow
 def test_dropout_is_for_learning_only():
     it = learner(dropout=0.5)
     factors = attention.dropout_factors(it.world.net, jax.random.uniform(Key(8), (B, L - 1, 2, 2, W)))
-    params, uniform = weights(it)["model"], jax.random.uniform(Key(3), (B, L, S))
+    params, uniform = weights()["model"], jax.random.uniform(Key(3), (B, L, S))
     loss = jax.jit(lambda factors: storm.model_loss(it, params, record(), uniform, factors)[0])
     assert loss(factors) != loss(jnp.ones_like(factors))
+
+
+# --- Learning -----------------------------------------------------------------------------------------------------
+
+
+def paying(key: Any, rows: int, length: int) -> Batch:
+    """Episodes of one step whose reward is +1 for action 1 and -1 for the others, `[rows, length]`."""
+    action = jax.random.randint(key, (rows, length), 0, 3)
+    shift = jax.random.randint(jax.random.fold_in(key, 1), (rows, 1), 0, 2)
+    last = (jnp.arange(length) + shift) % 2 == 1
+    reward = jnp.where(last, jnp.where(jnp.roll(action, 1, 1) == 1, 1.0, -1.0), 0.0)
+    obs = jnp.zeros((rows, length, 5), bool)
+    index = Index(jnp.arange(rows), jnp.zeros(rows, jnp.int32))
+    return Batch(Record(obs, reward, ~last, last, last, action, {}), index, jnp.ones(rows))
+
+
+def test_it_learns_which_action_pays():
+    """Updates on random play only: the policy takes the action that pays, and its value is the reward."""
+    options = dict(width=16, units=16, bins=41, discount=0.5, lr=1e-2, behaviour_lr=1e-2, free_nats=0.0, dreams=16)
+    it = learner(**options, batch_size=8, entropy=1e-2)
+    agent = storm.make(SPEC, it.config)
+    sizes = {name: (step.batch_size, step.length) for name, step in agent.train_steps.items()}
+
+    @jax.jit
+    def learn(key):
+        def update(state, key):
+            batches = {name: paying(jax.random.fold_in(key, i), *size) for i, (name, size) in enumerate(sizes.items())}
+            return agent.train_step(state, batches, key)
+
+        state, metrics = jax.lax.scan(update, agent.init(key, agent.hyper), jax.random.split(key, 150))
+        stoch = it.world.latents.dream(
+            it.world.infer(state.params["model"], jnp.zeros((1, 5), bool)), jnp.full((1, S), 0.5)
+        )
+        feat = it.feat(stoch, jnp.zeros((1, 16)))
+        value = it.value(state.params["val"], feat).mean()
+        return metrics["loss/rew"], it.actor(state.params["pol"], feat).parts[0].probs[0], value[0]
+
+    loss, chance, value = jax.device_get(learn(Key(9)))
+    assert loss[-10:].mean() < 0.5 * loss[:10].mean()
+    assert chance[1] > 0.8 and value == pytest.approx(2 * chance[1] - 1, abs=0.25), (chance, value)
 
 
 # --- Settings -----------------------------------------------------------------------------------------------------
