@@ -364,8 +364,9 @@ MICRO = Config(
     tokenizer_lr=2e-3, model_lr=1e-3, policy_lr=1e-3, entropy=0.01, temperature=0.0, discount=0.97,
 )  # fmt: skip
 SMALL = replace(
-    MICRO, codes=512, code_width=64, depth=32, levels=2, blocks=1, kernel=3, width=128, policy_depth=8, units=128,
-    envs=2, tokenizer_from=1000, model_from=2000, policy_from=4000, entropy=0.003, discount=0.99,
+    MICRO, codes=512, code_width=64, depth=32, levels=2, kernel=3, width=128, policy_depth=8, units=128, burn_in=4,
+    envs=2, tokenizer_from=1000, model_from=2000, policy_from=4000, tokenizer_updates=20, model_updates=20,
+    policy_updates=10, tokenizer_batch=16, model_batch=8, policy_batch=16, entropy=0.003, discount=0.99,
 )  # fmt: skip
 PRESETS: dict[str, Config] = {"published": Config(), "micro": MICRO, "small": SMALL}
 """Published sizes for Atari-100k, and presets for two CPU cores: micro for 0/1 planes, small for images of 64 x 64."""
