@@ -258,7 +258,7 @@ TABLES = {
     "speed-suites": Table(
         ("speed-suites",),
         {"environment": field("environment"), "steps per second": counted("score"), "with": field("envs")}
-        | {"one environment": counted("one"), "date": date},
+        | {"per CPU second": counted("cpu"), "one environment": counted("one"), "date": date},
     ),
     "speed-update": Table(
         ("speed-update",),
