@@ -59,12 +59,9 @@ def environment(plan: Plan, num_envs: int = 1, **options: Any) -> Env:
 
 
 def recordings(plan: Plan, streams: int, held_out: bool = False) -> Data:
-    """The recordings of a plan. ValueError where its environment has other sensors or takes other actions."""
+    """The recordings of a plan, as so many streams. Raises as `data.open_data`."""
     assert plan.data is not None
-    found = data.open_data(plan.data, streams, plan.seed, held_out, **plan.data_options)
-    if plan.env is not None and not held_out:
-        _check_same(plan, found.spec, environment(plan).spec)
-    return found
+    return data.open_data(plan.data, streams, plan.seed, held_out, **plan.data_options)
 
 
 def _check_same(plan: Plan, recorded: Spec, played: Spec) -> None:
@@ -97,6 +94,8 @@ def build(plan: Plan) -> tuple[Source, Agent, Trainer]:
     if not isinstance(records, Env) and any(isinstance(word, Collect) for word in words(agent.schedule)):
         if not agents.find(plan.agent).offline:
             raise ValueError(f"{plan.agent} cannot learn from recordings: its targets need what its own play saw")
+        if plan.env is not None:
+            _check_same(plan, records.spec, environment(plan).spec)
         agent = agent._replace(schedule=offline(agent.schedule, room // records.num_envs, records.rows))
     trainer = Trainer(agent, records, plan.members, room, plan.vary, shards=plan.shards, freeze=plan.freeze)
     return records, agent, trainer
