@@ -21,6 +21,7 @@ from jaxwm.run.plan import Plan, read_plan
 from jaxwm.schedule import offline, words
 from jaxwm.training.evaluation import Scores, evaluate, parallel
 from jaxwm.training.life import EVAL, member_keys, stream
+from jaxwm.training.program import kept
 from jaxwm.training.trainer import Trainer
 from jaxwm.types import Agent, Collect, Data, Env, Source, Spec
 
@@ -70,8 +71,8 @@ def _check_same(plan: Plan, recorded: Spec, played: Spec) -> None:
     advice = "say with --env where it can play, with --env-option and --data-option how it is seen"
     if recorded.action != played.action:
         raise ValueError(f"{where}: they hold actions {recorded.action}, and it takes {played.action}: {advice}")
-    kept = lambda obs: {k: x for k, x in obs.items() if k != "sim"} if isinstance(obs, Mapping) else {"obs": obs}  # noqa: E731
-    here, there = kept(recorded.obs), kept(played.obs)
+    named = lambda obs: obs if isinstance(obs, Mapping) else {"obs": obs}  # noqa: E731
+    here, there = named(recorded.obs), named(kept(played.obs))
     for name in sorted(here.keys() | there.keys()):
         a, b = ((f"{x.dtype}{list(x.shape)}" if (x := obs.get(name)) else "nothing") for obs in (here, there))
         if a != b:
