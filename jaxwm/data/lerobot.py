@@ -10,7 +10,7 @@
 Sensors are called as their features, without `observation.` and `images.`. Actions that are numbers are scaled from
 their least and greatest value to [-1, 1]; whole ones are choices. A set has as many observations as actions: where it
 has rewards or ends (`next.reward`, `next.done`), the last observation is repeated for what arrives after the last
-action.
+action, and `next.done` there is a true end.
 
 What is written keeps our own description as the entry `jaxwm` of info.json, and has every record as a frame, the last
 one of an episode too. Colour images are films, a little smoothed by their coding; the rest is stored as it is."""
@@ -37,7 +37,7 @@ INFO, STATS, EPISODES = "meta/info.json", "meta/stats.json", "meta/episodes"
 REWARD, DONE, ACTION, SEEN = "next.reward", "next.done", "action", "observation."
 CAMERA = f"{SEEN}images."
 GROUP = 1000  # rows of a table that are read at once
-FLAG = jax.ShapeDtypeStruct((), np.bool_)
+NUMBER, FLAG = (jax.ShapeDtypeStruct((), dtype) for dtype in (np.float32, np.bool_))
 
 
 class _Set(NamedTuple):
@@ -66,43 +66,64 @@ def open_lerobot(path: Path) -> Recording:
     here = _open_set(path)
     features, ours = here.info["features"], here.info.get("jaxwm")
     keys = {key.removeprefix(SEEN).removeprefix("images."): key for key in features if key.startswith(SEEN)}
-    if not ours:  # a sensor is part of the names of parameters, where a dot has a meaning
+    if ours:
+        reader = _Reader(here, spec_of(ours), keys, None, 0)
+    else:  # a sensor is part of the names of parameters, where a dot has a meaning
         keys = {name.replace(".", "_"): key for name, key in keys.items()}
-    spec, low, wide = (spec_of(ours), 0.0, 1.0) if ours else _spec(here, keys)
-    after = 0 if ours else int(REWARD in features or DONE in features)  # one more record, for what comes at the end
-    length = np.array([int(row["length"]) + after for row in here.rows], np.int64)
-    table, films = _tables(here), video.library(video.Clip)
-    begins = _begins(here)
+        spec, scale = _spec(here, keys)
+        reader = _Reader(here, spec, keys, scale, int(REWARD in features or DONE in features))
+    return Recording(path, "lerobot", reader.spec, reader.length, reader.load, ours["env"] if ours else None)
 
-    def seen(key: str, struct: Any, episode: int, first: int, last: int) -> np.ndarray:
-        if features[key]["dtype"] != "video":
-            return _array(path, table(begins[episode], first, last, key), struct)
-        row = here.rows[episode]
-        begin = round(float(row[f"videos/{key}/from_timestamp"]) * float(here.info["fps"]))
-        frames = films(here.file("video_path", row, f"videos/{key}", key)).frames(begin + first, last - first)
-        return frames[..., : struct.shape[-1]]
 
-    def load(episode: int, first: int, count: int) -> Episode:
-        whole, steps = int(length[episode]), int(length[episode]) - after
-        end = min(first + count, whole)
-        rows = slice(min(first, steps - 1), min(end, steps))  # of the table; the last one is repeated
-        again = np.minimum(np.arange(first, end), steps - 1) - rows.start
-        get = lambda name, struct: seen(keys[name], struct, episode, rows.start, rows.stop)[again]  # noqa: E731
-        obs = {name: get(name, struct) for name, struct in spec.obs.items()} if isinstance(spec.obs, Mapping) else None
-        obs = get(next(iter(keys)), spec.obs) if obs is None else obs
-        column = lambda key, struct, a, b: _array(path, table(begins[episode], a, b, key), struct)  # noqa: E731
-        reward = np.zeros(end - first, np.float32)
-        if REWARD in features and end - 1 > (before := max(first - 1, 0)):
-            reward[-(end - 1 - before) :] = column(REWARD, jax.ShapeDtypeStruct((), np.float32), before, end - 1)
-        action = blank_actions(spec, end - first)
-        if action is not None:
-            got = column(ACTION, jax.ShapeDtypeStruct(action.shape[1:], action.dtype), rows.start, rows.stop)
-            acted = max(0, min(end, steps) - first)
-            action[:acted] = ((got - low) / wide * 2 - 1 if np.ndim(low) else got)[:acted]
-        done = end == whole and DONE in features and bool(column(DONE, FLAG, steps - 1, steps)[0])
-        return Episode(obs, reward, action, done)
+class _Reader:
+    """Reads pieces of episodes: `keys` are the features of sensors, `scale` the least value and the width of actions
+    that are scaled, `after` is 1 where a record comes after the last row, for what its action leads to."""
 
-    return Recording(path, "lerobot", spec, length, load, ours["env"] if ours else None)
+    def __init__(self, here: _Set, spec: Spec, keys: dict[str, str], scale: Any, after: int):
+        self.here, self.spec, self.keys, self.scale, self.after = here, spec, keys, scale, after
+        self.features = here.info["features"]
+        self.length = np.array([int(row["length"]) + after for row in here.rows], np.int64)
+        self._begins, self._rows, self._films = _begins(here), _tables(here), video.library(video.Clip)
+
+    def load(self, episode: int, first: int, count: int) -> Episode:
+        """`Recording.load`."""
+        steps = int(self.length[episode]) - self.after
+        end = min(first + count, steps + self.after)
+        obs = {name: self._seen(self.keys[name], s, episode, first, end) for name, s in _sensors(self.spec.obs).items()}
+        reward = np.zeros(end - first, np.float32)  # each arrives a record after the row that has it
+        if REWARD in self.features and end - 1 > (before := max(first - 1, 0)):
+            reward[-(end - 1 - before) :] = self._column(REWARD, NUMBER, episode, before, end - 1)
+        action, acted = blank_actions(self.spec, end - first), min(end, steps)
+        if action is not None and acted > first:
+            struct = jax.ShapeDtypeStruct(action.shape[1:], action.dtype)
+            action[: acted - first] = self._scaled(self._column(ACTION, struct, episode, first, acted))
+        done = end == steps + self.after and DONE in self.features
+        done = done and bool(self._column(DONE, FLAG, episode, steps - 1, steps)[0])
+        return Episode(obs if isinstance(self.spec.obs, Mapping) else obs["obs"], reward, action, done)
+
+    def _seen(self, key: str, struct: Any, episode: int, first: int, end: int) -> np.ndarray:
+        """A sensor's records; what is after the last row is as the last."""
+        steps = int(self.length[episode]) - self.after
+        begin, last = min(first, steps - 1), min(end, steps)
+        rows = (self._frames if self.features[key]["dtype"] == "video" else self._column)(
+            key, struct, episode, begin, last
+        )
+        return rows if last - begin == end - first else rows[np.minimum(np.arange(first, end), steps - 1) - begin]
+
+    def _frames(self, key: str, struct: Any, episode: int, first: int, last: int) -> np.ndarray:
+        row = self.here.rows[episode]
+        film = self._films(self.here.file("video_path", row, f"videos/{key}", key))
+        begin = round(float(row[f"videos/{key}/from_timestamp"]) * float(self.here.info["fps"]))
+        return film.frames(begin + first, last - first)[..., : struct.shape[-1]]
+
+    def _column(self, key: str, struct: Any, episode: int, first: int, last: int) -> np.ndarray:
+        return _array(self.here.path, self._rows(self._begins[episode], first, last, key), struct)
+
+    def _scaled(self, action: np.ndarray) -> np.ndarray:
+        if self.scale is None:
+            return action
+        low, width = self.scale
+        return (action - low) / width * 2 - 1
 
 
 def _open_set(path: Path) -> _Set:
@@ -143,24 +164,24 @@ def _parquet(file: Path) -> Any:
         raise ValueError(f"{file} is damaged: {str(error)[:200]}") from None
 
 
-def _spec(here: _Set, keys: dict[str, str]) -> tuple[Spec, Any, Any]:
-    """The spec of a set, and the least value and the width of its actions."""
+def _spec(here: _Set, keys: dict[str, str]) -> tuple[Spec, Any]:
+    """The spec of a set, and the least value and the width of its actions, where they are numbers."""
     features = here.info["features"]
     obs = {name: _struct(here.path, key, features[key]) for name, key in keys.items()}
     if not obs:
         raise ValueError(f"{here.path} has no observations: no feature is called {SEEN}...")
     name = here.path.name
     if ACTION not in features:
-        return Spec(name, obs, None), 0.0, 1.0
+        return Spec(name, obs, None), None
     try:
         stats = json.loads((here.path / STATS).read_bytes())[ACTION]
-        low, high = (np.asarray(stats[word], np.float64).ravel() for word in ("min", "max"))
+        low, high = (np.asarray(stats[word], np.float32).ravel() for word in ("min", "max"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{here.path / STATS} does not say between what numbers actions are: {error!r}") from None
     if not str(features[ACTION]["dtype"]).startswith("int"):
-        return Spec(name, obs, Box(len(low))), low.astype(np.float32), np.maximum(high - low, 1e-6).astype(np.float32)
+        return Spec(name, obs, Box(len(low))), (low, np.where(high > low, high - low, 1))
     sizes = tuple(int(n) + 1 for n in high)
-    return Spec(name, obs, Discrete(sizes[0]) if len(sizes) == 1 else MultiDiscrete(sizes)), 0.0, 1.0
+    return Spec(name, obs, Discrete(sizes[0]) if len(sizes) == 1 else MultiDiscrete(sizes)), None
 
 
 def _struct(path: Path, key: str, feature: Mapping[str, Any]) -> jax.ShapeDtypeStruct:
@@ -265,7 +286,7 @@ def write_lerobot(folder: Path, spec: Spec, episodes: Iterable[Episode], env: st
         first = rows[-1]["dataset_to_index"] if rows else 0
         films = [key for key in named if key.startswith(CAMERA)]
         columns = _table(spec, named, held, first, len(rows))
-        rows += _rows(held, first, len(rows), place, films)
+        rows += _rows(spec.name, held, first, len(rows), place, films)
         for key, column in columns.items():
             if column.ndim < 3:  # else there are too many numbers, as in an image
                 stats[key] = _counted(column, stats.get(key))
@@ -307,12 +328,14 @@ def _table(spec: Spec, named: dict[str, Any], held: list[Episode], first: int, e
     return table | {"index": np.arange(len(frame)) + first, "task_index": np.zeros_like(frame)}
 
 
-def _rows(held: list[Episode], first: int, episode: int, place: dict[str, int], films: list[str]) -> list[dict]:
+def _rows(
+    task: str, held: list[Episode], first: int, episode: int, place: dict[str, int], films: list[str]
+) -> list[dict[str, Any]]:
     """The rows of the table of episodes, for those in one file."""
     rows, begin = [], 0
     for number, one in enumerate(held):
         end = begin + len(one.reward)
-        row: dict[str, Any] = {"episode_index": episode + number, "tasks": [""], "length": end - begin}
+        row: dict[str, Any] = {"episode_index": episode + number, "tasks": [task], "length": end - begin}
         row |= {f"data/{k}": v for k, v in place.items()} | {f"meta/episodes/{k}": 0 for k in place}
         row |= {"dataset_from_index": first + begin, "dataset_to_index": first + end}
         for key in films:

@@ -22,6 +22,7 @@ from jaxwm.run.plan import Plan, read_plan
 from jaxwm.schedule import offline, words
 from jaxwm.training.evaluation import Scores, evaluate, parallel
 from jaxwm.training.life import EVAL, member_keys, stream
+from jaxwm.training.program import kept
 from jaxwm.training.trainer import Trainer
 from jaxwm.types import Agent, Collect, Data, Env, Source, Spec
 
@@ -62,12 +63,9 @@ def environment(plan: Plan, num_envs: int = 1, **options: Any) -> Env:
 
 
 def recordings(plan: Plan, streams: int, held_out: bool = False) -> Data:
-    """The recordings of a plan. ValueError where its environment has other sensors or takes other actions."""
+    """The recordings of a plan, as so many streams. Raises as `data.open_data`."""
     assert plan.data is not None
-    found = data.open_data(plan.data, streams, plan.seed, held_out, **plan.data_options)
-    if plan.env is not None and not held_out:
-        _check_same(plan, found.spec, environment(plan).spec)
-    return found
+    return data.open_data(plan.data, streams, plan.seed, held_out, **plan.data_options)
 
 
 def _check_same(plan: Plan, recorded: Spec, played: Spec) -> None:
@@ -76,8 +74,8 @@ def _check_same(plan: Plan, recorded: Spec, played: Spec) -> None:
     advice = "say with --env where it can play, with --env-option and --data-option how it is seen"
     if recorded.action != played.action:
         raise ValueError(f"{where}: they hold actions {recorded.action}, and it takes {played.action}: {advice}")
-    kept = lambda obs: {k: x for k, x in obs.items() if k != "sim"} if isinstance(obs, Mapping) else {"obs": obs}  # noqa: E731
-    here, there = kept(recorded.obs), kept(played.obs)
+    named = lambda obs: obs if isinstance(obs, Mapping) else {"obs": obs}  # noqa: E731
+    here, there = named(recorded.obs), named(kept(played.obs))
     for name in sorted(here.keys() | there.keys()):
         a, b = ((f"{x.dtype}{list(x.shape)}" if (x := obs.get(name)) else "nothing") for obs in (here, there))
         if a != b:
@@ -100,6 +98,8 @@ def build(plan: Plan, **options: Any) -> tuple[Source, Agent, Trainer]:
     if not isinstance(records, Env) and any(isinstance(word, Collect) for word in words(agent.schedule)):
         if not agents.find(plan.agent).offline:
             raise ValueError(f"{plan.agent} cannot learn from recordings: its targets need what its own play saw")
+        if plan.env is not None:
+            _check_same(plan, records.spec, environment(plan).spec)
         agent = agent._replace(schedule=offline(agent.schedule, room // records.num_envs, records.rows))
     trainer = Trainer(agent, records, plan.members, room, plan.vary, shards=plan.shards, freeze=plan.freeze, **options)
     return records, agent, trainer

@@ -1,6 +1,7 @@
 """`jaxwm record`: episodes of a policy, or of random play, as recordings to learn from (see `jaxwm.data`)."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from jaxwm.errors import check_number
 from jaxwm.run.load import import_own, plan_of
 from jaxwm.studio import episodes, recordings
 from jaxwm.training.life import EVAL, member_keys, stream
+from jaxwm.training.program import kept
 from jaxwm.types import Agent, Env, Key, Mode, Record
 
 WIDTH = 16  # environments that play side by side
@@ -64,7 +66,7 @@ def record(player: episodes.Player | None, where: Place, out: Path, settings: Se
     returns: list[float] = []
     lengths: list[int] = []
     found = _counted(_play(episodes.play(agent, env, state, key, settings.mode), settings, console), returns, lengths)
-    spec = env.spec
+    spec = replace(env.spec, obs=kept(env.spec.obs), simulate=None)
     if settings.format == "mp4":
         spec, found = recordings.filmed(spec, found)
     total = data.append(out, spec, found, where.env, settings.format)

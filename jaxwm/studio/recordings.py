@@ -1,6 +1,5 @@
 """`jaxwm data`: what a recording holds, in words and as a contact sheet, and the same in another format."""
 
-import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from jaxwm import data
 from jaxwm.data import Episode, Recording
 from jaxwm.errors import check_number
 from jaxwm.nets.sensors import sensors
-from jaxwm.run import cost, flags, machine
+from jaxwm.run import cost, flags
 from jaxwm.run.flags import optional
 from jaxwm.studio import paper, pictures
 from jaxwm.types import Box, Spec
@@ -184,7 +183,9 @@ class Options:
 
     path: tyro.conf.Positional[Path]
     """Recording: a folder of jaxwm, Minari or LeRobot (v3), a film, or a folder of films or of PNG frames."""
-    data_option: Annotated[dict[str, Any], flags.OPTIONS, optional("NAME=VALUE")] = field(default_factory=dict)
+    data_option: Annotated[dict[str, Any], flags.OPTIONS, optional("NAME=VALUE")] = field(
+        default_factory=dict, kw_only=True
+    )
     """How it is seen (image_size=64 sensors=camera,state)."""
 
     def open(self) -> Recording:
@@ -208,14 +209,12 @@ class Info(Options):
 class Convert(Options):
     """Write a recording in another format, or with images of another size. Episodes of more than 64 MB are cut."""
 
-    out: tyro.conf.Positional[Path] = Path()
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
     """Folder to write; one with a recording of the same grows."""
     format: str = "npy"
     """Format: npy (arrays, our own and the fastest), npz (a file per episode), minari, lerobot or mp4."""
 
     def __call__(self) -> None:
-        if self.out == Path():
-            raise ValueError("where to? jaxwm data convert PATH OUT")
         recording, console = self.open(), Console()
         spec, total = recording.spec, int(recording.length.sum())
         with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -230,8 +229,7 @@ class Convert(Options):
             if self.format == "mp4":
                 spec, episodes = filmed(spec, episodes)
             records = data.append(self.out, spec, episodes, recording.env, self.format)
-        said = f"{self.out}: {records:,} records, {cost.human(_size(self.out), 'B')}"
-        print(f"{said}\n\nnext:\n  {machine.program()} data show {shlex.quote(str(self.out))}  look at it")
+        print(f"{self.out}: {records:,} records, {cost.human(_size(self.out), 'B')}")
 
 
 @dataclass(frozen=True)

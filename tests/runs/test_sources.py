@@ -161,6 +161,14 @@ def test_recordings_grow(recorded, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("format", ["npy", "minari", "lerobot"])
+def test_what_a_simulator_says_of_itself_is_not_recorded(format, tmp_path):
+    words = ["record", "--env", "pgx/TicTacToe", "--env-option", "opponent=random", "--episodes", "4", "--out"]
+    assert main([*words, str(tmp_path / "r"), "--format", format]) == 0
+    assert "sim" not in data.open_recording(tmp_path / "r").spec.obs
+
+
+@pytest.mark.slow
 def test_it_is_scored_in_the_real_environment(recorded):
     result = json.loads((recorded / "run" / "evaluation.json").read_text())
     assert result["updates"] == 6 and len(result["trained"]) == len(result["random"]) == 2
