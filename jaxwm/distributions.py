@@ -62,9 +62,11 @@ class TwoHot(NamedTuple):
 
 
 class OneHot(NamedTuple):
-    """A categorical over K classes, as normalised log-probabilities `[..., K]`."""
+    """A categorical over K classes, as normalised log-probabilities `[..., K]`; where `legal [..., K]` says so, some
+    classes are impossible."""
 
     logp: Array
+    legal: Array | None = None
 
     @property
     def probs(self) -> Array:
@@ -74,7 +76,11 @@ class OneHot(NamedTuple):
     def invert(self, uniform: Array) -> Array:
         """The class, int32 `[...]`, at which the cumulative sum passes `uniform [...]`: a sample without K Gumbels."""
         cumulative = jnp.cumsum(sg(self.probs), -1)[..., :-1]
-        return (uniform[..., None] >= cumulative).sum(-1, dtype=jnp.int32)
+        index = (uniform[..., None] >= cumulative).sum(-1, dtype=jnp.int32)
+        if self.legal is None:
+            return index
+        # sums are rounded: an impossible class at the end may be reached all the same
+        return jnp.minimum(index, jnp.where(self.legal, jnp.arange(self.legal.shape[-1]), 0).max(-1).astype(jnp.int32))
 
     def straight_through(self, index: Array) -> Array:
         """The one-hot `[..., K]` of `index [...]` whose gradient is that of the probabilities (Bengio et al. 2013)."""
@@ -102,9 +108,18 @@ class OneHot(NamedTuple):
         return (self.probs * (self.logp - other.logp)).sum(-1)
 
 
-def one_hot(logits: Array, unimix: float = 0.0) -> OneHot:
-    """A categorical whose probabilities are mixed with `unimix` of the uniform one."""
+IMPOSSIBLE = -128.0
+"""The log-probability of an illegal class: its probability is 0 in float32, and it has no gradient."""
+
+
+def one_hot(logits: Array, unimix: float = 0.0, legal: Array | None = None) -> OneHot:
+    """A categorical whose probabilities are mixed with `unimix` of the uniform one, among `legal [..., K]` classes."""
     logits = logits.astype(jnp.float32)
+    if legal is not None:
+        probs = jax.nn.softmax(jnp.where(legal, logits, -jnp.inf))
+        probs = (1 - unimix) * probs + unimix * legal / legal.sum(-1, keepdims=True)
+        logp = jnp.log(jnp.where(legal, jnp.maximum(probs, jnp.finfo(jnp.float32).tiny), 1.0))
+        return OneHot(jnp.where(legal, logp, IMPOSSIBLE), legal)
     if not unimix:
         return OneHot(jax.nn.log_softmax(logits))
     probs = (1 - unimix) * jax.nn.softmax(logits) + unimix / logits.shape[-1]

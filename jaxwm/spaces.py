@@ -1,7 +1,10 @@
 """What an action space is to a network: how actions are encoded, drawn and sized, for every kind of space."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxwm.distributions import normal_noise
 from jaxwm.errors import check_number
@@ -63,13 +66,27 @@ def noise(space: ActionSpace, uniform: Array) -> Array:
 
 
 def random_action(space: ActionSpace, key: Key, num: int, legal: Array | None = None) -> Array:
-    """Uniform actions `[num, ...]`; of a small set those that are `legal [num, A]`, where that is said."""
-    if legal is not None:
+    """Uniform actions `[num, ...]`; of choices those that are `legal [num, A]`, where that is said."""
+    if legal is not None and isinstance(space, Discrete):
         return jax.random.categorical(key, jnp.where(legal, 0.0, -jnp.inf))
+    if legal is not None:
+        masks = enumerate(masks_of(space, legal))
+        odds = [jax.random.categorical(jax.random.fold_in(key, i), jnp.where(m, 0.0, -jnp.inf)) for i, m in masks]
+        return jnp.stack(odds, -1)
     if isinstance(space, Box):
         return jax.random.uniform(key, (num, space.size), minval=-1.0, maxval=1.0)
     parts = [jax.random.randint(jax.random.fold_in(key, i), (num,), 0, n) for i, n in enumerate(choices(space))]
     return parts[0] if isinstance(space, Discrete) else jnp.stack(parts, -1)
+
+
+def masks_of(space: ActionSpace, legal: Array | None) -> list[Any]:
+    """The mask `[..., n]` of every discrete choice, cut out of `legal [..., A]`; None for each where there is none.
+    Where nothing is legal for a choice, everything is."""
+    sizes = choices(space)
+    if legal is None:
+        return [None] * len(sizes)
+    masks = jnp.split(legal, np.cumsum(sizes)[:-1], -1)
+    return [mask | ~mask.any(-1, keepdims=True) for mask in masks]
 
 
 def wide(flag: Array, like: Array) -> Array:

@@ -6,11 +6,12 @@ Every environment is batched by construction, so the arrays of a `Step` carry a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxwm.errors import check_number
@@ -77,7 +78,9 @@ class Spec:
     """What an agent must know of an environment.
 
     `obs` is one `jax.ShapeDtypeStruct` or a dict of them, without the `[N]` axis. The dtype tells the kind: uint8
-    `[H, W, C]` is an image, bool is a set of 0/1 planes or flags, float32 a vector.
+    `[H, W, C]` is an image, bool is a set of 0/1 planes or flags, float32 a vector. What is given in another form is
+    kept in this one: nested dicts and tuples as one dict, with names joined by "_"; uint8 `[H, W]` as `[H, W, 1]`; all
+    other numbers as float32. Environments go on returning the form that was given.
 
     `simulate(sim, action) -> Step` is the environment itself as a model, for systems that search in it: `sim` is the
     observation of that name, leaves `[N, ...]`, and so is the `sim` in the observation of the result. No auto-reset:
@@ -96,26 +99,55 @@ class Spec:
             raise ValueError(f"{self.name}: the action space is Discrete, MultiDiscrete or Box, not {self.action!r}")
         if self.max_steps is not None:
             check_number(f"{self.name}: max_steps", self.max_steps, least=1, whole=True)
-        named = self.obs if isinstance(self.obs, Mapping) else {"obs": self.obs}
-        for name, leaf in named.items():
-            if not isinstance(name, str):
-                raise ValueError(f"{self.name}: sensors are named by text, not by {name!r}")
-            if name != "sim":
-                _check_sensor(f"{self.name}: the observation {name!r}", leaf)
-        _check_reserved(self.name, named, self.action)
+        object.__setattr__(self, "obs", _usual(self.name, self.obs))
+        _check_reserved(self.name, self.obs if isinstance(self.obs, Mapping) else {"obs": self.obs}, self.action)
         if self.one_hot and (isinstance(self.obs, Mapping) or self.obs.dtype != np.bool_):
             raise ValueError(f"{self.name}: a one-hot observation is a single bool array, not {self.obs}")
 
 
-def _check_sensor(what: str, leaf: Any) -> None:
-    """ValueError unless `leaf` is one array's shape and type, with something in it."""
+def flatten(tree: PyTree, known: Container[str] = ("sim",), path: tuple[Any, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """The leaves of nested dicts, tuples and lists, with names: keys and places, joined by "_".
+    What has a `known` name is a leaf, whatever it is. ValueError for a key that is no text."""
+    label = "_".join(map(str, path))
+    if not isinstance(tree, Mapping | tuple | list) or (path and label in known):
+        yield label, tree
+        return
+    fields = getattr(tree, "_fields", range(len(tree)))
+    for key, part in tree.items() if isinstance(tree, Mapping) else zip(fields, tree, strict=True):
+        if isinstance(tree, Mapping) and not isinstance(key, str):
+            raise ValueError(f"sensors are named by text, not by {key!r}")
+        yield from flatten(part, known, (*path, key))
+
+
+def _usual(name: str, obs: PyTree) -> PyTree:
+    """`Spec.obs` in its usual form. ValueError where something else is in it, or a name twice."""
+    if not isinstance(obs, Mapping | tuple | list):
+        return _usual_sensor(f"{name}: the observation 'obs'", obs)
+    try:
+        leaves = list(flatten(obs))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    found: dict[str, Any] = {}
+    for key, leaf in leaves:
+        if key in found:
+            raise ValueError(f"{name}: two sensors would be called {key!r}: rename one of them")
+        found[key] = leaf if key == "sim" else _usual_sensor(f"{name}: the observation {key!r}", leaf, key in RESERVED)
+    return found
+
+
+def _usual_sensor(what: str, leaf: Any, reserved: bool = False) -> Any:
+    """The struct of a sensor in its usual form. ValueError unless it is an array's, with something in it."""
     if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
-        raise ValueError(
-            f"{what} must be a jax.ShapeDtypeStruct, not {type(leaf).__name__}: an observation is one array or a dict "
-            "of arrays, not nested"
-        )
-    if 0 in leaf.shape:
-        raise ValueError(f"{what} of shape {tuple(leaf.shape)} is empty")
+        raise ValueError(f"{what} must be a jax.ShapeDtypeStruct, not {type(leaf).__name__}")
+    shape, dtype = tuple(leaf.shape), leaf.dtype
+    if 0 in shape:
+        raise ValueError(f"{what} of shape {shape} is empty")
+    if not (dtype == np.bool_ or jnp.issubdtype(dtype, np.integer) or jnp.issubdtype(dtype, np.floating)):
+        raise ValueError(f"{what} is {dtype}: sensors are numbers or flags")
+    if reserved or dtype in (np.bool_, np.float32) or (dtype == np.uint8 and len(shape) > 2):
+        return leaf
+    grey = dtype == np.uint8 and len(shape) == 2
+    return jax.ShapeDtypeStruct((*shape, 1) if grey else shape, np.uint8 if grey else np.float32)
 
 
 def _check_reserved(name: str, obs: Mapping[str, Any], action: ActionSpace | None) -> None:
@@ -151,7 +183,9 @@ class Env(NamedTuple):
     """A batch of `num_envs` environments as two functions.
     pure=True:  `reset(key) -> (env_state, Step)` and `step(env_state, action) -> (env_state, Step)` are JAX functions.
     pure=False: `reset(keys[M]) -> (handle, Step)` builds a pool of M * N environments, one seed each; `step(handle,
-                action[M, N, ...]) -> (handle, Step)` are host functions over NumPy arrays `[M, N, ...]`."""
+                action[M, N, ...]) -> (handle, Step)` are host functions over NumPy arrays `[M, N, ...]`.
+    `metrics(env_state) -> {name: [N]}`, for pure environments: what a game counts besides its reward, such as
+    achievements, in the episode so far. They are read at its last step, while training and in evaluations."""
 
     spec: Spec
     reset: Callable[..., tuple[PyTree, Step]]
@@ -159,6 +193,7 @@ class Env(NamedTuple):
     num_envs: int
     pure: bool
     close: Callable[[PyTree], None] = lambda handle: None
+    metrics: Callable[[PyTree], Metrics] = lambda env_state: {}
 
 
 class Data(NamedTuple):

@@ -27,8 +27,8 @@ import jax.numpy as jnp
 from jaxwm import spaces
 from jaxwm.agents.system import System, hyper_of
 from jaxwm.control import actor_critic as ac
-from jaxwm.control.policy import Actor, disturb
-from jaxwm.distributions import TanhNormal, one_hot, sg
+from jaxwm.control.policy import Actor, action_distribution, disturb, legal_of
+from jaxwm.distributions import TanhNormal, sg
 from jaxwm.errors import Amount, Count, Fraction, Natural, Positive, Several, check_types
 from jaxwm.learning import optim
 from jaxwm.learning.pieces import merge
@@ -139,11 +139,13 @@ class Networks:
     heads: dict[str, Head]
     config: Config
 
-    def actor(self, params: Any, feat: Array) -> Actor:
-        """The policy at `feat [..., F]`: a normal squashed by tanh, or one-hot choices."""
+    def actor(self, params: Any, feat: Array, legal: Array | None = None) -> Actor:
+        """The policy at `feat [..., F]`: a normal squashed by tanh, or one-hot choices over `legal` actions `[..., A]`,
+        in dreams those that the decoder predicts."""
         space, out = self.world.spec.action, apply(self.heads["pol"], params["pol"], feat)
         if not isinstance(space, Box):
-            return Actor(tuple(one_hot(out[name]) for name in spaces.head_sizes(space)), space)
+            legal = self.world.legal(params["dec"], feat) if legal is None else legal
+            return action_distribution(space, out, legal=legal)
         shift = jnp.log(jnp.expm1(self.config.init_std))
         return Actor(TanhNormal(5 * jnp.tanh(out["mean"] / 5), jax.nn.softplus(out["std"] + shift) + 1e-4), space)
 
@@ -186,11 +188,11 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
 
     def act(state: State, carry: Carry, step: Step, key: Key, mode: str) -> Acted:
         def choose(latent: Latent, key: Key) -> Array:
-            policy = nets.actor(state.params, latent.feat())
+            policy, legal = nets.actor(state.params, latent.feat(), legal_of(step)), legal_of(step)
             k_sample, k_noise = jax.random.split(key)
             if mode == "greedy":
                 return policy.mode()
-            return disturb(spec.action, policy.sample(k_sample), state.hyper["noise"], k_noise)
+            return disturb(spec.action, policy.sample(k_sample), state.hyper["noise"], k_noise, legal)
 
         return world.act(state.params, carry, step, key, mode, choose)
 
@@ -219,8 +221,8 @@ PRESETS = {"published": PUBLISHED, "micro": MICRO}
 """The paper's, and one for vectors on two CPU cores, where a few unit normals would hardly count next to the KL."""
 
 SYSTEM = System(
-    make, Config, PRESETS, default="micro", year=2020, env="gymnax/Pendulum-v1", steps=14000, offline=True,
-    renamed={"updates": "phase_updates"},
+    make, Config, PRESETS, default="micro", year=2020, env="gymnax/Pendulum-v1", steps=14000, obeys=("legal",),
+    offline=True, renamed={"updates": "phase_updates"},
     summary="Gaussian latents, value gradients through dreams (Hafner et al. 2020)",
     paper="Hafner et al., Dream to Control",
     sees="CNN or MLP; a Gaussian latent",

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from jaxwm import spaces
 from jaxwm.agents.system import System, hyper_of
 from jaxwm.control import actor_critic as ac
-from jaxwm.control.policy import Actor, action_distribution
+from jaxwm.control.policy import Actor, action_distribution, legal_of
 from jaxwm.distributions import sg
 from jaxwm.errors import Amount, Count, Fraction, Natural, Positive, Several, check_number, check_types
 from jaxwm.learning import optim
@@ -157,9 +157,11 @@ class Networks:
     heads: dict[str, Head]
     config: Config
 
-    def actor(self, params: Any, feat: Array) -> Actor:
-        """The policy at `feat [..., F]`."""
-        return action_distribution(self.world.spec.action, apply(self.heads["pol"], params["pol"], feat))
+    def actor(self, params: Any, feat: Array, legal: Array | None = None) -> Actor:
+        """The policy at `feat [..., F]`, over `legal` actions `[..., A]`: in dreams those that the decoder predicts."""
+        legal = self.world.legal(params["dec"], feat) if legal is None else legal
+        outputs = apply(self.heads["pol"], params["pol"], feat)
+        return action_distribution(self.world.spec.action, outputs, legal=legal)
 
     def value(self, params: Any, feat: Array) -> Array:
         """The critic `[...]`; `params` are its own."""
@@ -195,7 +197,7 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
 
     def act(state: State, carry: Carry, step: Step, key: Key, mode: str) -> Acted:
         def choose(latent: Latent, key: Key) -> Array:
-            policy = nets.actor(state.params, latent.feat())
+            policy = nets.actor(state.params, latent.feat(), legal_of(step))
             return policy.mode() if mode == "greedy" else policy.sample(key)
 
         return world.act(state.params, carry, step, key, mode, choose)
@@ -234,8 +236,8 @@ PRESETS = {"atari": PUBLISHED, "nano": NANO, "micro": MICRO}
 """The paper's, and two for vectors and small grids on two CPU cores."""
 
 SYSTEM = System(
-    make, Config, PRESETS, default="nano", year=2021, steps=14000, offline=True, copies={"slow": "val"},
-    renamed={"updates": "phase_updates", "decay": "weight_decay"},
+    make, Config, PRESETS, default="nano", year=2021, steps=14000, obeys=("legal",), offline=True,
+    copies={"slow": "val"}, renamed={"updates": "phase_updates", "decay": "weight_decay"},
     summary="categorical latents, REINFORCE and gradients through dreams mixed (Hafner et al. 2021)",
     paper="Hafner et al., Mastering Atari with Discrete World Models",
     sees="CNN or MLP; a latent of categoricals",

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jaxwm import spaces
 from jaxwm.agents.system import System, hyper_of
 from jaxwm.control import actor_critic as ac
-from jaxwm.control.policy import Actor, action_distribution
+from jaxwm.control.policy import Actor, action_distribution, legal_of
 from jaxwm.distributions import TwoHot, sg, symexp_bins, twohot
 from jaxwm.errors import Amount, Count, Fraction, Natural, Positive, Several, check_number, check_types
 from jaxwm.learning import optim
@@ -37,6 +37,7 @@ from jaxwm.models.latent_world import Carry, World, token_size
 from jaxwm.models.rssm import RSSM, Categorical, Latent, flatten, initial, kl_losses
 from jaxwm.nets import encoders
 from jaxwm.nets.layers import Head, apply, cast
+from jaxwm.nets.sensors import with_mask
 from jaxwm.schedule import FOREVER, Collect, Repeat, Train, pace, prefill
 from jaxwm.types import Acted, Agent, Array, Batch, Dream, Key, Metrics, Record, Spec, Step, TrainStep, Varies
 
@@ -199,9 +200,9 @@ def behaviour_losses(
         loss, seen = evaluate_dream(learner, val, params, state, latents.feat(), actions)
         return loss.sum(), (latents.feat(), actions, seen)
 
-    def act(pol: Any, _: Any, rows: Any, hyper: Any) -> tuple[Array, Array]:
-        feat, actions, *rest = rows
-        loss, entropy = policy_loss(learner, pol, hyper, feat[:-1], actions[:-1], *rest)
+    def act(pol: Any, _: Any, rows: Any, constants: Any) -> tuple[Array, Array]:
+        (feat, actions, *rest), (hyper, dec) = rows, constants
+        loss, entropy = policy_loss(learner, {"pol": pol, "dec": dec}, hyper, feat[:-1], actions[:-1], *rest)
         return loss.sum(), entropy.mean()
 
     constants = params, state._replace(opt=None)
@@ -211,7 +212,7 @@ def behaviour_losses(
     ranges = state.returns.update(share.gather(returns))
     advantage = (seen.returns - seen.value[:, :-1]) / ranges.scale()
     given = feat, actions, advantage, seen.weight
-    policy, entropy = loss_over_pieces(act, params["pol"], (), given, state.hyper)
+    policy, entropy = loss_over_pieces(act, params["pol"], (), given, (state.hyper, params["dec"]))
     metrics = dream_metrics(seen, returns, advantage, share) | {"policy/entropy": entropy.mean()}
     metrics["policy/return_scale"] = ranges.scale()
     return {"policy": policy / count, "value": value / count}, returns[:, 0].reshape(lead), ranges, metrics
@@ -241,10 +242,10 @@ def evaluate_dream(
 
 
 def policy_loss(
-    learner: Learner, pol: Any, hyper: Any, feat: Array, actions: Array, advantage: Array, weight: Array
+    learner: Learner, params: Any, hyper: Any, feat: Array, actions: Array, advantage: Array, weight: Array
 ) -> tuple[Array, Array]:
-    """REINFORCE losses (equation 6) and entropies `[H, R]` at `feat [H, R, F]`."""
-    policy = learner.actor({"pol": pol}, feat)
+    """REINFORCE losses (equation 6) and entropies `[H, R]` at `feat [H, R, F]`; `params` hold actor and decoder."""
+    policy = learner.actor(params, feat)
     entropy = policy.entropy()
     return ac.actor_loss(ac.reinforce(policy, actions, advantage), entropy, weight, hyper["entropy"]), entropy
 
@@ -303,12 +304,12 @@ class Networks(NamedTuple):
 def build(spec: Spec, config: Config, routes: Routes = PLAIN) -> Networks:
     """The networks of an agent for this environment; ValueError for observations that no encoder fits."""
     dtype = jnp.dtype(config.dtype)
-    enc = encoders.Encoder(spec.obs, config.depth, config.units, config.sensor_layers, dtype, routes)
+    enc = encoders.Encoder(with_mask(spec.obs), config.depth, config.units, config.sensor_layers, dtype, routes)
     latents, deter = Categorical(config.stoch, config.classes, config.unimix), config.deter
     sizes = spaces.action_size(spec.action), token_size(enc, spec), deter, config.hidden
     dyn = RSSM(*sizes, latents, config.blocks, dtype=dtype)
     shape = config.depth, config.units, deter, latents.outputs, config.sensor_layers, config.blocks
-    dec = encoders.Decoder(spec.obs, *shape, dtype, routes)
+    dec = encoders.Decoder(with_mask(spec.obs), *shape, dtype, routes)
     model = partial(Head, layers=config.model_layers, units=config.units, dtype=dtype)
     policy = partial(Head, layers=config.policy_layers, units=config.units, dtype=dtype)
     rew, con = model({"bins": config.bins}, outscale=0.0), model({"logit": 1})
@@ -342,10 +343,11 @@ class Learner:
         """The part that other systems share: filtering, rolling out, decoding."""
         return World(self.spec, self.nets.enc, self.nets.dyn, self.nets.dec, self.routes)
 
-    def actor(self, params: Any, feat: Array) -> Actor:
-        """The policy at `feat [..., F]`."""
+    def actor(self, params: Any, feat: Array, legal: Array | None = None) -> Actor:
+        """The policy at `feat [..., F]`, over `legal` actions `[..., A]`: in dreams those that the decoder predicts."""
         outputs = apply(self.nets.pol, params["pol"], feat)
-        return action_distribution(self.spec.action, outputs, self.config.actor_unimix)
+        legal = self.world.legal(params["dec"], feat) if legal is None else legal
+        return action_distribution(self.spec.action, outputs, self.config.actor_unimix, legal)
 
     def scalar(self, name: str, params: Any, feat: Array) -> TwoHot:
         """The reward ("rew") or value ("val") distribution; `params` are the head's own."""
@@ -373,7 +375,7 @@ class Learner:
 
     def rollout(self, params: Any, starts: Latent, plan: Array, uniform: Array) -> tuple[Latent, Array]:
         """Dreams `[H + 1, R, ...]` under the policy, without gradients; the noise is time first."""
-        params = {name: cast(params[name], self.config.dtype) for name in ("dyn", "pol")}
+        params = {name: cast(params[name], self.config.dtype) for name in ("dyn", "pol", "dec")}
         actor = partial(self.actor, params)
         return self.world.rollout(params, starts, actor, plan, uniform, self.config.temperature)
 
@@ -394,7 +396,7 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
 
     def act(state: State, carry: Carry, step: Step, key: Key, mode: str) -> Acted:
         def choose(latent: Latent, key: Key) -> Array:
-            policy = learner.actor(state.params, latent.feat())
+            policy = learner.actor(state.params, latent.feat(), legal_of(step))
             return policy.mode() if mode == "greedy" else policy.sample(key)
 
         return world.act(state.params, carry, step, key, mode, choose)
@@ -467,7 +469,7 @@ PRESETS: dict[str, Config] = {
 for numbers and planes, small for images of 64 x 64."""
 
 SYSTEM = System(
-    make, Config, PRESETS, default="nano", year=2023, offline=True, copies={"slow": "val"},
+    make, Config, PRESETS, default="nano", year=2023, obeys=("legal",), offline=True, copies={"slow": "val"},
     renamed={"horizon": "discount_horizon", "decay": "lr_decay_updates"},
     summary="recurrent state-space model, actor-critic inside dreams (Hafner et al. 2023)",
     paper="Hafner et al., Mastering Diverse Domains through World Models",

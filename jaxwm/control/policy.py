@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxwm.distributions import Normal, OneHot, TanhNormal, bounded_normal, one_hot
 from jaxwm.errors import check_choice
-from jaxwm.spaces import head_sizes, noise, noise_size, random_action, wide
+from jaxwm.spaces import head_sizes, masks_of, noise, noise_size, random_action, wide
 from jaxwm.types import ActionSpace, Array, Box, Discrete, Key, Mode, Step
 
 
@@ -64,11 +64,15 @@ class Actor(NamedTuple):
         return jnp.concatenate([part.straight_through(index) for part, index in self._choices(action)], -1)
 
 
-def action_distribution(space: ActionSpace, outputs: dict[str, Array], unimix: float = 0.0) -> Actor:
-    """The distribution behind the outputs of a head with `head_sizes(space)`."""
+def action_distribution(
+    space: ActionSpace, outputs: dict[str, Array], unimix: float = 0.0, legal: Array | None = None
+) -> Actor:
+    """The distribution behind the outputs of a head with `head_sizes(space)`.
+    Choices that are not `legal [..., A]`, where that is said, have probability 0."""
     if isinstance(space, Box):
         return Actor(bounded_normal(outputs["mean"], outputs["std"]), space)
-    return Actor(tuple(one_hot(outputs[name], unimix) for name in head_sizes(space)), space)
+    masks = masks_of(space, legal)
+    return Actor(tuple(one_hot(outputs[name], unimix, masks[i]) for i, name in enumerate(head_sizes(space))), space)
 
 
 def check_mode(mode: str) -> None:
@@ -81,15 +85,19 @@ def forced(space: ActionSpace, step: Step, key: Key, mode: str) -> Array | None:
     check_mode(mode)
     if mode != "random":
         return None
-    legal = step.obs.get("legal") if isinstance(step.obs, Mapping) and isinstance(space, Discrete) else None
-    return random_action(space, key, len(step.reward), legal)
+    return random_action(space, key, len(step.reward), legal_of(step))
 
 
-def disturb(space: ActionSpace, action: Array, amount: Array, key: Key) -> Array:
+def legal_of(step: Step) -> Array | None:
+    """Which actions are legal, bool `[N, A]`, where the observation says so."""
+    return step.obs.get("legal") if isinstance(step.obs, Mapping) else None
+
+
+def disturb(space: ActionSpace, action: Array, amount: Array, key: Key, legal: Array | None = None) -> Array:
     """Exploration of the older agents: normal noise of standard deviation `amount` on vectors, which stay in [-1, 1];
-    elsewhere that share of the actions is random."""
+    elsewhere that share of the actions is random, and `legal [N, A]`."""
     k_noise, k_mix = jax.random.split(key)
     if isinstance(space, Box):
         return jnp.clip(action + amount * jax.random.normal(k_noise, action.shape), -1.0, 1.0)
     swap = jax.random.uniform(k_mix, (len(action),)) < amount
-    return jnp.where(wide(swap, action), random_action(space, k_noise, len(action)), action)
+    return jnp.where(wide(swap, action), random_action(space, k_noise, len(action), legal), action)

@@ -3,7 +3,7 @@
 A value is converted where nothing is lost; otherwise `Misfit` says in one line which environment and which sensor, what
 came and what was expected:
 
-- names are those of the spec;
+- names are those of the spec, also where they lie in nested dicts and tuples;
 - shapes are those of the spec, up to axes of length 1;
 - numbers keep their value: floats may be rounded to float32, integers only become floats up to 2**24, and uint8, bool
   and class indices must be whole and in range;
@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxwm.types import ActionSpace, Array, Box, Discrete, PyTree, Spec, action_dtype
+from jaxwm.types import ActionSpace, Array, Box, Discrete, PyTree, Spec, action_dtype, flatten
 
 
 class Misfit(ValueError):
@@ -42,11 +42,22 @@ def observation(spec: Spec, obs: Any, convert: Callable[[str, Any, Any], Any]) -
     Raises `Misfit` where `obs` has other names than the spec."""
     if not isinstance(spec.obs, Mapping):
         return convert(f"{spec.name}: the observation", obs, spec.obs)
-    if not isinstance(obs, Mapping):
-        raise Misfit(f"{spec.name}: the observation is {_told(obs)}, expected a dict with {_names(spec.obs)}")
+    obs = flattened(spec, obs)
     if obs.keys() != spec.obs.keys():
         raise Misfit(f"{spec.name}: the observation has the sensors {_names(obs)}, expected {_names(spec.obs)}")
     return {key: convert(f"{spec.name}: the sensor {key!r}", obs[key], struct) for key, struct in spec.obs.items()}
+
+
+def flattened(spec: Spec, obs: Any) -> Any:
+    """An observation as a flat dict where `spec.obs` is one, in whichever form it was given. Raises `Misfit`."""
+    if not isinstance(spec.obs, Mapping) or (isinstance(obs, Mapping) and obs.keys() == spec.obs.keys()):
+        return obs
+    if not isinstance(obs, Mapping | tuple):
+        raise Misfit(f"{spec.name}: the observation is {_told(obs)}, expected a dict with {_names(spec.obs)}")
+    try:
+        return dict(flatten(obs, spec.obs))
+    except ValueError as error:
+        raise Misfit(f"{spec.name}: {error}") from None
 
 
 def action_shape(space: ActionSpace) -> tuple[int, ...]:

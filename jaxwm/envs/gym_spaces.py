@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from jaxwm import types
+from jaxwm.envs import images
 from jaxwm.envs.border import Misfit, Reader, Sensor
 
 Writer = Callable[[np.ndarray], np.ndarray]  # from our actions `[K, ...]` to those of a native space
@@ -60,8 +61,11 @@ def _scale(low: np.ndarray, high: np.ndarray, space: Any, action: np.ndarray) ->
     return (native if dtype.kind == "f" else np.rint(native)).astype(dtype)
 
 
-def observation_space(space: Any, channels_first: bool = False, name: str = "the environment") -> tuple[Any, Reader]:
+def observation_space(
+    space: Any, channels_first: bool = False, name: str = "the environment", image: images.Option = images.PLAIN
+) -> tuple[Any, Reader]:
     """The `Spec.obs` of a native `space`, and the reader of native observations of the environment `name`.
+    Images of another size than convolutions take are resized or padded as `image` says.
 
     - uint8 of rank 2 and 3: an image `[H, W, C]`. It is `[C, H, W]` natively where `channels_first` says so, or where
       the first axis is short and the others are not.
@@ -72,13 +76,25 @@ def observation_space(space: Any, channels_first: bool = False, name: str = "the
     - any other Box: float32, flat unless its rank is above 2.
 
     Raises ValueError for another kind of space and for two sensors of one name."""
-    sensors = tuple(_sensors(space, (), channels_first, name))
+    sensors = tuple(_fitted(sensor, name, image) for sensor in _sensors(space, (), channels_first, name))
     names = [sensor.name for sensor in sensors]
     if len(set(names)) < len(names):
         twice = next(one for one in names if names.count(one) > 1)
         raise ValueError(f"{name}: two sensors would be called {twice!r}: rename one of them")
     reader = Reader(name, sensors, type(space).__name__ not in ("Dict", "Tuple"))
     return reader.structs, reader
+
+
+def _fitted(sensor: Sensor, name: str, option: images.Option) -> Sensor:
+    """The sensor with its images resized or padded."""
+    if not option or sensor.struct.dtype != np.uint8 or len(sensor.struct.shape) != 3:
+        return sensor
+    try:
+        shape, fit = images.fit(sensor.struct.shape, *option)
+    except ValueError as error:
+        raise ValueError(f"{name}: the sensor {sensor.name!r}: {error}") from None
+    view = lambda x: fit(sensor.view(x))  # noqa: E731
+    return sensor._replace(struct=jax.ShapeDtypeStruct(shape, np.uint8), view=view)
 
 
 def _sensors(space: Any, path: tuple[Any, ...], channels_first: bool, name: str) -> Iterator[Sensor]:

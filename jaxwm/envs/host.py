@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxwm.envs import border, gym_spaces
+from jaxwm.envs import border, gym_spaces, images
 from jaxwm.envs.pure import check_num_envs
 from jaxwm.types import Discrete, Env, Key, PyTree, Spec, Step
 
@@ -105,7 +105,10 @@ def _seeds(keys: Key, num_envs: int) -> jax.Array:
     return jax.vmap(jax.vmap(one, (None, 0)), (0, None))(keys, jnp.arange(num_envs))
 
 
-def from_gymnasium(make_one: Callable[[int], Any], num_envs: int = 1, spec: Spec | None = None) -> Env:
+def from_gymnasium(
+    make_one: Callable[[int], Any], num_envs: int = 1, spec: Spec | None = None, image_size: int | None = None,
+    fit: images.Fit = "resize",
+) -> Env:  # fmt: skip
     """A host `Env` out of single environments with gymnasium's interface, stepped one after the other in this process.
 
     `make_one(seed)` returns an object with `reset(seed=...) -> (obs, info)` and `step(action) -> (obs, reward,
@@ -113,52 +116,65 @@ def from_gymnasium(make_one: Callable[[int], Any], num_envs: int = 1, spec: Spec
     seed too. A `close()` is called where there is one.
 
     Without a `spec` one environment is built to read its `observation_space` and `action_space`; uint8 images must be
-    channels last or first. Box actions in [-1, 1] are then scaled to the native bounds. With a `spec` nothing is
-    inferred: observations must be those of `spec.obs`, and actions are handed over as they are, in [-1, 1].
+    channels last or first. Box actions in [-1, 1] are then scaled to the native bounds. All images are scaled to
+    `image_size`, or padded up to it, as `fit` says; "pad" without a size takes the smallest that convolutions can see.
+    With a `spec` nothing is inferred: observations must be those of `spec.obs`, and actions are handed over as they
+    are, in [-1, 1].
 
     Raises ValueError for a space without a counterpart in `jaxwm.types`, and `border.Misfit` when what is returned is
     not what the spaces or the spec say."""
-    if spec is not None:
+    if given := spec is not None:
         read, write = border.reader_of(spec), lambda action: action
     else:
-        spec, read, write = _infer(make_one)
+        spec, read, write = _infer(make_one, images.Option(image_size, fit))
     discrete = isinstance(spec.action, Discrete)
-    return host_env(spec, num_envs, lambda seeds: _Loop(make_one, seeds, read, write, discrete))
+    form = partial(border.flattened, spec) if given else lambda obs: obs
+    return host_env(spec, num_envs, lambda seeds: _Loop(make_one, seeds, read, write, discrete, form))
 
 
-def _infer(make_one: Callable[[int], Any]) -> tuple[Spec, border.Reader, gym_spaces.Writer]:
+def _infer(make_one: Callable[[int], Any], option: images.Option) -> tuple[Spec, border.Reader, gym_spaces.Writer]:
     env = make_one(0)
     if not (hasattr(env, "observation_space") and hasattr(env, "action_space")):
         wanted = f"an environment with observation_space and action_space, not {type(env).__name__}"
         raise ValueError(f"make_one(seed) must return {wanted}: return one, or give from_gymnasium a spec")
-    native = getattr(env, "spec", None)
-    name = getattr(native, "id", None) or type(env).__name__
     try:
-        obs, read = gym_spaces.observation_space(env.observation_space, name=name)
-        action, write = gym_spaces.action_space(env.action_space, name)
+        return inferred(env, env.observation_space, env.action_space, option)
     finally:
         getattr(env, "close", lambda: None)()
-    one_hot = type(env.observation_space).__name__ == "Discrete"
+
+
+def inferred(
+    env: Any, seen: Any, acted: Any, option: images.Option = images.PLAIN
+) -> tuple[Spec, border.Reader, gym_spaces.Writer]:
+    """What the spaces of gymnasium's `env`, those of one environment, mean to us."""
+    native = getattr(env, "spec", None)
+    name = getattr(native, "id", None) or type(env).__name__
+    obs, read = gym_spaces.observation_space(seen, name=name, image=option)
+    action, write = gym_spaces.action_space(acted, name)
+    one_hot = type(seen).__name__ == "Discrete"
     return Spec(name, obs, action, getattr(native, "max_episode_steps", None), one_hot=one_hot), read, write
 
 
 class _Loop:
     """A `Pool` of gymnasium environments in a Python loop."""
 
-    def __init__(self, make_one: Callable, seeds: list[int], read: border.Reader, write: Any, discrete: bool):
-        self.seeds, self.read, self.write, self.discrete = seeds, read, write, discrete
+    def __init__(
+        self, make_one: Callable, seeds: list[int], read: border.Reader, write: Any, discrete: bool, form: Callable
+    ):
+        self.seeds, self.read, self.write, self.discrete, self.form = seeds, read, write, discrete, form
         self.envs = [make_one(seed) for seed in seeds]
         self.is_last = [False] * len(seeds)
 
     def reset(self) -> PyTree:
-        return self.read.rows([_begin(env, seed=seed) for env, seed in zip(self.envs, self.seeds, strict=True)])
+        pairs = zip(self.envs, self.seeds, strict=True)
+        return self.read.rows([self.form(_begin(env, seed=seed)) for env, seed in pairs])
 
     def step(self, action: np.ndarray) -> Outcome:
         native = self.write(action)
         obs, *rest = zip(*(self._one(i, native[i, ...]) for i in range(len(native))), strict=True)
         reward, last, terminal = map(np.array, rest)
         self.is_last = last.tolist()
-        return Outcome(self.read.rows(obs), reward, last, terminal)
+        return Outcome(self.read.rows(list(map(self.form, obs))), reward, last, terminal)
 
     def close(self) -> None:
         for env in self.envs:

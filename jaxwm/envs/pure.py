@@ -1,6 +1,7 @@
 """Pure environments: the one place where batching and next-step reset are written."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxwm.envs import border
 from jaxwm.errors import check_number
-from jaxwm.types import Array, Env, Key, PyTree, Spec, Step
+from jaxwm.types import Array, Env, Key, Metrics, PyTree, Spec, Step
 
 Reset = Callable[[Key], tuple[PyTree, PyTree]]
 """`key -> (state, obs)` of one environment."""
@@ -26,13 +27,20 @@ class EnvState(NamedTuple):
     replaced: Array  # int32 [N]: steps so far in which a number was not finite, see `envs.border`
 
 
-def from_functions(spec: Spec, reset: Reset, step: Transition, num_envs: int = 1) -> Env:
+def from_functions(
+    spec: Spec, reset: Reset, step: Transition, num_envs: int = 1, metrics: Callable[[PyTree], Metrics] | None = None,
+    rare_resets: bool = False,
+) -> Env:  # fmt: skip
     """A pure, batched `Env` out of two unbatched JAX functions.
 
     `reset(key) -> (state, obs)` and `step(key, state, action) -> (state, obs, reward, terminated, truncated)` describe
     one environment, without auto-reset: `obs` as in `spec.obs`, `reward` a number, `terminated` and `truncated` bools,
-    `action` int32 `[]`, int32 `[len(n)]` or float32 `[size]` in [-1, 1] after `spec.action`. Both functions are run at
-    every step (the result is selected), so a reset should cost little.
+    `action` int32 `[]`, int32 `[len(n)]` or float32 `[size]` in [-1, 1] after `spec.action`. `metrics(state)` are
+    numbers by name, see `Env.metrics`.
+
+    Both functions are run at every step (the result is selected), so a reset should cost little. Where it costs more
+    than a step, `rare_resets` runs it only for environments that start anew, one after the other; the numbers are the
+    same.
 
     Environment n draws from `fold_in(key, n)`: its stream depends neither on `num_envs` nor on other members. The state
     keeps the dtypes that `reset` gave it, strongly typed, and can be carried by `lax.scan`.
@@ -47,18 +55,19 @@ def from_functions(spec: Spec, reset: Reset, step: Transition, num_envs: int = 1
         first = Step(border.traced_observation(spec, obs), jnp.float32(0), yes, no, no)
         return EnvState(jax.tree.map(border.strong, state), key, no, jnp.int32(0)), first
 
+    def begin(now: EnvState) -> tuple[EnvState, Step]:
+        key, draw = jax.random.split(now.key)
+        new, first = start(key, draw)
+        return new._replace(replaced=now.replaced), first
+
     def advance(now: EnvState, action: Array) -> tuple[EnvState, Step]:
         key, draw = jax.random.split(now.key)
-        again, first = start(key, draw)
         state, obs, reward, terminated, truncated = step(draw, now.state, action)
         terminated = border.traced_flag(spec.name, "terminated", terminated)
         last = terminated | border.traced_flag(spec.name, "truncated", truncated)
-        reward = border.traced_reward(spec.name, reward)
-        after = Step(border.traced_observation(spec, obs), reward, no, last, terminated)
-        state = border.traced_state(f"{spec.name}: the state", state, again.state)
-        pick = lambda a, b: jax.lax.select(now.is_last, a, b)  # noqa: E731
-        state, out = jax.tree.map(pick, (again.state, first), (state, after))
-        return EnvState(state, key, out.is_last, now.replaced), out
+        obs, reward = border.traced_observation(spec, obs), border.traced_reward(spec.name, reward)
+        state = border.traced_state(f"{spec.name}: the state", state, now.state)
+        return EnvState(state, key, last, now.replaced), Step(obs, reward, no, last, terminated)
 
     def finite(now: EnvState, out: Step) -> tuple[EnvState, Step]:
         (obs, reward), bad = border.traced_finite((out.obs, out.reward))
@@ -71,9 +80,32 @@ def from_functions(spec: Spec, reset: Reset, step: Transition, num_envs: int = 1
 
     def step_all(now: EnvState, action: Array) -> tuple[EnvState, Step]:
         action = border.traced_action(spec, action, (num_envs,))
-        return jax.vmap(lambda now, action: finite(*advance(now, action)))(now, action)
+        after = jax.vmap(advance)(now, action)
+        if rare_resets:
+            after = _one_by_one(begin, now, after)
+        else:
+            pick = lambda new, a, b: jax.tree.map(partial(jax.lax.select, new), a, b)  # noqa: E731
+            after = jax.vmap(pick)(now.is_last, jax.vmap(begin)(now), after)
+        return jax.vmap(finite)(*after)
 
-    return Env(spec, reset_all, step_all, num_envs, pure=True)
+    def measured(now: EnvState) -> Metrics:
+        return jax.vmap(lambda state: jax.tree.map(jnp.float32, metrics(state)))(now.state) if metrics else {}
+
+    return Env(spec, reset_all, step_all, num_envs, pure=True, metrics=measured)
+
+
+def _one_by_one(begin: Callable, now: EnvState, after: tuple[EnvState, Step]) -> tuple[EnvState, Step]:
+    """`after`, with `begin(now)` for every environment that starts anew. A loop and no `cond`: mapped over members, a
+    loop still ends when no member needs it, whereas a `cond` runs both of its branches."""
+
+    def trip(carry: tuple[Array, Any]) -> tuple[Array, Any]:
+        waiting, after = carry
+        n = jnp.argmax(waiting)
+        new = begin(jax.tree.map(lambda x: x[n], now))
+        put = lambda old, x: old.at[n].set(jnp.where(waiting[n], x, old[n]))  # noqa: E731
+        return waiting.at[n].set(False), jax.tree.map(put, after, new)
+
+    return jax.lax.while_loop(lambda carry: carry[0].any(), trip, (now.is_last, after))[1]
 
 
 def check_num_envs(num_envs: Any) -> None:

@@ -7,7 +7,7 @@ from functools import partial
 from importlib.resources import files
 from typing import Any
 
-from jaxwm.envs import envpool, gymnax
+from jaxwm.envs import brax, craftax, envpool, gymnax, jumanji, xminigrid
 from jaxwm.envs.continuous import CONTINUOUS
 from jaxwm.envs.pgx import PGX
 from jaxwm.envs.probes import PROBES
@@ -24,7 +24,8 @@ SCORED: dict[str, dict[str, Any]] = {"pgx": {"opponent": "random"}}
 
 _SUITES: dict[str, Callable[..., Env]] = dict(
     atari=envpool.atari, box2d=envpool.box2d, classic=envpool.classic, dmc=envpool.dmc, vizdoom=envpool.vizdoom,
-    gymnax=gymnax.gymnax, minatar=gymnax.minatar,
+    brax=brax.brax, craftax=craftax.craftax, gymnax=gymnax.gymnax, minatar=gymnax.minatar,
+    xminigrid=xminigrid.xminigrid, **{"jumanji-jax": jumanji.jumanji},
 )  # fmt: skip
 """Suite of tasks.toml -> constructor `(task, num_envs, **options) -> Env`."""
 
@@ -45,8 +46,9 @@ def make(name: str, num_envs: int = 1, **options: Any) -> Env:
     """The environment `name` ("suite/Task", case matters), `num_envs` of it for each member.
 
     The options of a suite are the arguments of its constructor: `jaxwm.envs.envpool.atari`, `.dmc`, `.classic`,
-    `.box2d`, `.vizdoom`, `jaxwm.envs.gymnax.gymnax`, `.minatar`, `jaxwm.envs.pgx.pgx`, and the functions in
-    `jaxwm.envs.probes`, `.continuous` and `.tabular`.
+    `.box2d`, `.vizdoom`, `jaxwm.envs.gymnax.gymnax`, `.minatar`, `jaxwm.envs.craftax.craftax`, `jaxwm.envs.pgx.pgx`,
+    `jaxwm.envs.jumanji.jumanji`, `.xminigrid.xminigrid`, `.brax.brax`, and the functions in `jaxwm.envs.probes`,
+    `.continuous` and `.tabular`.
 
     Raises ValueError for an unknown name or option (naming the nearest) and for a value out of range."""
     check_jax()

@@ -43,7 +43,8 @@ def groups_of(heads: Mapping[str, Head]) -> dict[str, tuple[str, ...]]:
 
 def token_size(enc: encoders.Encoder, spec: Spec) -> int:
     """Numbers that an encoder makes of an observation, E."""
-    lead = jax.tree.map(lambda s: jax.ShapeDtypeStruct((1, *s.shape), s.dtype), spec.obs)
+    obs = sensors.with_mask(spec.obs)
+    lead = jax.tree.map(lambda s: jax.ShapeDtypeStruct((1, *s.shape), s.dtype), obs)
     tokens, _ = jax.eval_shape(enc.init_with_output, jax.random.key(0), lead)
     return tokens.shape[-1]
 
@@ -54,18 +55,19 @@ def build_classic_world(
     """Build the components of PlaNet, Dreamer V1 and V2.
     `config` holds `deter`, `hidden`, `units`, `depth` and `dtype`; the MLPs for vectors have `layers`. `acts` are the
     activations of the sensors and of the recurrent model, whose GRU has a layer norm if `norm`."""
-    dtype = jnp.dtype(config.dtype)
-    enc = encoders.Encoder(spec.obs, config.depth, config.units, layers, dtype, act=acts[0])
+    dtype, obs = jnp.dtype(config.dtype), sensors.with_mask(spec.obs)
+    enc = encoders.Encoder(obs, config.depth, config.units, layers, dtype, act=acts[0])
     sizes = spaces.action_size(spec.action), token_size(enc, spec), config.deter, config.hidden
     dyn = rssm.ClassicRSSM(*sizes, latents, acts[1], norm, dtype)
     stoch = math.prod(latents.shape)
-    dec = encoders.Decoder(spec.obs, config.depth, config.units, config.deter, stoch, layers, 1, dtype, act=acts[0])
+    dec = encoders.Decoder(obs, config.depth, config.units, config.deter, stoch, layers, 1, dtype, act=acts[0])
     return World(spec, enc, dyn, dec)
 
 
 @dataclass(frozen=True)
 class World:
-    """The components, each a flax module whose parameters stand under its name: `enc`, `dyn`, `dec`."""
+    """The components, each a flax module whose parameters stand under its name: `enc`, `dyn`, `dec`.
+    An action mask is seen and predicted like any other sensor (`sensors.with_mask`)."""
 
     spec: Spec
     enc: encoders.Encoder
@@ -75,13 +77,27 @@ class World:
 
     def init(self, key: Key, heads: Mapping[str, Head]) -> dict[str, Any]:
         """Fresh parameters of the components and of the heads on top of them."""
-        obs = jax.tree.map(lambda s: jnp.zeros((1, *s.shape), s.dtype), self.spec.obs)
+        obs = jax.tree.map(lambda s: jnp.zeros((1, *s.shape), s.dtype), self.seen)
         latent, tokens = rssm.initial(self.dyn, 1), jnp.zeros((1, self.dyn.tokens))
         inputs = {"enc": (obs,), "dyn": (tokens, jnp.zeros((1, self.dyn.actions)))}
         inputs |= {"dec": (latent.deter, flatten(latent.stoch))} | {name: (latent.feat(),) for name in heads}
         modules = {"enc": self.enc, "dyn": self.dyn, "dec": self.dec, **heads}
         keys = (jax.random.fold_in(key, i) for i in range(len(modules)))
         return {name: modules[name].init(k, *inputs[name]) for name, k in zip(modules, keys, strict=True)}
+
+    @property
+    def seen(self) -> Any:
+        """The spec of what is seen and predicted."""
+        return sensors.with_mask(self.spec.obs)
+
+    def legal(self, dec: Any, feat: Array) -> Array | None:
+        """Which actions are legal in the latents behind `feat [..., F]`, bool `[..., A]`, by the decoder's prediction;
+        the likeliest one where it finds none. None where the environment does not say. `dec` are its parameters."""
+        if sensors.MASK not in sensors.sensors(self.seen):
+            return None
+        parts = jnp.split(jax.lax.stop_gradient(feat), [self.dyn.deter], -1)
+        logits = apply(self.dec, dec, *parts, method="numbers")[sensors.MASK]
+        return (logits > 0) | (logits == logits.max(-1, keepdims=True))
 
     def encode(self, action: Array) -> Array:
         """Encode an action as numbers `[..., A]`."""
@@ -102,7 +118,7 @@ class World:
 
     def filter(self, params: Any, carry: Carry, step: Step, key: Key) -> Latent:
         """One step of `rssm.observe`: `[N, ...]`."""
-        tokens = apply(self.enc, params["enc"], step.obs)
+        tokens = apply(self.enc, params["enc"], sensors.with_mask(step.obs))
         inputs = tokens[:, None], self.encode(carry.action)[:, None], step.is_first[:, None]
         uniform = jax.random.uniform(key, (len(tokens), 1, self.dyn.latents.stoch))
         latents, _ = rssm.observe(self.dyn, params["dyn"], carry.latent, *inputs, uniform)
@@ -134,7 +150,7 @@ class World:
         else:
             previous, is_first = previous[:, :-1], is_first[:, 1:]
             obs = jax.tree.map(lambda x: x[:, 1:], record.obs)
-        lead, flat = sensors.rows(obs, self.spec.obs)
+        lead, flat = sensors.rows(sensors.with_mask(obs), self.seen)
         pieces = split(flat, self.routes.images if self.images else 0)
         tokens = map_pieces(partial(apply, self.enc), params["enc"], pieces)
         tokens = merge(tokens).reshape(*lead, -1)
@@ -150,9 +166,9 @@ class World:
     def reconstruction(self, params: Any, latents: Latent, obs: Any) -> tuple[Array, dict[str, Array]]:
         """Mean loss over all sensors, and that of each where there are several; images a few at a time.
         `params` are the decoder's own."""
-        inputs = latents.deter, flatten(latents.stoch)
+        inputs, obs = (latents.deter, flatten(latents.stoch)), sensors.with_mask(obs)
         numbers = apply(self.dec, params, *inputs, method="numbers")
-        losses = {k: v.mean() for k, v in sensors.reconstruction_loss(obs, numbers, self.spec.obs).items()}
+        losses = {k: v.mean() for k, v in sensors.reconstruction_loss(obs, numbers, self.seen).items()}
         total = sum(losses.values(), jnp.zeros(()))
         if self.images:
             canvas = apply(self.dec, params, *inputs, method="canvas")
@@ -160,11 +176,11 @@ class World:
 
             def paint(params, canvas, obs, _):
                 painted = apply(self.dec, params, canvas, method="paint")
-                parts = sensors.reconstruction_loss(obs, painted, self.spec.obs)
+                parts = sensors.reconstruction_loss(obs, painted, self.seen)
                 sums = {name: part.sum() for name, part in parts.items()}
                 return sum(sums.values(), jnp.zeros(())), sums
 
-            size, (_, targets) = self.routes.images, sensors.rows(obs, self.spec.obs)
+            size, (_, targets) = self.routes.images, sensors.rows(obs, self.seen)
             loss, sums = loss_over_pieces(paint, params, split(rows, size), split(targets, size))
             losses |= {name: part.sum() / len(rows) for name, part in sums.items()}
             total += loss / len(rows)

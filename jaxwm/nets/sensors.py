@@ -22,6 +22,17 @@ def sensors(obs: Any) -> dict[str, Any]:
     return {name: obs[name] for name in sorted(obs) if name not in RESERVED}
 
 
+MASK = "legal_actions"
+
+
+def with_mask(obs: Any) -> Any:
+    """An observation (or its spec) in which the action mask is a sensor like the others, called `MASK`: for systems
+    that predict it."""
+    if not isinstance(obs, Mapping) or "legal" not in obs:
+        return obs
+    return {MASK if name == "legal" else name: x for name, x in obs.items()}
+
+
 LONGEST = 4095  # Numbers in a vector; where there are more they are those of an image.
 
 

@@ -186,10 +186,13 @@ def scores(
     plan: Plan, agent: Agent, state: Any, episodes: int, mode: Any = "greedy", seed: int = 0
 ) -> tuple[dict[str, dict[str, list[float]]], bool]:
     """The named scores of every member, and whether all episodes came to their end. `return` (where the agent acts) is
-    that of the policy (`trained`) and of random play (`random`); others are the agent's own, on held-out recordings."""
+    that of the policy (`trained`) and of random play (`random`), and so is what the environment counts besides; others
+    are the agent's own, on held-out recordings."""
     others = {name: {"trained": np.asarray(x).tolist()} for name, x in held_out(plan, agent, state).items()}
     if agent.act is None or plan.env is None:
         return others, True
     trained, chance = (score(plan, agent, state, episodes, how, seed) for how in (mode, "random"))
-    found = {"trained": trained.means().tolist(), "random": chance.means().tolist()}
-    return {"return": found, **others}, bool(trained.complete.all())
+    named = lambda scores: {"return": scores.total} | scores.metrics  # noqa: E731
+    pairs = {name: (ours, named(chance)[name]) for name, ours in named(trained).items()}
+    found = {k: {"trained": a.mean(1).tolist(), "random": b.mean(1).tolist()} for k, (a, b) in pairs.items()}
+    return found | others, bool(trained.complete.all())

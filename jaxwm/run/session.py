@@ -195,6 +195,7 @@ class Run:
             gauge = self.trainer.gauge(self.life, self.plan.gauge) if self.plan.gauge else {}
             row |= {f"gauge/{name}": value for name, value in gauge.items()}
             row["skipped"] = processes.fetch(self.life.skipped.total)
+        row |= {f"episode/{name}": value for name, value in report.played.items()}
         if self.trainer.restarts:
             row["env_restarts"] = self.trainer.restarts
         if replaced := self.trainer.replaced(self.life):
@@ -291,11 +292,12 @@ def _grow(old: Any, new: Any) -> Any:
 def table(
     plan: Plan, scores: dict[str, dict[str, Any]], where: str, mode: str = "greedy", episodes: int | None = None
 ) -> Table:
-    """The named scores of every member, and the worst; a return next to that of random play."""
+    """The named scores of every member, and the worst; a return next to that of random play. What an environment
+    counts one by one (`achievement/eat_cow`) is left to evaluation.json and the report."""
     acts = "return" in scores
     what = f"{plan.env}: mean return of {episodes or plan.episodes} episodes" if acts else plan.task
     columns = {f"trained ({mode})": scores["return"]["trained"], "random": scores["return"]["random"]} if acts else {}
-    columns |= {name: found["trained"] for name, found in scores.items() if name != "return"}
+    columns |= {name: found["trained"] for name, found in scores.items() if name != "return" and "/" not in name}
     out = Table(*(Column(head, justify="right") for head in ("member", *columns)), title=f"{what} after {where}")
     for m in range(plan.members):
         out.add_row(str(m), *(f"{column[m]:.2f}" for column in columns.values()))

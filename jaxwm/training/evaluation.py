@@ -22,11 +22,13 @@ UNBOUNDED = 100_000  # steps after which an episode of an environment without a 
 
 
 class Scores(NamedTuple):
-    """Returns and lengths `[M, episodes]`; `complete` is False for episodes that the step limit cut off."""
+    """Returns and lengths `[M, episodes]`; `complete` is False for episodes that the step limit cut off. `metrics` are
+    those of the environment (`Env.metrics`), as they were at the end of each episode."""
 
     total: np.ndarray
     length: np.ndarray
     complete: np.ndarray
+    metrics: dict[str, np.ndarray]
 
     def means(self) -> np.ndarray:
         """Mean return of every member, `[M]`."""
@@ -72,10 +74,12 @@ def _pure(agent: Agent, env: Env, rounds: int, mode: Mode) -> Callable[[Any, Key
             handle, step = env.step(handle, action)
             live = ~seen.done
             sums = add_exactly(seen.total, seen.rest, live * step.reward)
-            return t + 1, memory, handle, step, Finished(seen.done | step.is_last, *sums, seen.length + live)
+            own = jax.tree.map(partial(jnp.where, live), env.metrics(handle), seen.metrics)
+            return t + 1, memory, handle, step, Finished(seen.done | step.is_last, *sums, seen.length + live, own)
 
         go = lambda carry: (carry[0] < limit) & ~carry[-1].done.all()  # noqa: E731
-        seen = Finished(zero > 0, zero, zero, zero.astype(jnp.int32))
+        own = {name: zero for name in jax.eval_shape(env.metrics, handle)}
+        seen = Finished(zero > 0, zero, zero, zero.astype(jnp.int32), own)
         start = (jnp.zeros((), jnp.int32), agent.reset(state, env.num_envs), handle, step, seen)
         return jax.lax.while_loop(go, turn, start)[-1]
 
@@ -85,7 +89,7 @@ def _pure(agent: Agent, env: Env, rounds: int, mode: Mode) -> Callable[[Any, Key
 
     def play(state: Any, keys: Key) -> Scores:
         seen = jax.tree.map(lambda x: x.reshape(len(x), -1), jax.device_get(program(state, keys)))
-        return Scores(seen.total + seen.rest.astype(np.float64), seen.length, seen.done)
+        return Scores(seen.total + seen.rest.astype(np.float64), seen.length, seen.done, seen.metrics)
 
     return play
 
@@ -116,6 +120,6 @@ def _host(agent: Agent, env: Env, rounds: int, mode: Mode) -> Callable[[Any, Key
             m, n = divmod(i, num)
             played += [(total[m, n], length[m, n], False)] * max(0, rounds - len(played))
         table = np.array([played[:rounds] for played in results]).reshape(members, num * rounds, 3)
-        return Scores(table[..., 0], table[..., 1].astype(int), table[..., 2] > 0)
+        return Scores(table[..., 0], table[..., 1].astype(int), table[..., 2] > 0, {})
 
     return play

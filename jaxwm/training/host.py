@@ -222,7 +222,7 @@ class HostLoop:
             parts = [(log.sums, log.faults, log.counts) for log in processes.fetch(logs)]
             sums, faults, counts = jax.tree.map(lambda *parts: sum(parts[1:], parts[0]), *parts)
         nothing: Any = np.zeros((self.spread.members, 0, self.program.source.num_envs), bool)
-        finished = Finished(nothing, nothing, nothing, nothing)
+        finished = Finished(nothing, nothing, nothing, nothing, {})
         if rows:
             finished = jax.tree.map(lambda *x: np.stack(x, 1), *processes.fetch(rows))
         return Log(sums, faults, counts, finished, np.asarray(len(rows)))  # type: ignore[arg-type]

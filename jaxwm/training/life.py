@@ -33,12 +33,14 @@ class Score(NamedTuple):
 
 
 class Finished(NamedTuple):
-    """Which episodes ended at a step, `[N]`, with their raw return (`total + rest`) and length in steps."""
+    """Which episodes ended at a step, `[N]`, with their raw return (`total + rest`), length in steps, and what the
+    environment counts besides (`Env.metrics`)."""
 
     done: Array
     total: Array
     rest: Array
     length: Array
+    metrics: dict[str, Array]
 
 
 class Skipped(NamedTuple):
@@ -92,11 +94,13 @@ LOG_AXES: Any = Log(0, 0, 0, 0, None)  # type: ignore[arg-type]
 
 class Report(NamedTuple):
     """A chunk's results on the host. `metrics` are means `[M]` over the good updates: absent where nothing was trained,
-    NaN for a member without a good one. `faults` counts `[M]` how often a metric was not finite, where it ever was."""
+    NaN for a member without a good one. `faults` counts `[M]` how often a metric was not finite, where it ever was.
+    `played` are the environment's own metrics `[M]`, means over the episodes that ended: absent where none did."""
 
     metrics: dict[str, np.ndarray]
     episodes: list[dict[str, Any]]
     faults: dict[str, np.ndarray]
+    played: dict[str, np.ndarray]
 
 
 def stream(key: Key, which: int, counter: Array | int = 0) -> Key:

@@ -15,7 +15,22 @@ from jaxwm import replay, spaces
 from jaxwm.schedule import Segment, rows_of
 from jaxwm.training.life import ACT, ENV, LEARN, Counters, Finished, Life, Log, Score, Skipped, add_exactly, stream
 from jaxwm.training.spread import MEMBER, Spread
-from jaxwm.types import Agent, Array, Collect, Data, Key, PyTree, Record, Repeat, Source, Step, Train, TrainStep, Word
+from jaxwm.types import (
+    Agent,
+    Array,
+    Collect,
+    Data,
+    Env,
+    Key,
+    PyTree,
+    Record,
+    Repeat,
+    Source,
+    Step,
+    Train,
+    TrainStep,
+    Word,
+)  # fmt: skip
 
 
 class Program:
@@ -118,7 +133,12 @@ class Program:
         counters = counters._replace(steps=counters.steps + self.source.num_envs, rows=counters.rows + 1)
         rings = life.rings | {"real": replay.add(life.ring, share.slice(record) if share.split else record)}
         life = life._replace(carry=carry, rings=rings, score=score, counters=counters)
-        return life, record.action, Finished(step.is_last, *score)
+        return life, record.action, Finished(step.is_last, *score, self.env_metrics(life.env))
+
+    def env_metrics(self, env_state: PyTree) -> dict[str, Array]:
+        """What a pure environment counts in the episodes so far, `[N]` each; nothing where there is none."""
+        pure = isinstance(self.source, Env) and self.source.pure
+        return self.source.metrics(env_state) if pure else {}  # type: ignore[union-attr]
 
     def update(self, life: Life, name: str) -> tuple[Life, dict[str, Array]]:
         """Sample, learn, write; an update with a metric that is not finite leaves agent and replay as they are."""
@@ -153,7 +173,9 @@ class Program:
         zeros = lambda dtype: {name: {k: jnp.zeros((), dtype) for k in keys} for name, keys in names.items()}  # noqa: E731
         counts = {name: jnp.zeros((), jnp.int32) for name in names}
         shape = (max(rows, 1), self.source.num_envs)
-        finished = Finished(jnp.zeros(shape, bool), jnp.zeros(shape), jnp.zeros(shape), jnp.zeros(shape, jnp.int32))
+        own = {name: jnp.zeros(shape) for name in jax.eval_shape(self.env_metrics, life.env)}
+        zero = jnp.zeros(shape)
+        finished = Finished(jnp.zeros(shape, bool), zero, zero, jnp.zeros(shape, jnp.int32), own)
         return Log(zeros(jnp.float32), zeros(jnp.int32), counts, finished, jnp.zeros((), jnp.int32))
 
     def chunk(self, segment: Segment, most: int, life: Life, iterations: Array) -> tuple[Life, Log]:

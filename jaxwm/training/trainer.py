@@ -20,7 +20,20 @@ from jaxwm.schedule import FOREVER, Segment, rows_of, segments, words
 from jaxwm.spaces import blank_step
 from jaxwm.training import gauge, processes, quick
 from jaxwm.training.host import HostLoop
-from jaxwm.training.life import ENV, EVAL, INIT, LOG_AXES, Counters, Cursor, Life, Log, Report, member_keys, stream
+from jaxwm.training.life import (
+    ENV,
+    EVAL,
+    INIT,
+    LOG_AXES,
+    Counters,
+    Cursor,
+    Finished,
+    Life,
+    Log,
+    Report,
+    member_keys,
+    stream,
+)  # fmt: skip
 from jaxwm.training.program import Program
 from jaxwm.training.spread import spread
 from jaxwm.types import Agent, Array, Collect, Env, Key, Load, Repeat, Source, Step, Train, Word
@@ -215,12 +228,20 @@ class Trainer:
             if np.any(count) or any(np.any(v) for v in log.faults[name].values()):
                 mean = lambda v, n=count: np.where(n, np.asarray(v) / np.maximum(n, 1), np.nan)  # noqa: E731
                 metrics |= {prefix + k: mean(v) for k, v in sums.items()}
-        done, total, rest, length = map(np.asarray, log.finished)  # [M, rows, N]
+        done, total, rest, length = map(np.asarray, log.finished[:4])  # [M, rows, N]
         episodes = []
         for row, m, n in np.argwhere(done.swapaxes(0, 1)).tolist():
             score = {"return": float(total[m, row, n]) + float(rest[m, row, n]), "length": int(length[m, row, n])}
             episodes.append({"member": m, "env_steps": (first_row + row) * self.source.num_envs, **score})
-        return Report(metrics, episodes, faults)
+        return Report(metrics, episodes, faults, _means(log.finished) if episodes else {})
+
+
+def _means(finished: Finished) -> dict[str, np.ndarray]:
+    """The environment's own metrics `[M]`: means over the episodes that ended, NaN for a member without one."""
+    done = np.asarray(finished.done)
+    count = done.sum((1, 2))
+    with np.errstate(invalid="ignore"):
+        return {name: (np.asarray(x) * done).sum((1, 2)) / count for name, x in finished.metrics.items()}
 
 
 def _check_source(agent: Agent, source: Source) -> None:
