@@ -1,4 +1,4 @@
-"""Jumanji: 24 combinatorial problems in JAX (Bonnet et al. 2024), pure.
+"""Jumanji: combinatorial problems in JAX (Bonnet et al. 2024), pure.
 
 An observation is a dict of the library's own fields; those of an inner record are joined by "_". Flags stay bool, whole
 numbers with few values (`FEW` at most) become one-hot bool, everything else is a float32 vector.
