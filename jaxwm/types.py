@@ -70,7 +70,20 @@ class Box:
         check_number("the size of Box", self.size, least=1, whole=True)
 
 
-ActionSpace = Discrete | MultiDiscrete | Box
+@dataclass(frozen=True)
+class Mixed:
+    """Choices and a vector at once, such as a dict of actions: float32 `[N, len(n) + size]`.
+    The choices come first, as whole numbers, `n[i]` options for the i-th; then `size` entries in [-1, 1]."""
+
+    n: tuple[int, ...]
+    size: int
+
+    def __post_init__(self):
+        MultiDiscrete(self.n)
+        check_number("the size of Mixed", self.size, least=1, whole=True)
+
+
+ActionSpace = Discrete | MultiDiscrete | Box | Mixed
 
 
 @dataclass(frozen=True)
@@ -96,7 +109,9 @@ class Spec:
 
     def __post_init__(self):
         if self.action is not None and not isinstance(self.action, ActionSpace):
-            raise ValueError(f"{self.name}: the action space is Discrete, MultiDiscrete or Box, not {self.action!r}")
+            raise ValueError(
+                f"{self.name}: the action space is Discrete, MultiDiscrete, Box or Mixed, not {self.action!r}"
+            )
         if self.max_steps is not None:
             check_number(f"{self.name}: max_steps", self.max_steps, least=1, whole=True)
         object.__setattr__(self, "obs", _usual(self.name, self.obs))
@@ -163,8 +178,8 @@ def _check_reserved(name: str, obs: Mapping[str, Any], action: ActionSpace | Non
 
 
 def action_dtype(action: ActionSpace | None) -> Any:
-    """float32 for a `Box`, int32 for the discrete spaces."""
-    return np.float32 if isinstance(action, Box) else np.int32
+    """float32 for `Box` and `Mixed`, int32 for the discrete spaces."""
+    return np.float32 if isinstance(action, Box | Mixed) else np.int32
 
 
 class Step(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Any
 from jaxwm.agents.registry import AGENTS, MODULES, table
 from jaxwm.agents.system import System
 from jaxwm.errors import check_jax, suggest
-from jaxwm.types import RESERVED, Agent, Spec
+from jaxwm.types import RESERVED, Agent, Mixed, Spec
 
 __all__ = ["AGENTS", "System", "build", "find", "make", "renamed", "settings", "table"]
 
@@ -66,6 +66,9 @@ def build(name: str, spec: Spec, config: Any) -> Agent:
     system = find(name)
     if spec.action is None and not system.video:
         raise ValueError(f"{name} learns what actions do, and {spec.name} has no action space")
+    if isinstance(spec.action, Mixed) and not system.mixed:
+        able = ", ".join(other for other in AGENTS if AGENTS[other].mixed)
+        raise ValueError(f"{name} cannot act by choices and a vector at once, as {spec.name} asks: take {able}")
     if spec.players > system.players:
         raise ValueError(
             f"{name} plays for one side, and {spec.name} wants moves for both: give it an opponent "

@@ -38,7 +38,7 @@ from jaxwm.models.latent_world import Carry, World, build_classic_world, groups_
 from jaxwm.models.rssm import Gaussian, Latent, floored, joint
 from jaxwm.nets.layers import Head, apply
 from jaxwm.schedule import phases
-from jaxwm.types import Acted, Agent, Array, Batch, Box, Dream, Key, Metrics, Record, Spec, Step, TrainStep, Varies
+from jaxwm.types import Acted, Agent, Array, Batch, Dream, Key, Metrics, Record, Spec, Step, TrainStep, Varies
 
 
 @dataclass(frozen=True)
@@ -142,12 +142,14 @@ class Networks:
     def actor(self, params: Any, feat: Array, legal: Array | None = None) -> Actor:
         """The policy at `feat [..., F]`: a normal squashed by tanh, or one-hot choices over `legal` actions `[..., A]`,
         in dreams those that the decoder predicts."""
-        space, out = self.world.spec.action, apply(self.heads["pol"], params["pol"], feat)
-        if not isinstance(space, Box):
-            legal = self.world.legal(params["dec"], feat) if legal is None else legal
-            return action_distribution(space, out, legal=legal)
+        out = apply(self.heads["pol"], params["pol"], feat)
+        legal = self.world.legal(params["dec"], feat) if legal is None else legal
+        policy = action_distribution(self.world.spec.action, out, legal=legal)
+        if policy.vector is None:
+            return policy
         shift = jnp.log(jnp.expm1(self.config.init_std))
-        return Actor(TanhNormal(5 * jnp.tanh(out["mean"] / 5), jax.nn.softplus(out["std"] + shift) + 1e-4), space)
+        vector = TanhNormal(5 * jnp.tanh(out["mean"] / 5), jax.nn.softplus(out["std"] + shift) + 1e-4)
+        return policy._replace(vector=vector)
 
     def value(self, params: Any, feat: Array) -> Array:
         """The critic `[...]` at `feat [..., F]`."""
@@ -222,7 +224,7 @@ PRESETS = {"published": PUBLISHED, "micro": MICRO}
 
 SYSTEM = System(
     make, Config, PRESETS, default="micro", year=2020, env="gymnax/Pendulum-v1", steps=14000, obeys=("legal",),
-    offline=True, renamed={"updates": "phase_updates"},
+    mixed=True, offline=True, renamed={"updates": "phase_updates"},
     summary="Gaussian latents, value gradients through dreams (Hafner et al. 2020)",
     paper="Hafner et al., Dream to Control",
     sees="CNN or MLP; a Gaussian latent",

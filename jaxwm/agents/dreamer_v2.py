@@ -236,7 +236,7 @@ PRESETS = {"atari": PUBLISHED, "nano": NANO, "micro": MICRO}
 """The paper's, and two for vectors and small grids on two CPU cores."""
 
 SYSTEM = System(
-    make, Config, PRESETS, default="nano", year=2021, steps=14000, obeys=("legal",), offline=True,
+    make, Config, PRESETS, default="nano", year=2021, steps=14000, obeys=("legal",), mixed=True, offline=True,
     copies={"slow": "val"}, renamed={"updates": "phase_updates", "decay": "weight_decay"},
     summary="categorical latents, REINFORCE and gradients through dreams mixed (Hafner et al. 2021)",
     paper="Hafner et al., Mastering Atari with Discrete World Models",

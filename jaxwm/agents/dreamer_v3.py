@@ -469,8 +469,8 @@ PRESETS: dict[str, Config] = {
 for numbers and planes, small for images of 64 x 64."""
 
 SYSTEM = System(
-    make, Config, PRESETS, default="nano", year=2023, obeys=("legal",), offline=True, copies={"slow": "val"},
-    renamed={"horizon": "discount_horizon", "decay": "lr_decay_updates"},
+    make, Config, PRESETS, default="nano", year=2023, obeys=("legal",), mixed=True, offline=True,
+    copies={"slow": "val"}, renamed={"horizon": "discount_horizon", "decay": "lr_decay_updates"},
     summary="recurrent state-space model, actor-critic inside dreams (Hafner et al. 2023)",
     paper="Hafner et al., Mastering Diverse Domains through World Models",
     sees="CNN or MLP, by the kind of observation; a latent of categoricals",

@@ -31,6 +31,7 @@ class System:
     observations: tuple[str, ...] = ANY_OBSERVATION
     """Kinds of sensors that it can see (`nets.sensors`), or "one-hot" or "board"."""
     actions: tuple[str, ...] = ANY_ACTION  # Action spaces that it can take, by the names of their types.
+    mixed: bool = False  # Whether it can take choices and a vector at once, see `types.Mixed`.
     players: int = 1  # The most that it can move for, see `Spec.players`.
     obeys: tuple[str, ...] = ()  # Reserved observation keys that it understands, see `types.RESERVED`.
     offline: bool = False  # Whether it can learn from recorded episodes: its targets need nothing of what acting saw.

@@ -1,6 +1,6 @@
 """Policies as distributions over actions, for every kind of action space."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple, get_args
 
 import jax
@@ -8,60 +8,70 @@ import jax.numpy as jnp
 
 from jaxwm.distributions import Normal, OneHot, TanhNormal, bounded_normal, one_hot
 from jaxwm.errors import check_choice
-from jaxwm.spaces import head_sizes, masks_of, noise, noise_size, random_action, wide
-from jaxwm.types import ActionSpace, Array, Box, Discrete, Key, Mode, Step
+from jaxwm.spaces import masks_of, noise, noise_size, random_action, separate, vector_size, wide
+from jaxwm.types import ActionSpace, Array, Box, Discrete, Key, Mixed, Mode, MultiDiscrete, Step
 
 
 class Actor(NamedTuple):
-    """A policy's distribution: one categorical per choice, or one density per entry of a vector."""
+    """A policy's distribution: one categorical per choice, and one density per entry of a vector where there is one."""
 
-    parts: tuple[OneHot, ...] | Normal | TanhNormal
+    parts: tuple[OneHot, ...]
     space: ActionSpace
+    vector: Normal | TanhNormal | None = None
 
-    @property
-    def _vector(self) -> Normal | TanhNormal | None:
-        return self.parts if isinstance(self.parts, Normal | TanhNormal) else None
+    def _split(self, values: Array) -> tuple[list[Array], Array | None]:
+        """The entries of `values` that belong to each choice, and those of the vector."""
+        if isinstance(self.space, Discrete):
+            return [values], None
+        count = len(self.parts)
+        vector = values if not count else values[..., count:] if self.vector else None
+        return [values[..., i] for i in range(count)], vector
 
-    def _choices(self, values: Array) -> Iterator[tuple[OneHot, Array]]:
-        """Every categorical with its own entry of `values`."""
-        split = values[..., None] if isinstance(self.space, Discrete) else values
-        return ((part, split[..., i]) for i, part in enumerate(self.parts))  # type: ignore[misc]
-
-    def _join(self, indices: list[Array]) -> Array:
-        return indices[0] if isinstance(self.space, Discrete) else jnp.stack(indices, -1)
+    def _join(self, indices: list[Array], vector: Array | None) -> Array:
+        if isinstance(self.space, Discrete):
+            return indices[0]
+        if vector is None:
+            return jnp.stack(indices, -1)
+        return jnp.concatenate([jnp.stack(indices, -1), vector], -1) if indices else vector
 
     def sample(self, key: Key) -> Array:
         """Draw an action `[...]`."""
-        lead = self._vector.mean.shape[:-1] if self._vector else self.parts[0].logp.shape[:-1]  # type: ignore[union-attr]
+        lead = self.vector.mean.shape[:-1] if self.vector else self.parts[0].logp.shape[:-1]
         return self.pick(noise(self.space, jax.random.uniform(key, (*lead, noise_size(self.space)))))
 
     def pick(self, noise: Array) -> Array:
         """The action that `noise(space, ...)` decides; of a vector, with gradients."""
-        if self._vector:
-            return self._vector.pick(noise)
-        return self._join([part.invert(uniform) for part, uniform in self._choices(noise)])
+        uniform, normal = self._split(noise)
+        indices = [part.invert(u) for part, u in zip(self.parts, uniform, strict=True)]
+        return self._join(indices, self.vector.pick(normal) if self.vector else None)  # type: ignore[arg-type]
 
     def mode(self) -> Array:
         """The likeliest action `[...]`, or the mean of a vector."""
-        return self._vector.mode() if self._vector else self._join([part.mode() for part in self.parts])  # type: ignore[union-attr]
+        return self._join([part.mode() for part in self.parts], self.vector.mode() if self.vector else None)
 
     def log_prob(self, action: Array) -> Array:
         """Summed over the entries of an action: `[...]`."""
-        if self._vector:
-            return self._vector.log_prob(action).sum(-1)
-        return sum(part.log_prob(index) for part, index in self._choices(action))  # type: ignore[return-value]
+        indices, vector = self._split(action)
+        terms = [part.log_prob(_whole(index)) for part, index in zip(self.parts, indices, strict=True)]
+        terms += [self.vector.log_prob(vector).sum(-1)] if self.vector else []  # type: ignore[arg-type]
+        return sum(terms)  # type: ignore[return-value]
 
     def entropy(self) -> Array:
         """Summed over the entries of an action: `[...]`; of `TanhNormal` it has no closed form."""
-        if isinstance(self.parts, Normal):
-            return self.parts.entropy().sum(-1)
-        return sum(part.entropy() for part in self.parts)  # type: ignore[union-attr, return-value]
+        terms = [part.entropy() for part in self.parts]
+        terms += [self.vector.entropy().sum(-1)] if self.vector else []  # type: ignore[union-attr]
+        return sum(terms)  # type: ignore[return-value]
 
     def encoded(self, action: Array) -> Array:
         """`encode(space, action)` with gradients of the policy: straight-through where the action is discrete."""
-        if self._vector:
-            return action
-        return jnp.concatenate([part.straight_through(index) for part, index in self._choices(action)], -1)
+        indices, vector = self._split(action)
+        terms = [part.straight_through(_whole(index)) for part, index in zip(self.parts, indices, strict=True)]
+        return jnp.concatenate([*terms, *([] if vector is None else [vector])], -1) if terms else action
+
+
+def _whole(index: Array) -> Array:
+    """Class indices as whole numbers; a mixed action keeps them as float32."""
+    return index if jnp.issubdtype(index.dtype, jnp.integer) else index.astype(jnp.int32)
 
 
 def action_distribution(
@@ -69,10 +79,8 @@ def action_distribution(
 ) -> Actor:
     """The distribution behind the outputs of a head with `head_sizes(space)`.
     Choices that are not `legal [..., A]`, where that is said, have probability 0."""
-    if isinstance(space, Box):
-        return Actor(bounded_normal(outputs["mean"], outputs["std"]), space)
-    masks = masks_of(space, legal)
-    return Actor(tuple(one_hot(outputs[name], unimix, masks[i]) for i, name in enumerate(head_sizes(space))), space)
+    parts = tuple(one_hot(outputs[f"logits{i}"], unimix, mask) for i, mask in enumerate(masks_of(space, legal)))
+    return Actor(parts, space, bounded_normal(outputs["mean"], outputs["std"]) if vector_size(space) else None)
 
 
 def check_mode(mode: str) -> None:
@@ -99,5 +107,9 @@ def disturb(space: ActionSpace, action: Array, amount: Array, key: Key, legal: A
     k_noise, k_mix = jax.random.split(key)
     if isinstance(space, Box):
         return jnp.clip(action + amount * jax.random.normal(k_noise, action.shape), -1.0, 1.0)
+    if isinstance(space, Mixed):
+        parts, vector = separate(space, action)
+        parts = disturb(MultiDiscrete(space.n), parts, amount, k_mix, legal)
+        return jnp.concatenate([parts, disturb(Box(space.size), vector, amount, k_noise)], -1)
     swap = jax.random.uniform(k_mix, (len(action),)) < amount
     return jnp.where(wide(swap, action), random_action(space, k_noise, len(action), legal), action)

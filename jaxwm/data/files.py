@@ -22,7 +22,7 @@ import numpy as np
 
 from jaxwm import spaces
 from jaxwm.envs import border
-from jaxwm.types import Box, Data, Discrete, MultiDiscrete, Record, Spec, action_dtype
+from jaxwm.types import Box, Data, Discrete, Mixed, MultiDiscrete, Record, Spec, action_dtype
 
 ABOUT = "recording.json"
 FORMAT = 1
@@ -49,9 +49,7 @@ def _describe(spec: Spec, env: str | None) -> dict[str, Any]:
     obs = {name: sensor(x) for name, x in named.items()} if named else sensor(spec.obs)
     action: Any = None
     if spec.action is not None:
-        n = getattr(spec.action, "n", None)
-        sizes = {"size": spec.action.size} if isinstance(spec.action, Box) else {"n": n}
-        action = {"kind": type(spec.action).__name__, **sizes}
+        action = {"kind": type(spec.action).__name__, **vars(spec.action)}
     about = {"format": FORMAT, "name": spec.name, "env": env, "obs": obs, "action": action}
     return about | {"max_steps": spec.max_steps, "one_hot": spec.one_hot}
 
@@ -64,6 +62,7 @@ def _spec(about: dict[str, Any]) -> Spec:
         "Discrete": lambda a: Discrete(a["n"]),
         "MultiDiscrete": lambda a: MultiDiscrete(tuple(a["n"])),
         "Box": lambda a: Box(a["size"]),
+        "Mixed": lambda a: Mixed(tuple(a["n"]), a["size"]),
     }
     space = kinds[action["kind"]](action) if action else None
     return Spec(about["name"], obs, space, about.get("max_steps"), one_hot=about.get("one_hot", False))

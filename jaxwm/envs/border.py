@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxwm.types import ActionSpace, Array, Box, Discrete, PyTree, Spec, action_dtype, flatten
+from jaxwm.types import ActionSpace, Array, Box, Discrete, Mixed, PyTree, Spec, action_dtype, flatten
 
 
 class Misfit(ValueError):
@@ -64,7 +64,7 @@ def action_shape(space: ActionSpace) -> tuple[int, ...]:
     """The shape of one action, without leading axes."""
     if isinstance(space, Discrete):
         return ()
-    return (space.size,) if isinstance(space, Box) else (len(space.n),)
+    return (len(getattr(space, "n", ())) + getattr(space, "size", 0),)
 
 
 def check_action(spec: Spec, action: Any, lead: tuple[int, ...]) -> None:
@@ -72,7 +72,7 @@ def check_action(spec: Spec, action: Any, lead: tuple[int, ...]) -> None:
     expected = (*lead, *action_shape(spec.action))
     if np.shape(action) != expected:
         raise Misfit(f"{spec.name}: the action has shape {np.shape(action)}, expected {expected}")
-    if action.dtype.kind not in ("iufV" if isinstance(spec.action, Box) else "iu"):  # V: bfloat16
+    if action.dtype.kind not in ("iufV" if isinstance(spec.action, Box | Mixed) else "iu"):  # V: bfloat16
         raise Misfit(f"{spec.name}: the action is {action.dtype}, expected {np.dtype(action_dtype(spec.action))}")
 
 
@@ -182,13 +182,16 @@ def native_action(spec: Spec, action: Any, lead: tuple[int, ...]) -> tuple[np.nd
     action = np.asarray(action)
     check_action(spec, action, lead)
     action = action.reshape(math.prod(lead), *action_shape(spec.action)).astype(action_dtype(spec.action))
+    action, bad = finite(action)
     if isinstance(spec.action, Box):
-        action, bad = finite(action)
         return np.clip(action, -1.0, 1.0), bad
     options = np.array(spec.action.n)
-    if ((action < 0) | (action >= options)).any():
+    chosen = action[:, : len(spec.action.n)] if isinstance(spec.action, Mixed) else action
+    if ((chosen < 0) | (chosen >= options) | (chosen != np.rint(chosen))).any():
         raise Misfit(f"{spec.name}: the action {action.tolist()} is outside of 0 to {(options - 1).tolist()}")
-    return action, False
+    if isinstance(spec.action, Mixed):
+        action = np.concatenate([chosen, np.clip(action[:, len(options) :], -1.0, 1.0)], -1)
+    return action, bad
 
 
 # --- Reading native observations ----------------------------------------------------------------------------------
@@ -353,4 +356,8 @@ def traced_action(spec: Spec, action: Array, lead: tuple[int, ...]) -> Array:
     Raises `Misfit`, when traced, for a wrong shape or type."""
     check_action(spec, action, lead)
     action = strong(action, action_dtype(spec.action))
+    if isinstance(spec.action, Mixed):
+        count = len(spec.action.n)
+        vector = jnp.clip(traced_finite(action[..., count:])[0], -1.0, 1.0)
+        return jnp.concatenate([action[..., :count], vector], -1)
     return jnp.clip(traced_finite(action)[0], -1.0, 1.0) if isinstance(spec.action, Box) else action

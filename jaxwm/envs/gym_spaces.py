@@ -15,7 +15,7 @@ from jaxwm import types
 from jaxwm.envs import images
 from jaxwm.envs.border import Misfit, Reader, Sensor
 
-Writer = Callable[[np.ndarray], np.ndarray]  # from our actions `[K, ...]` to those of a native space
+Writer = Callable[[np.ndarray], Any]  # from our actions `[K, ...]` to those of a native space
 OPEN = 1e9  # a bound this far out is none: LQR writes 1e10, ViZDoom 1e308, others inf
 SMALL = 16  # most channels, or frames of a stack, of an image; sides of images are longer
 
@@ -35,9 +35,12 @@ def box_range(low: Any, high: Any, shape: tuple[int, ...], name: str = "the envi
 
 def action_space(space: Any, name: str = "the environment") -> tuple[types.ActionSpace, Writer]:
     """Our action space, and the writer of actions of the native `space`.
-    -1 and 1 become exactly the bounds of a `Box`, and nothing leaves them. Raises ValueError for a space that has no
-    counterpart (Tuple, Dict, Text, ...) and for a box with bounds on one side only."""
+    -1 and 1 become exactly the bounds of a `Box`, and nothing leaves them. The parts of a Dict or Tuple come in their
+    order, choices before vectors: together they are `MultiDiscrete`, `Box` or `Mixed`. Raises ValueError for a space
+    that has no counterpart (Text, Sequence, ...) and for a box with bounds on one side only."""
     kind = type(space).__name__
+    if kind in ("Dict", "Tuple"):
+        return _composite(space, name)
     if kind == "Discrete":
         start = int(getattr(space, "start", 0))
         return types.Discrete(int(space.n)), lambda action: action.astype(np.int64) + start
@@ -49,8 +52,46 @@ def action_space(space: Any, name: str = "the environment") -> tuple[types.Actio
     if kind == "Box":
         ends = box_range(space.low, space.high, tuple(space.shape), name)
         return types.Box(math.prod(space.shape)), partial(_scale, *ends, space)
-    advice = "use Discrete, MultiDiscrete, MultiBinary or Box"
+    advice = "use Discrete, MultiDiscrete, MultiBinary or Box, or a Dict or Tuple of them"
     raise ValueError(f"{name}: an action space of kind {kind} is not supported: {advice}")
+
+
+def _composite(space: Any, name: str) -> tuple[types.ActionSpace, Writer]:
+    """Our action space of a Dict or Tuple, and the writer, which returns dicts and tuples of arrays `[K, ...]`."""
+    inner = space.spaces.items() if type(space).__name__ == "Dict" else enumerate(space.spaces)
+    parts = {key: action_space(part, f"{name}: the action {key!r}") for key, part in inner}
+    if not parts:
+        raise ValueError(f"{name}: an action space of kind {type(space).__name__} with nothing in it is not supported")
+    counts = {key: _extent(ours) for key, (ours, _) in parts.items()}
+    choices = tuple(n for found, _ in counts.values() for n in found)
+    size, places = sum(entries for _, entries in counts.values()), _places(counts)
+
+    def write(action: np.ndarray) -> Any:
+        written = {}
+        for key, (ours, writer) in parts.items():
+            part = action[:, places[key]]
+            part = part if isinstance(ours, types.Box | types.Mixed) else part.astype(np.int32)
+            written[key] = writer(part[:, 0] if isinstance(ours, types.Discrete) else part)
+        return written if type(space).__name__ == "Dict" else tuple(written.values())
+
+    if not size:
+        return types.MultiDiscrete(choices), write
+    return (types.Mixed(choices, size) if choices else types.Box(size)), write
+
+
+def _extent(space: types.ActionSpace) -> tuple[tuple[int, ...], int]:
+    """The options of every choice of an action, and the entries of its vector."""
+    n = getattr(space, "n", ())
+    return (n if isinstance(n, tuple) else (n,)), getattr(space, "size", 0)
+
+
+def _places(counts: dict[Any, tuple[tuple[int, ...], int]]) -> dict[Any, np.ndarray]:
+    """Where the entries of every part of an action are: choices in front, vectors behind."""
+    chosen, entry, places = 0, sum(len(found) for found, _ in counts.values()), {}
+    for key, (found, size) in counts.items():
+        places[key] = np.r_[chosen : chosen + len(found), entry : entry + size].astype(int)
+        chosen, entry = chosen + len(found), entry + size
+    return places
 
 
 def _scale(low: np.ndarray, high: np.ndarray, space: Any, action: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from operator import itemgetter
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -171,7 +172,8 @@ class _Loop:
 
     def step(self, action: np.ndarray) -> Outcome:
         native = self.write(action)
-        obs, *rest = zip(*(self._one(i, native[i, ...]) for i in range(len(native))), strict=True)
+        row = lambda i: jax.tree.map(itemgetter((i, ...)), native)  # noqa: E731
+        obs, *rest = zip(*(self._one(i, row(i)) for i in range(len(action))), strict=True)
         reward, last, terminal = map(np.array, rest)
         self.is_last = last.tolist()
         return Outcome(self.read.rows(list(map(self.form, obs))), reward, last, terminal)

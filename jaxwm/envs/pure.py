@@ -35,8 +35,8 @@ def from_functions(
 
     `reset(key) -> (state, obs)` and `step(key, state, action) -> (state, obs, reward, terminated, truncated)` describe
     one environment, without auto-reset: `obs` as in `spec.obs`, `reward` a number, `terminated` and `truncated` bools,
-    `action` int32 `[]`, int32 `[len(n)]` or float32 `[size]` in [-1, 1] after `spec.action`. `metrics(state)` are
-    numbers by name, see `Env.metrics`.
+    `action` int32 `[]`, int32 `[len(n)]`, float32 `[size]` in [-1, 1], or float32 `[len(n) + size]`, after
+    `spec.action`. `metrics(state)` are numbers by name, see `Env.metrics`.
 
     Both functions are run at every step (the result is selected), so a reset should cost little. Where it costs more
     than a step, `rare_resets` runs it only for environments that start anew, one after the other; the numbers are the
