@@ -56,20 +56,28 @@ def kind(spec: jax.ShapeDtypeStruct) -> str:
 
 
 def kinds(obs: Any) -> dict[str, str]:
-    """`{sensor: kind}` of an observation spec; ValueError where an image size does not fit the convolutions."""
-    found = {name: kind(spec) for name, spec in sensors(obs).items()}
+    """`{sensor: kind}` of an observation spec; ValueError, which names the sensor, where no encoder sees it."""
+    found = {name: _kind(name, spec) for name, spec in sensors(obs).items()}
     if not found:
         raise ValueError("the observation has no sensor besides the reserved keys " + ", ".join(RESERVED))
-    images = [sensors(obs)[name].shape for name, what in found.items() if what == "image"]
-    for height, width, _ in images:
+    images = {name: sensors(obs)[name].shape for name, what in found.items() if what == "image"}
+    for name, (height, width, _) in images.items():
         if height % 16 or width % 16 or not (3 <= height // 16 <= 16 and 3 <= width // 16 <= 16):
             raise ValueError(
-                f"images are halved four times: height and width must be multiples of 16 between 48 and 256, got "
-                f"{height} x {width}; set the environment's image size (64 is usual) or give small grids as bool planes"
+                f"the sensor {name!r}: images are halved four times: height and width must be multiples of 16 between "
+                f"48 and 256, got {height} x {width}; set the environment's image size (64 is usual) or give small "
+                "grids as bool planes"
             )
-    if len({shape[:2] for shape in images}) > 1:
+    if len({shape[:2] for shape in images.values()}) > 1:
         raise ValueError(f"all image sensors must have one height and width, got {images}")
     return found
+
+
+def _kind(name: str, spec: jax.ShapeDtypeStruct) -> str:
+    try:
+        return kind(spec)
+    except ValueError as error:
+        raise ValueError(f"the sensor {name!r}: {error}") from None
 
 
 def flat(x: Array, spec: jax.ShapeDtypeStruct) -> Array:

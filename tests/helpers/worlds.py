@@ -10,6 +10,9 @@ import numpy as np
 
 from jaxwm.types import ActionSpace, Discrete, Env, MultiDiscrete, Spec, Step
 
+EXTRAS = {"craftax": "craftax", "jumanji-jax": "jumanji", "xminigrid": "xminigrid", "brax": "brax"}
+"""Suite -> its library, where that is an extra: see tests/contract/test_extras.py."""
+
 
 def actions(space: ActionSpace, lead: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     """Random actions `[*lead, ...]`."""
