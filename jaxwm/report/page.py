@@ -170,14 +170,17 @@ def _scores(scored: list[Story]) -> list[Block]:
 
 
 def _named(group: list[Story]) -> list[Block]:
-    """Scores of a system's own, such as errors on recordings that were held out."""
+    """Scores by name: a system's own, such as errors on recordings that were held out, and what an environment counts
+    besides the reward, next to random play."""
     rows = []
     for story in group:
         for name, found in story.evaluation.get("scores", {}).items():
             if name != "return":
                 each = [f"{value:.3g}" for value in [*found["trained"], np.mean(found["trained"])]]
-                rows.append([story.label, name, f"{story.evaluation['updates']:,}", " ".join(each[:-1]), each[-1]])
-    return [table(["run", "score", "updates", "each member", "mean"], rows)] if rows else []
+                chance = f"{np.mean(found['random']):.3g}" if "random" in found else ""
+                work = f"{story.evaluation['updates']:,}"
+                rows.append([story.label, name, work, " ".join(each[:-1]), each[-1], chance])
+    return [table(["run", "score", "updates", "each member", "mean", "random"], rows)] if rows else []
 
 
 def _weak(story: Story, curves: list[charts.Series]) -> Iterable[str]:

@@ -443,7 +443,8 @@ def test_systems_are_told_apart_by_the_settings_that_differ(tmp_path):
 
 def test_members_with_their_own_hyperparameters_are_told_apart(tmp_path):
     """Three members with two learning rates are two systems, of two seeds and of one; the command is one."""
-    named = {"scores": {"squared error": {"trained": [0.5, 0.25, 0.125]}}}
+    counted = {"trained": [4.0, 5.0, 6.0], "random": [2.0, 2.5, 3.0]}  # by the environment
+    named = {"scores": {"squared error": {"trained": [0.5, 0.25, 0.125]}, "achievements": counted}}
     folder = write(tmp_path / "rates", evaluation=evaluated([1.0, 3.0, 5.0], -1.0) | named)
     config = json.loads((folder / directory.CONFIG).read_text()) | {"vary": {"lr": [0.1, 0.1, 0.2]}}
     (folder / directory.CONFIG).write_text(json.dumps(config))
@@ -457,6 +458,7 @@ def test_members_with_their_own_hyperparameters_are_told_apart(tmp_path):
     assert text.count("jaxwm train dreamer-v3") == 1 and "--vary lr=0.1,0.1,0.2" in text
     assert "| rates lr 0.1 | 100,000 | 100 | 1.00 3.00 | 2.00 | 1.00 | -1.00 |" in text
     assert "| rates lr 0.1 | squared error | 80 | 0.5 0.25 | 0.375 |" in text
+    assert "| rates lr 0.1 | achievements | 80 | 4 5 | 4.5 | 2.25 |" in text
     assert "| rates lr 0.2 | squared error | 80 | 0.125 | 0.125 |" in text
 
 
