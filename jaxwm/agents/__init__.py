@@ -67,7 +67,7 @@ def build(name: str, spec: Spec, config: Any) -> Agent:
     if spec.action is None and not system.video:
         raise ValueError(f"{name} learns what actions do, and {spec.name} has no action space")
     if isinstance(spec.action, Mixed) and not system.mixed:
-        able = ", ".join(other for other in AGENTS if AGENTS[other].mixed)
+        able = ", ".join(other for other, row in table().items() if row["mixed"])
         raise ValueError(f"{name} cannot act by choices and a vector at once, as {spec.name} asks: take {able}")
     if spec.players > system.players:
         raise ValueError(

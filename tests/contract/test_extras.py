@@ -13,6 +13,8 @@ from worlds import EXTRAS, actions, check_step, check_stream, roll, zeros
 
 from jaxwm import envs
 from jaxwm.nets import sensors
+from jaxwm.studio import names
+from jaxwm.types import Discrete, Spec
 
 SHAPES = ["craftax/Classic-Symbolic", "jumanji-jax/Tetris", "xminigrid/MiniGrid-DoorKey-5x5", "brax/inverted_pendulum"]
 """Traced by default: nothing is compiled. The full game of Craftax alone takes a minute."""
@@ -135,6 +137,17 @@ def test_wrong_options_are_named():
         if importlib.util.find_spec(EXTRAS[name.split("/")[0]]):
             with pytest.raises(ValueError, match=words):
                 envs.make(name, **options)
+
+
+def test_blocks_and_actions_of_craftax_have_names():
+    wanted("craftax/x")
+    constants = importlib.import_module("craftax.craftax_classic.constants")
+    spec = Spec("craftax/Classic-Symbolic", {"x": jax.ShapeDtypeStruct((1,), bool)}, Discrete(17))
+    words = {"crafting_table": "table", "out_of_bounds": "outside"}
+    blocks = [words.get(one.name.lower(), one.name.lower().replace("_", " ")) for one in constants.BlockType]
+    assert names.planes(spec.name, 21) == [*blocks, "zombie", "cow", "skeleton", "arrow"]
+    given = [one.name.lower().replace("make_", "").replace("_", " ") for one in constants.Action]
+    assert names.actions(spec, 17) == ["nothing", *given[1:]]
 
 
 def test_names_are_those_of_the_libraries():
