@@ -202,7 +202,7 @@ def behaviour_losses(
 
     def act(pol: Any, _: Any, rows: Any, constants: Any) -> tuple[Array, Array]:
         (feat, actions, *rest), (hyper, dec) = rows, constants
-        loss, entropy = policy_loss(learner, {"pol": pol, "dec": dec}, hyper, feat[:-1], actions[:-1], *rest)
+        loss, entropy = policy_loss(learner, pol, hyper, feat[:-1], actions[:-1], *rest, dec)
         return loss.sum(), entropy.mean()
 
     constants = params, state._replace(opt=None)
@@ -242,10 +242,11 @@ def evaluate_dream(
 
 
 def policy_loss(
-    learner: Learner, params: Any, hyper: Any, feat: Array, actions: Array, advantage: Array, weight: Array
-) -> tuple[Array, Array]:
-    """REINFORCE losses (equation 6) and entropies `[H, R]` at `feat [H, R, F]`; `params` hold actor and decoder."""
-    policy = learner.actor(params, feat)
+    learner: Learner, pol: Any, hyper: Any, feat: Array, actions: Array, advantage: Array, weight: Array,
+    dec: Any = None,
+) -> tuple[Array, Array]:  # fmt: skip
+    """REINFORCE losses (equation 6) and entropies `[H, R]` at `feat [H, R, F]`; the decoder knows what is legal."""
+    policy = learner.actor({"pol": pol, "dec": dec}, feat)
     entropy = policy.entropy()
     return ac.actor_loss(ac.reinforce(policy, actions, advantage), entropy, weight, hyper["entropy"]), entropy
 

@@ -239,7 +239,7 @@ def policy_cross_entropy(policy: Actor, extras: dict[str, Array]) -> Array:
     """Cross-entropy `[B, K + 1]` of the policy with those of the searches, over actions or sampled ones."""
     if "options" in extras:
         return -(extras["policy"] * jax.vmap(policy.log_prob, 2, 2)(extras["options"])).sum(-1)
-    return -(extras["policy"] * policy.parts[0].logp).sum(-1)  # type: ignore[union-attr]
+    return -(extras["policy"] * policy.parts[0].logp).sum(-1)
 
 
 def consistency_loss(nets: Networks, params: Any, latents: Array, obs: Any, real: Array) -> Array:

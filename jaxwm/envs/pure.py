@@ -69,14 +69,10 @@ def from_functions(
         state = border.traced_state(f"{spec.name}: the state", state, now.state)
         return EnvState(state, key, last, now.replaced), Step(obs, reward, no, last, terminated)
 
-    def finite(now: EnvState, out: Step) -> tuple[EnvState, Step]:
-        (obs, reward), bad = border.traced_finite((out.obs, out.reward))
-        return now._replace(replaced=now.replaced + bad), out._replace(obs=obs, reward=reward)
-
     def reset_all(key: Key) -> tuple[EnvState, Step]:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_envs))
         keys = jax.vmap(jax.random.split)(keys)
-        return jax.vmap(lambda key, draw: finite(*start(key, draw)))(keys[:, 0], keys[:, 1])
+        return jax.vmap(lambda key, draw: _finite(*start(key, draw)))(keys[:, 0], keys[:, 1])
 
     def step_all(now: EnvState, action: Array) -> tuple[EnvState, Step]:
         action = border.traced_action(spec, action, (num_envs,))
@@ -86,12 +82,20 @@ def from_functions(
         else:
             pick = lambda new, a, b: jax.tree.map(partial(jax.lax.select, new), a, b)  # noqa: E731
             after = jax.vmap(pick)(now.is_last, jax.vmap(begin)(now), after)
-        return jax.vmap(finite)(*after)
+        return jax.vmap(_finite)(*after)
 
-    def measured(now: EnvState) -> Metrics:
-        return jax.vmap(lambda state: jax.tree.map(jnp.float32, metrics(state)))(now.state) if metrics else {}
+    return Env(spec, reset_all, step_all, num_envs, pure=True, metrics=partial(_measured, metrics))
 
-    return Env(spec, reset_all, step_all, num_envs, pure=True, metrics=measured)
+
+def _finite(now: EnvState, out: Step) -> tuple[EnvState, Step]:
+    """State and step of one environment, without numbers that are not finite."""
+    (obs, reward), bad = border.traced_finite((out.obs, out.reward))
+    return now._replace(replaced=now.replaced + bad), out._replace(obs=obs, reward=reward)
+
+
+def _measured(metrics: Callable[[PyTree], Metrics] | None, now: EnvState) -> Metrics:
+    """`Env.metrics`, of those of one environment."""
+    return jax.vmap(lambda state: jax.tree.map(jnp.float32, metrics(state)))(now.state) if metrics else {}
 
 
 def _one_by_one(begin: Callable, now: EnvState, after: tuple[EnvState, Step]) -> tuple[EnvState, Step]:

@@ -150,9 +150,9 @@ def test_bounded_normal():
     case = GOLDEN["bounded_normal"]
     action = f32(case["action"])
     raw = {"mean": f32(case["raw_mean"]), "std": f32(case["raw_std"])}
-    parts = jax.jit(lambda raw: action_distribution(Box(3), raw).parts)(raw)
-    close(parts.mean, case["mean"])
-    close(parts.std, case["std"])
+    vector = jax.jit(lambda raw: action_distribution(Box(3), raw).vector)(raw)
+    close(vector.mean, case["mean"])
+    close(vector.std, case["std"])
     for name, of in (("logp", lambda a: a.log_prob(action)), ("entropy", lambda a: a.entropy())):
 
         def summed(raw, of=of):
