@@ -25,7 +25,8 @@ def brax(
     by default the task's own. Raises ImportError where brax is missing, ValueError for an unknown backend."""
     name = f"brax/{task}"
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints that an optional part is missing
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # of parts that are not used here
+            warnings.simplefilter("ignore")
             from brax import envs as library
     except ImportError as error:
         raise ImportError(f"{name} needs brax ({error}): pip install 'jaxwm[brax]'") from error
