@@ -71,7 +71,11 @@ def gates(num_envs):
 
 @pytest.mark.parametrize(
     ("name", "modes"),
-    [("dreamer-v1", ["explore"]), ("dreamer-v2", ["greedy"]), ("dreamer-v3", ["random", "explore"])],
+    [
+        pytest.param("dreamer-v1", ["explore"], marks=pytest.mark.slow),
+        pytest.param("dreamer-v2", ["greedy"], marks=pytest.mark.slow),
+        ("dreamer-v3", ["random", "explore"]),
+    ],
 )
 def test_dreamers_act_and_dream_within_the_mask(name, modes):
     """Untrained: no illegal action, and the decoder has a prediction of the mask, by which dreams are cut."""
