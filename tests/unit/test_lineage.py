@@ -72,5 +72,5 @@ def test_the_command_line_describes_a_system(capsys):
     out = capsys.readouterr().out
     assert "Sutton" in out and "repeat forever:" in out and "plus: planning=50, step_size=1.0, bonus=0.001" in out
     assert lineage.command("dyna-q") in out
-    assert main(["list", "dyna"]) == 2 and "did you mean dyna-q?" in capsys.readouterr().err
+    assert main(["list", "dyna"]) == 2 and "did you mean dyna-q" in capsys.readouterr().err
     assert main(["list", "dyna-q", "dreamer-v3"]) == 2 and "one agent or nothing" in capsys.readouterr().err
