@@ -25,7 +25,7 @@ class Face(NamedTuple):
     native actions. Both work on arrays with the leading axis `[K]`."""
 
     obs: Any
-    read: Callable[[Any], PyTree]
+    read: Any  # Callable[[Any], PyTree]; at first the `border.Reader` of the native space
     action: Any
     write: Callable[[np.ndarray], np.ndarray]
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from jaxwm.envs.border import Reader, Sensor
-from jaxwm.types import Array, PyTree
+from jaxwm.types import PyTree
 
 CLASSES = 64  # most values of an integer that is a class rather than a number
 
@@ -77,7 +77,7 @@ def _classes(shape: tuple[int, ...], low: int, size: int) -> Seen:
     """Integers `[*shape]` from `low` on, `size` of them; `[1]` for a scalar."""
     ours = shape or (1,)
 
-    def view(x: np.ndarray) -> Array:
+    def view(x: np.ndarray) -> np.ndarray:
         index = x.reshape(len(x), *ours).astype(np.int64) - low
         return index == 1 if size == 2 else one_hot(index, size)
 

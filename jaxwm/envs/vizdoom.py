@@ -11,10 +11,8 @@ from jaxwm.envs.envpool import Face, at_least, env
 from jaxwm.envs.tasks import bare, versioned
 from jaxwm.types import Env
 
-TICS = dict.fromkeys(
-    ("Basic", "BasicAudio", "BasicNotifications", "PredictPosition", "RocketBasic", "SimplerBasic"), 300
-)
-TICS["Deathmatch"] = 4200
+_SHORT = "Basic", "BasicAudio", "BasicNotifications", "PredictPosition", "RocketBasic", "SimplerBasic"
+TICS: dict[str, int] = {"Deathmatch": 4200} | dict.fromkeys(_SHORT, 300)
 """Task -> time limit of the scenario in tics, where that is not 2100. envpool does not keep to it by itself."""
 
 SEVERAL = frozenset({"Cig", "MultiDuel"})

@@ -80,13 +80,15 @@ def _child(names: list[str], steps: int) -> tuple[dict[str, str | None], str]:
 
 def _line(child: subprocess.Popen) -> str | None:
     """The next line, "" at the end, None where it does not come."""
+    assert child.stdout is not None
     with selectors.DefaultSelector() as selector:
         selector.register(child.stdout, selectors.EVENT_READ)
         return child.stdout.readline() if selector.select(PATIENCE) else None
 
 
 def _last(child: subprocess.Popen) -> str:
-    time.sleep(0.2)
+    assert child.stderr is not None
+    time.sleep(0.2)  # it is about to end
     lines = [line.strip() for line in child.stderr.read().splitlines() if line.strip()]
     return lines[-1][:200] if lines else "without a word"
 
