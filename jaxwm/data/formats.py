@@ -150,9 +150,9 @@ def _at_once(folder: Path) -> Iterator[Path]:
         if folder.exists():
             folder.replace(old)
         new.replace(folder)
+        shutil.rmtree(old, ignore_errors=True)  # only now: whatever happens, one of the two is there
     finally:
         shutil.rmtree(new, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def _copy(source: str, target: str) -> None:

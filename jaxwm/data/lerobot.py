@@ -15,6 +15,7 @@ action, and `next.done` there is a true end.
 What is written keeps our own description as the entry `jaxwm` of info.json, and has every record as a frame, the last
 one of an episode too. Colour images are films, a little smoothed by their coding; the rest is stored as it is."""
 
+import contextlib
 import io
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -84,6 +85,9 @@ class _Reader:
         self.features = here.info["features"]
         self.length = np.array([int(row["length"]) + after for row in here.rows], np.int64)
         self._begins, self._rows, self._films = _begins(here), _tables(here), video.library(video.Clip)
+        for name, struct in _sensors(spec.obs).items():
+            if self.features[keys[name]]["dtype"] == "video":
+                self._check_films(keys[name], struct)
 
     def load(self, episode: int, first: int, count: int) -> Episode:
         """`Recording.load`."""
@@ -115,6 +119,14 @@ class _Reader:
         film = self._films(self.here.file("video_path", row, f"videos/{key}", key))
         begin = round(float(row[f"videos/{key}/from_timestamp"]) * float(self.here.info["fps"]))
         return film.frames(begin + first, last - first)[..., : struct.shape[-1]]
+
+    def _check_films(self, key: str, struct: Any) -> None:
+        """ValueError where a film of a camera cannot be opened, or has images of another size."""
+        for file in sorted({self.here.file("video_path", row, f"videos/{key}", key) for row in self.here.rows}):
+            with contextlib.closing(video.Clip(file)) as film:
+                if film.size != struct.shape[:2]:
+                    (a, b), (c, d) = film.size, struct.shape[:2]
+                    raise ValueError(f"{file} has images of {a} x {b}, and {INFO} says {c} x {d}")
 
     def _column(self, key: str, struct: Any, episode: int, first: int, last: int) -> np.ndarray:
         return _array(self.here.path, self._rows(self._begins[episode], first, last, key), struct)

@@ -56,7 +56,10 @@ def _files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
 
 def _only_frames(folder: Path) -> bool:
     """Whether a folder holds frames and nothing else."""
-    return folder.is_dir() and {p.suffix.lower() for p in folder.iterdir()} in ({x} for x in FRAMES)
+    if not folder.is_dir():
+        return False
+    found = {p.suffix.lower() for p in folder.iterdir() if not p.name.startswith(".")}
+    return bool(found) and found <= set(FRAMES)
 
 
 def _sources(path: Path) -> list[Path | list[Path]]:

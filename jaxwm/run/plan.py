@@ -111,7 +111,7 @@ class Plan(Generic[C]):
             raise ValueError(f"the settings of {self.agent} are a {config.__module__}.Config, not {self.settings!r}")
         for name in ("env_options", "score_options", "data_options"):
             if not isinstance(options := getattr(self, name), dict):
-                raise ValueError(f"{name} must be a dict of the environment's options, not {options!r}")
+                raise ValueError(f"{name} must be a dict of options, not {options!r}")
         self._check_vary()
 
     def _check_source(self) -> None:
