@@ -41,6 +41,10 @@ def wanted(name: str) -> None:
     pytest.importorskip(library, reason=f"needs {library}: pip install 'jaxwm[{library}]'", exc_type=ImportError)
 
 
+BRAX = pytest.mark.filterwarnings("ignore:Accessing .* from `Data` is deprecated:DeprecationWarning")  # in its physics
+
+
+@BRAX
 @pytest.mark.parametrize("name", SHAPES)
 def test_steps_fit_their_spec(name):
     wanted(name)
@@ -55,6 +59,7 @@ def test_steps_fit_their_spec(name):
     assert all(x.shape == (2,) and x.dtype == jnp.float32 for x in jax.eval_shape(env.metrics, state).values())
 
 
+@BRAX
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PLAYED)
 def test_a_stream_of_steps_keeps_the_contract(name):
