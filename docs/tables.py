@@ -77,7 +77,7 @@ SYSTEMS = {
     "alphazero": System("AlphaZero", "boards", "discrete, masked", "pgx/ConnectFour"),
     "muzero": System("MuZero", "images, vectors, planes", "discrete, continuous", "gymnax/CartPole-v1"),
     "efficientzero": System("EfficientZero", "images, vectors, planes", "discrete, continuous", "gymnax/Catch-bsuite"),
-    "storm": System("STORM", "images, vectors, planes", "discrete, continuous", "minatar/Breakout"),
+    "storm": System("STORM", "images, vectors, planes", "discrete, continuous", "gymnax/Catch-bsuite"),
 }
 
 DAGGER = "†"
