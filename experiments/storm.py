@@ -1,7 +1,7 @@
 """STORM on small tasks, three seeds a task as one population, on CPU: learning, memory, and windows across episodes.
 
-Expected: docs/systems/storm.md holds what was measured.
-Time:     an hour on two cores.
+Expected: Catch as in docs/systems/storm.md; Breakout and Recall have not been measured yet.
+Time:     not measured as a whole.
 Command:  make sweep EXPERIMENT=experiments/storm.py
           make sweep EXPERIMENT=experiments/storm.py ARGS="--tasks catch --across"
 

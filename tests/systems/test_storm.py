@@ -12,15 +12,12 @@ import pytest
 from arrays import assert_close
 from tiny import TINY, settings
 
-from jaxwm import agents, envs
+from jaxwm import agents
 from jaxwm.agents import storm
 from jaxwm.control import actor_critic as ac
 from jaxwm.distributions import symexp_bins
 from jaxwm.nets import attention
 from jaxwm.nets.layers import apply
-from jaxwm.training.evaluation import evaluate
-from jaxwm.training.life import Cursor, member_keys
-from jaxwm.training.trainer import Trainer
 from jaxwm.types import Batch, Discrete, Index, Record, Spec, Step
 
 B, L, S, C, W, BINS = 2, 6, 4, 4, 8, 11
@@ -360,21 +357,3 @@ def test_sizes_are_the_published_ones():
     assert (transformer.layers, transformer.width, transformer.heads, transformer.hidden) == (2, 512, 8, 1024)
     assert storm.schedule(config)[1].body[0].steps == 1, "one update of each part for every step"  # type: ignore[union-attr]
     assert TINY["storm"]["dropout"] > 0
-
-
-# --- Memory -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_it_recalls_a_cue_after_ten_steps():
-    """As measured in docs/systems/storm.md, with one member."""
-    config = agents.settings("storm", "nano", **storm.RECALL)
-    make = lambda n: envs.make("probe/Recall", num_envs=n)  # noqa: E731
-    env = make(config.envs)
-    agent = storm.make(env.spec, config)
-    trainer = Trainer(agent, env, 1, config.capacity)
-    life, cursor = trainer.init(0), Cursor()
-    while int(life.counters.steps) < 12_000:
-        life, cursor, _ = trainer.run(life, cursor, 500)
-    scores = evaluate(agent, make(64), life.agent, member_keys(1, 1), 64)
-    assert scores.means().min() >= 0.9
