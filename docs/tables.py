@@ -74,6 +74,8 @@ SYSTEMS = {
     "dreamer-v1": System("Dreamer V1", "images, vectors, planes", "discrete, continuous", "gymnax/Pendulum-v1"),
     "dreamer-v2": System("Dreamer V2", "images, vectors, planes", "discrete, continuous", "minatar/Breakout"),
     "dreamer-v3": System("Dreamer V3", "images, vectors, planes", "discrete, continuous", "minatar/Breakout"),
+    "iris": System("IRIS", "images, planes", "discrete, continuous", "minatar/Breakout"),
+    "token-dyna": System("Token Dyna", "images, planes", "discrete, continuous", "minatar/Breakout"),
     "alphazero": System("AlphaZero", "boards", "discrete, masked", "pgx/ConnectFour"),
     "muzero": System("MuZero", "images, vectors, planes", "discrete, continuous", "gymnax/CartPole-v1"),
     "efficientzero": System("EfficientZero", "images, vectors, planes", "discrete, continuous", "gymnax/Catch-bsuite"),
@@ -290,16 +292,18 @@ def footnote(sources: Iterable[str]) -> list[str]:
     return [f"\n{DAGGER} copied from {', '.join(sorted(sources))}, not measured again"] if sources else []
 
 
-def best(name: str, every: list[Row]) -> Row:
-    """The best row of a system on its task."""
+def best(name: str, every: list[Row]) -> Row | None:
+    """The best row of a system on its task; None where it has not been measured there."""
     task = SYSTEMS[name].task
     fitting = [row for row in every if (row["system"], row["environment"]) == (name, task)]
     measured = [row for row in fitting if row["table"] in MEASURED] or fitting
-    return max(measured, key=lambda row: row["score"] if row["score"] is not None else row["goal"])
+    return max(measured, key=lambda row: row["score"] if row["score"] is not None else row["goal"], default=None)
 
 
-def best_score(row: Row) -> str:
+def best_score(row: Row | None) -> str:
     """A score with its environment; for a row of steps to a goal, that goal and the steps."""
+    if row is None:
+        return "not measured yet"
     if row["score"] is None:
         return f"{row['environment']} {number(row['goal'])} in {count(row['steps'])} steps"
     return f"{row['environment']} {number(row['score'])} (random {number(row['random'])})"
@@ -311,8 +315,8 @@ def systems(every: list[Row]) -> str:
     sources = set()
     for name, one in SYSTEMS.items():
         row = best(name, every)
-        mark = f" {DAGGER}" if transcribed(row) else ""
-        sources |= {row["source"]} if mark else set()
+        mark = f" {DAGGER}" if row and transcribed(row) else ""
+        sources |= {row["source"]} if row and mark else set()
         page = f"[{one.title}](docs/systems/{name}.md)"
         lines.append(f"| {page} | {one.observations} | {one.actions} | {best_score(row)}{mark} |")
     return "\n".join(lines + footnote(sources))

@@ -80,10 +80,21 @@ def phases(config: Any) -> tuple[Word, ...]:
     return prefill(config.prefill, config.envs, config.batch_length), Repeat(FOREVER, body)
 
 
-def after(steps: int, updates: int) -> Callable[[Array], Array]:
+class After(NamedTuple):
+    """`Train.updates` of a part that joins later; see `after`."""
+
+    steps: int
+    updates: int
+
+    def __call__(self, collected: Array) -> Array:
+        """The updates after so many environment steps."""
+        return jnp.where(collected >= self.steps, self.updates, 0)
+
+
+def after(steps: int, updates: int) -> After:
     """`Train.updates` of a part that joins later: none before `steps` environment steps, then `updates`.
     The trip count is traced, so the part is compiled once, in the same body as those that began before."""
-    return lambda collected: jnp.where(collected >= steps, updates, 0)
+    return After(steps, updates)
 
 
 def offline(schedule: tuple[Word, ...], held: int, rows: int) -> tuple[Word, ...]:
@@ -97,6 +108,8 @@ def offline(schedule: tuple[Word, ...], held: int, rows: int) -> tuple[Word, ...
             return (dataclasses.replace(word, body=body),) if body else ()
         if isinstance(word, Collect):
             return (Load(1),) if rows > held else ()
+        if isinstance(word, Train) and isinstance(word.updates, After):  # nothing is collected to wait for
+            return (dataclasses.replace(word, updates=word.updates.updates),)
         return (word,)
 
     rest = [word for word in schedule if not isinstance(word, Collect)]
@@ -126,6 +139,8 @@ def describe(word: Word) -> str:
     if isinstance(word, Load):
         return f"load {word.rows:,} row{'s' * (word.rows > 1)} of the recordings"
     assert isinstance(word, Train)
+    if isinstance(word.updates, After):
+        return f"{word.updates.updates:,} x {word.name}, from {word.updates.steps:,} environment steps on"
     times = _meaning(word.updates, "updates(steps)") if callable(word.updates) else f"{word.updates:,}"
     until = f", until {_meaning(word.until, 'its metrics are good')}" if word.until else ""
     return f"{'at most ' if until else ''}{times} x {word.name}{until}"

@@ -41,8 +41,9 @@ from jaxwm.learning import optim
 from jaxwm.learning.share import ALONE, Share
 from jaxwm.learning.step import Losses, Updated, gradient_step
 from jaxwm.learning.step import Remembering as State
-from jaxwm.models.mdn_rnn import MDNRNN, LSTMState, Prediction
+from jaxwm.models.mdn_rnn import MDNRNN, Prediction
 from jaxwm.nets.layers import Linear, apply
+from jaxwm.nets.lstm import LSTMState
 from jaxwm.nets.sensors import sensors
 from jaxwm.nets.strided import StridedDecoder, StridedEncoder, check_side
 from jaxwm.replay import Ring

@@ -5,19 +5,12 @@ B batch, T time, Z size of a code, A width of an action, U units, K mixture comp
 from typing import NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from jaxwm.distributions import Mixture, mixture
 from jaxwm.nets.layers import Linear
+from jaxwm.nets.lstm import LSTM, LSTMState, initial
 from jaxwm.types import Array
-
-
-class LSTMState(NamedTuple):
-    """Hidden state and cell, `[..., U]`; what was predicted follows from `hidden` alone."""
-
-    hidden: Array
-    cell: Array
 
 
 class Prediction(NamedTuple):
@@ -40,8 +33,8 @@ class MDNRNN(nn.Module):
     reward: bool = False
 
     def setup(self):
-        width = self.codes + self.actions + self.done
-        self.gates = Linear(width + self.units, 4 * self.units)
+        self.lstm = LSTM(self.codes + self.actions + self.done, self.units)
+        nn.share_scope(self, self.lstm)
         self.mdn = Linear(self.units, 3 * self.codes * self.mixtures)
         if self.done:
             self.end = Linear(self.units, 1)
@@ -55,35 +48,20 @@ class MDNRNN(nn.Module):
 
     def initial(self, batch: int) -> LSTMState:
         """The LSTM state before a first step."""
-        return LSTMState(jnp.zeros((batch, self.units)), jnp.zeros((batch, self.units)))
+        return initial(batch, self.units)
 
     def inputs(self, code: Array, action: Array, first: Array) -> Array:
         """What code, action and flag `[..., *]` contribute to the gates, `[..., 4U]`."""
         parts = [code, action] + ([first[..., None].astype(code.dtype)] if self.done else [])
-        return self.gates(jnp.concatenate(parts, -1))
+        return self.lstm.project(jnp.concatenate(parts, -1))
 
     def step(self, state: LSTMState, code: Array, action: Array, first: Array) -> LSTMState:
         """One step of any batch shape `[..., *]`."""
-        return self.advance(state, self.inputs(code, action, first), first)
-
-    def advance(self, state: LSTMState, inputs: Array, first: Array) -> LSTMState:
-        """The recurrence alone: an LSTM whose forget gate is biased by 1 (Jozefowicz et al. 2015)."""
-        hidden, cell = (jnp.where(first[..., None], 0.0, x) for x in state)
-        new, keep, fresh, out = jnp.split(inputs + self.gates.rows(hidden, self.gates.inputs - self.units), 4, -1)
-        cell = jax.nn.sigmoid(keep + 1.0) * cell + jax.nn.sigmoid(new) * jnp.tanh(fresh)
-        return LSTMState(jax.nn.sigmoid(out) * jnp.tanh(cell), cell)
+        return self.lstm.advance(state, self.inputs(code, action, first), first)
 
     def unroll(self, state: LSTMState, code: Array, action: Array, first: Array) -> tuple[LSTMState, Array]:
         """States after every step of `[B, T, *]`: the last one, and all hidden ones `[B, T, U]`."""
-        time_first = lambda x: x.swapaxes(0, 1)  # noqa: E731
-        inputs = time_first(self.inputs(code, action, first)), time_first(first)
-
-        def one(state: LSTMState, x: tuple[Array, Array]) -> tuple[LSTMState, Array]:
-            state = self.advance(state, *x)
-            return state, state.hidden
-
-        state, hidden = jax.lax.scan(one, state, inputs)
-        return state, hidden.swapaxes(0, 1)
+        return self.lstm.unroll(state, self.inputs(code, action, first), first)
 
     def predict(self, hidden: Array) -> Prediction:
         """The next step, from hidden states `[..., U]`."""

@@ -117,6 +117,8 @@ class Conv(nn.Module):
         bias = weight(self, "bias", nn.initializers.zeros, (self.depth,)).astype(self.dtype)
         convolve = convolution.convolve_own if self.routes.own_gradients else convolution.convolve
         x = x.astype(self.dtype)
+        if self.kernel == 1:  # a matrix product: many times faster than XLA's convolution, above all of a population
+            return (convolution.double(x) if self.doubled else x) @ kernel[0, 0] + bias
         if self.doubled and self.routes.subpixel:
             return convolution.convolve_doubled(x, kernel, convolve) + bias
         return convolve(convolution.double(x) if self.doubled else x, kernel) + bias

@@ -1,5 +1,7 @@
 """A tower of residual blocks on planes, for board games, grids and images made small."""
 
+from functools import partial
+
 import flax.linen as nn
 
 from jaxwm.learning.pieces import Routes
@@ -10,18 +12,20 @@ ROUTES = Routes(own_gradients=True)
 
 
 class Tower(nn.Module):
-    """`[B, H, W, C] -> [B, H, W, channels]`: a 3 x 3 convolution, then `blocks` of two with a way around them.
+    """`[B, H, W, C] -> [B, H, W, channels]`: a convolution, then `blocks` of two with a way around them.
     He et al. (2016), with RMS norm, not batch norm, so that acting and learning see the same network, and SiLU."""
 
     channels: int
     blocks: int
+    kernel: int = 3
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        x = NormSilu(name="act")(Conv(self.channels, 3, routes=ROUTES, name="stem")(x))
+        conv = partial(Conv, self.channels, self.kernel, routes=ROUTES)
+        x = NormSilu(name="act")(conv(name="stem")(x))
         for i in range(self.blocks):
-            y = NormSilu(name=f"act{i}")(Conv(self.channels, 3, routes=ROUTES, name=f"in{i}")(x))
-            y = RMSNorm(name=f"norm{i}")(Conv(self.channels, 3, routes=ROUTES, name=f"out{i}")(y))
+            y = NormSilu(name=f"act{i}")(conv(name=f"in{i}")(x))
+            y = RMSNorm(name=f"norm{i}")(conv(name=f"out{i}")(y))
             x = nn.silu(x + y)
         return x
 

@@ -25,7 +25,7 @@ from jaxwm.studio.study import Study, errors, imagine, mean_and_band, table, ver
 from jaxwm.types import Record, Spec
 
 MOST_LINES, MOST_TRACES = 12, 4  # numbers of an observation, and sequences, that are plotted
-ROWS = ("truth", "dream", "error")
+ROWS = ("truth", "dream", "error", "tokens")  # the last one where a frame has tokens
 # Pixels of a sheet: the column of labels, the least width of a panel, the frame of a dream, a line of words.
 LABELS, COLUMN, FRAME, CAPTION = 62, 88, 3, 18
 
@@ -95,9 +95,10 @@ def draw(out: Path, title: str, spec: Spec, study: Study, found: dict[str, Any],
     dreamed = np.stack([plotted.dream.reward, plotted.dream.cont], -1)
     words = f"{title}\nreward and continue flag"
     figures.traces(files[1], words, ("reward", "continue"), real, dreamed, plotted.valid)
-    if plotted.dream.latent is not None:
+    if "attention" in plotted.dream.latent:
         files.append(out / "attention.png")
-        figures.attention(files[-1], f"{title}\nattention, mean of the heads", plotted.dream.latent, plotted.valid)
+        looks = plotted.dream.latent["attention"]
+        figures.attention(files[-1], f"{title}\nattention, mean of the heads", looks, plotted.valid)
     if study.dream.obs is None:
         return files
     names, truth = pictures.numbers(plotted.window.obs, spec)
@@ -116,7 +117,7 @@ def draw(out: Path, title: str, spec: Spec, study: Study, found: dict[str, Any],
 
 
 def film(title: str, painter: pictures.Painter, study: Study) -> Iterator[np.ndarray]:
-    """Frames of all sequences side by side; the rows are truth, dream and error.
+    """Frames of all sequences side by side; the rows are truth, dream, error and tokens, as far as there are any.
     During the context both rows show the real observation in a grey frame; the dream is framed in orange."""
     length, horizon = study.context, study.valid.shape[1]
     for t in range(length + horizon):
@@ -126,7 +127,7 @@ def film(title: str, painter: pictures.Painter, study: Study) -> Iterator[np.nda
 
 
 def strip(title: str, painter: pictures.Painter, study: Study, most: int = 9) -> np.ndarray:
-    """One sequence as a still picture: time from left to right, truth, dream and error below each other."""
+    """One sequence as a still picture: time from left to right, the rows of `film` below each other."""
     b, horizon = int(study.valid.sum(1).argmax()), study.valid.shape[1]
     steps = np.unique(np.linspace(0, study.valid[b].sum(), min(most, horizon + 1)).round().astype(int))
     names = [f"step {step}" if step else "last seen" for step in steps]
@@ -158,21 +159,27 @@ def column(painter: pictures.Painter, study: Study, b: int, t: int, name: str) -
     i = t - study.context
     real = jax.tree.map(lambda x: x[b, t], study.window.obs)
     truth, reward = painter.paint(real), plain(study.window.reward[b, t])
+    blank = paper.note(truth.shape, "")
+    extra = [blank] if "tokens" in study.dream.latent else []
     if i < 0:
-        return Column(name, [truth, truth, paper.note(truth.shape, "")], (reward, ""), GREY)
+        return Column(name, [truth, truth, blank, *extra], (reward, ""), GREY)
     if not study.valid[b, i]:
-        return Column(name, [paper.note(truth.shape, "episode over")] * 3, ("", ""), ORANGE)
+        over = paper.note(truth.shape, "episode over")
+        return Column(name, [over] * 3 + extra, ("", ""), ORANGE)
     guess = jax.tree.map(lambda x: x[b, i], study.dream.obs)
     dreamed, error = painter.paint(guess), painter.compare(real, guess)
     error = paper.note(truth.shape, "no error") if np.array_equal(truth, dreamed) else error
-    return Column(name, [truth, dreamed, error], (reward, plain(study.dream.reward[b, i])), ORANGE)
+    if extra:
+        extra = [pictures.token_map(study.dream.latent["tokens"][b, i], truth.shape)]
+    return Column(name, [truth, dreamed, error, *extra], (reward, plain(study.dream.reward[b, i])), ORANGE)
 
 
 def sheet(columns: list[Column]) -> np.ndarray:
     """Columns side by side, with their names above and their rewards below."""
     height, width = columns[0].panels[0].shape[:2]
     step, drop = max(width, COLUMN) + 2 * FRAME + paper.GAP, height + 2 * FRAME + paper.GAP
-    below = CAPTION + len(ROWS) * drop
+    shown = ROWS[: len(columns[0].panels)]
+    below = CAPTION + len(shown) * drop
     canvas = Image.new("RGB", (LABELS + len(columns) * step, below + 2 * CAPTION), "white")
     pen = ImageDraw.Draw(canvas)
     write = lambda x, y, text, **place: pen.text((x, y), text, "black", paper.font(paper.TEXT), **place)  # noqa: E731
@@ -185,7 +192,7 @@ def sheet(columns: list[Column]) -> np.ndarray:
             canvas.paste(Image.fromarray(framed), (left + shift, CAPTION + y * drop + shift))
         for y, reward in enumerate(each.rewards):
             write(left, below + y * CAPTION, reward)
-    for y, name in enumerate(ROWS):
+    for y, name in enumerate(shown):
         write(0, CAPTION + y * drop + drop / 2, name, anchor="lm")
     for y, name in enumerate(("reward", "dreamed")):
         write(0, below + y * CAPTION, name)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.colors import hsv_to_rgb
 from PIL import Image, ImageDraw
 from PIL.ImageColor import getrgb
 
@@ -82,6 +83,19 @@ def _grid(picture: np.ndarray, x: np.ndarray, size: int) -> np.ndarray:
     out = picture.repeat(cell, 0).repeat(cell, 1)
     if x.dtype == np.bool_ and cell > 4:
         out[cell - 1 :: cell], out[:, cell - 1 :: cell] = GRID, GRID
+    return out
+
+
+def token_map(tokens: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A picture of `shape` of the tokens `[rows, columns]` of a frame: a colour for each code, however many there are.
+    Hues a golden section apart keep neighbouring codes distinct."""
+    hue = tokens * 0.618034 % 1
+    light = 0.55 + 0.45 * ((tokens * 7) % 5) / 4
+    cells = (hsv_to_rgb(np.stack([hue, np.full(hue.shape, 0.75), light], -1)) * 255).astype(np.uint8)
+    rows, columns = (np.arange(n) * k // n for n, k in zip(shape[:2], tokens.shape, strict=True))
+    out = cells[rows][:, columns]
+    out[1:][rows[1:] != rows[:-1]] = GRID
+    out[:, 1:][:, columns[1:] != columns[:-1]] = GRID
     return out
 
 

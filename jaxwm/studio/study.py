@@ -26,7 +26,7 @@ class Study(NamedTuple):
 
     window: Record  # real, [B, L + H, ...]
     valid: np.ndarray  # bool [B, H]: the episode is not over before this step
-    dream: Dream  # from the first L records of each window, under its own actions
+    dream: Dream  # from the first L records of each window, under its own actions; its latents are those of `_shown`
     shuffled: Dream  # the same under the actions of another window
 
     @property
@@ -39,7 +39,7 @@ def imagine(agent: Agent, state: Any, window: Record, valid: np.ndarray, key: Ke
     """Dream every window twice, under its own actions and under those of the next window.
     With L records of context, `actions[:, i]` is the action of record L - 1 + i: the first one is what was done after
     the last observation that the model sees. The i-th dreamed step is therefore record L + i. Drops what does not fill
-    the last chunk of windows. Of latents only `attention [B, H, layers, L + H - 1]` is kept, where a model has it."""
+    the last chunk of windows. Of latents only what is shown is kept."""
     horizon = valid.shape[1]
     context = window.reward.shape[1] - horizon
     chunk = min(CHUNK, len(valid))
@@ -53,11 +53,17 @@ def imagine(agent: Agent, state: Any, window: Record, valid: np.ndarray, key: Ke
         for i in range(0, len(valid), chunk):
             part = jax.tree.map(lambda x, i=i: x[i : i + chunk], (start, actions))
             done = run(state, *part, jax.random.fold_in(key, i))
-            looks = done.latent.get("attention") if isinstance(done.latent, dict) else None
-            parts.append(jax.device_get(done._replace(latent=looks)))
+            parts.append(jax.device_get(done._replace(latent=_shown(done.latent))))
         return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
     return Study(window, valid, all_chunks(actions), all_chunks(np.roll(actions, 1, 0)))
+
+
+def _shown(latent: Any) -> Any:
+    """What is shown of a dream's latents, by name: `attention [B, H, layers, L + H - 1]` of a transformer's frames, and
+    the tokens `[B, H, rows, columns]` of a frame; those that a model has."""
+    found = latent if isinstance(latent, dict) else {}
+    return {name: found[name] for name in ("attention", "tokens") if name in found}
 
 
 def errors(spec: Spec, study: Study) -> dict[str, tuple[str, dict[str, np.ndarray]]]:

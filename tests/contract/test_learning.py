@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 from tiny import settings
-from toys import blinking
+from toys import blinking, lit
 
 from jaxwm import Cursor, Trainer, agents, envs
 from jaxwm.training.evaluation import evaluate
@@ -51,6 +51,19 @@ PROBES = [
     Probe("pets", "probe/ContinuousTarget", dict(reward="learned", horizon=1, epochs=30.0, lr=1e-2), 4, -0.05),
     Probe("muzero", "probe/ActionReward", _MUZERO, 80, 0.9),
     Probe("efficientzero", "probe/ActionReward", _MUZERO, 80, 0.9),
+    Probe(
+        "iris", "my/Lit",
+        dict(patch=2, width=16, units=16, envs=8, collect=40, tokenizer_from=80, model_from=160, policy_from=240,
+             tokenizer_updates=20, model_updates=20, policy_updates=20, tokenizer_batch=32, model_batch=16,
+             policy_batch=32, capacity=1000, tokenizer_lr=1e-2, model_lr=1e-2, policy_lr=1e-2),
+        16, 0.95,
+    ),
+    Probe(
+        "token-dyna", "my/Lit",
+        dict(patch=2, width=16, units=16, envs=8, rollout=8, model_updates=8, dream_updates=8, model_from=64,
+             dream_from=256, model_batch=16, dream_batch=32, capacity=1000, model_lr=1e-2, policy_lr=1e-2),
+        16, 0.95,
+    ),
     Probe("world-models", "my/Blinking", dict(real=True, bias=True, envs=32, population=8, rollouts=4, generations=12,
                                               random_steps=512, capacity=512, dream_length=8), 0, 6.0),
 ]  # fmt: skip
@@ -58,13 +71,16 @@ PROBES = [
 test_alphazero.py."""
 
 
+TOYS = {"my/Blinking": blinking, "my/Lit": lit}
+
+
 def world(name: str, num_envs: int):
-    return blinking(num_envs) if name == "my/Blinking" else envs.make(name, num_envs)
+    return TOYS[name](num_envs) if name in TOYS else envs.make(name, num_envs)
 
 
-SLOW = ("muzero", "efficientzero", "world-models", "storm", "pets")
-"""They learn for half a minute each, most of it compiling, so in the slow suite (PETS and STORM: their own tests
-learn what is cheaper)."""
+SLOW = ("muzero", "efficientzero", "world-models", "storm", "pets", "iris", "token-dyna")
+"""They learn for half a minute each, most of it compiling, so in the slow suite (PETS, STORM and the systems over
+tokens: their own tests learn what is cheaper)."""
 CASES = [pytest.param(p, id=p.name, marks=[pytest.mark.slow] * (p.name in SLOW)) for p in PROBES]
 
 

@@ -50,6 +50,8 @@ def preset_cases() -> list[Case]:
         "dyna-q": example("tabular/DynaMaze"),
         "pets": example("continuous/CartPole"),
         "world-models": ATARI,
+        "iris": ATARI,
+        "token-dyna": ATARI,
         "alphazero": example("pgx/TicTacToe"),
         "muzero": BOARD,
         "efficientzero": BOARD,
@@ -67,6 +69,8 @@ def preset_cases() -> list[Case]:
         ("dreamer-v1", "micro"): NUMBERS,
         ("planet", "micro"): NUMBERS,
         ("world-models", "carracing"): Spec("own/CarRacing", IMAGE, Box(3), 100),
+        ("iris", "micro"): BOARD,
+        ("token-dyna", "micro"): BOARD,
         ("alphazero", "connect-four"): example("pgx/ConnectFour"),
     }
     return [

@@ -176,6 +176,11 @@ GAME = Spec("test", BOARD, Discrete(9), simulate=lambda sim, action: sim, player
 OLD = dict(deter=8, hidden=8, stoch=3, units=8, depth=1, batch_size=8, batch_length=4)
 DREAMS = OLD | dict(imag_length=3)
 WORLD = dict(codes=3, depth=1, units=4, vision_batch=8, memory_batch=8, memory_length=4)
+PLANES = jax.ShapeDtypeStruct((4, 4, 2), jnp.bool_)
+TOKENS = dict(codes=6, code_width=4, depth=4, patch=2, frames=5, width=8, heads=2, layers=1, units=8, burn_in=3,
+              imag_length=4, tokenizer_batch=16, model_batch=8, policy_batch=8, revive=0, dropout=0.1)  # fmt: skip
+BLOCKS = dict(patch=2, codes=6, frames=5, width=8, heads=2, layers=1, units=8, burn_in=2, imag_length=4, envs=8,
+              rollout=3, model_batch=8)  # fmt: skip
 SEARCH = dict(width=8, units=8, batch_size=8, reanalyse=0, optimizer="sgd", unroll=3, td_steps=2, depth=1)
 STORM = dict(stoch=3, classes=4, width=8, heads=2, hidden=8, units=8, depth=1, dropout=0.1, batch_size=8, dreams=8)
 STORM |= dict(batch_length=4, context=3, imag_length=3)
@@ -188,6 +193,11 @@ STEPS: dict[str, Any] = {  # name: system, preset, environment, settings, train 
     "pets": ("pets", "small", Spec("test", VECTOR, Box(2)), dict(reward="learned", units=8, batch_size=8), "model"),
     "vision": ("world-models", "takecover-small", Spec("test", IMAGE, Discrete(3)), WORLD, "vision"),
     "memory": ("world-models", "takecover-small", Spec("test", IMAGE, Discrete(3)), WORLD, "memory"),
+    "tokenizer": ("iris", "micro", Spec("test", PLANES, Discrete(3)), TOKENS, "tokenizer"),
+    "tokens": ("iris", "micro", Spec("test", PLANES, Discrete(3)), TOKENS, "model"),
+    "frames": ("iris", "micro", Spec("test", PLANES, Discrete(3)), TOKENS, "policy"),
+    "block": ("token-dyna", "micro", Spec("test", PLANES, Discrete(3)), BLOCKS, "model"),
+    "real": ("token-dyna", "micro", Spec("test", PLANES, Discrete(3)), BLOCKS, "real"),
     "alphazero": ("alphazero", "tictactoe", GAME, BOARDS, "all"),
     "muzero": ("muzero", "catch", Spec("test", VECTOR, Box(2)), SEARCH | dict(sampled=3), "learn"),
     "efficientzero": ("efficientzero", "catch", Spec("test", VECTOR, Discrete(3)), SEARCH | EXTRAS, "learn"),

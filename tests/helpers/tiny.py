@@ -29,6 +29,16 @@ TINY: dict[str, dict[str, Any]] = {
         codes=3, depth=1, units=4, envs=4, random_steps=160, vision_updates=2, vision_batch=4, memory_updates=2,
         memory_batch=4, memory_length=6, generations=3, population=4, rollouts=3, capacity=200,
     ),
+    "iris": dict(
+        codes=8, code_width=4, depth=4, patch=5, frames=4, width=8, heads=2, layers=1, units=8, burn_in=2, context=2,
+        imag_length=3, envs=2, collect=10, tokenizer_from=20, model_from=30, policy_from=40, tokenizer_updates=2,
+        model_updates=2, policy_updates=1, tokenizer_batch=8, model_batch=2, policy_batch=2, capacity=200,
+    ),
+    "token-dyna": dict(
+        patch=5, codes=8, grow=4, frames=4, width=8, heads=2, layers=1, units=8, burn_in=2, context=2, imag_length=3,
+        envs=2, rollout=5, model_updates=2, dream_updates=2, model_from=10, dream_from=20, model_batch=2, dream_batch=2,
+        capacity=200,
+    ),
     "alphazero": dict(
         simulations=4, match_simulations=4, blocks=0, channels=4, head=2, units=4, batch_size=4, batch_length=10,
         envs=4, capacity=400,

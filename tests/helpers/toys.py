@@ -105,6 +105,24 @@ def blinking(num_envs: int) -> Env:
     return from_functions(Spec("my/Blinking", IMAGE, Discrete(3), 8), reset, step, num_envs)
 
 
+def lit(num_envs: int) -> Env:
+    """One step: planes whose left or right half is lit; reward 1 for the action on that side. A random policy's return
+    is 1/2."""
+
+    def show(side):
+        return jnp.broadcast_to((jnp.arange(4) // 2 == side)[None, :, None], (4, 4, 1))
+
+    def reset(key):
+        side = jax.random.randint(key, (), 0, 2)
+        return side, show(side)
+
+    def step(key, side, action):
+        return side, show(side), (action == side).astype(jnp.float32), True, False
+
+    planes = jax.ShapeDtypeStruct((4, 4, 1), jnp.bool_)
+    return from_functions(Spec("my/Lit", planes, Discrete(2), 1), reset, step, num_envs)
+
+
 def marked(life, mark: int):
     """The same life with another average, so that restored ones can be told apart."""
     life = jax.tree.map(jnp.copy, life)

@@ -21,9 +21,10 @@ from jaxwm.__main__ import main
 from jaxwm.agents import world_models
 from jaxwm.control.evolution import cma_es
 from jaxwm.distributions import Mixture, mixture
-from jaxwm.models.mdn_rnn import MDNRNN, LSTMState
+from jaxwm.models.mdn_rnn import MDNRNN
 from jaxwm.nets import strided
 from jaxwm.nets.layers import apply
+from jaxwm.nets.lstm import LSTMState
 from jaxwm.run.json_files import read_jsonl
 from jaxwm.types import Batch, Box, Discrete, Index, MultiDiscrete, Record, Spec, Step
 

@@ -31,7 +31,7 @@ def found():
 
 STEPS = [
     "pets", "planet", "dreamer-v1", "dreamer-v2", "vision", "memory", "alphazero", "muzero", "efficientzero",
-    "storm-model", "storm-behaviour",
+    "storm-model", "storm-behaviour", "tokenizer", "tokens", "frames", "block", "real",
 ]  # fmt: skip
 
 

@@ -279,6 +279,21 @@ def test_errors_of_planes_are_wrong_cells():
     assert tuple(painter.colours[1][0][5, 5]) == (86, 180, 233), "the ball's colour in the picture"
 
 
+def test_tokens_of_a_frame_are_a_row_below_its_error():
+    """Equal tokens have equal colours, others have others; without tokens there is no such row."""
+    tokens = np.array([[3, 3, 70], [255, 70, 3]])
+    shown = pictures.token_map(tokens, (40, 60, 3))
+    assert shown.shape == (40, 60, 3)
+    cells = shown[10::20, 10::20].reshape(6, 3)
+    same = (cells[:, None] == cells).all(-1)
+    np.testing.assert_array_equal(same, tokens.ravel()[:, None] == tokens.ravel())
+    plain = study(walker(), count=2)
+    drawn = plain._replace(dream=plain.dream._replace(latent={"tokens": np.zeros((2, 6, 2, 3), int)}))
+    painter = pictures.painter(walk(1).spec, 64)
+    heights = {len(dream.sheet([dream.column(painter, each, 0, 4, "")])) for each in (plain, drawn)}
+    assert plain.dream.latent == {} and len(heights) == 2
+
+
 def test_images_and_planes_together_explain_both_errors():
     painter = pictures.painter(walk(1).spec, 64)
     assert [word for _, word in painter.colours] == ["plane 0", "plane 1"]
