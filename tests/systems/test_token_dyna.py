@@ -10,7 +10,7 @@ from tiny import settings
 
 from jaxwm import agents
 from jaxwm.agents import token_dyna
-from jaxwm.types import Discrete, Record, Spec
+from jaxwm.types import Batch, Discrete, Record, Spec
 
 PLANES, ACTIONS = jax.ShapeDtypeStruct((5, 7, 2), np.bool_), 3
 IMAGE = jax.ShapeDtypeStruct((64, 64, 3), np.uint8)
@@ -96,6 +96,38 @@ def test_a_block_predicts_the_same_places_of_the_next_frame():
         assert metrics[f"loss/{name}"] == pytest.approx(np.mean(each), rel=1e-4), name
     assert total == pytest.approx(sum(map(np.mean, losses.values())), rel=1e-4)
     assert metrics["accuracy/frame"] == pytest.approx(np.mean(frames))
+
+
+def test_the_model_learns_what_pays():
+    """Planes whose left or right half is lit, and an action that pays on that side: reward and end become known."""
+    obs = jax.ShapeDtypeStruct((4, 4, 1), np.bool_)
+    sizes = dict(patch=2, codes=4, frames=2, width=16, heads=2, layers=1, units=4, burn_in=0, model_batch=32)
+    agent = agents.make("token-dyna", Spec("my/Lit", obs, Discrete(2), 1), **sizes, context=1, imag_length=3)
+    update = agent.train_steps["model"].update
+
+    def batch(key):
+        side, action = jax.random.randint(key, (2, 32), 0, 2)
+        lit = jnp.broadcast_to((jnp.arange(4) // 2 == side[:, None])[:, None, None, :, None], (32, 3, 4, 4, 1))
+        over = jnp.broadcast_to(jnp.array([False, True, False]), (32, 3))
+        reward = jnp.zeros((32, 3)).at[:, 1].set(action == side)
+        first = jnp.broadcast_to(jnp.array([True, False, True]), (32, 3))
+        return Batch(Record(lit, reward, first, over, over, jnp.stack([action] * 3, 1), {}), None, None)
+
+    @jax.jit
+    def learned(key):
+        state = agent.init(key, agent.hyper | {"model_lr": 1e-2})
+        patches = jnp.array([[0.0] * 4, [1.0] * 4, [0.0, 1.0] * 2, [1.0, 0.0] * 2])
+        state = state._replace(params=state.params | {"codes": patches})
+
+        def step(state, key):
+            state, _, metrics = update(state, batch(key), key)
+            return state, metrics
+
+        return jax.lax.scan(step, state, jax.random.split(key, 150))[1]
+
+    metrics = jax.device_get(learned(jax.random.key(0)))
+    assert metrics["loss/reward"][:5].mean() > 0.5 and metrics["loss/reward"][-5:].mean() < 0.05
+    assert metrics["loss/end"][-5:].mean() < 0.05 and metrics["accuracy/frame"][-5:].mean() > 0.95
 
 
 def test_real_play_as_experience():
