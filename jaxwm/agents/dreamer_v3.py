@@ -34,6 +34,7 @@ from jaxwm.learning.pieces import PLAIN, Routes, loss_over_pieces, merge, routes
 from jaxwm.learning.share import ALONE, Share
 from jaxwm.learning.step import Losses, Updated, gradient_step
 from jaxwm.models.latent_world import Carry, World, token_size
+from jaxwm.models.representation import health, redundancy_loss
 from jaxwm.models.rssm import RSSM, Categorical, Latent, flatten, initial, kl_losses
 from jaxwm.nets import encoders
 from jaxwm.nets.layers import Head, apply, cast
@@ -68,7 +69,12 @@ class Config:
     capacity: Count = 5_000_000  # Replay size of a member in environment steps (never more than the run collects).
     online: bool = True  # Give every new sequence out once before sampling uniformly.
     # World model.
+    representation: Literal["reconstruction", "barlow"] = "reconstruction"
+    """What shapes the latents: showing the observation again, or agreeing with the encoder (R2-Dreamer)."""
+    decoder: bool = True  # Learn to show what is imagined; with barlow nothing else learns from it, and it may go.
     rec_scale: Amount = 1.0  # Weight of the loss of observations, in nats per step.
+    barlow_scale: Amount = 0.05  # Weight of the loss of barlow.
+    redundancy: Amount = 5e-4  # Weight in it of correlations with other numbers of the encoder than the own one.
     rew_scale: Amount = 1.0  # Weight of the loss of rewards, in nats per step.
     con_scale: Amount = 1.0  # Weight of the loss of continue flags, in nats per step.
     dyn_scale: Amount = 1.0  # Weight of the KL that pulls the prior towards the posterior.
@@ -110,6 +116,8 @@ class Config:
             raise ValueError(f"deter ({self.deter}) must be a multiple of blocks ({self.blocks})")
         if self.bins < 3 or self.bins % 2 == 0:  # symmetric bins with one at 0
             raise ValueError(f"need an odd number of bins, at least 3, got {self.bins}")
+        if self.representation == "reconstruction" and not self.decoder:
+            raise ValueError("reconstruction needs the decoder: keep it, or take --representation barlow")
 
 
 # --- Losses -----------------------------------------------------------------------------------------------------------
@@ -138,7 +146,7 @@ def loss(learner: Learner, params: Any, state: State, record: Record, noise: Noi
     chex.assert_shape(noise.observe, (batch, length - 1, learner.config.stoch))
     config = learner.config
     with jax.named_scope("world_model"):
-        latents, losses, metrics = model_losses(learner, params, state.hyper, record, noise.observe)
+        latents, losses, metrics = model_losses(learner, params, state.hyper, record, noise.observe, share)
     record = jax.tree.map(lambda x: x[:, 1:], record)  # the first one was context
     with jax.named_scope("behaviour"):
         behaviour, returns, ranges, more = behaviour_losses(learner, params, state, latents, noise, share)
@@ -153,12 +161,12 @@ def loss(learner: Learner, params: Any, state: State, record: Record, noise: Noi
 
 
 def model_losses(
-    learner: Learner, params: Any, hyper: Any, record: Record, uniform: Array
+    learner: Learner, params: Any, hyper: Any, record: Record, uniform: Array, share: Share = ALONE
 ) -> tuple[Latent, Metrics, Metrics]:
     """Posterior latents `[B, T]`, the mean losses of everything that is predicted (equation 3), and metrics."""
     world = learner.world
     context = jax.tree.map(lambda x: x[:, 0], world.unpack(record.extras))
-    latents, post, prior = world.infer(params, record, uniform, context)
+    latents, post, prior, tokens = world.infer(params, record, uniform, context)
     record = jax.tree.map(lambda x: x[:, 1:], record)
     dyn, rep = kl_losses(post, prior, learner.config.free_nats)
     losses: dict[str, Array] = {"dyn": dyn, "rep": rep}
@@ -170,8 +178,21 @@ def model_losses(
     losses["con"] = jax.nn.softplus(logit) - logit * target
     chex.assert_equal_shape((record.reward, *losses.values()))
     losses = {name: loss.mean() for name, loss in losses.items()}
-    losses["rec"], metrics = world.reconstruction(params["dec"], latents, record.obs)
+    shown, metrics = latents, {}
+    if learner.config.representation == "barlow":
+        losses["barlow"] = barlow_loss(learner, params["bar"], feat, tokens, share)
+        shown, metrics = jax.tree.map(sg, latents), health(feat, share)
+    if learner.config.decoder:
+        losses["rec"], parts = world.reconstruction(params["dec"], shown, record.obs)
+        metrics |= parts
     return latents, losses, metrics
+
+
+def barlow_loss(learner: Learner, params: Any, feat: Array, tokens: Array, share: Share = ALONE) -> Array:
+    """The loss of R2-Dreamer in place of the decoder's: a linear map of `feat [B, T, F]` is to agree with the encoder's
+    `tokens [B, T, E]`, which are constants; the encoder learns through `feat`. `params` are the map's own."""
+    head: Any = learner.nets.bar
+    return redundancy_loss(apply(head, params, feat)["tokens"], tokens, learner.config.redundancy, share)
 
 
 def ensemble_loss(learner: Learner, params: Any, latents: Latent, record: Record) -> Array:
@@ -292,11 +313,12 @@ class Networks(NamedTuple):
 
     enc: encoders.Encoder
     dyn: RSSM
-    dec: encoders.Decoder
+    dec: encoders.Decoder | None
     rew: Head
     con: Head
     pol: Head
     val: Head
+    bar: Head | None = None  # what latents say of the tokens
     dis: Head | None = None  # one-step models of the next latent, with a leading ensemble axis in their parameters
 
 
@@ -305,21 +327,22 @@ def build(spec: Spec, config: Config, routes: Routes = PLAIN) -> Networks:
     dtype = jnp.dtype(config.dtype)
     enc = encoders.Encoder(spec.obs, config.depth, config.units, config.sensor_layers, dtype, routes)
     latents, deter = Categorical(config.stoch, config.classes, config.unimix), config.deter
-    sizes = spaces.action_size(spec.action), token_size(enc, spec), deter, config.hidden
-    dyn = RSSM(*sizes, latents, config.blocks, dtype=dtype)
+    tokens = token_size(enc, spec)
+    dyn = RSSM(spaces.action_size(spec.action), tokens, deter, config.hidden, latents, config.blocks, dtype=dtype)
     shape = config.depth, config.units, deter, latents.outputs, config.sensor_layers, config.blocks
-    dec = encoders.Decoder(spec.obs, *shape, dtype, routes)
+    dec = encoders.Decoder(spec.obs, *shape, dtype, routes) if config.decoder else None
+    bar = Head({"tokens": tokens}, 0, 0, dtype=dtype) if config.representation == "barlow" else None
     model = partial(Head, layers=config.model_layers, units=config.units, dtype=dtype)
     policy = partial(Head, layers=config.policy_layers, units=config.units, dtype=dtype)
     rew, con = model({"bins": config.bins}, outscale=0.0), model({"logit": 1})
     pol, val = policy(spaces.head_sizes(spec.action), outscale=0.01), policy({"bins": config.bins}, outscale=0.0)
     dis = model({"stoch": latents.outputs}) if config.disagreement else None
-    return Networks(enc, dyn, dec, rew, con, pol, val, dis)
+    return Networks(enc, dyn, dec, rew, con, pol, val, bar, dis)
 
 
 def init_params(nets: Networks, spec: Spec, key: Key, ensemble: int = 0) -> dict[str, Any]:
     """Fresh parameters `{component: tree}`."""
-    heads = {name: getattr(nets, name) for name in ("rew", "con", "pol", "val")}
+    heads = {name: getattr(nets, name) for name in ("rew", "con", "pol", "val", "bar") if getattr(nets, name)}
     params = World(spec, nets.enc, nets.dyn, nets.dec).init(key, heads)
     if nets.dis:
         inputs = jnp.concatenate([initial(nets.dyn, 1).feat(), jnp.zeros((1, nets.dyn.actions))], -1)

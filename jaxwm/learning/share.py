@@ -59,6 +59,12 @@ class Share(NamedTuple):
         """Average over the devices."""
         return tree if self.axis is None else jax.lax.pmean(tree, self.axis)
 
+    def statistic(self, x: Array) -> Array:
+        """Average a statistic of rows over the devices; its gradient is that of this device's term.
+        For a loss that is no mean over rows: of any function of such averages, the mean of the devices' gradients is
+        the gradient that one device with all rows would find."""
+        return x if self.axis is None else x + jax.lax.stop_gradient(self.mean(jax.lax.stop_gradient(x)) - x)
+
     def max(self, x: Array) -> Array:
         """Return the greatest of all devices."""
         return x if self.axis is None else jax.lax.pmax(x, self.axis)

@@ -35,6 +35,15 @@ class Carry(NamedTuple):
     action: Array
 
 
+class Inferred(NamedTuple):
+    """What sequences `[B, T, ...]` of records say."""
+
+    latents: Latent
+    post: Any  # the distributions that the latents are drawn from
+    prior: Any  # the same without the observation
+    tokens: Array  # what the encoder made of the observations, [B, T, E]
+
+
 def groups_of(heads: Mapping[str, Head]) -> dict[str, tuple[str, ...]]:
     """What has a gradient norm and a learning rate of its own: the model and its heads, the actor, the critic."""
     own = {"actor": ("pol",), "value": ("val",)}
@@ -65,12 +74,13 @@ def build_classic_world(
 
 @dataclass(frozen=True)
 class World:
-    """The components, each a flax module whose parameters stand under its name: `enc`, `dyn`, `dec`."""
+    """The components, each a flax module whose parameters stand under its name: `enc`, `dyn`, `dec`. Without a decoder
+    dreams show nothing."""
 
     spec: Spec
     enc: encoders.Encoder
     dyn: Model
-    dec: encoders.Decoder
+    dec: encoders.Decoder | None
     routes: Routes = PLAIN
 
     def init(self, key: Key, heads: Mapping[str, Head]) -> dict[str, Any]:
@@ -79,7 +89,8 @@ class World:
         latent, tokens = rssm.initial(self.dyn, 1), jnp.zeros((1, self.dyn.tokens))
         inputs = {"enc": (obs,), "dyn": (tokens, jnp.zeros((1, self.dyn.actions)))}
         inputs |= {"dec": (latent.deter, flatten(latent.stoch))} | {name: (latent.feat(),) for name in heads}
-        modules = {"enc": self.enc, "dyn": self.dyn, "dec": self.dec, **heads}
+        decoder = {"dec": self.dec} if self.dec else {}
+        modules: dict[str, Any] = {"enc": self.enc, "dyn": self.dyn, **decoder, **heads}
         keys = (jax.random.fold_in(key, i) for i in range(len(modules)))
         return {name: modules[name].init(k, *inputs[name]) for name, k in zip(modules, keys, strict=True)}
 
@@ -121,7 +132,7 @@ class World:
     # Learning.
     def infer(
         self, params: Any, record: Record, uniform: Array, start: Latent | None = None
-    ) -> tuple[Latent, Any, Any]:
+    ) -> Inferred:
         """Infer posterior latents of sequences, their distributions and the priors, `[B, T, ...]`.
         `start [B, ...]` is the latent of the first record, whose own is then left out. Without it, sequences start from
         nothing. `uniform [B, T, S]` decides the latents."""
@@ -140,7 +151,7 @@ class World:
         tokens = merge(tokens).reshape(*lead, -1)
         inputs = start, tokens, previous, is_first, uniform
         latents, post = rssm.observe(self.dyn, params["dyn"], *inputs, self.routes.apart)
-        return latents, post, apply(self.dyn, params["dyn"], latents.deter, method="prior")
+        return Inferred(latents, post, apply(self.dyn, params["dyn"], latents.deter, method="prior"), tokens)
 
     @property
     def images(self) -> bool:
@@ -150,16 +161,17 @@ class World:
     def reconstruction(self, params: Any, latents: Latent, obs: Any) -> tuple[Array, dict[str, Array]]:
         """Mean loss over all sensors, and that of each where there are several; images a few at a time.
         `params` are the decoder's own."""
+        decoder: Any = self.dec
         inputs = latents.deter, flatten(latents.stoch)
-        numbers = apply(self.dec, params, *inputs, method="numbers")
+        numbers = apply(decoder, params, *inputs, method="numbers")
         losses = {k: v.mean() for k, v in sensors.reconstruction_loss(obs, numbers, self.spec.obs).items()}
         total = sum(losses.values(), jnp.zeros(()))
         if self.images:
-            canvas = apply(self.dec, params, *inputs, method="canvas")
+            canvas = apply(decoder, params, *inputs, method="canvas")
             rows = canvas.reshape(-1, *canvas.shape[2:])
 
             def paint(params, canvas, obs, _):
-                painted = apply(self.dec, params, canvas, method="paint")
+                painted = apply(decoder, params, canvas, method="paint")
                 parts = sensors.reconstruction_loss(obs, painted, self.spec.obs)
                 sums = {name: part.sum() for name, part in parts.items()}
                 return sum(sums.values(), jnp.zeros(())), sums
@@ -176,7 +188,7 @@ class World:
         """Posterior latents `[B, T]` of sequences from nothing, the mean losses of all that is predicted, and metrics.
         `rec` observations, `rew` rewards as unit normals, `con` the continue flag where there is such a head,
         `dyn` and `rep` the KL towards the posterior and towards the prior."""
-        latents, post, prior = self.infer(params, record, uniform)
+        latents, post, prior, _ = self.infer(params, record, uniform)
         feat, losses = latents.feat(), {}
         losses["dyn"], losses["rep"] = (x.mean() for x in rssm.kl_losses(post, prior))
         guess = apply(heads["rew"], params["rew"], feat)["mean"][..., 0]
@@ -221,7 +233,7 @@ class World:
         batch, length = context.reward.shape
         start = jax.tree.map(lambda x: x[:, 0], self.unpack(context.extras))
         uniform = jax.random.uniform(key, (batch, length - 1, self.dyn.latents.stoch))
-        latents, _, _ = self.infer(params, context, uniform, start)
+        latents = self.infer(params, context, uniform, start).latents
         return jax.tree.map(lambda x: x[:, -1], latents)
 
     def open_loop(self, params: Any, starts: Latent, actions: Array, key: Key) -> Latent:
@@ -251,6 +263,9 @@ class World:
         return self.shown(params, latents, taken[:-1], *predict(latents.feat()))
 
     def shown(self, params: Any, latents: Latent, actions: Array, reward: Array, cont: Array) -> Dream:
-        """The dream `[B, H, ...]` behind latents `[H, B, ...]`, with what the decoder shows of them."""
-        decoded = apply(self.dec, params["dec"], latents.deter, flatten(latents.stoch))
-        return Dream(sensors.observation(decoded, self.spec.obs), reward, cont, actions, latents).swapped()
+        """The dream `[B, H, ...]` behind latents `[H, B, ...]`, with what a decoder shows of them, if there is one."""
+        obs = None
+        if self.dec:
+            decoded = apply(self.dec, params["dec"], latents.deter, flatten(latents.stoch))
+            obs = sensors.observation(decoded, self.spec.obs)
+        return Dream(obs, reward, cont, actions, latents).swapped()

@@ -175,6 +175,7 @@ BOARD = {
 GAME = Spec("test", BOARD, Discrete(9), simulate=lambda sim, action: sim, players=2)
 OLD = dict(deter=8, hidden=8, stoch=3, units=8, depth=1, batch_size=8, batch_length=4)
 DREAMS = OLD | dict(imag_length=3)
+BARLOW = DREAMS | dict(blocks=4, classes=4, bins=11, warmup=0, representation="barlow")
 WORLD = dict(codes=3, depth=1, units=4, vision_batch=8, memory_batch=8, memory_length=4)
 SEARCH = dict(width=8, units=8, batch_size=8, reanalyse=0, optimizer="sgd", unroll=3, td_steps=2, depth=1)
 EXTRAS = dict(consistency=1.0, prefix=True, correction=100, decoder=True)
@@ -183,6 +184,7 @@ STEPS: dict[str, Any] = {  # name: system, preset, environment, settings, train 
     "planet": ("planet", "micro", Spec("test", VECTOR, Box(2)), OLD | dict(free_nats=0.01), "all"),
     "dreamer-v1": ("dreamer-v1", "micro", Spec("test", VECTOR, Box(2)), DREAMS | dict(free_nats=0.01), "all"),
     "dreamer-v2": ("dreamer-v2", "micro", Spec("test", VECTOR, Box(2)), DREAMS | dict(classes=4), "all"),
+    "barlow": ("dreamer-v3", "nano", Spec("test", VECTOR, Discrete(3)), BARLOW, "all"),
     "pets": ("pets", "small", Spec("test", VECTOR, Box(2)), dict(reward="learned", units=8, batch_size=8), "model"),
     "vision": ("world-models", "takecover-small", Spec("test", IMAGE, Discrete(3)), WORLD, "vision"),
     "memory": ("world-models", "takecover-small", Spec("test", IMAGE, Discrete(3)), WORLD, "memory"),

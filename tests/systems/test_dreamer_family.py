@@ -374,7 +374,7 @@ def test_losses_of_the_model_by_hand(name):
     def run(params):
         key = jax.random.key(2)
         latents, total, metrics = module.model_loss(learner, params, record, key)
-        _, post, prior = world.infer(params, record, jax.random.uniform(key, (2, 4, 3)))
+        _, post, prior, _ = world.infer(params, record, jax.random.uniform(key, (2, 4, 3)))
         outputs = {head: apply(learner.heads[head], params[head], latents.feat()) for head in ("rew", "con")}
         flat = latents.stoch.reshape(2, 4, -1)
         return total, metrics, post, prior, outputs, apply(world.dec, params["dec"], latents.deter, flat)["obs"]
