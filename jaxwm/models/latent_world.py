@@ -130,9 +130,7 @@ class World:
         return Carry(latent, action), action, self.pack(latent)
 
     # Learning.
-    def infer(
-        self, params: Any, record: Record, uniform: Array, start: Latent | None = None
-    ) -> Inferred:
+    def infer(self, params: Any, record: Record, uniform: Array, start: Latent | None = None) -> Inferred:
         """Infer posterior latents of sequences, their distributions and the priors, `[B, T, ...]`.
         `start [B, ...]` is the latent of the first record, whose own is then left out. Without it, sequences start from
         nothing. `uniform [B, T, S]` decides the latents."""

@@ -27,7 +27,7 @@ def cross_correlation(guess: Array, tokens: Array, share: Share = ALONE) -> Arra
 
 
 def redundancy_loss(guess: Array, tokens: Array, redundancy: float, share: Share = ALONE) -> Array:
-    """The loss of Barlow Twins (Zbontar et al. 2021, eq. 1) between `guess` and `tokens [..., E]`, as R2-Dreamer has it.
+    """The loss of Barlow Twins (Zbontar et al. 2021, eq. 1) between `guess` and constants `tokens [..., E]`.
     Each number of `guess` is to go along with its own token, C_ii = 1, and, weighted with `redundancy`, with no other
     one, C_ij = 0. It is no mean over rows: the devices of `share` all return the loss of the whole batch, and the mean
     of their gradients is its gradient."""

@@ -5,6 +5,7 @@ metrics.jsonl    one line for each row of metrics
 scores.jsonl     one line for each finished episode: member, env_steps, return, length
 checkpoints/     what a resumed run starts from
 evaluation.json  written last: a run directory that has it is finished
+profile.json     what the time went to, on request
 .lock            held by the process that writes
 tensorboard/     the same metrics for TensorBoard, on request"""
 
@@ -26,7 +27,7 @@ from jaxwm.run import machine
 from jaxwm.run.json_files import finite, read_json, to_plain, write_json
 
 CONFIG, METRICS, SCORES, EVALUATION = "config.json", "metrics.jsonl", "scores.jsonl", "evaluation.json"
-CHECKPOINTS, LOCK = "checkpoints", ".lock"
+CHECKPOINTS, LOCK, PROFILE = "checkpoints", ".lock", "profile.json"
 
 
 def default_path(agent: str, env: str, root: str | Path = "runs") -> Path:

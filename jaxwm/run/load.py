@@ -19,6 +19,7 @@ from jaxwm.run.plan import Plan, read_plan
 from jaxwm.schedule import offline, words
 from jaxwm.training.evaluation import Scores, evaluate, parallel
 from jaxwm.training.life import EVAL, member_keys, stream
+from jaxwm.training.stopwatch import Measure, untimed
 from jaxwm.training.trainer import Trainer
 from jaxwm.types import Agent, Collect, Env, Source
 
@@ -63,8 +64,8 @@ def capacity(plan: Plan, records: Source) -> int:
     return min(plan.settings.capacity, plan.steps + records.num_envs if plan.steps else plan.settings.capacity)
 
 
-def build(plan: Plan) -> tuple[Source, Agent, Trainer]:
-    """Source of records, agent and trainer of a plan."""
+def build(plan: Plan, measure: Measure = untimed) -> tuple[Source, Agent, Trainer]:
+    """Source of records, agent and trainer of a plan; `measure` calls what takes time (see `training.stopwatch`)."""
     num = plan.settings.envs
     records = environment(plan, num) if plan.data is None else data.open_data(plan.data, num, plan.seed)
     agent = agents.build(plan.agent, records.spec, plan.settings)
@@ -73,7 +74,8 @@ def build(plan: Plan) -> tuple[Source, Agent, Trainer]:
         if not agents.find(plan.agent).offline:
             raise ValueError(f"{plan.agent} cannot learn from recordings: its targets need what its own play saw")
         agent = agent._replace(schedule=offline(agent.schedule, room // records.num_envs, records.rows))
-    trainer = Trainer(agent, records, plan.members, room, plan.vary, shards=plan.shards, freeze=plan.freeze)
+    options: Any = dict(shards=plan.shards, freeze=plan.freeze, measure=measure)
+    trainer = Trainer(agent, records, plan.members, room, plan.vary, **options)
     return records, agent, trainer
 
 

@@ -66,6 +66,8 @@ class Plan(Generic[C]):
     """Also write the metrics for TensorBoard."""
     gauge: Natural = 15
     """Steps over which dreamed returns are compared with real ones while training; 0 turns the gauge off."""
+    profile: bool = False
+    """Measure what the time goes to: environments, policy, updates, copies. Nothing overlaps then: it takes longer."""
     shards: int = 1
     """Devices that each member is spread over: its batch, and the replay of its environments. For one large model."""
     vary: Annotated[dict[str, list[float]], flags.VALUES, optional("NAME=VALUE,VALUE")] = field(default_factory=dict)

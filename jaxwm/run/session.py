@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from jaxwm.run import checkpoint, directory, json_files, machine
+from jaxwm.run import checkpoint, directory, json_files, machine, profile
 from jaxwm.run import load as loading
 from jaxwm.run.display import Display, Stage, show_card
 from jaxwm.run.plan import Plan, jax_settings, read_plan
@@ -26,6 +26,7 @@ from jaxwm.run.writer import Silent, Writer, import_tensorboard
 from jaxwm.schedule import describe, updates_of
 from jaxwm.training import processes
 from jaxwm.training.life import Cursor, Life, Report
+from jaxwm.training.stopwatch import Stopwatch, untimed
 from jaxwm.types import Env
 
 CHUNK_SECONDS = float(os.environ.get("JAXWM_CHUNK_SECONDS", "1"))
@@ -33,11 +34,32 @@ CHUNK_SECONDS = float(os.environ.get("JAXWM_CHUNK_SECONDS", "1"))
 
 LOCK_SECONDS = 10.0  # how long a resumed run waits for the one before: one that was killed takes a moment to be gone
 SKIP_LIMIT = 100  # skipped updates in a row, of any member, after which a run stops
+GAUGE_SHARE = 0.01  # most of a run's time that the gauge may take: where a dream is dear, it looks more seldom
 RECENT = 20  # newest episodes of each member whose mean return decides which checkpoint is the best
 
 
 class Diverged(ValueError):
     """Updates have not been finite for too long."""
+
+
+class Budget:
+    """A small share of the time, for something that may be done now or later. The first time compiles, and is free."""
+
+    def __init__(self, share: float):
+        self.share, self.spent = share, 0.0
+        self.last: float | None = None
+
+    def allows(self, seconds: float) -> bool:
+        """Whether once more, if it takes as long as the last time, fits into the share of so many seconds."""
+        return self.spent + (self.last or 0.0) <= self.share * seconds
+
+    def spend(self, fn: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:
+        """`fn(*args)`, on this budget."""
+        began = time.time()
+        if found := fn(*args):
+            self.last = 0.0 if self.last is None else time.time() - began
+            self.spent += self.last
+        return found
 
 
 class Run:
@@ -49,10 +71,12 @@ class Run:
             import_tensorboard()  # missing? told before anything is computed
         if plan.score_options:
             loading.scoring_env(plan, plan.episodes)  # a wrong option is an error now and not after training
-        self.source, self.agent, self.trainer = loading.build(plan)
+        self.measure = Stopwatch() if plan.profile else untimed
+        self.source, self.agent, self.trainer = loading.build(plan, self.measure)
         self.acts = isinstance(self.source, Env)  # else it learns from recordings, and has no environment steps
         self.cursor, self.began, self.stopping = Cursor(), time.time(), False
         self.before = self.compile_seconds = 0.0  # of earlier sessions, too
+        self.gauge = Budget(GAUGE_SHARE)
         self.warned: set[str] = set()
         self.recent: list[deque[float]] = [deque(maxlen=RECENT) for _ in range(plan.members)]
 
@@ -134,27 +158,30 @@ class Run:
 
     def loop(self) -> None:
         """Train until the plan's steps are done or a signal asks to stop; saves on the way and at the end."""
-        iterations, saved = 1, time.time()
+        iterations, saved, first = 1, time.time(), time.time()
         display = Display(self.console, self.plan.members)
         with display.progress, machine.stoppable(self, "stopping after this chunk; a checkpoint will be saved"):
             while (left := self._left()) > 0:
                 due = time.time() - saved > 60 * self.plan.checkpoint_minutes
-                stop, (iterations, due) = processes.agree(self.stopping, iterations, due)
+                look = self.gauge.allows(time.time() - first)
+                stop, (iterations, due, look) = processes.agree(self.stopping, iterations, due, look)
                 if stop:  # a signal that comes while the processes agree counts next time
                     break
                 if due:
-                    self.save()
+                    self.measure("save", self.save)
                     saved = time.time()
                 began, segment = time.time(), self.cursor.segment
-                self._advance(min(left, iterations), display)
+                self._advance(min(left, iterations), display, bool(look))
                 if segment != self.cursor.segment:  # another body has another pace
                     iterations = 1
                     continue
                 pace = CHUNK_SECONDS / max(time.time() - began, 1e-3)
                 iterations = int(np.clip(iterations * np.clip(pace, 0.25, 4), 1, self.trainer.max_iterations))
         self.stopping, _ = processes.agree(self.stopping)  # here signals are no longer caught
-        self.save()
-        self.checkpoints.wait()
+        self.measure("save", self.save)
+        self.measure("save", self.checkpoints.wait)
+        if isinstance(self.measure, Stopwatch) and processes.first():
+            self.console.print(profile.write(self.folder, self.measure, time.time() - first))
 
     def _left(self) -> int:
         """Iterations until the plan is done."""
@@ -184,7 +211,8 @@ class Run:
         name = f"stage {self.cursor.segment + 1} of {count}, {', '.join(map(describe, segment.body))}: "
         return Stage(name, self.cursor.iteration, segment.times, "")
 
-    def _advance(self, iterations: int, display: Display) -> None:
+    def _advance(self, iterations: int, display: Display, look: bool) -> None:
+        """Train a chunk and write what it says; `look` at the gauge too, where there is one."""
         self.life, self.cursor, report = self.trainer.run(self.life, self.cursor, iterations)
         steps, updates = self.done
         self.writer.scores(report.episodes)
@@ -192,8 +220,9 @@ class Run:
         row: dict[str, Any] = {"env_steps": steps} if self.acts else {}
         row |= {"updates": updates, "seconds": round(self.seconds(), 2), "return": returns}
         if report.metrics:
-            gauge = self.trainer.gauge(self.life, self.plan.gauge) if self.plan.gauge else {}
-            row |= {f"gauge/{name}": value for name, value in gauge.items()}
+            if look and self.plan.gauge:
+                gauge = self.gauge.spend(self.trainer.gauge, self.life, self.plan.gauge)
+                row |= {f"gauge/{name}": value for name, value in gauge.items()}
             row["skipped"] = processes.fetch(self.life.skipped.total)
         if self.trainer.restarts:
             row["env_restarts"] = self.trainer.restarts

@@ -20,6 +20,7 @@ from jaxwm.schedule import Segment, rows_of, words
 from jaxwm.training import processes
 from jaxwm.training.life import ENV, LOG_AXES, Finished, Life, Log, stream
 from jaxwm.training.program import Program
+from jaxwm.training.stopwatch import Measure, untimed
 from jaxwm.types import Collect, Env, Key, Load, Record, Repeat, Step, Train, Word
 
 BLOCK = 64  # rows of recordings that are written at once
@@ -36,8 +37,8 @@ class Pool:
     so far, and `fresh` tells that it just did. EnvironmentDied where that does not help. A `border.Misfit` is a bug and
     no death, and so is a wrong option, a ValueError or ImportError of the very first build: these are raised."""
 
-    def __init__(self, env: Env, keys: Key):
-        self.env, self.handle = env, None
+    def __init__(self, env: Env, keys: Key, measure: Measure = untimed):
+        self.env, self.handle, self.measure = env, None, measure
         self.action: Any = None
         self.restarts = self.in_a_row = self.in_vain = 0
         self._worked, self._replaced = False, 0
@@ -63,9 +64,10 @@ class Pool:
     def advance(self) -> Step:
         """Take the waiting action, if there is one; the newest step `[M, N, ...]`."""
         if self.action is not None:
-            action = processes.local_part(self.action)  # an error of the compiled program is none of the environment's
+            # an error of the compiled program is none of the environment's
+            action = self.measure("transfer", processes.local_part, self.action)
             try:
-                self.handle, self.step = self.env.step(self.handle, action)
+                self.handle, self.step = self.measure("env", self.env.step, self.handle, action)
             except Exception as error:
                 self._restart(error)
                 return self.step
@@ -98,16 +100,16 @@ class Pool:
 
 
 class HostLoop:
-    """Runs the words of a `Program` whose source is on the host."""
+    """Runs the words of a `Program` whose source is on the host; `measure` calls their parts."""
 
-    def __init__(self, program: Program):
-        self.program, self.spread = program, program.spread
+    def __init__(self, program: Program, measure: Measure = untimed):
+        self.program, self.spread, self.measure = program, program.spread, measure
         self.pool: Pool | None = None
 
     def open(self, keys: Key) -> Step:
         """Build the environments of member keys `[M]`; their first steps `[M, N, ...]`, on the host."""
         self.close()
-        self.pool = Pool(self.program.source, self._local(keys))  # type: ignore[arg-type]
+        self.pool = Pool(self.program.source, self._local(keys), self.measure)  # type: ignore[arg-type]
         return processes.fetch(self._global(self.pool.step))
 
     def close(self) -> None:
@@ -132,8 +134,12 @@ class HostLoop:
         return jax.random.wrap_key_data(jnp.asarray(processes.fetch(jax.random.key_data(keys))[first : first + each]))
 
     def _global(self, step: Step) -> Step:
-        """The steps of all processes' environments `[M, N, ...]`."""
-        return processes.global_array(step, NamedSharding(self.spread.mesh, PartitionSpec("device")))
+        """The steps of all processes' environments `[M, N, ...]`. Under a stopwatch they are copied to the devices
+        here, and otherwise by the policy that sees them."""
+        place = NamedSharding(self.spread.mesh, PartitionSpec("device"))
+        if self.measure is untimed or processes.several():
+            return processes.global_array(step, place)
+        return jax.device_put(step, place)
 
     def compile(self, body: tuple[Word, ...], life: Life) -> None:
         """Compile what the words of a body need."""
@@ -182,7 +188,7 @@ class HostLoop:
             elif isinstance(word, Load):
                 life = self._load(word.rows, life)
             else:
-                life, log = self._train(word, life)(life)
+                life, log = self.measure("update", self._train(word, life), life)
                 logs.append(log)
         return life
 
@@ -198,7 +204,8 @@ class HostLoop:
             step = pool.advance()
             if pool.fresh:  # it died: what was going on has no end of its own
                 rest, pool.fresh = _cut(rest), False
-            rest, pool.action, finished = turn(acting, rest, self._global(step))
+            step = self.measure("transfer", self._global, step)
+            rest, pool.action, finished = self.measure("policy", turn, acting, rest, step)
             rows.append(finished)
         return rest._replace(agent=life.agent, step=life.step)
 
@@ -209,9 +216,9 @@ class HostLoop:
         first, done = int(life.counters.rows), 0
         while done < count:
             rows = min(block, count - done)
-            records = data.read(first + done, rows)
+            records = self.measure("read", data.read, first + done, rows)
             padded = jax.tree.map(lambda x, n=block - rows: np.pad(x, [(0, n)] + [(0, 0)] * (x.ndim - 1)), records)
-            life, done = _write(life, padded, rows), done + rows
+            life, done = self.measure("read", _write, life, padded, rows), done + rows
         return life
 
     def _join(self, logs: list[Log], rows: list[Finished]) -> Log:
@@ -219,12 +226,14 @@ class HostLoop:
         empty: Any = {name: {} for name in self.program.agent.train_steps}
         sums, faults, counts = empty, empty, {name: np.zeros(self.spread.members, np.int32) for name in empty}
         if logs:
-            parts = [(log.sums, log.faults, log.counts) for log in processes.fetch(logs)]
+            fetched = self.measure("transfer", processes.fetch, logs)
+            parts = [(log.sums, log.faults, log.counts) for log in fetched]
             sums, faults, counts = jax.tree.map(lambda *parts: sum(parts[1:], parts[0]), *parts)
         nothing: Any = np.zeros((self.spread.members, 0, self.program.source.num_envs), bool)
         finished = Finished(nothing, nothing, nothing, nothing)
         if rows:
-            finished = jax.tree.map(lambda *x: np.stack(x, 1), *processes.fetch(rows))
+            fetched = self.measure("transfer", processes.fetch, rows)
+            finished = jax.tree.map(lambda *x: np.stack(x, 1), *fetched)
         return Log(sums, faults, counts, finished, np.asarray(len(rows)))  # type: ignore[arg-type]
 
 

@@ -23,6 +23,7 @@ from jaxwm.training.host import HostLoop
 from jaxwm.training.life import ENV, EVAL, INIT, LOG_AXES, Counters, Cursor, Life, Log, Report, member_keys, stream
 from jaxwm.training.program import Program
 from jaxwm.training.spread import spread
+from jaxwm.training.stopwatch import Measure, untimed
 from jaxwm.types import Agent, Array, Collect, Env, Key, Load, Repeat, Source, Step, Train, Word
 
 
@@ -38,6 +39,8 @@ class Trainer:
     With `shards` above 1, every member is spread over so many devices: each holds the weights, and the replay of its
     part of the environments, of which it samples its part of every batch. Acting is repeated on each.
 
+    `measure` calls what takes time: a `training.stopwatch.Stopwatch` tells afterwards what it went to.
+
     ValueError where the schedule reads sequences longer than the replay or than what was collected before, where it
     asks for an environment and there are recordings, or the other way round, and where `shards` does not divide the
     devices, the environments or a batch."""
@@ -45,13 +48,13 @@ class Trainer:
     def __init__(
         self, agent: Agent, source: Source, members: int = 1, capacity: int = 100_000,
         hyper: dict[str, Any] | None = None, max_iterations: int = 256, shards: int = 1,
-        devices: Sequence[Any] | None = None, freeze: Sequence[str] = (),
+        devices: Sequence[Any] | None = None, freeze: Sequence[str] = (), measure: Measure = untimed,
     ):  # fmt: skip
         check_jax()
         counts = dict(members=members, capacity=capacity, max_iterations=max_iterations, shards=shards)
         for name, value in counts.items():
             check_number(name, value, least=1, whole=True)
-        self.agent, self.source, self.members = agent, source, members
+        self.agent, self.source, self.members, self.measure = agent, source, members, measure
         self.capacity, self.max_iterations, self.shards = capacity, max_iterations, shards
         self._pure = isinstance(source, Env) and source.pure
         self.segments = segments(agent.schedule, source.num_envs)
@@ -64,7 +67,7 @@ class Trainer:
             if name not in known:
                 raise ValueError(f"there is no component {name!r} to freeze; {suggest(name, known)}")
         self._program = Program(agent, source, self.spread, capacity, tuple(freeze))
-        self._host = HostLoop(self._program)
+        self._host = HostLoop(self._program, measure)
         # kept, so that a second life compiles nothing; op by op they take ten times as long
         self._start = jax.vmap(self._program.start, out_axes=self._program.axes)
         self._init = quick.jit(jax.vmap(agent.init))
@@ -173,10 +176,12 @@ class Trainer:
         iterations = min(iterations, self.max_iterations, segment.times - cursor.iteration)
         first = int(life.counters.rows)
         if self._compiles(segment):
-            life, log = self._chunk(segment, life)(life, jnp.asarray(iterations, jnp.int32))
+            part = "update" if all(isinstance(word, Train) for word in words(segment.body)) else "program"
+            chunk = self._chunk(segment, life)
+            life, log = self.measure(part, chunk, life, jnp.asarray(iterations, jnp.int32))
         else:
             life, log = self._host.run(segment, life, iterations)
-        report = self._report(processes.fetch(log), first)
+        report = self._report(self.measure("transfer", processes.fetch, log), first)
         done = cursor.iteration + iterations
         cursor = Cursor(cursor.segment + 1, 0) if done >= segment.times else Cursor(cursor.segment, done)
         return life, cursor, report
@@ -195,8 +200,9 @@ class Trainer:
 
         arguments = life.agent._replace(opt=None), life.ring, life.key, life.counters
         name, in_axes, options = ("gauge", horizon), (0, axes.ring, 0, None), quick.options()
-        program = self._program.compiled(name, one, in_axes, 0, lambda: arguments, options=options)
-        return processes.fetch(program(*arguments))
+        compiled = partial(self._program.compiled, options=options)
+        program = self.measure("compile", compiled, name, one, in_axes, 0, lambda: arguments)
+        return processes.fetch(self.measure("gauge", program, *arguments))
 
     def finished(self, cursor: Cursor) -> bool:
         """Whether the whole schedule has run."""

@@ -16,7 +16,7 @@ import pytest
 from arrays import assert_same
 
 import jaxwm as package
-from jaxwm.run import directory, load
+from jaxwm.run import directory, load, session
 from jaxwm.run.checkpoint import Checkpoints
 from jaxwm.run.json_files import read_jsonl
 from jaxwm.run.plan import Plan
@@ -47,6 +47,7 @@ def made(folder: Path, *system: str) -> Path:
     """A run of two agents, made by the command line."""
     out = jaxwm(*start(STEPS, *system), "--run", folder)
     assert "parameters" in out.stdout and "replay" in out.stdout and "FLOP" in out.stdout
+    assert ("of training went" in out.stdout) == ("--profile" in system)
     assert "compile time" in out.stdout and "trained (greedy)" in out.stdout and "random" in out.stdout
     assert f"jaxwm eval {folder}" in out.stdout
     return folder
@@ -55,7 +56,7 @@ def made(folder: Path, *system: str) -> Path:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     """The run of a system that compiles in seconds."""
-    return made(tmp_path_factory.mktemp("runs") / "lake", "dyna-q", "--env", LAKE)
+    return made(tmp_path_factory.mktemp("runs") / "lake", "dyna-q", "--env", LAKE, "--profile")
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +76,25 @@ def test_a_run_is_plain_files(finished):
     result = json.loads((finished / "evaluation.json").read_text())
     assert result["env_steps"] == 400 and len(result["trained"]) == len(result["random"]) == 2
     assert (finished / "checkpoints" / "400").is_dir()
+
+
+def test_a_profile_says_what_the_time_went_to(finished):
+    """In a pure environment nearly all of it is one program; the rest is told apart, and all is there."""
+    found = json.loads((finished / "profile.json").read_text())
+    assert found["seconds"].keys() == found["shares"].keys() >= {"program", "idle"}
+    assert abs(sum(found["seconds"].values()) - found["total"]) < 0.01 * len(found["seconds"])
+    assert abs(sum(found["shares"].values()) - 1) < 0.001 * len(found["shares"])
+
+
+def test_the_gauge_looks_as_often_as_its_share_allows():
+    """The first look compiles and is free, the second is to find out what one costs; then one fits in now and then."""
+    budget, cost = session.Budget(0.01), 0.02
+    assert budget.allows(0.0) and budget.spend(lambda: {}) == {}  # nothing was measured: nothing is known
+    for _ in range(2):
+        assert budget.allows(0.0)
+        assert budget.spend(lambda seconds: time.sleep(seconds) or {"gap": 1}, cost) == {"gap": 1}
+    assert cost <= budget.spent < 2 * cost
+    assert not budget.allows(3.9) and budget.allows(2 * budget.spent / 0.01 + 1e-6)
 
 
 @pytest.mark.slow

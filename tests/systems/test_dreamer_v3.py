@@ -105,7 +105,7 @@ def test_state_is_float32(kind):
         assert {str(x.dtype) for x in jax.tree.leaves(part)} == {"float32"}
     assert {str(x.dtype) for x in jax.tree.leaves(kind.state.opt)} == {"float32", "int32"}
     assert described(kind.state.step) == ((), "int32")
-    assert set(kind.state.params) == set(v3.Networks._fields) - {"dis"}
+    assert set(kind.state.params) == set(v3.Networks._fields) - {"bar", "dis"}
 
 
 def record_shape(kind, lead) -> Record:
@@ -524,6 +524,58 @@ def test_feedback_is_what_the_loss_computed(catch, gradients):
     assert_close(catch.learner.world.unpack(packed), gradients[1])
 
 
+@pytest.fixture(scope="module")
+def barlow(catch):
+    """A learner whose latents agree with the encoder, its parameters, and what its model's losses teach, as above."""
+    spec, config = catch.env.spec, tiny(representation="barlow", free_nats=0.0)
+    learner, names = v3.Learner(v3.build(spec, config), spec, config), ("barlow", "rec", "dyn")
+
+    def terms(params):
+        uniform = learner.noise(jax.random.key(0), 2, 5).observe
+        state, record = catch.states[0], catch.batches[0].record
+        _, losses, metrics = v3.model_losses(learner, params, state.hyper, record, uniform)
+        return {name: losses[name] for name in names}, metrics
+
+    @jax.jit
+    def jacobian(params):
+        _, pull, metrics = jax.vjp(terms, params, has_aux=True)
+        (grads,) = jax.vmap(pull)({name: row for name, row in zip(names, jnp.eye(len(names)), strict=True)})
+        return jax.tree.map(lambda x: jnp.square(x).reshape(len(names), -1).sum(1), grads), metrics
+
+    params = jax.jit(lambda key: v3.init_params(learner.nets, spec, key))(jax.random.key(1))
+    grads, metrics = jax.device_get(jacobian(params))
+    total = lambda tree, i: sum(x[i] for x in jax.tree.leaves(tree))  # noqa: E731
+    taught = {name: {c for c in grads if total(grads[c], i) > 0} for i, name in enumerate(names)}
+    return SimpleNamespace(spec=spec, config=config, taught=taught, metrics=metrics)
+
+
+def test_without_reconstruction_the_decoder_only_watches(barlow):
+    """The latents learn to agree with the encoder's tokens, which are constants: it learns through the latents."""
+    assert barlow.taught == {"barlow": {"enc", "dyn", "bar"}, "rec": {"dec"}, "dyn": {"enc", "dyn"}}
+    assert barlow.metrics["latent/std"] > 0
+    assert 1 <= barlow.metrics["latent/rank"] <= barlow.config.deter + barlow.config.stoch * barlow.config.classes
+
+
+@pytest.mark.parametrize("decoder", [True, False])
+def test_dreams_without_reconstruction(decoder):
+    """They show what the decoder has learned, and nothing without one; all else is there. Shapes only."""
+    spec = Spec("test", PLANES, Discrete(3))
+    agent = v3.make(spec, tiny(representation="barlow", decoder=decoder))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    state = jax.eval_shape(lambda k: agent.init(k, agent.hyper), key)
+    assert set(state.params) == set(v3.Networks._fields) - {"dis"} - (set() if decoder else {"dec"})
+    record = record_shape(SimpleNamespace(spec=spec, action=((), "int32"), dtype="float32"), (2, 5))
+    dream = jax.eval_shape(lambda s, r, k: agent.imagine(s, r, None, k, 3), state, record, key)
+    assert described(dream.obs) == (described(shape((2, 3), PLANES)) if decoder else None)
+    assert dream.reward.shape == dream.cont.shape == (2, 3)
+    if not decoder:
+        number, weight = jax.ShapeDtypeStruct((2,), jnp.int32), jax.ShapeDtypeStruct((2,), jnp.float32)
+        batch = Batch(record, Index(number, number), weight)
+        new, _, metrics = jax.eval_shape(agent.train_steps["all"].update, state, batch, key)
+        assert described(new) == described(state) and "loss/rec" not in metrics
+        assert {"loss/barlow", "latent/std", "latent/rank"} <= metrics.keys()
+
+
 # --- Populations --------------------------------------------------------------------------------------------------
 
 
@@ -653,3 +705,5 @@ def test_bad_settings_are_named():
             make(bins=bins)
     with pytest.raises(ValueError, match="horizon must be a number above 1"):
         make(horizon=0.0)
+    with pytest.raises(ValueError, match="reconstruction needs the decoder: keep it, or take --representation barlow"):
+        make(decoder=False)

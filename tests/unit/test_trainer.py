@@ -1,5 +1,7 @@
 """Schedules, chunks, populations and checkpoints, on a toy agent whose numbers can be checked by hand."""
 
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,12 +11,13 @@ from lives import run
 from tiny import build
 from toys import ToyState, counting_env, on_host, toy_agent
 
-from jaxwm import replay
+from jaxwm import envs, replay
 from jaxwm.run import cost
 from jaxwm.run.checkpoint import Checkpoints
 from jaxwm.schedule import segments
 from jaxwm.training.evaluation import evaluate
 from jaxwm.training.life import Cursor, member_keys
+from jaxwm.training.stopwatch import PARTS, Stopwatch, untimed
 from jaxwm.training.trainer import Trainer
 from jaxwm.types import FOREVER, Collect, Repeat, Train
 
@@ -101,6 +104,43 @@ def test_host_and_pure_loops_are_one_run():
         assert x.keys() == y.keys()
         for name in x:
             np.testing.assert_allclose(x[name], y[name], rtol=1e-6)
+
+
+def test_a_stopwatch_tells_what_the_time_of_a_real_game_went_to():
+    """Two games of Pong, some hundred steps: every second is in one part, and the run is that without a stopwatch."""
+
+    def play(measure):
+        trainer = Trainer(toy_agent(), envs.make("atari/Pong", num_envs=2), capacity=400, measure=measure)
+        life, cursor, began, before = trainer.init(), Cursor(), 0.0, {}
+        while int(life.counters.steps) < 300:
+            life, cursor, _ = trainer.run(life, cursor, 16)
+            if not began:  # all programs of the chunks to come are compiled
+                trainer.compile(life)
+                began, before = time.perf_counter(), dict(getattr(measure, "seconds", {}))
+        total = time.perf_counter() - began
+        trainer.close()
+        return jax.device_get((life.ring.data, raw(life.agent))), total, before
+
+    watch = Stopwatch()
+    (measured, total, before), (plain, _, _) = play(watch), play(untimed)
+    assert_same(measured, plain)
+    spent = {part: seconds - before.get(part, 0.0) for part, seconds in watch.seconds.items()}
+    assert spent.keys() == {"env", "policy", "transfer", "update"} and min(spent.values()) > 0
+    assert 0.2 * total < sum(spent.values()) <= total
+    shares = Stopwatch(spent).shares(total)
+    assert list(shares) == [part for part in PARTS if part in shares] and shares.keys() == {*spent, "idle"}
+    np.testing.assert_allclose(sum(share for _, share in shares.values()), 1.0)
+
+
+def test_a_stopwatch_says_what_is_one_program():
+    """Collecting and learning in a pure environment cannot be told apart; updates alone can."""
+    together = Repeat(3, (Collect(4), Train("average")))
+    watch, schedule = Stopwatch(), (Collect(16, "random"), Train("average", 2), together)
+    trainer = Trainer(toy_agent(schedule=schedule), counting_env(4), capacity=80, measure=watch)
+    life, cursor = trainer.init(), Cursor()
+    while not trainer.finished(cursor):
+        life, cursor, _ = trainer.run(life, cursor, 8)
+    assert watch.seconds.keys() == {"program", "update", "transfer"}
 
 
 def test_a_member_starts_like_its_single_run():
