@@ -36,9 +36,8 @@ def show_card(console: Console, plan: Plan, trainer: Trainer, sizes: dict[str, A
     say(f"  agent state    {cost.human(state, 'B')}")
     each = "steps of each member" if isinstance(trainer.source, Env) else "records, one copy for all members"
     say(f"  replay         {cost.human(replay, 'B')} for {trainer.capacity:,} {each}")
-    for name, (_, args) in sizes["updates"].items():
-        update, part = trainer.update_of_all(name)
-        say(f"  update {name:<7} {cost.human(part * cost.flops(update, *args), 'FLOP')} each")
+    for name in sizes["updates"]:
+        say(f"  update {name:<7} {cost.human(trainer.work(name), 'FLOP')} each")
     if idle := trainer.spread.idle:
         noun = "device" if idle == 1 else "devices"
         say(f"  idle           {idle} {noun}: make --members a multiple of {idle + trainer.spread.mesh.size}")

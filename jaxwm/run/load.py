@@ -19,7 +19,6 @@ from jaxwm.run.plan import Plan, read_plan
 from jaxwm.schedule import offline, words
 from jaxwm.training.evaluation import Scores, evaluate, parallel
 from jaxwm.training.life import EVAL, member_keys, stream
-from jaxwm.training.stopwatch import Measure, untimed
 from jaxwm.training.trainer import Trainer
 from jaxwm.types import Agent, Collect, Env, Source
 
@@ -64,8 +63,8 @@ def capacity(plan: Plan, records: Source) -> int:
     return min(plan.settings.capacity, plan.steps + records.num_envs if plan.steps else plan.settings.capacity)
 
 
-def build(plan: Plan, measure: Measure = untimed) -> tuple[Source, Agent, Trainer]:
-    """Source of records, agent and trainer of a plan; `measure` calls what takes time (see `training.stopwatch`)."""
+def build(plan: Plan, **options: Any) -> tuple[Source, Agent, Trainer]:
+    """Source of records, agent and trainer of a plan, with further options of the trainer."""
     num = plan.settings.envs
     records = environment(plan, num) if plan.data is None else data.open_data(plan.data, num, plan.seed)
     agent = agents.build(plan.agent, records.spec, plan.settings)
@@ -74,8 +73,7 @@ def build(plan: Plan, measure: Measure = untimed) -> tuple[Source, Agent, Traine
         if not agents.find(plan.agent).offline:
             raise ValueError(f"{plan.agent} cannot learn from recordings: its targets need what its own play saw")
         agent = agent._replace(schedule=offline(agent.schedule, room // records.num_envs, records.rows))
-    options: Any = dict(shards=plan.shards, freeze=plan.freeze, measure=measure)
-    trainer = Trainer(agent, records, plan.members, room, plan.vary, **options)
+    trainer = Trainer(agent, records, plan.members, room, plan.vary, shards=plan.shards, freeze=plan.freeze, **options)
     return records, agent, trainer
 
 
@@ -95,16 +93,17 @@ def load(path: str | Path, which: str = "newest") -> Loaded:
     FileNotFoundError where there is no run or checkpoint, ValueError where it cannot be read."""
     path = Path(path)
     alone: dict[str, Any] = dict(shards=1, start=None, start_parts=())
+    devices = jax.local_devices()[:1]  # nothing is trained
     if path.is_file():
         about = export.read_about(path)
         plan = Plan.from_json(about["plan"])
-        _, agent, trainer = build(replace(plan, **alone))
+        _, agent, trainer = build(replace(plan, **alone), devices=devices)
         state = trainer.init_agents(member_keys(plan.seed, plan.members))
         params = export.read(path, jax.eval_shape(lambda: state.params))
         return Loaded(plan, agent, with_params(plan.agent, state, params), about["steps"])
     plan = read_plan(path)
     with checkpoint.Checkpoints(path / directory.CHECKPOINTS, writing=False) as checkpoints:
-        _, agent, trainer = build(replace(plan, **alone))
+        _, agent, trainer = build(replace(plan, **alone), devices=devices)
         state, steps = checkpoints.restore_agent(trainer.footprint()["state"], which)
     return Loaded(plan, agent, state, steps)
 

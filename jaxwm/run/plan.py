@@ -20,7 +20,7 @@ from jaxwm.run.machine import Hosts
 
 C = TypeVar("C")
 
-NOT_SETTINGS = ("jaxwm", "jax", "jax_settings")  # entries of config.json that say by what it was written
+NOT_SETTINGS = ("jaxwm", "jax", "jax_settings", "sharing")  # entries of config.json that say how it was written
 JAX_SETTINGS = ("jax_default_matmul_precision", "jax_random_seed_offset", "jax_threefry_partitionable")
 """Settings of JAX that may be any, but on which the numbers of a run depend."""
 

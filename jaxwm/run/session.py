@@ -65,14 +65,15 @@ class Budget:
 class Run:
     """A run that is going on. `start` or `resume`, then `loop`, then `finish`."""
 
-    def __init__(self, plan: Plan, folder: Path, console: Console):
+    def __init__(self, plan: Plan, folder: Path, console: Console, sharing: bool | None = None):
+        """`sharing` is what was decided when the run began; see `Trainer`."""
         self.plan, self.folder, self.console = plan, folder, console
         if plan.tensorboard:
             import_tensorboard()  # missing? told before anything is computed
         if plan.score_options:
             loading.scoring_env(plan, plan.episodes)  # a wrong option is an error now and not after training
         self.measure = Stopwatch() if plan.profile else untimed
-        self.source, self.agent, self.trainer = loading.build(plan, self.measure)
+        self.source, self.agent, self.trainer = loading.build(plan, measure=self.measure, sharing=sharing)
         self.acts = isinstance(self.source, Env)  # else it learns from recordings, and has no environment steps
         self.cursor, self.began, self.stopping = Cursor(), time.time(), False
         self.before = self.compile_seconds = 0.0  # of earlier sessions, too
@@ -89,9 +90,13 @@ class Run:
         """Check the memory, allocate, write config.json, open the files, compile. The folder exists."""
         show_card(self.console, self.plan, self.trainer, self.trainer.footprint())
         self._init()
-        if processes.first():
-            directory.write_config(self.folder, self.plan.to_json())
+        self._write_config()
         self._open()
+
+    def _write_config(self) -> None:
+        """The plan, and whether devices share updates: other code might decide otherwise, and round otherwise."""
+        if processes.first():
+            directory.write_config(self.folder, self.plan.to_json() | {"sharing": self.trainer.sharing})
 
     def _init(self, begin: bool = True) -> None:
         """A fresh life, with the weights of another run where the plan says so."""
@@ -116,7 +121,7 @@ class Run:
             saved = checkpoints.restore(_with_ring(self.life, self._old(self.life.ring.data, rows))) if there else None
         if self.plan != old and processes.first():
             (self.folder / directory.EVALUATION).unlink(missing_ok=True)  # it is no longer finished
-            directory.write_config(self.folder, self.plan.to_json())
+            self._write_config()
         if saved is None:
             self._open()
             self.writer.truncate(dict.fromkeys(self.writer.offsets(), 0))
@@ -361,7 +366,7 @@ def resume(
         return json_files.read_json(folder / directory.EVALUATION)
     lock = _in_first(lambda: directory.lock(folder, wait=LOCK_SECONDS))
     with lock:
-        run = Run(plan, folder, console)
+        run = Run(plan, folder, console, directory.read_config(folder).get("sharing"))
         run.resume(old)
         return _complete(run)
 

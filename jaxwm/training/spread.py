@@ -17,7 +17,9 @@ from jaxwm.types import Agent, Data, Source
 
 MEMBER = "member"  # the population's `vmap` axis, used only to stop `until` loops together
 SHARE = "share"  # the axis of devices that hold the same members and share their updates
-SHARED_WORK = 1e8  # parameters times records of a batch from which sharing an update pays: below, waiting costs more
+SHARED_FLOPS = 3e9  # FLOPs of an update from which sharing it pays: below, waiting for each other costs more
+USES = {"numbers": 30, "image": 200}
+"""About so many FLOPs of an update belong to each parameter and record, as counted for Dreamer V3: a guess in time."""
 
 
 class Spread(NamedTuple):
@@ -67,9 +69,12 @@ class Spread(NamedTuple):
         return jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), self.specs(axes), is_leaf=is_spec)
 
 
-def spread(agent: Agent, source: Source, members: int, shards: int, devices: Sequence[Any] | None) -> Spread:
-    """Choose devices (all of this machine unless given): as many of every process as divide the members evenly. Raises
-    ValueError where members or shards cannot be divided evenly."""
+def spread(
+    agent: Agent, source: Source, members: int, shards: int, devices: Sequence[Any] | None, sharing: bool
+) -> Spread:
+    """Choose devices (all of this machine unless given): as many of every process as divide the members evenly. Those
+    of a CPU that are left over take part in the updates of a member if `sharing`. Raises ValueError where members or
+    shards cannot be divided evenly."""
     devices = list(devices or jax.devices())
     if shards > 1:
         _check_shards(agent, source, shards, len(devices))
@@ -80,7 +85,7 @@ def spread(agent: Agent, source: Source, members: int, shards: int, devices: Seq
         text = f"{members} members with {shards} shards cannot be spread evenly over {len(groups)} processes"
         raise ValueError(f"{text}: make --members a multiple of {len(groups)}")
     width = shards
-    if shards == 1 and devices[0].platform == "cpu" and len(groups) == 1:
+    if sharing and shards == 1 and devices[0].platform == "cpu" and len(groups) == 1:
         width = _copies(agent, len(devices) // counts[-1])
     count = counts[-1] * (width if shards == 1 else 1)
     grid = np.array([device for group in groups for device in group[:count]]).reshape(-1, width)
@@ -103,12 +108,16 @@ def _check_shards(agent: Agent, source: Source, shards: int, devices: int) -> No
 
 
 def _copies(agent: Agent, most: int) -> int:
-    """How many devices, at most so many, work out one update: more than one where that is a lot of work."""
+    """How many devices, at most so many, can work out one update."""
     steps = [step for step in agent.train_steps.values() if step.shared]
-    if most == 1 or not steps:
-        return 1
+    return max(n for n in range(1, most + 1) if n == 1 or (steps and all(step.batch_size % n == 0 for step in steps)))
+
+
+def probably_shared(agent: Agent, source: Source) -> bool:
+    """Guess, by parameters and records, whether a shared step has `SHARED_FLOPS`. Counting is exact, but takes a trace,
+    and only that of the right spread can be used again."""
     parameters = jax.eval_shape(lambda: agent.init(jax.random.key(0), agent.hyper)).params
     weights = sum(math.prod(x.shape) for x in jax.tree.leaves(parameters))
-    if weights * max(step.batch_size * step.length for step in steps) < SHARED_WORK:
-        return 1
-    return max(n for n in range(1, most + 1) if all(step.batch_size % n == 0 for step in steps))
+    image = any(x.dtype == np.uint8 and len(x.shape) == 3 for x in jax.tree.leaves(source.spec.obs))
+    records = max(step.batch_size * step.length for step in agent.train_steps.values() if step.shared)
+    return USES["image" if image else "numbers"] * weights * records >= SHARED_FLOPS

@@ -19,10 +19,11 @@ from jaxwm.replay import Ring
 from jaxwm.schedule import FOREVER, Segment, rows_of, segments, words
 from jaxwm.spaces import blank_step
 from jaxwm.training import gauge, processes, quick
+from jaxwm.training.flops import flops
 from jaxwm.training.host import HostLoop
 from jaxwm.training.life import ENV, EVAL, INIT, LOG_AXES, Counters, Cursor, Life, Log, Report, member_keys, stream
 from jaxwm.training.program import Program
-from jaxwm.training.spread import spread
+from jaxwm.training.spread import SHARED_FLOPS, probably_shared, spread
 from jaxwm.training.stopwatch import Measure, untimed
 from jaxwm.types import Agent, Array, Collect, Env, Key, Load, Repeat, Source, Step, Train, Word
 
@@ -34,7 +35,8 @@ class Trainer:
     members; `max_iterations` bounds the iterations of one chunk; `freeze` names components whose weights stay as they
     begin. Members are spread over as many of the `devices` (default: all) as divide their number; CPU devices that are
     left over share the large updates of a member (see `jaxwm.learning.share`), and each of them holds all of the
-    member's state. Recordings are held once for all members.
+    member's state. An update of `SHARED_FLOPS` is large, unless `sharing` decides. Recordings are held once for all
+    members.
 
     With `shards` above 1, every member is spread over so many devices: each holds the weights, and the replay of its
     part of the environments, of which it samples its part of every batch. Acting is repeated on each.
@@ -49,6 +51,7 @@ class Trainer:
         self, agent: Agent, source: Source, members: int = 1, capacity: int = 100_000,
         hyper: dict[str, Any] | None = None, max_iterations: int = 256, shards: int = 1,
         devices: Sequence[Any] | None = None, freeze: Sequence[str] = (), measure: Measure = untimed,
+        sharing: bool | None = None,
     ):  # fmt: skip
         check_jax()
         counts = dict(members=members, capacity=capacity, max_iterations=max_iterations, shards=shards)
@@ -61,12 +64,12 @@ class Trainer:
         self.hyper = self._hyper(hyper or {})
         _check_source(agent, source)
         _check_replay(agent, source, capacity // source.num_envs, agent.schedule)
-        self.spread = spread(agent, source, members, shards, devices)
         known = jax.eval_shape(lambda: agent.init(jax.random.key(0), agent.hyper)).params if freeze else {}
         for name in freeze:
             if name not in known:
                 raise ValueError(f"there is no component {name!r} to freeze; {suggest(name, known)}")
-        self._program = Program(agent, source, self.spread, capacity, tuple(freeze))
+        self._sizes: dict[str, Any] | None = None
+        self._settle(devices, tuple(freeze), sharing)
         self._host = HostLoop(self._program, measure)
         # kept, so that a second life compiles nothing; op by op they take ten times as long
         self._start = jax.vmap(self._program.start, out_axes=self._program.axes)
@@ -74,6 +77,23 @@ class Trainer:
         self._reset = quick.jit(jax.vmap(lambda key: source.reset(key)))  # type: ignore[union-attr]
         self._begin = quick.jit(lambda *arguments: self._start(*arguments)._replace(rings=None))
         self._rings: Any = None
+
+    def _settle(self, devices: Sequence[Any] | None, freeze: tuple[str, ...], sharing: bool | None) -> None:
+        """Spread the members; `sharing` says whether devices that are left over take part, or None where none can.
+        What is probable is tried first, as the work is counted in a trace that the run uses again."""
+        options = self.agent, self.source, self.members, self.shards, devices
+        apart, together = (spread(*options, sharing=x) for x in (False, True))
+
+        def use(sharing: bool | None) -> None:
+            self.sharing, self.spread, self._work = sharing, together if sharing else apart, {}
+            self._program = Program(self.agent, self.source, self.spread, self.capacity, freeze)
+
+        if together.copies == 1 or sharing is not None:
+            return use(sharing if together.copies > 1 else None)
+        use(probably_shared(self.agent, self.source))
+        work = max(self.work(name) for name, step in self.agent.train_steps.items() if step.shared)
+        if self.sharing != (large := work >= SHARED_FLOPS):
+            use(large)
 
     def _hyper(self, given: dict[str, Any]) -> dict[str, Array]:
         """Every hyper-parameter as `[M]`."""
@@ -106,9 +126,13 @@ class Trainer:
         """Fresh agent states `[M, ...]` for member keys."""
         return self._init(jax.vmap(partial(stream, which=INIT))(keys), self.hyper)
 
-    def update_of_all(self, name: str) -> tuple[Any, float]:
-        """The program that `cost.flops` counts; see `Program.update_of_all`."""
-        return self._program.update_of_all(name)
+    def work(self, name: str) -> float:
+        """FLOPs of an update of one member. The trace in which they are counted is used again by the chunks."""
+        if name not in self._work:
+            _, shapes = self.footprint()["updates"][name]
+            program, part = self._program.update_of_all(name)
+            self._work[name] = part * flops(program, *shapes)
+        return self._work[name]
 
     def close(self) -> None:
         """Shut a host environment's pool down."""
@@ -151,6 +175,8 @@ class Trainer:
     def footprint(self) -> dict[str, Any]:
         """Sizes before anything is allocated: `parameters` of a member, shapes of the population's `state` and `replay`
         (of all rings), and of one update of one member `updates`, {name: (function, argument shapes)}."""
+        if self._sizes:
+            return self._sizes
         program = self._program
         state = jax.eval_shape(lambda: self.agent.init(jax.random.key(0), self.agent.hyper))
         step: Step | tuple = () if program.recorded else blank_step(self.source.spec, self.source.num_envs)
@@ -165,7 +191,8 @@ class Trainer:
         if program.recorded:  # one copy for all members, but for the extras
             rings["real"] = life.ring.data._replace(extras=rings["real"].extras)
         count = sum(math.prod(x.shape) for x in jax.tree.leaves(state.params))
-        return dict(parameters=count, state=several(state), replay=rings, updates=updates)
+        self._sizes = dict(parameters=count, state=several(state), replay=rings, updates=updates)
+        return self._sizes
 
     def run(self, life: Life, cursor: Cursor, iterations: int) -> tuple[Life, Cursor, Report]:
         """Run up to `iterations` of the current segment; `life` is consumed. See `finished` for the end."""

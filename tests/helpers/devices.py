@@ -1,9 +1,10 @@
 """Four devices on one machine: the same update and the same runs as on one, however they are spread. Prints JSON.
 
-    python tests/helpers/devices.py runs | steps NAME...
+    python tests/helpers/devices.py runs | sharing | steps NAME...
 
-"runs" are Dreamer V3's update, populations and shards; "steps" one gradient step of each named case of `STEPS`. This is
-a script, because the number of devices is fixed when JAX starts.
+"runs" are Dreamer V3's update, populations and shards; "sharing" is whether devices share the updates of some toys;
+"steps" is one gradient step of each named case of `STEPS`. This is a script, because JAX counts its devices when it
+starts.
 """
 
 import json
@@ -28,7 +29,7 @@ from jaxwm.agents import dreamer_v3 as v3  # noqa: E402
 from jaxwm.learning.share import ALONE, Share  # noqa: E402
 from jaxwm.training.life import Cursor, member_keys  # noqa: E402
 from jaxwm.training.trainer import Trainer  # noqa: E402
-from jaxwm.types import Batch, Box, Discrete, Index, Record, Spec, Step  # noqa: E402
+from jaxwm.types import Agent, Batch, Box, Discrete, Index, Record, Spec, Step  # noqa: E402
 
 SIZE = 4
 SPEC = Spec("test", jax.ShapeDtypeStruct((5,), jnp.float32), Discrete(3))
@@ -163,6 +164,46 @@ def shards() -> dict[str, Any]:
     }
 
 
+# --- Which updates are shared -----------------------------------------------------------------------------------------
+
+
+def working_agent(size: int, weights: int = 1) -> Agent:
+    """A toy whose devices together multiply two matrices of `size` in an update, and which has so many parameters."""
+    agent = toy_agent(batch=4)
+
+    def init(key, hyper):
+        state = agent.init(key, hyper)
+        return state._replace(params=state.params | {"unused": jnp.zeros(weights)})
+
+    def update(state, batch, key, share=ALONE):
+        reward = share.local_rows(batch.record.reward)
+        product = jnp.full((len(reward) * size // 4, size), reward.mean()) @ jnp.ones((size, size))
+        state = state._replace(params=state.params | {"mean": share.mean(product.mean())}, step=state.step + 1)
+        return state, {}, {"mean": state.params["mean"]}
+
+    step = agent.train_steps["average"]._replace(update=update, shared=True)
+    return agent._replace(init=init, train_steps={"average": step})
+
+
+def sharing() -> dict[str, Any]:
+    """`{case: (whether updates are shared, devices that hold a member, GFLOPs of an update)}` of a trainer's choice."""
+
+    def choice(size: int, members: int = 1, weights: int = 1, **options) -> tuple[Any, int, float]:
+        agent, env = working_agent(size, weights), envs.make("gymnax/Catch-bsuite", num_envs=2)
+        trainer = Trainer(agent, env, members, 100, **options)
+        return trainer.sharing, trainer.spread.copies, trainer.work("average") / 1e9
+
+    return {
+        "small": choice(100),
+        "small, with many parameters": choice(100, weights=10**7),
+        "large": choice(1200),
+        "large, of two members": choice(1200, members=2),
+        "large, of four members": choice(1200, members=4),
+        "large, but said not to be": choice(1200, sharing=False),
+        "small, but said to be large": choice(100, sharing=True),
+    }
+
+
 # --- One gradient step of every system --------------------------------------------------------------------------------
 
 VECTOR, IMAGE = jax.ShapeDtypeStruct((3,), jnp.float32), jax.ShapeDtypeStruct((64, 64, 3), jnp.uint8)
@@ -293,5 +334,9 @@ def gradient_step_of(name: str) -> dict[str, Any]:
 
 if __name__ == "__main__":
     what, *names = sys.argv[1:]
-    runs = lambda: updates() | populations() | shards()  # noqa: E731
-    print(json.dumps(runs() if what == "runs" else {name: gradient_step_of(name) for name in names}))
+    modes = {
+        "runs": lambda: updates() | populations() | shards(),
+        "sharing": sharing,
+        "steps": lambda: {name: gradient_step_of(name) for name in names},
+    }
+    print(json.dumps(modes[what]()))

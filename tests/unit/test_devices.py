@@ -97,6 +97,23 @@ def test_shards_hold_their_part_of_the_replay_and_never_gather_it(found):
     assert found["sharded updates"] > 5 and found["finite"] and found["skipped"] == 0
 
 
+def test_devices_share_updates_that_are_work_enough():
+    """Floating-point operations decide, not parameters; who says what the choice was, as a resumed run does, has it."""
+    found = measured("sharing")
+    work = {"small": 2 * 100**3 / 1e9, "large": 2 * 1200**3 / 1e9}
+    for case, (_, _, counted) in found.items():
+        assert counted == pytest.approx(work[case.split(",")[0]]), case
+    assert {case: (shared, copies) for case, (shared, copies, _) in found.items()} == {
+        "small": (False, 1),
+        "small, with many parameters": (False, 1),
+        "large": (True, 4),
+        "large, of two members": (True, 2),
+        "large, of four members": (None, 1),  # each has a device of its own: there is nothing to decide
+        "large, but said not to be": (False, 1),
+        "small, but said to be large": (True, 4),
+    }
+
+
 @pytest.mark.parametrize(
     ("shards", "envs_", "batch", "text"),
     [(2, 4, 4, "2 shards do not divide 1 devices"), (3, 4, 3, "3 shards do not divide 4 environments")],

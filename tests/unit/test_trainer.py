@@ -12,10 +12,10 @@ from tiny import build
 from toys import ToyState, counting_env, on_host, toy_agent
 
 from jaxwm import envs, replay
-from jaxwm.run import cost
 from jaxwm.run.checkpoint import Checkpoints
 from jaxwm.schedule import segments
 from jaxwm.training.evaluation import evaluate
+from jaxwm.training.flops import flops
 from jaxwm.training.life import Cursor, member_keys
 from jaxwm.training.stopwatch import PARTS, Stopwatch, untimed
 from jaxwm.training.trainer import Trainer
@@ -48,8 +48,7 @@ def test_the_work_of_an_update_is_counted_in_the_program_of_all_devices():
     trainer = Trainer(tiny.agent, tiny.env, 2, tiny.config.capacity)
     one, both = {}, {}
     for name, (update, shapes) in trainer.footprint()["updates"].items():
-        program, part = trainer.update_of_all(name)
-        one[name], both[name] = cost.flops(update, *shapes), part * cost.flops(program, *shapes)
+        one[name], both[name] = flops(update, *shapes), trainer.work(name)
     assert one == both and max(one.values()) > 0
 
 
