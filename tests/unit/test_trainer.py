@@ -17,7 +17,7 @@ from jaxwm.schedule import segments
 from jaxwm.training.evaluation import evaluate
 from jaxwm.training.flops import flops
 from jaxwm.training.life import Cursor, member_keys
-from jaxwm.training.stopwatch import PARTS, Stopwatch, untimed
+from jaxwm.training.stopwatch import Stopwatch
 from jaxwm.training.trainer import Trainer
 from jaxwm.types import FOREVER, Collect, Repeat, Train
 
@@ -92,9 +92,10 @@ def test_feedback_reaches_the_replay():
 
 
 def test_host_and_pure_loops_are_one_run():
-    """The same environment compiled in and stepped from the host: equal actions, records, parameters, episodes."""
+    """The same environment compiled in and stepped from the host, under a stopwatch: equal actions, records, parameters,
+    episodes."""
     pure = Trainer(toy_agent(), counting_env(4), members=2, capacity=80)
-    host = Trainer(toy_agent(), on_host(counting_env(4)), members=2, capacity=80)
+    host = Trainer(toy_agent(), on_host(counting_env(4)), members=2, capacity=80, measure=Stopwatch())
     (a, _, ea, ra), (b, _, eb, rb) = run(pure, 120), run(host, 120)
     assert_same(a.ring, b.ring)
     assert ea == eb
@@ -106,28 +107,20 @@ def test_host_and_pure_loops_are_one_run():
 
 
 def test_a_stopwatch_tells_what_the_time_of_a_real_game_went_to():
-    """Two games of Pong, some hundred steps: every second is in one part, and the run is that without a stopwatch."""
-
-    def play(measure):
-        trainer = Trainer(toy_agent(), envs.make("atari/Pong", num_envs=2), capacity=400, measure=measure)
-        life, cursor, began, before = trainer.init(), Cursor(), 0.0, {}
-        while int(life.counters.steps) < 300:
-            life, cursor, _ = trainer.run(life, cursor, 16)
-            if not began:  # all programs of the chunks to come are compiled
-                trainer.compile(life)
-                began, before = time.perf_counter(), dict(getattr(measure, "seconds", {}))
-        total = time.perf_counter() - began
-        trainer.close()
-        return jax.device_get((life.ring.data, raw(life.agent))), total, before
-
+    """Two games of Pong, some hundred steps: every second is in one part."""
     watch = Stopwatch()
-    (measured, total, before), (plain, _, _) = play(watch), play(untimed)
-    assert_same(measured, plain)
-    spent = {part: seconds - before.get(part, 0.0) for part, seconds in watch.seconds.items()}
-    assert spent.keys() == {"env", "policy", "transfer", "update"} and min(spent.values()) > 0
-    assert 0.2 * total < sum(spent.values()) <= total
-    shares = Stopwatch(spent).shares(total)
-    assert list(shares) == [part for part in PARTS if part in shares] and shares.keys() == {*spent, "idle"}
+    trainer = Trainer(toy_agent(), envs.make("atari/Pong", num_envs=2), capacity=400, measure=watch)
+    life, cursor = trainer.init(), Cursor()
+    trainer.compile(life)
+    began = time.perf_counter()
+    while int(life.counters.steps) < 300:
+        life, cursor, _ = trainer.run(life, cursor, 16)
+    total = time.perf_counter() - began
+    trainer.close()
+    assert watch.seconds.keys() == {"env", "policy", "transfer", "update"} and min(watch.seconds.values()) > 0
+    assert 0.2 * total < sum(watch.seconds.values()) <= total
+    shares = watch.shares(total)
+    assert list(shares) == ["env", "policy", "transfer", "update", "idle"]
     np.testing.assert_allclose(sum(share for _, share in shares.values()), 1.0)
 
 
