@@ -92,7 +92,7 @@ def test_feedback_reaches_the_replay():
 
 
 def test_host_and_pure_loops_are_one_run():
-    """The same environment compiled in and stepped from the host, under a stopwatch: equal actions, records, parameters,
+    """An environment compiled in, or stepped from the host under a stopwatch: equal actions, records, parameters,
     episodes."""
     pure = Trainer(toy_agent(), counting_env(4), members=2, capacity=80)
     host = Trainer(toy_agent(), on_host(counting_env(4)), members=2, capacity=80, measure=Stopwatch())
