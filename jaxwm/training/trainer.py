@@ -23,7 +23,7 @@ from jaxwm.training.flops import flops
 from jaxwm.training.host import HostLoop
 from jaxwm.training.life import ENV, EVAL, INIT, LOG_AXES, Counters, Cursor, Life, Log, Report, member_keys, stream
 from jaxwm.training.program import Program
-from jaxwm.training.spread import SHARED_FLOPS, probably_shared, spread
+from jaxwm.training.spread import SHARED_FLOPS, Spread, probably_shared, spread
 from jaxwm.training.stopwatch import Measure, untimed
 from jaxwm.types import Agent, Array, Collect, Env, Key, Load, Repeat, Source, Step, Train, Word
 
@@ -84,16 +84,19 @@ class Trainer:
         options = self.agent, self.source, self.members, self.shards, devices
         apart, together = (spread(*options, sharing=x) for x in (False, True))
 
-        def use(sharing: bool | None) -> None:
-            self.sharing, self.spread, self._work = sharing, together if sharing else apart, {}
-            self._program = Program(self.agent, self.source, self.spread, self.capacity, freeze)
+        def built(sharing: bool | None) -> tuple[bool | None, Spread, Program]:
+            chosen = together if sharing else apart
+            return sharing, chosen, Program(self.agent, self.source, chosen, self.capacity, freeze)
 
+        self._work: dict[str, float] = {}
         if together.copies == 1 or sharing is not None:
-            return use(sharing if together.copies > 1 else None)
-        use(probably_shared(self.agent, self.source))
+            self.sharing, self.spread, self._program = built(sharing if together.copies > 1 else None)
+            return
+        self.sharing, self.spread, self._program = built(probably_shared(self.agent, self.source))
         work = max(self.work(name) for name, step in self.agent.train_steps.items() if step.shared)
-        if self.sharing != (large := work >= SHARED_FLOPS):
-            use(large)
+        if self.sharing != (work >= SHARED_FLOPS):
+            self._work = {}
+            self.sharing, self.spread, self._program = built(not self.sharing)
 
     def _hyper(self, given: dict[str, Any]) -> dict[str, Array]:
         """Every hyper-parameter as `[M]`."""
