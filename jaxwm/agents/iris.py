@@ -274,7 +274,7 @@ def act(nets: Networks, state: State, carry: LSTMState, step: Step, key: Key, mo
     """See the frame as the tokens show it, remember, act; see `Agent.act`."""
     space, params = nets.spec.action, state.params
     k_action, k_mix = jax.random.split(key)
-    action = forced(space, step, k_action, mode)
+    action: Any = forced(space, step, k_action, mode)
     frame = nets.dreams.shown(params, nets.dreams.frames(step.obs))
     carry, policy = nets.policy.look(params["policy"], carry, frame, step.is_first)
     if mode == "explore":

@@ -320,7 +320,7 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         k_model, k_policy, k_bootstraps = jax.random.split(key, 3)
         sizes = size + spec.action.size, config.model_units, config.model_layers, size + 1
         model = ensemble.init(k_model, config.networks, *sizes, logits=int(config.ends == "learned"))
-        policy = nets.init(k_policy)
+        policy: dict[str, Any] = nets.init(k_policy)
         zero = jnp.zeros((), jnp.int32)
         best = {name: jnp.copy(x) for name, x in model.items() if not name.endswith("logvar")}
         bits, errors = jax.random.bits(k_bootstraps, (), jnp.uint32), jnp.full(config.networks, jnp.inf)

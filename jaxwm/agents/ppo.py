@@ -92,7 +92,8 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
     net, tx = Network(spec.obs, sizes, config), optim.adam(config.max_grad_norm, 1e-5)
 
     def init(key: Key, hyper: Mapping[str, Any]) -> State:
-        params = {"net": net.init(key, jax.tree.map(lambda x: jnp.zeros((1, *x.shape), x.dtype), spec.obs))}
+        blank = jax.tree.map(lambda x: jnp.zeros((1, *x.shape), x.dtype), spec.obs)
+        params: dict[str, Any] = {"net": net.init(key, blank)}
         if isinstance(spec.action, Box):
             params["log_std"] = jnp.full(spec.action.size, -0.5)
         return fresh_state(params, tx.init(params), hyper)
@@ -116,7 +117,7 @@ def judged(spec: Spec, net: Network, params: PyTree, obs: PyTree) -> tuple[Actor
     if not isinstance(spec.action, Box):
         return action_distribution(spec.action, out), out["value"][..., 0]
     std = jnp.broadcast_to(jnp.exp(params["log_std"]), out["mean"].shape)
-    return Actor(Normal(out["mean"], std), spec.action), out["value"][..., 0]
+    return Actor((), spec.action, Normal(out["mean"], std)), out["value"][..., 0]
 
 
 def update(

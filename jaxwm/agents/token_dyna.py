@@ -250,7 +250,7 @@ def act(nets: Networks, state: State, carry: LSTMState, step: Step, key: Key, mo
     """See the frame, remember, act; see `Agent.act`."""
     space, params = nets.spec.action, state.params
     k_action, k_mix = jax.random.split(key)
-    action = forced(space, step, k_action, mode)
+    action: Any = forced(space, step, k_action, mode)
     carry, policy = nets.policy.look(params["policy"], carry, nets.dreams.frames(step.obs), step.is_first)
     if mode == "explore":
         action = disturb(space, policy.sample(k_action), state.hyper["epsilon"], k_mix)

@@ -87,6 +87,6 @@ def initial_range() -> ReturnRange:
     return ReturnRange(jnp.zeros(()), jnp.zeros(()))
 
 
-def track(source: Any, target: Any, rate: float) -> Any:
+def track(source: Any, target: Any, rate: float | Array) -> Any:
     """A slow copy: `target + rate (source - target)`, leaf by leaf."""
     return jax.tree.map(lambda s, t: rate * s + (1 - rate) * t, source, target)

@@ -60,8 +60,8 @@ def policy_losses(
     feat, actions, seen = dreams
 
     def act(pol: Any, _: Any, rows: Any, shared: Any) -> tuple[Array, Array]:
-        (feat, actions, *rest), (scale, constants) = rows, shared
-        loss, entropy = policy_loss(actor(pol, feat[:-1], *constants), actions[:-1], *rest, scale)
+        (feat, actions, advantage, weight), (scale, constants) = rows, shared
+        loss, entropy = policy_loss(actor(pol, feat[:-1], *constants), actions[:-1], advantage, weight, scale)
         return loss.sum(), entropy.mean()
 
     returns = merge(seen.returns.swapaxes(1, 2))  # [R, H]

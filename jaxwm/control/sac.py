@@ -101,7 +101,7 @@ class Networks(NamedTuple):
     def policy(self, params: PyTree, obs: Array) -> Actor:
         """The policy at `obs [..., D]`: a normal squashed by tanh (appendix C)."""
         out = apply(self.actor, params["actor"], obs)
-        return Actor(TanhNormal(out["mean"], jnp.exp(jnp.clip(out["std"], *LOG_STD))), self.spec.action)
+        return Actor((), self.spec.action, TanhNormal(out["mean"], jnp.exp(jnp.clip(out["std"], *LOG_STD))))
 
     def draw(self, params: PyTree, obs: Array, noise: Array) -> tuple[Array, Array]:
         """The action `[..., A]` that standard normal `noise [..., A]` decides, and its log-probability `[...]`."""

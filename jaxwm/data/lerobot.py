@@ -221,7 +221,7 @@ def _begins(here: _Set) -> list[_Begin]:
     files = [here.file("data_path", row, "data") for row in here.rows]
     least: dict[Path, int] = {}
     for file, row in zip(files, here.rows, strict=True):
-        least[file] = min(least.get(file, 2**62), int(row["dataset_from_index"]))
+        least[file] = min(least[file] if file in least else 2**62, int(row["dataset_from_index"]))
     places = [_Begin(f, int(r["dataset_from_index"]) - least[f]) for f, r in zip(files, here.rows, strict=True)]
     have = {file: _parquet(file).metadata.num_rows for file in least}
     for place, row in zip(places, here.rows, strict=True):

@@ -91,7 +91,8 @@ def open_video(path: Path) -> Recording:
     if len(sizes) > 1:
         some = " and ".join(f"{_name(source)} ({h} x {w})" for (h, w), source in list(sizes.items())[:2])
         mixed = f"{path} holds images of several sizes, such as {some}: resize them with image_size=64"
-    films = library(lambda i: _open(sources[i]))
+    opened: Callable[[int], Film] = lambda i: _open(sources[i])  # noqa: E731
+    films = library(opened)
     length = np.array([frames for frames, _ in measured], np.int64)
 
     def load(episode: int, begin: int, count: int) -> Episode:
@@ -146,7 +147,7 @@ class Clip:
             import av
         except ImportError as error:
             raise ImportError(f"{file} needs av to be read: pip install 'jaxwm[data]'") from error
-        self.file, self._errors = file, (av.error.FFmpegError, OSError, ValueError)
+        self.file, self._errors = file, (av.FFmpegError, OSError, ValueError)
         try:
             self._container = av.open(str(file))
             self._stream = self._container.streams.video[0]
@@ -165,7 +166,7 @@ class Clip:
 
     def _check_end(self) -> None:
         """ValueError where the container promises more than the file has."""
-        entries = getattr(self._stream, "index_entries", ())  # an older PyAV has none
+        entries: Any = getattr(self._stream, "index_entries", ())  # an older PyAV has none
         if len(entries) and entries[-1].pos + entries[-1].size > self.file.stat().st_size:
             raise ValueError("it is cut short")
 
@@ -180,7 +181,7 @@ class Clip:
         if self._times is None:
             self._container.seek(self._stream.start_time or 0, stream=self._stream)
             packets = [packet for packet in self._container.demux(self._stream) if packet.size]
-            times = [packet.pts for packet in packets]
+            times: list[Any] = [packet.pts for packet in packets]
             self._timed = None not in times
             self._times = sorted(times) if self._timed else list(range(len(times)))
         return self._times
@@ -205,7 +206,7 @@ class Clip:
         self._container.seek(times[number] if self._timed else 0, stream=self._stream)
         decoder = self._container.decode(self._stream)
         if self._timed:  # from the key frame before
-            frame = next(frame for frame in decoder if frame.pts >= times[number])
+            frame = next(frame for frame in decoder if (frame.pts or 0) >= times[number])
         else:
             frame = next(islice(decoder, number, None))
         self._decoder = chain([frame], decoder)
@@ -281,13 +282,14 @@ def encode(file: Path, frames: Iterable[np.ndarray], rate: float = RATE) -> None
     """Write images uint8 `[T, H, W, C]`, given in pieces and with C = 1 or 3, as one film in H.264."""
     import av
 
+    pace: Any = rate
     with av.open(str(file), "w", format="mp4") as container:
         stream: Any = None
         for image in (image for piece in frames for image in piece):
             if stream is None:
                 height, width = image.shape[:2]
                 whole = f"yuv4{20 if height % 2 == width % 2 == 0 else 44}p"  # players know the first, for even sizes
-                stream = container.add_stream("libx264", rate=rate, options=QUALITY)
+                stream = container.add_stream("libx264", rate=pace, options=QUALITY)
                 stream.height, stream.width, stream.pix_fmt = height, width, whole
             picture = np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3)))
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))

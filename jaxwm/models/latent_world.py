@@ -105,7 +105,8 @@ class World:
         if sensors.MASK not in sensors.sensors(self.seen):
             return None
         parts = jnp.split(jax.lax.stop_gradient(feat), [self.dyn.deter], -1)
-        logits = apply(self.dec, dec, *parts, method="numbers")[sensors.MASK]
+        decoder: Any = self.dec
+        logits = apply(decoder, dec, *parts, method="numbers")[sensors.MASK]
         return (logits > 0) | (logits == logits.max(-1, keepdims=True))
 
     def encode(self, action: Array) -> Array:

@@ -100,5 +100,6 @@ def rollout(
     most, last = jax.tree.map(lambda x: x[:-1], plan), jax.tree.map(lambda x: x[-1], plan)
     (cache, frame, memory), passed = jax.lax.scan(step, (cache, start, memory), (most, noise))
     memory, action, seen = policy(memory, frame, last)
-    joined = jax.tree.map(lambda xs, x: jnp.concatenate([xs, x[None]]), passed, (frame, action, seen))
-    return Rollout(*joined, cache, memory)
+    join = lambda xs, x: jnp.concatenate([xs, x[None]])  # noqa: E731
+    frames, actions, looks = jax.tree.map(join, passed, (frame, action, seen))
+    return Rollout(frames, actions, looks, cache, memory)
