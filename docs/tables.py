@@ -202,12 +202,6 @@ TABLES = {
         {"run": field("note"), "goal": field("goal"), "worst seed (all)": score, "random": field("random")}
         | {"updates": counted("updates"), "steps": counted("steps"), "wall time": field("wall"), "date": date},
     ),
-    "craftax": Table(
-        ("craftax",),
-        {"environment": field("environment"), "achievements, worst seed (all)": score, "random": field("random")}
-        | {"normalised return, worst seed": field("normalised"), "random's": field("normalised_random")}
-        | {"steps": counted("steps"), "updates": counted("updates"), "wall time": field("wall"), "date": date},
-    ),
     "gpu": Table(("gpu",), RETURN | {"device": field("device"), "note": field("note")}),
     "atari-pilot": Table(("atari-pilot",), BRIEF | {"episodes": field("episodes"), "wall time": field("wall")}),
     "pets-baselines": Table(
