@@ -125,7 +125,6 @@ def main() -> int:
     table = Table(
         "environment", *(f"{number} envs" for number in options.envs), title="Steps per second (per CPU second)"
     )
-    found = {}
     for name, more in asked.items():
         try:
             rates = measured(name.removesuffix(" pixels"), more, options.envs, options.seconds)
@@ -135,11 +134,9 @@ def main() -> int:
         best = fastest(rates)
         told = {number: f"{rounded(one.wall):,} ({rounded(one.cpu):,})" for number, one in rates.items()}
         table.add_row(name, *(f"[bold]{text}[/]" if number == best else text for number, text in told.items()))
-        found[name] = rates
-    console.print(table)
-    if options.write:
-        for name, rates in found.items():
+        if options.write:
             _write(name, rates)
+    console.print(table)
     return 0
 
 

@@ -180,6 +180,7 @@ def env(
     called before a pool is opened. `limit` corrects envpool's word for the longest episode, and `timeouts` says that an
     end there is a time limit although envpool calls it a true one."""
     at_least(name, 0, num_threads=native["num_threads"])
+    opengl.load()  # before anything of envpool brings Qt's
     try:
         import envpool
     except ImportError as error:

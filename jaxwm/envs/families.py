@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxwm.envs import opengl
 from jaxwm.envs.envpool import Face, at_least, drawn, timed
 from jaxwm.envs.tasks import bare, versioned
 from jaxwm.envs.views import visible
@@ -97,7 +96,6 @@ def procgen(
     at_least(name, 0, num_levels=num_levels, start_level=start_level)
     check_choice(f"{name}: backgrounds", backgrounds, (True, False))
     native = dict(num_levels=num_levels, start_level=start_level, use_backgrounds=backgrounds)
-    opengl.load()  # before Qt loads its own, or there are no pixels of MuJoCo in this process
     try:
         return timed(
             name, versioned("procgen", task), num_envs, action_repeat, None, num_threads, native=native,
