@@ -326,7 +326,8 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         bits, errors = jax.random.bits(k_bootstraps, (), jnp.uint32), jnp.full(config.networks, jnp.inf)
         memory = Memory(bits, best, errors, zero, zero, jnp.arange(config.elites))
         params = {"model": model, "inputs": ensemble.unit(size + spec.action.size), **policy}
-        opt = {"model": ADAM.init(model), **sac.ADAM.init(policy)}
+        behaviour: Any = sac.ADAM.init(policy)
+        opt = {"model": ADAM.init(model), **behaviour}
         return State(params, opt, optim.numbers(hyper), zero, jax.tree.map(jnp.copy, policy["critic"]), memory)
 
     def improve(state: State, batch: Batch, key: Key, share: Share = ALONE) -> Updated:

@@ -378,8 +378,9 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
 def learn_behaviour(learner: Learner, tx: Any, state: State, batch: Batch, key: Key, share: Share = ALONE) -> Updated:
     """One update of the critic in fresh dreams, then one of the actor in the same dreams."""
     record, rate, horizon = share.local_rows(batch.record), state.hyper["behaviour_lr"], learner.config.imag_length
-    noise = learner.noise(key, *record.reward.shape, horizon, share)
-    count, entropy = len(record.reward) * horizon, state.hyper["entropy"]
+    rows, context = record.reward.shape
+    noise = learner.noise(key, rows, context, horizon, share)
+    count, entropy = rows * horizon, state.hyper["entropy"]
 
     def critic(val: Any) -> Losses:
         loss, dreams = critic_loss(learner, val, state, record, noise)
@@ -402,7 +403,8 @@ def dream(learner: Learner, state: State, context: Record, actions: Array | None
     dreamed frame owes to every record of the context and to every frame of the dream before it."""
     spaces.check_dream(learner.spec.action, context, actions, horizon, least=2)
     params = state.params["model"]
-    noise = learner.noise(key, *context.reward.shape, horizon)
+    rows, length = context.reward.shape
+    noise = learner.noise(key, rows, length, horizon)
     cache, start = learner.world.see(params, context, noise.observe, horizon)
 
     def policy(memory: Any, frame: Frame, plan: Array) -> tuple[Any, Array, tuple[()]]:

@@ -145,9 +145,10 @@ class Clip:
     def __init__(self, file: Path):
         try:
             import av
+            from av.error import FFmpegError
         except ImportError as error:
             raise ImportError(f"{file} needs av to be read: pip install 'jaxwm[data]'") from error
-        self.file, self._errors = file, (av.FFmpegError, OSError, ValueError)
+        self.file, self._errors = file, (FFmpegError, OSError, ValueError)
         try:
             self._container = av.open(str(file))
             self._stream = self._container.streams.video[0]

@@ -86,7 +86,7 @@ def _action(name: str, spec: Any, mask: Any) -> tuple[ActionSpace, Callable[[Arr
         whole = lambda a: native(jnp.stack(jnp.unravel_index(a, each)))  # noqa: E731
         return Discrete(math.prod(each)), whole, shape is not None
     fits = shape is not None and math.prod(shape) == sum(each)
-    return (MultiDiscrete(each) if sizes.ndim else Discrete(each[0])), native, fits
+    return (MultiDiscrete(each) if sizes.ndim else Discrete(int(sizes.max()))), native, fits
 
 
 def _choices(spec: Any) -> tuple[np.ndarray | None, Any]:
