@@ -202,7 +202,7 @@ def behaviour_losses(
 
     def act(pol: Any, _: Any, rows: Any, constants: Any) -> tuple[Array, Array]:
         (feat, actions, *rest), (hyper, dec) = rows, constants
-        loss, entropy = policy_loss(learner, pol, hyper, feat[:-1], actions[:-1], *rest, dec)
+        loss, entropy = policy_loss(learner, pol, hyper, feat[:-1], actions[:-1], *rest, dec=dec)
         return loss.sum(), entropy.mean()
 
     constants = params, state._replace(opt=None)

@@ -51,7 +51,7 @@ def fit(shape: tuple[int, ...], size: int | None = None, how: Fit = "resize") ->
     if max(height - sides[0], width - sides[1], max(sides) - MOST) > 0:
         most = size or MOST
         raise ValueError(f"an image of {height} x {width} cannot be padded to {most} x {most}: let it be resized")
-    return (*sides, channels), _pad(height, width, *sides)
+    return (sides[0], sides[1], channels), _pad(height, width, *sides)
 
 
 def _pad(height: int, width: int, tall: int, wide: int) -> Callable[[Any], Any]:

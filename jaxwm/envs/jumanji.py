@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import jax
@@ -57,7 +58,7 @@ def jumanji(task: str, num_envs: int = 1, *, max_steps: int | None = None, **opt
 
 def _build(name: str, task: str, options: dict[str, Any]) -> Any:
     try:
-        import jumanji as library
+        library: Any = import_module("jumanji")
     except ImportError as error:
         raise ImportError(f"{name} needs jumanji ({error}): pip install 'jaxwm[jumanji]'") from error
     ids = library.registered_environments()
@@ -85,7 +86,7 @@ def _action(name: str, spec: Any, mask: Any) -> tuple[ActionSpace, Callable[[Arr
         whole = lambda a: native(jnp.stack(jnp.unravel_index(a, each)))  # noqa: E731
         return Discrete(math.prod(each)), whole, shape is not None
     fits = shape is not None and math.prod(shape) == sum(each)
-    return (MultiDiscrete(each) if sizes.ndim else Discrete(each[0])), native, fits
+    return (MultiDiscrete(each) if sizes.ndim else Discrete(int(sizes))), native, fits
 
 
 def _choices(spec: Any) -> tuple[np.ndarray | None, Any]:

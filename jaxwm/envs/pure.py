@@ -82,7 +82,7 @@ def from_functions(
         else:
             pick = lambda new, a, b: jax.tree.map(partial(jax.lax.select, new), a, b)  # noqa: E731
             after = jax.vmap(pick)(now.is_last, jax.vmap(begin)(now), after)
-        return jax.vmap(_finite)(*after)
+        return jax.vmap(_finite)(*after)  # type: ignore[arg-type]
 
     return Env(spec, reset_all, step_all, num_envs, pure=True, metrics=partial(_measured, metrics))
 
