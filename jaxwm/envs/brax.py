@@ -3,7 +3,6 @@
 Brax says of itself that it is no longer developed; `dmc` and `mujoco` have the same tasks in C++."""
 
 import contextlib
-import importlib
 import io
 import warnings
 from typing import Any
@@ -28,7 +27,7 @@ def brax(
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # of parts that are not used here
             warnings.simplefilter("ignore")
-            library: Any = importlib.import_module("brax.envs")
+            from brax import envs as library  # type: ignore[attr-defined]
     except ImportError as error:
         raise ImportError(f"{name} needs brax ({error}): pip install 'jaxwm[brax]'") from error
     check_number(f"{name}: max_steps", max_steps, least=1, whole=True)

@@ -47,11 +47,11 @@ def fit(shape: tuple[int, ...], size: int | None = None, how: Fit = "resize") ->
         if size is None:
             raise ValueError("an image is scaled to a size: give one, 64 is usual")
         return (size, size, channels), _scale(height, width, size)
-    tall, wide = (size or max(LEAST, STEP * math.ceil(side / STEP)) for side in (height, width))
-    if max(height - tall, width - wide, tall - MOST, wide - MOST) > 0:
+    sides = tuple(size or max(LEAST, STEP * math.ceil(side / STEP)) for side in (height, width))
+    if max(height - sides[0], width - sides[1], max(sides) - MOST) > 0:
         most = size or MOST
         raise ValueError(f"an image of {height} x {width} cannot be padded to {most} x {most}: let it be resized")
-    return (tall, wide, channels), _pad(height, width, tall, wide)
+    return (sides[0], sides[1], channels), _pad(height, width, *sides)
 
 
 def _pad(height: int, width: int, tall: int, wide: int) -> Callable[[Any], Any]:

@@ -9,10 +9,10 @@ such as those of several agents, stay apart. The rewards of several agents are a
 
 from __future__ import annotations
 
-import importlib
 import math
 import re
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import jax
@@ -58,7 +58,7 @@ def jumanji(task: str, num_envs: int = 1, *, max_steps: int | None = None, **opt
 
 def _build(name: str, task: str, options: dict[str, Any]) -> Any:
     try:
-        library: Any = importlib.import_module("jumanji")
+        library: Any = import_module("jumanji")
     except ImportError as error:
         raise ImportError(f"{name} needs jumanji ({error}): pip install 'jaxwm[jumanji]'") from error
     ids = library.registered_environments()
@@ -80,13 +80,13 @@ def _action(name: str, spec: Any, mask: Any) -> tuple[ActionSpace, Callable[[Arr
         low, high = jnp.asarray(low, spec.dtype), jnp.asarray(high, spec.dtype)
         share = lambda a: (a.reshape(low.shape) + 1) / 2  # noqa: E731
         return Box(low.size), lambda a: jnp.clip(low + share(a) * (high - low), low, high), False
-    each: tuple[int, ...] = tuple(int(n) for n in sizes.ravel())
+    each = tuple(int(n) for n in sizes.ravel())
     native = lambda a: a.reshape(sizes.shape).astype(spec.dtype) + start  # noqa: E731
     if len(each) > 1 and shape in (None, each) and math.prod(each) <= MOST:
         whole = lambda a: native(jnp.stack(jnp.unravel_index(a, each)))  # noqa: E731
         return Discrete(math.prod(each)), whole, shape is not None
     fits = shape is not None and math.prod(shape) == sum(each)
-    return (MultiDiscrete(each) if sizes.ndim else Discrete(int(sizes.max()))), native, fits
+    return (MultiDiscrete(each) if sizes.ndim else Discrete(int(sizes))), native, fits
 
 
 def _choices(spec: Any) -> tuple[np.ndarray | None, Any]:

@@ -76,13 +76,13 @@ def from_functions(
 
     def step_all(now: EnvState, action: Array) -> tuple[EnvState, Step]:
         action = border.traced_action(spec, action, (num_envs,))
-        after: Any = jax.vmap(advance)(now, action)
+        after = jax.vmap(advance)(now, action)
         if rare_resets:
             after = _one_by_one(begin, now, after)
         else:
             pick = lambda new, a, b: jax.tree.map(partial(jax.lax.select, new), a, b)  # noqa: E731
             after = jax.vmap(pick)(now.is_last, jax.vmap(begin)(now), after)
-        return jax.vmap(_finite)(after[0], after[1])
+        return jax.vmap(_finite)(*after)  # type: ignore[arg-type]
 
     return Env(spec, reset_all, step_all, num_envs, pure=True, metrics=partial(_measured, metrics))
 

@@ -96,7 +96,7 @@ class _Vector:
             ends = jax.tree.map(lambda x: x[rows], obs)
             obs = self.read(self.native.reset(options={"reset_mask": over})[0])
         else:
-            ends = self.read.rows([self._end(info, int(i)) for i in rows]) if len(rows) else None
+            ends = self.read.rows([self._end(info, i) for i in rows.tolist()]) if len(rows) else None
         put = lambda old, new: _put(old, rows, new)  # noqa: E731
         return jax.tree.map(put, obs, ends) if len(rows) else obs
 

@@ -3,7 +3,7 @@
 An observation is a dict of 0/1: `view`, bool `[V, V, T + C]`, the square before the agent with a plane for each of T
 kinds of tiles and C colours; `direction`, bool `[4]`; `pocket`, bool `[T + C]`, what it carries."""
 
-import importlib
+from importlib import import_module
 from typing import Any
 
 import jax
@@ -47,8 +47,8 @@ def xminigrid(task: str, num_envs: int = 1, *, max_steps: int | None = None, vie
 def _build(name: str, task: str, max_steps: int | None, view_size: int | None) -> tuple[Any, Any, int, int]:
     """The native environment, its parameters, and the numbers of kinds of tiles and of colours."""
     try:
-        library: Any = importlib.import_module("xminigrid")
-        constants: Any = importlib.import_module("xminigrid.core.constants")
+        library: Any = import_module("xminigrid")
+        constants: Any = import_module("xminigrid.core.constants")
     except ImportError as error:
         raise ImportError(f"{name} needs xminigrid ({error}): pip install 'jaxwm[xminigrid]'") from error
     given = {key: value for key, value in (("max_steps", max_steps), ("view_size", view_size)) if value is not None}
