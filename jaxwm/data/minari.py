@@ -114,7 +114,7 @@ def _hdf5(file: Path, count: int, spaces: list[Any], jpeg: bool) -> tuple[np.nda
     import h5py
 
     try:
-        inside = h5py.File(file, "r")
+        inside: Any = h5py.File(file, "r")
         length = np.array([inside[f"episode_{i}"].attrs["total_steps"] + 1 for i in range(count)], np.int64)
     except FileNotFoundError:
         raise ValueError(f"{file} is missing") from None

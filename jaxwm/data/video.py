@@ -91,7 +91,7 @@ def open_video(path: Path) -> Recording:
     if len(sizes) > 1:
         some = " and ".join(f"{_name(source)} ({h} x {w})" for (h, w), source in list(sizes.items())[:2])
         mixed = f"{path} holds images of several sizes, such as {some}: resize them with image_size=64"
-    films = library(lambda i: _open(sources[i]))
+    films: Callable[[int], Film] = library(lambda i: _open(sources[i]))
     length = np.array([frames for frames, _ in measured], np.int64)
 
     def load(episode: int, begin: int, count: int) -> Episode:
@@ -144,11 +144,12 @@ class Clip:
     def __init__(self, file: Path):
         try:
             import av
+            from av.error import FFmpegError
         except ImportError as error:
             raise ImportError(f"{file} needs av to be read: pip install 'jaxwm[data]'") from error
-        self.file, self._errors = file, (av.error.FFmpegError, OSError, ValueError)
+        self.file, self._errors = file, (FFmpegError, OSError, ValueError)
         try:
-            self._container = av.open(str(file))
+            self._container: Any = av.open(str(file))
             self._stream = self._container.streams.video[0]
             self._stream.codec_context.thread_count = 1  # each thread would hold frames of its own
             self.size = self._stream.codec_context.height, self._stream.codec_context.width
@@ -165,7 +166,7 @@ class Clip:
 
     def _check_end(self) -> None:
         """ValueError where the container promises more than the file has."""
-        entries = getattr(self._stream, "index_entries", ())  # an older PyAV has none
+        entries: Any = getattr(self._stream, "index_entries", ())  # an older PyAV has none
         if len(entries) and entries[-1].pos + entries[-1].size > self.file.stat().st_size:
             raise ValueError("it is cut short")
 
@@ -180,7 +181,7 @@ class Clip:
         if self._times is None:
             self._container.seek(self._stream.start_time or 0, stream=self._stream)
             packets = [packet for packet in self._container.demux(self._stream) if packet.size]
-            times = [packet.pts for packet in packets]
+            times: list[Any] = [packet.pts for packet in packets]
             self._timed = None not in times
             self._times = sorted(times) if self._timed else list(range(len(times)))
         return self._times
@@ -277,7 +278,7 @@ def _unreadable(file: Path, error: Exception) -> ValueError:
 # --- Writing ------------------------------------------------------------------------------------------------------
 
 
-def encode(file: Path, frames: Iterable[np.ndarray], rate: float = RATE) -> None:
+def encode(file: Path, frames: Iterable[np.ndarray], rate: int = RATE) -> None:
     """Write images uint8 `[T, H, W, C]`, given in pieces and with C = 1 or 3, as one film in H.264."""
     import av
 
