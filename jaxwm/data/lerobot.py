@@ -219,7 +219,7 @@ class _Begin(NamedTuple):
 def _begins(here: _Set) -> list[_Begin]:
     """Place of every episode. ValueError where a file is missing or damaged, or where it has fewer rows."""
     files = [here.file("data_path", row, "data") for row in here.rows]
-    least: dict[Path, int] = {}
+    least: dict[Path, Any] = {}
     for file, row in zip(files, here.rows, strict=True):
         least[file] = min(least[file] if file in least else 2**62, int(row["dataset_from_index"]))
     places = [_Begin(f, int(r["dataset_from_index"]) - least[f]) for f, r in zip(files, here.rows, strict=True)]

@@ -150,7 +150,7 @@ class Clip:
             raise ImportError(f"{file} needs av to be read: pip install 'jaxwm[data]'") from error
         self.file, self._errors = file, (FFmpegError, OSError, ValueError)
         try:
-            self._container = av.open(str(file))
+            self._container: Any = av.open(str(file))
             self._stream = self._container.streams.video[0]
             self._stream.codec_context.thread_count = 1  # each thread would hold frames of its own
             self.size = self._stream.codec_context.height, self._stream.codec_context.width
@@ -279,7 +279,7 @@ def _unreadable(file: Path, error: Exception) -> ValueError:
 # --- Writing ------------------------------------------------------------------------------------------------------
 
 
-def encode(file: Path, frames: Iterable[np.ndarray], rate: float = RATE) -> None:
+def encode(file: Path, frames: Iterable[np.ndarray], rate: int = RATE) -> None:
     """Write images uint8 `[T, H, W, C]`, given in pieces and with C = 1 or 3, as one film in H.264."""
     import av
 
