@@ -76,7 +76,7 @@ def _list() -> None:
 
     console, table = Console(), Table("agent", "presets", "what it is")
     for name, row in _systems().items():
-        table.add_row(name, ", ".join(row["presets"]), row["summary"])
+        table.add_row(name, ", ".join(row["presets"]), row["summary"] + "; baseline" * row["baseline"])
     console.print(table)
     suites = Table("suite", "number", "environments")
     listed = tomllib.loads(files("jaxwm").joinpath("envs/tasks.toml").read_text(encoding="utf-8"))

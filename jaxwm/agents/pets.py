@@ -33,7 +33,7 @@ from jaxwm.learning.share import ALONE, Share
 from jaxwm.learning.step import Losses, Updated, gradient_step
 from jaxwm.learning.step import Remembering as State
 from jaxwm.models import ensemble
-from jaxwm.nets.sensors import flat, kind, sensors
+from jaxwm.nets.sensors import check_vectors, joined, parted, width
 from jaxwm.schedule import FOREVER, Collect, Repeat, Train
 from jaxwm.types import Acted, Agent, Array, Batch, Box, Dream, Key, PyTree, Record, Spec, Step, TrainStep, Varies
 
@@ -93,38 +93,15 @@ class Config:
 
 
 # --- Losses -----------------------------------------------------------------------------------------------------------
-def loss(
-    config: Config, model: PyTree, inputs: Array, target: Array, ended: Array, weight: Array, share: Share = ALONE
-) -> Losses:
-    """Sum over networks of the mean negative log-likelihood (section 4), weight decay and the price of wide bounds.
-    `inputs` `[E, B, D + A]` and `target` `[E, B, O]` are standardised; `ended`, `weight` (its count) are `[E, B]`."""
-    chex.assert_equal_shape((ended, weight))
-    chex.assert_equal_shape_prefix((inputs, target, weight), 2)
-    if config.bounds == "fixed":
-        model = model | {name: jax.lax.stop_gradient(model[name]) for name in ("max_logvar", "min_logvar")}
-    found = ensemble.predict(model, inputs)
-    error = jnp.square(found.mean - target).mean(-1)
-    each = error if config.deterministic else ensemble.nll(found, target).mean(-1)
-    if config.reward == "learned":
-        each += optax.sigmoid_binary_cross_entropy(found.logits[..., 0], ended)
-    mean = lambda x: share.weighted_mean(x, weight, -1)  # noqa: E731
-    total = mean(each).sum() + ensemble.decay(model, config.weight_decay)
-    if config.bounds == "learned" and not config.deterministic:
-        total += config.bound_scale * (model["max_logvar"].sum() - model["min_logvar"].sum())
-    metrics = {"loss": mean(each).mean(), "squared_error": mean(error).mean(), "logvar": found.logvar.mean()}
-    return total, ({}, metrics)
+def loss(config: Config, model: PyTree, data: ensemble.Transitions, share: Share = ALONE) -> Losses:
+    """The loss of section 4 for standardised transitions `[E, B, ...]`, as the settings want it."""
+    scale = config.bound_scale if config.bounds == "learned" else None
+    return ensemble.loss(model, data, config.weight_decay, scale, config.deterministic, share)
 
 
-def transitions(spec: Spec, config: Config, record: Record) -> tuple[Array, Array, Array, Array]:
-    """Of records `[B, 2]`: inputs `[B, D + A]`, targets `[B, O]`, whether it ended, whether it is a step at all."""
-    chex.assert_shape(record.reward, (None, 2))
-    obs = _vector(spec, record.obs)
-    inputs = jnp.concatenate([obs[:, 0], record.action[:, 0]], -1)
-    target = obs[:, 1] - obs[:, 0]
-    if config.reward == "learned":
-        target = jnp.concatenate([target, record.reward[:, 1:]], -1)
-    real = ~record.is_first[:, 1] & ~record.is_last[:, 0]
-    return inputs, target, record.is_terminal[:, 1].astype(jnp.float32), real.astype(jnp.float32)
+def transitions(spec: Spec, config: Config, record: Record) -> ensemble.Transitions:
+    """Of records `[B, 2]`; see `ensemble.transitions`."""
+    return ensemble.transitions(spec, record, config.reward == "learned")
 
 
 # --- The train steps --------------------------------------------------------------------------------------------------
@@ -149,9 +126,9 @@ def learn(spec: Spec, config: Config, state: State, batch: Batch, key: Key, shar
     counts = ensemble.bootstrap(state.memory, batch.index.row, env, network)
     weight = real if config.networks == 1 else real * counts  # a single network has no others to differ from
     scales = state.params["inputs"], state.params["targets"]
-    data = scales[0].forward(inputs), scales[1].forward(target), ended, weight
+    data = ensemble.Transitions(scales[0].forward(inputs), scales[1].forward(target), ended, weight)
     data = jax.tree.map(lambda x: x.reshape(config.networks, -1, *x.shape[1:]), data)
-    objective = lambda model: loss(config, model, *share.local_rows(data, 1), share=share)  # noqa: E731
+    objective = lambda model: loss(config, model, share.local_rows(data, 1), share)  # noqa: E731
     return gradient_step(state, objective, ADAM, state.hyper["lr"], part="model", share=share)
 
 
@@ -238,7 +215,7 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
     learned; `State.memory`, a number, decides the bootstraps. ValueError unless observations are float vectors and
     actions a `Box`, and where a reward that is to be known is not."""
     _check_spec(spec, config)
-    inputs, outputs = _width(spec) + spec.action.size, _outputs(spec, config)
+    inputs, outputs = width(spec.obs) + spec.action.size, _outputs(spec, config)
     learned = config.reward == "learned"
 
     def init(key: Key, hyper: Mapping[str, Any]) -> State:
@@ -253,7 +230,7 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
             return carry, action, {}
         fresh = fresh_plans(spec, config, len(step.reward))
         start = jax.tree.map(lambda x, y: jnp.where(spaces.wide(step.is_first, x), x, y), fresh, carry)
-        memory, action = plan(spec, config, state.params, start, _vector(spec, step.obs), key)
+        memory, action = plan(spec, config, state.params, start, joined(spec.obs, step.obs), key)
         return memory, action, {}
 
     def imagine(state: State, context: Record, given: Array | None, key: Key, horizon: int) -> Dream:
@@ -261,7 +238,7 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         Without `given` actions a plan is followed to its end, where the next is made from the mean of the particles."""
         spaces.check_dream(spec.action, context, given, horizon)
         k_plan, k_roll = jax.random.split(key)
-        start, params = _vector(spec, context.obs)[:, -1], state.params
+        start, params = joined(spec.obs, context.obs)[:, -1], state.params
         taken = intended_actions(spec, config, params, start, k_plan, horizon) if given is None else given
         return _dream(spec, rollout(spec, config, params, start, taken, k_roll), taken)
 
@@ -295,10 +272,7 @@ def _check_spec(spec: Spec, config: Config) -> None:
             f"pets plans over continuous actions (Box); {spec.name} has {spec.action}: take an environment such as "
             "continuous/CartPole or gymnax/Pendulum-v1, or an agent for discrete actions"
         )
-    wrong = [name for name, leaf in sensors(spec.obs).items() if kind(leaf) != "vector"]
-    if wrong or not sensors(spec.obs):
-        advice = "take an environment's vector observations"
-        raise ValueError(f"pets predicts vectors of floats; {spec.name} observes {spec.obs}: {advice}")
+    check_vectors("pets", spec.name, spec.obs)
     if config.reward == "known" and spec.name not in KNOWN:
         raise ValueError(
             f"the reward of {spec.name} is not known (those of {', '.join(KNOWN)} are): add it to "
@@ -306,29 +280,9 @@ def _check_spec(spec: Spec, config: Config) -> None:
         )
 
 
-def _width(spec: Spec) -> int:
-    """Numbers of an observation, D."""
-    return sum(leaf.size for leaf in sensors(spec.obs).values())
-
-
 def _outputs(spec: Spec, config: Config) -> int:
     """What the networks predict, O: the change of every number, and the reward where it is not known."""
-    return _width(spec) + (config.reward == "learned")
-
-
-def _vector(spec: Spec, obs: PyTree) -> Array:
-    """All sensors side by side, `[..., D]`."""
-    given = sensors(obs)
-    return jnp.concatenate([flat(given[name], leaf) for name, leaf in sensors(spec.obs).items()], -1)
-
-
-def _sensors(spec: Spec, vector: Array) -> PyTree:
-    """The inverse of `_vector`."""
-    out, start = {}, 0
-    for name, leaf in sensors(spec.obs).items():
-        out[name] = vector[..., start : start + leaf.size].reshape(*vector.shape[:-1], *leaf.shape)
-        start += leaf.size
-    return out if isinstance(spec.obs, Mapping) else out["obs"]
+    return width(spec.obs) + (config.reward == "learned")
 
 
 def _dream(spec: Spec, found: ensemble.Rollout, actions: Array) -> Dream:
@@ -337,7 +291,7 @@ def _dream(spec: Spec, found: ensemble.Rollout, actions: Array) -> Dream:
     alive = mean(found.alive)
     before = jnp.maximum(jnp.concatenate([jnp.ones_like(alive[:, :1]), alive[:, :-1]], 1), 1e-6)
     spread = found.obs.std((1, 2)).swapaxes(0, 1)
-    return Dream(_sensors(spec, mean(found.obs)), mean(found.reward) / before, alive / before, actions, spread)
+    return Dream(parted(spec.obs, mean(found.obs)), mean(found.reward) / before, alive / before, actions, spread)
 
 
 # --- Presets ----------------------------------------------------------------------------------------------------------

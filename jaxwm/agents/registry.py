@@ -12,7 +12,7 @@ from typing import Any
 
 from jaxwm.agents.system import System
 
-NAMES = "dreamer-v3 dreamer-v2 dreamer-v1 planet dyna-q pets world-models alphazero muzero efficientzero".split()
+NAMES = "dreamer-v3 dreamer-v2 dreamer-v1 planet dyna-q pets world-models alphazero muzero efficientzero mbpo sac ppo".split()
 MODULES = {name: name.replace("-", "_") for name in NAMES}
 TABLE = "table.json"
 

@@ -34,6 +34,7 @@ class System:
     players: int = 1  # The most that it can move for, see `Spec.players`.
     obeys: tuple[str, ...] = ()  # Reserved observation keys that it understands, see `types.RESERVED`.
     offline: bool = False  # Whether it can learn from recorded episodes: its targets need nothing of what acting saw.
+    baseline: bool = False  # Whether it has no model of the world and is here to be compared with.
     video: bool = False  # Whether it learns from recordings without actions.
     copies: Mapping[str, str | None] = field(default_factory=dict)
     """Fields of its state that are copies of a component of the parameters (slow critics), or of all (None): what

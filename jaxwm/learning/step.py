@@ -44,7 +44,7 @@ def fresh_state(params: Any, opt: Any, hyper: Mapping[str, Any]) -> State:
 
 def gradient_step(
     state: Any, loss: Callable[[Any], Losses], tx: optax.GradientTransformation, rates: Array | Mapping[str, Array],
-    part: str | None = None, weight_decay: float = 0.0, share: Share = ALONE,
+    part: str | tuple[str, ...] | None = None, weight_decay: float = 0.0, share: Share = ALONE,
 ) -> Updated:  # fmt: skip
     """Take one gradient step, by all devices that share it.
 
@@ -53,21 +53,30 @@ def gradient_step(
         loss: What to differentiate. Its metrics are averaged over the devices, its aux stays local.
         tx: Turns gradients into directions of ascent, clipping included. Its state is `state.opt`.
         rates: The learning rate, or one per component of the parameters.
-        part: The component of the parameters, and of `state.opt`, that learns; None for all of them.
+        part: The component of the parameters, and of `state.opt`, that learns, or several; None for all of them.
         weight_decay: Share of a weight that is lost in each step, in units of the learning rate (per-component rates).
         share: The devices.
 
     Returns:
         The state after it, aux, and the metrics with `grad_norm`, the norm of all gradients before clipping."""
-    params, opt = (state.params, state.opt) if part is None else (state.params[part], state.opt[part])
+    params, opt = _part(state.params, part), _part(state.opt, part)
     grads, (aux, metrics) = jax.grad(loss, has_aux=True)(params)
     grads, metrics = share.mean(grads), share.mean(metrics)
     direction, opt = tx.update(grads, opt, params)
     params = descend(params, direction, rates, weight_decay)
     metrics = metrics | {"grad_norm": optim.norm(grads)}
+    if isinstance(part, str):
+        params, opt = {part: params}, {part: opt}
     if part is not None:
-        params, opt = state.params | {part: params}, state.opt | {part: opt}
+        params, opt = state.params | params, state.opt | opt
     return state._replace(params=params, opt=opt, step=state.step + 1), aux, metrics
+
+
+def _part(tree: Any, part: str | tuple[str, ...] | None) -> Any:
+    """One component, several by name, or all."""
+    if isinstance(part, tuple):
+        return {name: tree[name] for name in part}
+    return tree if part is None else tree[part]
 
 
 def descend(params: PyTree, direction: PyTree, rates: Array | Mapping[str, Array], weight_decay: float = 0.0) -> PyTree:

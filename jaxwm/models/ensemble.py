@@ -12,12 +12,17 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
+from jaxwm.learning.share import ALONE, Share
+from jaxwm.learning.step import Losses
 from jaxwm.nets.layers import truncated_normal
-from jaxwm.types import Array, Key, PyTree
+from jaxwm.nets.sensors import joined
+from jaxwm.types import Array, Key, PyTree, Record, Spec
 
 OUTSCALE = 0.44  # Weights start with 1 / (2 sqrt(fan-in)) as standard deviation of a normal that is cut at two of them.
 MAX_LOGVAR, MIN_LOGVAR = 0.5, -10.0  # Where the bounds of the log-variances start.
@@ -102,18 +107,76 @@ def decay(params: PyTree, rates: tuple[float, ...]) -> Array:
     return sum((rate / 2 * jnp.square(params[f"kernel{i}"]).sum() for i, rate in enumerate(rates)), jnp.zeros(()))
 
 
+class Transitions(NamedTuple):
+    """What the networks learn from: inputs `[..., D + A]`, targets `[..., O]`, whether the episode ended with it and
+    how much it counts, both float32 `[...]`."""
+
+    inputs: Array
+    target: Array
+    ended: Array
+    weight: Array
+
+
+def transitions(spec: Spec, record: Record, reward: bool) -> Transitions:
+    """Of records `[B, 2]` with actions of a `Box`; targets are the change of the observation and, if asked for, the
+    `reward`. What is no step of an episode weighs nothing."""
+    chex.assert_shape(record.reward, (None, 2))
+    obs = joined(spec.obs, record.obs)
+    target = obs[:, 1] - obs[:, 0]
+    if reward:
+        target = jnp.concatenate([target, record.reward[:, 1:]], -1)
+    inputs = jnp.concatenate([obs[:, 0], record.action[:, 0]], -1)
+    real = ~record.is_first[:, 1] & ~record.is_last[:, 0]
+    return Transitions(inputs, target, record.is_terminal[:, 1].astype(jnp.float32), real.astype(jnp.float32))
+
+
+def loss(
+    params: PyTree, data: Transitions, weight_decay: tuple[float, ...], bound_scale: float | None,
+    deterministic: bool = False, share: Share = ALONE,
+) -> Losses:  # fmt: skip
+    """Sum over networks of the mean negative log-likelihood (section 4), weight decay and the price of wide bounds.
+    `data` is `[E, B, ...]`, standardised. Ends are learned where the networks have a logit for them. `deterministic`:
+    squared error instead. Then, and where `bound_scale` is None, the bounds are not learned."""
+    chex.assert_equal_shape((data.ended, data.weight))
+    chex.assert_equal_shape_prefix(tuple(data), 2)
+    if bound_scale is None or deterministic:
+        params = params | {name: jax.lax.stop_gradient(params[name]) for name in ("max_logvar", "min_logvar")}
+    found = predict(params, data.inputs)
+    error = jnp.square(found.mean - data.target).mean(-1)
+    each = error if deterministic else nll(found, data.target).mean(-1)
+    if found.logits.shape[-1]:
+        each += optax.sigmoid_binary_cross_entropy(found.logits[..., 0], data.ended)
+    mean = lambda x: share.weighted_mean(x, data.weight, -1)  # noqa: E731
+    total = mean(each).sum() + decay(params, weight_decay)
+    if bound_scale is not None and not deterministic:
+        total += bound_scale * (params["max_logvar"].sum() - params["min_logvar"].sum())
+    metrics = {"loss": mean(each).mean(), "squared_error": mean(error).mean(), "logvar": found.logvar.mean()}
+    return total, ({}, metrics)
+
+
+def held_out(row: Array, env: Array, share: float) -> Array:
+    """Whether the records at `row` of environment `env` are kept for validation, bool `[...]`: about that share of
+    them, decided by a record's place and by nothing else."""
+    return _hashed(jnp.uint32(0), row, env) < share
+
+
 def bootstrap(seed: Array, row: Array, env: Array, network: Array) -> Array:
     """How often the record at `row` of environment `env` counts for a network: Poisson(1) draws, float32 `[...]`.
     All arguments but `seed` have one shape. The draw depends on nothing else."""
+
+    return (_hashed(seed, row, env, network)[..., None] > POISSON).sum(-1).astype(jnp.float32)
+
+
+def _hashed(seed: Array, *places: Array) -> Array:
+    """A uniform number in [0, 1) for every place, by hashing it: `[...]`, the shape of each of `places`."""
 
     def one(*place: Array) -> Array:
         key = jax.random.fold_in(jax.random.key(0), seed)
         for number in place:
             key = jax.random.fold_in(key, number)
-        return (jax.random.uniform(key) > POISSON).sum()
+        return jax.random.uniform(key)
 
-    draws = jax.vmap(one)(row.ravel(), env.ravel(), network.ravel())
-    return draws.reshape(row.shape).astype(jnp.float32)
+    return jax.vmap(one)(*(x.ravel() for x in places)).reshape(places[0].shape)
 
 
 Transition = Callable[[Array, Array, Array], tuple[Array, Array, Array]]

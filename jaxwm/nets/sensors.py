@@ -66,6 +66,35 @@ def flat(x: Array, spec: jax.ShapeDtypeStruct) -> Array:
     return x.reshape(*x.shape[: x.ndim - len(spec.shape)], math.prod(spec.shape))
 
 
+def check_vectors(system: str, name: str, spec: Any) -> None:
+    """ValueError unless an observation spec (of the environment `name`) has float vectors only, at least one."""
+    wrong = [sensor for sensor, leaf in sensors(spec).items() if kind(leaf) != "vector"]
+    if wrong or not sensors(spec):
+        advice = "take an environment's vector observations"
+        raise ValueError(f"{system} sees vectors of floats; {name} observes {spec}: {advice}")
+
+
+def width(spec: Any) -> int:
+    """Numbers of an observation, all sensors together."""
+    return sum(math.prod(leaf.shape) for leaf in sensors(spec).values())
+
+
+def joined(spec: Any, obs: Any) -> Array:
+    """All sensors side by side, `[..., width(spec)]`."""
+    given = sensors(obs)
+    return jnp.concatenate([flat(given[name], leaf) for name, leaf in sensors(spec).items()], -1)
+
+
+def parted(spec: Any, vector: Array) -> Any:
+    """The inverse of `joined`, without the reserved keys."""
+    out, start = {}, 0
+    for name, leaf in sensors(spec).items():
+        size = math.prod(leaf.shape)
+        out[name] = vector[..., start : start + size].reshape(*vector.shape[:-1], *leaf.shape)
+        start += size
+    return out if isinstance(spec, Mapping) else out["obs"]
+
+
 def rows(obs: Any, spec: Any) -> tuple[tuple[int, ...], dict[str, Array]]:
     """The leading axes of an observation, and its sensors with these joined: `[R, *shape]`."""
     obs, spec = sensors(obs), sensors(spec)

@@ -113,6 +113,24 @@ def all_pairs(ring: Ring) -> Batch:
     return gather(ring, index, 2, (row + 1 < ring.rows).astype(jnp.float32))
 
 
+def going_on(ring: Ring, key: Key, batch: int, newest: Array | int | None = None) -> Batch:
+    """Pairs of records `[batch, 2]` within rollouts, from the `newest` rows: of a ring whose streams all begin their
+    rollouts in the same rows, none of the pairs spans two of them."""
+    rows, num_envs = capacity(ring), ring.data.reward.shape[1]
+    row = oldest(ring) + jnp.arange(rows - 1)
+    inside = (row + 1 < ring.rows) & ~ring.data.is_first[(row + 1) % rows, 0]
+    if newest is not None:
+        inside &= row >= ring.rows - newest
+    k_row, k_env = jax.random.split(key)
+    drawn = jax.random.categorical(k_row, jnp.where(inside, 0.0, -jnp.inf), shape=(batch,))
+    return gather(ring, Index(row[drawn], jax.random.randint(k_env, (batch,), 0, num_envs)), 2)
+
+
+def mixed(*batches: Batch) -> Batch:
+    """One batch out of several with records of one layout; nothing can be written back from it."""
+    return jax.tree.map(lambda *x: jnp.concatenate(x), *batches)
+
+
 def starts(ring: Ring, key: Key, batch: int) -> Batch:
     """First records of episodes `[batch, 1]`, drawn from all that the ring holds."""
     rows = oldest(ring) + jnp.arange(capacity(ring))

@@ -31,7 +31,8 @@ def presets(name: str) -> list[str]:
 def describe(name: str) -> str:
     """One system for a terminal. ValueError for a name that is none."""
     entry = agents.find(name)
-    lines = [f"{name}: {entry.summary}", f"{entry.paper}, {entry.year}", ""]
+    baseline = "; a model-free baseline" * entry.baseline
+    lines = [f"{name}: {entry.summary}{baseline}", f"{entry.paper}, {entry.year}", ""]
     lines += [f"{what + ':':<10}{getattr(entry, what)}" for what in ("sees", "predicts", "acts")]
     for title, body in (("order", in_words(schedule(name))), ("presets", presets(name)), ("example", [command(name)])):
         lines += ["", f"{title}:", *(f"  {line}" for line in body)]

@@ -53,6 +53,9 @@ def preset_cases() -> list[Case]:
         "alphazero": example("pgx/TicTacToe"),
         "muzero": BOARD,
         "efficientzero": BOARD,
+        "sac": NUMBERS,
+        "ppo": NUMBERS,
+        "mbpo": example("gymnax/Pendulum-v1"),
     }
     special = {
         ("muzero", "pendulum"): NUMBERS,
@@ -65,6 +68,8 @@ def preset_cases() -> list[Case]:
         ("dreamer-v1", "micro"): NUMBERS,
         ("planet", "micro"): NUMBERS,
         ("world-models", "carracing"): Spec("own/CarRacing", IMAGE, Box(3), 100),
+        ("ppo", "atari"): ATARI,
+        ("ppo", "small"): Spec("own/CartPole", VECTOR, Discrete(2), 100),
         ("alphazero", "connect-four"): example("pgx/ConnectFour"),
     }
     return [
@@ -80,6 +85,7 @@ SEEN: dict[str, list[Spec]] = {
     "dreamer-v2": [BOTH, NUMBERS, CONTROL],
     "dreamer-v1": [BOARD, BOTH],
     "muzero": [NUMBERS, ATARI],
+    "ppo": [NUMBERS, BOTH],
 }
 """Further kinds of observations and actions for systems that take several, in tiny settings."""
 LATER = {("dreamer-v3", NUMBERS.name), ("dreamer-v2", NUMBERS.name), ("dreamer-v2", CONTROL.name),

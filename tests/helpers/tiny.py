@@ -35,6 +35,12 @@ TINY: dict[str, dict[str, Any]] = {
     ),
     "muzero": _SEARCH,
     "efficientzero": _SEARCH | dict(correction=20),
+    "sac": dict(units=8, batch_size=8, envs=2, prefill=20, capacity=200),
+    "ppo": dict(units=8, envs=2, horizon=8, epochs=2, minibatches=2, capacity=100),
+    "mbpo": dict(
+        networks=3, elites=2, model_units=8, model_batch=16, epochs=3, refresh=20, epoch_steps=20, rollouts=16, units=8,
+        batch_size=8, updates=2, envs=2, prefill=40, capacity=200,
+    ),
     "shooting": dict(units=8, candidates=8, plan_horizon=3, batch_size=4, envs=2, prefill=20, capacity=200),
 }  # fmt: skip
 """Settings over those of a system's default preset."""
@@ -47,6 +53,8 @@ def _pendulum(num_envs: int) -> Env:
 WORLDS: dict[str, Callable[[int], Env]] = {
     "dreamer-v1": _pendulum,
     "planet": _pendulum,
+    "sac": _pendulum,
+    "mbpo": _pendulum,
     "shooting": _pendulum,  # the system of docs/adding_a_system.md
     "world-models": blinking,  # its own example, TakeCover, starts a game engine for each environment
     "dyna-q": lambda num_envs: envs.make("tabular/Taxi", num_envs),  # every step has a reward

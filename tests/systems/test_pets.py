@@ -175,7 +175,7 @@ def test_the_loss_is_the_papers(options):
     ended, weight = rng.integers(0, 2, (2, 6)).astype(float), rng.integers(0, 3, (2, 6)).astype(float)
     data = inputs, target, ended, weight
     fn = jax.jit(jax.value_and_grad(functools.partial(pets.loss, config), has_aux=True))
-    (total, _), grads = fn(model, *[x.astype(np.float32) for x in data])
+    (total, _), grads = fn(model, ensemble.Transitions(*[x.astype(np.float32) for x in data]))
     expected = by_hand(model, config, *data)
     assert float(total) == pytest.approx(expected, rel=1e-4)
     learned = config.bounds == "learned" and not config.deterministic
@@ -442,7 +442,7 @@ def test_environments_that_do_not_fit_are_refused():
     vector, image = jax.ShapeDtypeStruct((4,), jnp.float32), jax.ShapeDtypeStruct((64, 64, 3), jnp.uint8)
     for spec, message in (
         (Spec("own/Discrete", vector, Discrete(2)), "pets plans over continuous actions"),
-        (Spec("own/Image", image, Box(1)), "pets predicts vectors of floats"),
+        (Spec("own/Image", image, Box(1)), "pets sees vectors of floats"),
         (Spec("own/Unknown", vector, Box(1)), "the reward of own/Unknown is not known .* --reward learned"),
     ):
         with pytest.raises(ValueError, match=message):
