@@ -77,7 +77,7 @@ class Config:
     entropy_target: float | None = -1.0
     """Entropy that the temperature aims at, in nats; None: minus the size of the action."""
     batch_size: Count = 256  # Transitions of an update of the policy, real and imagined.
-    updates: Count = 20  # Updates of the policy after each environment step.
+    updates_per_step: Count = 20  # Updates of the policy after each environment step.
     envs: Count = 1  # Environments.
     prefill: Count = 5000  # Environment steps of random play before learning starts.
     capacity: int = 125_000  # Replay size in environment steps.
@@ -319,7 +319,13 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
 
     def init(key: Key, hyper: Mapping[str, Any]) -> State:
         k_model, k_policy, k_bootstraps = jax.random.split(key, 3)
-        sizes = size + spec.action.size, config.model_units, config.model_layers, size + 1, int(config.ends == "learned")
+        sizes = (
+            size + spec.action.size,
+            config.model_units,
+            config.model_layers,
+            size + 1,
+            int(config.ends == "learned"),
+        )
         model, policy = ensemble.init(k_model, config.networks, *sizes), nets.init(k_policy)
         zero = jnp.zeros((), jnp.int32)
         best = {name: jnp.copy(x) for name, x in model.items() if not name.endswith("logvar")}
@@ -369,7 +375,7 @@ def schedule(config: Config) -> tuple[Collect | Repeat, ...]:
     """Random play; then the model, its rollouts, and environment steps with updates of the policy, forever."""
     longer = partial(rollout_length, config)
     rows = max(1, config.refresh // config.envs)
-    steps = Repeat(rows, (Collect(config.envs), Train("sac", config.updates * config.envs)))
+    steps = Repeat(rows, (Collect(config.envs), Train("sac", config.updates_per_step * config.envs)))
     model = Train("scale"), Train("model", config.epochs, no_longer_better)
     body = *model, Train("branch"), Train("extend", longer), steps
     return prefill(config.prefill, config.envs, 2), Repeat(FOREVER, body)
@@ -379,10 +385,10 @@ def schedule(config: Config) -> tuple[Collect | Repeat, ...]:
 PRESETS = {
     "hopper": Config(),
     "inverted-pendulum": Config(
-        epoch_steps=250, rollout_schedule=(1, 15, 1, 1), entropy_target=-0.05, updates=10, prefill=500, capacity=20_000
+        epoch_steps=250, rollout_schedule=(1, 15, 1, 1), entropy_target=-0.05, updates_per_step=10, prefill=500, capacity=20_000
     ),
     "walker2d": Config(rollout_schedule=(20, 150, 1, 1), entropy_target=-3.0, capacity=300_000),
-    "halfcheetah": Config(rollout_schedule=(20, 150, 1, 1), entropy_target=-3.0, updates=40, capacity=400_000),
+    "halfcheetah": Config(rollout_schedule=(20, 150, 1, 1), entropy_target=-3.0, updates_per_step=40, capacity=400_000),
     "ant": Config(rollout_schedule=(20, 100, 1, 25), entropy_target=-4.0, capacity=300_000),
     "humanoid": Config(
         model_units=400, refresh=1000, rollout_schedule=(20, 300, 1, 25), retain=5, entropy_target=-2.0,
@@ -390,7 +396,7 @@ PRESETS = {
     ),
     "small": Config(
         model_layers=2, model_units=64, weight_decay=(1e-5, 2.5e-5, 5e-5), epoch_steps=250, rollouts=2000,
-        rollout_schedule=(1, 15, 1, 1), units=64, lr=1e-3, entropy_target=None, batch_size=128, updates=10,
+        rollout_schedule=(1, 15, 1, 1), units=64, lr=1e-3, entropy_target=None, batch_size=128, updates_per_step=10,
         prefill=500, capacity=20_000,
     ),
 }  # fmt: skip

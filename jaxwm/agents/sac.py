@@ -2,7 +2,7 @@
 
 Sees float vectors, predicts nothing, acts with a squashed normal policy whose entropy is kept near a target by a
 learned temperature. One update after each environment step, from a replay of everything seen. MBPO is the same
-algorithm on imagined steps: with `updates` at MBPO's number this is its baseline at equal updates.
+algorithm on imagined steps: with `updates_per_step` at MBPO's number this is its baseline at equal updates.
 
 N environments, B batch. Two things differ from the official code: weights start as truncated normals, and the last
 layer of the policy ten times smaller."""
@@ -40,7 +40,7 @@ class Config:
     entropy_target: float | None = None
     """Entropy that the temperature aims at, in nats; None: minus the size of the action."""
     batch_size: Count = 256  # Transitions of an update.
-    updates: Count = 1  # Updates after each environment step.
+    updates_per_step: Count = 1  # Updates after each environment step.
     envs: Count = 1  # Environments.
     prefill: Count = 5000  # Environment steps of random play before learning starts.
     capacity: int = 1_000_000  # Replay size in environment steps.
@@ -85,7 +85,7 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
 
 def schedule(config: Config) -> tuple[Collect | Repeat, ...]:
     """Random play, then a row of environment steps and its updates in turn."""
-    body = Collect(config.envs), Train("sac", config.updates * config.envs)
+    body = Collect(config.envs), Train("sac", config.updates_per_step * config.envs)
     return prefill(config.prefill, config.envs, 2), Repeat(FOREVER, body)
 
 

@@ -39,7 +39,7 @@ TINY: dict[str, dict[str, Any]] = {
     "ppo": dict(units=8, envs=2, horizon=8, epochs=2, minibatches=2, capacity=100),
     "mbpo": dict(
         networks=3, elites=2, model_units=8, model_batch=16, epochs=3, refresh=20, epoch_steps=20, rollouts=16, units=8,
-        batch_size=8, updates=2, envs=2, prefill=40, capacity=200,
+        batch_size=8, updates_per_step=2, envs=2, prefill=40, capacity=200,
     ),
     "shooting": dict(units=8, candidates=8, plan_horizon=3, batch_size=4, envs=2, prefill=20, capacity=200),
 }  # fmt: skip
