@@ -319,14 +319,9 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
 
     def init(key: Key, hyper: Mapping[str, Any]) -> State:
         k_model, k_policy, k_bootstraps = jax.random.split(key, 3)
-        sizes = (
-            size + spec.action.size,
-            config.model_units,
-            config.model_layers,
-            size + 1,
-            int(config.ends == "learned"),
-        )
-        model, policy = ensemble.init(k_model, config.networks, *sizes), nets.init(k_policy)
+        sizes = size + spec.action.size, config.model_units, config.model_layers, size + 1
+        model = ensemble.init(k_model, config.networks, *sizes, logits=int(config.ends == "learned"))
+        policy = nets.init(k_policy)
         zero = jnp.zeros((), jnp.int32)
         best = {name: jnp.copy(x) for name, x in model.items() if not name.endswith("logvar")}
         bits, errors = jax.random.bits(k_bootstraps, (), jnp.uint32), jnp.full(config.networks, jnp.inf)
@@ -385,7 +380,8 @@ def schedule(config: Config) -> tuple[Collect | Repeat, ...]:
 PRESETS = {
     "hopper": Config(),
     "inverted-pendulum": Config(
-        epoch_steps=250, rollout_schedule=(1, 15, 1, 1), entropy_target=-0.05, updates_per_step=10, prefill=500, capacity=20_000
+        epoch_steps=250, rollout_schedule=(1, 15, 1, 1), entropy_target=-0.05, updates_per_step=10,
+        prefill=500, capacity=20_000,
     ),
     "walker2d": Config(rollout_schedule=(20, 150, 1, 1), entropy_target=-3.0, capacity=300_000),
     "halfcheetah": Config(rollout_schedule=(20, 150, 1, 1), entropy_target=-3.0, updates_per_step=40, capacity=400_000),

@@ -12,8 +12,9 @@ from typing import Any
 
 from jaxwm.agents.system import System
 
-NAMES = "dreamer-v3 dreamer-v2 dreamer-v1 planet dyna-q pets world-models alphazero muzero efficientzero mbpo sac ppo".split()
-MODULES = {name: name.replace("-", "_") for name in NAMES}
+NAMES = "dreamer-v3 dreamer-v2 dreamer-v1 planet dyna-q pets world-models alphazero muzero efficientzero mbpo".split()
+BASELINES = "sac ppo".split()
+MODULES = {name: name.replace("-", "_") for name in (*NAMES, *BASELINES)}
 TABLE = "table.json"
 
 

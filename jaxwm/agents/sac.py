@@ -64,7 +64,7 @@ class State(NamedTuple):
 
 # --- Wiring -----------------------------------------------------------------------------------------------------------
 def make(spec: Spec, config: Config = Config()) -> Agent:
-    """Build soft actor-critic for an environment. ValueError unless it observes float vectors and actions are a `Box`."""
+    """Build soft actor-critic. ValueError unless the environment observes float vectors and actions are a `Box`."""
     nets = sac.networks(spec, config.layers, config.units)
     check_vectors("sac", spec.name, spec.obs)
     target = sac.entropy_target(spec, config.entropy_target)

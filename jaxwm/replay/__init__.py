@@ -16,6 +16,6 @@ from jaxwm.replay.samplers import (
 )
 
 __all__ = [
-    "AXES", "SHARED", "Ring", "Sampler", "across", "add", "all_pairs", "capacity", "cut", "extend", "gather", "going_on", "init",
-    "mixed", "oldest", "online", "prioritised", "sample", "sampler", "starts", "take", "update",
+    "AXES", "SHARED", "Ring", "Sampler", "across", "add", "all_pairs", "capacity", "cut", "extend", "gather",
+    "going_on", "init", "mixed", "oldest", "online", "prioritised", "sample", "sampler", "starts", "take", "update",
 ]  # fmt: skip
