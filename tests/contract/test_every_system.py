@@ -46,6 +46,7 @@ TWINS = {
     "dreamer-v1": "planet",
     "alphazero": "muzero",
     "efficientzero": "muzero",
+    "sac": "mbpo",
 }
 """Systems of the slow suite, and whose life stands for theirs in the default one."""
 SYSTEMS = [pytest.param(name, marks=[pytest.mark.slow] * (name in TWINS)) for name in (*agents.AGENTS, page.NAME)]

@@ -43,13 +43,15 @@ PROBES = [
         80, 0.9,
     ),
     Probe("pets", "probe/ContinuousTarget", dict(reward="learned", horizon=1, epochs=30.0, lr=1e-2), 4, -0.05),
+    Probe("sac", "probe/ContinuousTarget", dict(envs=8, batch_size=32, lr=1e-2, tau=0.05), 40, -0.05),
+    Probe("ppo", "probe/ActionReward", dict(envs=8, horizon=16, epochs=4, lr=1e-2, capacity=200), 15, 0.9),
     Probe("muzero", "probe/ActionReward", _MUZERO, 80, 0.9),
     Probe("efficientzero", "probe/ActionReward", _MUZERO, 80, 0.9),
     Probe("world-models", "my/Blinking", dict(real=True, bias=True, envs=32, population=8, rollouts=4, generations=12,
                                               random_steps=512, capacity=512, dream_length=8), 0, 6.0),
 ]  # fmt: skip
-"""The others: tests/systems/test_dreamer_family.py (dreamer-v1, v2, planet), test_dyna_q.py (in its maze) and
-test_alphazero.py."""
+"""The others: tests/systems/test_dreamer_family.py (dreamer-v1, v2, planet), test_dyna_q.py (in its maze),
+test_mbpo.py and test_alphazero.py."""
 
 
 def world(name: str, num_envs: int):

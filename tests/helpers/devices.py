@@ -184,6 +184,8 @@ STEPS: dict[str, Any] = {  # name: system, preset, environment, settings, train 
     "dreamer-v1": ("dreamer-v1", "micro", Spec("test", VECTOR, Box(2)), DREAMS | dict(free_nats=0.01), "all"),
     "dreamer-v2": ("dreamer-v2", "micro", Spec("test", VECTOR, Box(2)), DREAMS | dict(classes=4), "all"),
     "pets": ("pets", "small", Spec("test", VECTOR, Box(2)), dict(reward="learned", units=8, batch_size=8), "model"),
+    "sac": ("sac", "small", Spec("test", VECTOR, Box(2)), dict(units=8, batch_size=8), "sac"),
+    "ppo": ("ppo", "small", Spec("test", VECTOR, Box(2)), dict(units=8, envs=8, horizon=4, minibatches=2), "ppo"),
     "vision": ("world-models", "takecover-small", Spec("test", IMAGE, Discrete(3)), WORLD, "vision"),
     "memory": ("world-models", "takecover-small", Spec("test", IMAGE, Discrete(3)), WORLD, "memory"),
     "alphazero": ("alphazero", "tictactoe", GAME, BOARDS, "all"),

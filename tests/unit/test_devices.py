@@ -29,7 +29,7 @@ def found():
     return measured("runs")
 
 
-STEPS = ["pets", "planet", "dreamer-v1", "dreamer-v2", "vision", "memory", "alphazero", "muzero", "efficientzero"]
+STEPS = "pets planet dreamer-v1 dreamer-v2 vision memory alphazero muzero efficientzero sac ppo".split()
 
 
 @pytest.mark.slow
