@@ -116,7 +116,8 @@ def _train(arguments: list[str]) -> int:
         raise ValueError("several processes need --run DIR, the same for all of them")
     result = session.train(asked, folder)
     if result and processes.first():
-        print(f"\nrun directory: {folder}\n\n{_next(_after_training(folder, asked.env or ''))}")
+        baseline = agents.find(asked.agent).baseline
+        print(f"\nrun directory: {folder}\n\n{_next(_after_training(folder, asked.env or '', baseline))}")
     return 0 if result else STOPPED
 
 
@@ -129,9 +130,10 @@ def _start_jax(meet: machine.Hosts, members: int, shards: int) -> int:
     return count
 
 
-def _after_training(folder: Path, env: str) -> dict[str, str]:
+def _after_training(folder: Path, env: str, baseline: bool = False) -> dict[str, str]:
     run = shlex.quote(str(folder))
-    look = {f"dream {run}": "see what the world model dreams", f"watch {run}": "see the policy play"}
+    dream = {} if baseline else {f"dream {run}": "see what the world model dreams"}
+    look = dream | {f"watch {run}": "see the policy play"}
     return {
         f"eval {run}": "score the checkpoint again",
         **({f"play {run}": "play against it"} if env.startswith("pgx/") else look),

@@ -120,8 +120,6 @@ def optimise(
         state, _, metrics = gradient_step(state, objective, tx, now, part, share=share)
         return state, metrics
 
-    def epoch(state: Any, key: Key) -> tuple[Any, Metrics]:
-        return jax.lax.scan(minibatch, state, jax.random.permutation(key, count).reshape(many, -1))
-
-    state, metrics = jax.lax.scan(epoch, state, jax.random.split(key, how.epochs))
+    orders = jax.vmap(lambda key: jax.random.permutation(key, count))(jax.random.split(key, how.epochs))
+    state, metrics = jax.lax.scan(minibatch, state, orders.reshape(how.epochs * many, -1))
     return state, jax.tree.map(jnp.mean, metrics)
