@@ -235,6 +235,11 @@ TABLES = {
         ("connect-four-growth",), {"moves": counted("steps"), "worst seed (all)": score, "date": date}
     ),
     "alphazero-variants": Table(("alphazero-variants",), {"variant": field("variant")} | BRIEF),
+    "speed-suites": Table(
+        ("speed-suites",),
+        {"environment": field("environment"), "steps per second": counted("score"), "with": field("envs")}
+        | {"one environment": counted("one"), "date": date},
+    ),
     "speed-update": Table(
         ("speed-update",),
         {"setting": field("setting"), "time / official JAX": ratio("official"), "time / PyTorch twin": ratio("torch")}

@@ -78,11 +78,10 @@ def _list() -> None:
     for name, row in _systems().items():
         table.add_row(name, ", ".join(row["presets"]), row["summary"] + "; baseline" * row["baseline"])
     console.print(table)
-    suites = Table("suite", "number", "environments")
     listed = tomllib.loads(files("jaxwm").joinpath("envs/tasks.toml").read_text(encoding="utf-8"))
     for suite, tasks in sorted(listed.items()):
-        suites.add_row(suite, str(len(tasks.split())), ", ".join(sorted(tasks.split())))
-    console.print(suites)
+        names = sorted(tasks.split())  # some are too long for a column
+        console.print(f"\n[bold]{suite}[/]  {len(names)}  {', '.join(names)}", highlight=False)
 
 
 if __name__ == "__main__":

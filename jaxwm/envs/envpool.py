@@ -1,30 +1,39 @@
-"""envpool: Atari, DeepMind Control from state, classic control, Box2D and ViZDoom, as C++ pools on the host.
+"""envpool: Atari, DeepMind Control, classic control and Box2D, and how any C++ pool of it becomes an `Env`.
+The other suites out of envpool: `jaxwm.envs.families`, `jaxwm.envs.vizdoom`.
 
 envpool already resets at the step after the last one and ignores that step's action, gives every environment its own
 seed, and draws the same stream for a seed whatever the size of the pool. Its ROMs come inside its assets package."""
 
-import ctypes
-import os
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 from PIL import Image
 
-from jaxwm.envs import gym_spaces
+from jaxwm.envs import gym_spaces, opengl
 from jaxwm.envs.host import Outcome, host_env
+from jaxwm.envs.tasks import bare, versioned
 from jaxwm.errors import check_choice, check_number
 from jaxwm.types import Env, PyTree, Spec
 
-View = tuple[PyTree, Callable[[np.ndarray], np.ndarray]]
-"""Another observation spec, and the function from the native observation to it."""
 
-_BOX2D = "BipedalWalker", "BipedalWalkerHardcore", "CarRacing", "LunarLander", "LunarLanderContinuous"
-_BOX2D_NEWEST = {task: f"{task}-v3" for task in _BOX2D}
+class Face(NamedTuple):
+    """What an agent sees and does: `Spec.obs` with the reader of native observations, `Spec.action` with the writer of
+    native actions. Both work on arrays with the leading axis `[K]`."""
+
+    obs: Any
+    read: Callable[[Any], PyTree]
+    action: Any
+    write: Callable[[np.ndarray], np.ndarray]
+
+
+Adapt = Callable[[Face, Any], Face]
+"""From the plain `Face` of a task, and envpool's spec of it, to the one we want."""
+
+ENDLESS = 2**31 - 1  # envpool's word for no time limit
 CAR_RACING_BAR = 12  # rows at the bottom of CarRacing's 96 x 96 image that show speed and steering, not the road
 
 
@@ -58,8 +67,8 @@ def atari(
 
     Raises ValueError for a value out of range."""
     name = f"atari/{game}"
-    _at_least(name, 1, image_size=image_size, frame_skip=frame_skip, noop_max=noop_max, stack=stack)
-    _at_least(name, frame_skip, max_frames=max_frames)
+    at_least(name, 1, image_size=image_size, frame_skip=frame_skip, noop_max=noop_max, stack=stack)
+    at_least(name, frame_skip, max_frames=max_frames)
     check_number(f"{name}: sticky, a probability,", sticky, least=0, most=1)
     check_choice(f"{name}: resize", resize, ("area", "bilinear"))
     check_choice(f"{name}: life_loss", life_loss, ("ignore", "terminal"))
@@ -70,28 +79,40 @@ def atari(
     native |= dict(use_inter_area_resize=resize == "area", use_fire_reset=use_fire_reset, num_threads=num_threads)
     # An episodic life would reset the recurrent state, and end what is evaluated, at every life.
     native |= dict(full_action_space=full_action_space, episodic_life=False, reward_clip=False)
-    return _env(name, f"{game}-v5", num_envs, native, channels_first=True, lives=life_loss == "terminal")
+    return env(name, f"{game}-v5", num_envs, native, channels_first=True, lives=life_loss == "terminal")
 
 
 def dmc(
     task: str, num_envs: int = 1, *, action_repeat: int = 1, max_steps: int | None = None, num_threads: int = 0,
-    pixels: bool = False,
+    pixels: int = 0, camera: int | None = None, stack: int = 1,
 ) -> Env:  # fmt: skip
-    """A DeepMind Control task from its state, such as "CartpoleSwingup": a dict of float32 vectors, a `Box` action.
-    The keys are those of dm_control; a scalar is `[1]`, a matrix is flattened. `action_repeat` applies an action to
-    that many control steps and adds their rewards (1 for DreamerV3 from state). `max_steps` replaces the time limit of
-    1000 control steps, counted in steps of the agent. Raises ValueError for `pixels=True`."""
-    if pixels:
-        reason = "rendering MuJoCo in envpool 1.2.5 ends the whole process where EGL is missing"
-        raise ValueError(f"dmc/{task} is offered from state only: {reason}, without an exception to catch")
-    return _timed(f"dmc/{task}", f"{task}-v1", num_envs, action_repeat, max_steps, num_threads)
+    """A DeepMind Control task, such as "CartpoleSwingup", with a `Box` action.
+
+    From its state, a dict of float32 vectors: the keys are those of dm_control; a scalar is `[1]`, a matrix is
+    flattened. With `pixels` from the image alone: uint8 `[pixels, pixels, 3 * stack]`.
+
+    action_repeat  an action is applied to that many control steps, and their rewards are added (1 for DreamerV3 from
+                   state, 2 from pixels).
+    max_steps      replaces the time limit of 1000 control steps, counted in steps of the agent.
+    num_threads    threads of the pool; 0 lets envpool choose, and is 1 for pixels.
+    pixels         height and width of the image (64 in PlaNet and Dreamer); 0 for the state.
+    camera         the model's camera; as in Dreamer 0, and 2 for the quadruped, unless another one is given. -1 is
+                   MuJoCo's free camera.
+    stack          frames in the image, newest last.
+
+    Raises ValueError for a value out of range, and ImportError where pixels lack OpenGL."""
+    usual = 2 if task.startswith("Quadruped") else 0
+    drawing = drawn(f"dmc/{task}", pixels, usual if camera is None else camera, stack, num_threads)
+    return timed(f"dmc/{task}", f"{task}-v1", num_envs, action_repeat, max_steps, num_threads, **drawing)
 
 
 def classic(
     task: str, num_envs: int = 1, *, action_repeat: int = 1, max_steps: int | None = None, num_threads: int = 0
 ) -> Env:
-    """A classic control task, such as "CartPole-v1": float32 vector. Options as for `dmc`."""
-    return _timed(f"classic/{task}", task, num_envs, action_repeat, max_steps, num_threads)
+    """A classic control task, such as "CartPole-v1": float32 vector. Without a version it is the newest. Options as for
+    `dmc`."""
+    native = versioned("classic", task)
+    return timed(f"classic/{task}", native, num_envs, action_repeat, max_steps, num_threads)
 
 
 def box2d(
@@ -102,11 +123,11 @@ def box2d(
     Without a version it is the newest. With an `image_size`, CarRacing's image loses the status bar at its bottom and
     is resized to `[image_size, image_size, 3]`, as in World Models (64). Other options as for `dmc`. Raises ValueError
     for an `image_size` where there is no image."""
-    name, native = f"box2d/{task}", _BOX2D_NEWEST.get(task, task)
+    name, native = f"box2d/{task}", versioned("box2d", task)
     if image_size is None:
-        return _timed(name, native, num_envs, action_repeat, max_steps, num_threads)
-    _at_least(name, 1, image_size=image_size)
-    if not native.startswith("CarRacing"):
+        return timed(name, native, num_envs, action_repeat, max_steps, num_threads)
+    at_least(name, 1, image_size=image_size)
+    if bare(native) != "CarRacing":
         raise ValueError(f"{name} has no image: leave image_size out")
     obs = jax.ShapeDtypeStruct((image_size, image_size, 3), np.uint8)
 
@@ -114,56 +135,51 @@ def box2d(
         rows = [Image.fromarray(image[:-CAR_RACING_BAR]) for image in images]
         return np.stack([np.asarray(row.resize(obs.shape[:2], Image.Resampling.BILINEAR)) for row in rows])
 
-    return _timed(name, native, num_envs, action_repeat, max_steps, num_threads, view=(obs, shrink))
+    adapt = lambda face, _: face._replace(obs=obs, read=lambda x: shrink(face.read(x)))  # noqa: E731
+    return timed(name, native, num_envs, action_repeat, max_steps, num_threads, adapt=adapt)
 
 
-def vizdoom(
-    task: str, num_envs: int = 1, *, image_size: int = 64, frame_skip: int = 4, max_tics: int = 2100,
-    num_threads: int = 0,
-) -> Env:  # fmt: skip
-    """ViZDoom's "TakeCover": step aside from fireballs, as long as possible.
-    Observations are uint8 `[image_size, image_size, 3]`, the whole view without a status bar; actions are
-    `Discrete(3)`: left, stay, right. The reward is the number of tics (game frames, 35 a second) that were survived:
-    frame_skip at every step, 0 at the one that ends in death. A return is the published survival in tics, less what was
-    survived of the last step.
-
-    frame_skip   tics that an action is held.
-    max_tics     time limit; there `is_last` is set alone. `Spec.max_steps` is that over frame_skip.
-    num_threads  threads of the pool; 0 lets envpool choose.
-
-    Raises ValueError for a value out of range."""
-    name = f"vizdoom/{task}"
-    _at_least(name, 1, image_size=image_size, frame_skip=frame_skip)
-    _at_least(name, frame_skip, max_tics=max_tics)
-    native = dict(img_height=image_size, img_width=image_size, stack_num=1, frame_skip=frame_skip)
-    native |= dict(max_episode_steps=max_tics // frame_skip, num_threads=num_threads)
-    native |= dict(use_combined_action=True, use_inter_area_resize=True)
-    order = np.array([2, 0, 1], np.int32)  # envpool's: stay, right, left
-    alive = lambda terminated: np.where(terminated, 0.0, frame_skip)  # noqa: E731  # envpool's own reward is always 0
-    return _env(name, f"{task}-v1", num_envs, native, channels_first=True, order=order, reward=alive)
-
-
-def _timed(
-    name: str, task: str, num_envs: int, repeat: int, max_steps: int | None, num_threads: int, view: View | None = None
+def timed(
+    name: str, task: str, num_envs: int, repeat: int, max_steps: int | None, num_threads: int, **more: Any
 ) -> Env:
-    """A task whose time limit envpool counts in its own steps, with `repeat` of them to one of ours."""
-    _at_least(name, 1, action_repeat=repeat)
-    native = {"num_threads": num_threads}
+    """A task whose time limit envpool counts in its own steps, with `repeat` of them to one of ours.
+    `more` are arguments of `env`; `native` among them adds envpool's own options."""
+    at_least(name, 1, action_repeat=repeat)
+    native = {"num_threads": num_threads} | more.pop("native", {})
     if max_steps is not None:
-        _at_least(name, 1, max_steps=max_steps)
+        at_least(name, 1, max_steps=max_steps)
         native["max_episode_steps"] = max_steps * repeat
-    return _env(name, task, num_envs, native, repeat=repeat, view=view)
+    return env(name, task, num_envs, native, repeat=repeat, **more)
 
 
-def _env(
+def drawn(name: str, pixels: int, camera: int, stack: int, num_threads: int) -> dict[str, Any]:
+    """Arguments of `timed` for an image of MuJoCo in place of the state; none for `pixels=0`.
+    One thread draws unless more are asked for: Mesa's software renderer has crashed with two, and is no faster.
+    Raises ValueError for a value out of range, and ImportError where there is no OpenGL."""
+    at_least(name, 0, pixels=pixels)
+    at_least(name, 1, stack=stack)
+    at_least(name, -1, camera=camera)
+    if not pixels:
+        if stack > 1:
+            raise ValueError(f"{name}: stack is for images: give pixels=64 too, or leave it out")
+        return {}
+    opengl.prepare(name)
+    size = dict(render_width=pixels, render_height=pixels, render_camera_id=camera)
+    native = dict(from_pixels=True, frame_stack=stack, num_threads=num_threads or 1, **size)
+    return dict(channels_first=True, native=native)
+
+
+def env(
     name: str, task: str, num_envs: int, native: dict[str, Any], *, channels_first: bool = False, lives: bool = False,
-    repeat: int = 1, view: View | None = None, order: np.ndarray | None = None,
-    reward: Callable[[np.ndarray], np.ndarray] | None = None,
+    repeat: int = 1, adapt: Adapt | None = None, reward: Callable[[np.ndarray], np.ndarray] | None = None,
+    before: Callable[[], None] | None = None, one_hot: bool = False, timeouts: bool = False,
+    limit: Callable[[int], int | None] = lambda steps: steps,
 ) -> Env:  # fmt: skip
     """The `Env` of envpool's `task` with envpool's options `native`.
-    `view` is another observation spec and the function to it, `order` the native action behind each of ours, `reward` a
-    function of `terminated [K]` in place of envpool's."""
-    _at_least(name, 0, num_threads=native["num_threads"])
+    `adapt` changes what is seen and done, `reward` is a function of `terminated [K]` in place of envpool's, `before` is
+    called before a pool is opened. `limit` corrects envpool's word for the longest episode, and `timeouts` says that an
+    end there is a time limit although envpool calls it a true one."""
+    at_least(name, 0, num_threads=native["num_threads"])
     try:
         import envpool
     except ImportError as error:
@@ -173,47 +189,37 @@ def _env(
         raise FileNotFoundError(f"{name}: envpool finds no {task}; {advice}")
     with _quiet():
         task_spec = envpool.make_spec(task, **native)
-        obs, read = gym_spaces.observation_space(task_spec.observation_space, channels_first, name)
-        action, write = gym_spaces.action_space(task_spec.action_space, name)
-    if view is not None:
-        native_read, (obs, show) = read, view
-        read = lambda images: show(native_read(images))  # noqa: E731
-    if order is not None:
-        write = lambda chosen: order[chosen]  # noqa: E731
+        face = Face(
+            *gym_spaces.observation_space(task_spec.observation_space, channels_first, name),
+            *gym_spaces.action_space(task_spec.action_space, name),
+        )
+    if adapt is not None:
+        face = adapt(face, task_spec)
 
     def open_pool(seeds: list[int]) -> _Pool:
-        if name.startswith("vizdoom/"):
-            _stop_blas_threads()
-        with _quiet():
-            pool = envpool.make_gymnasium(task, num_envs=len(seeds), seed=seeds, **native)
-        return _Pool(pool, len(seeds), read, write, lives, repeat, reward)
+        if before is not None:
+            before()
+        try:
+            with _quiet():
+                pool = envpool.make_gymnasium(task, num_envs=len(seeds), seed=seeds, **native)
+        except RuntimeError as error:  # C++, such as a missing file of its assets
+            raise OSError(f"{name}: envpool cannot open it: {error}") from error
+        timeout = longest if timeouts else None
+        return _Pool(pool, len(seeds), face, lives, repeat, reward, timeout)
 
-    limit = -(-int(task_spec.config.max_episode_steps) // repeat)
-    return host_env(Spec(name, obs, action, limit), num_envs, open_pool)
-
-
-def _stop_blas_threads() -> None:
-    """Fork once, alone, so that OpenBLAS (in NumPy and SciPy) has no threads left to join at a fork.
-    A pool of ViZDoom forks from several threads at once, and when OpenBLAS joins its threads in two forks at the same
-    time, one of them waits for ever. It starts them again when it needs them. C's fork, because Python's warns of
-    threads, and the child leaves at once."""
-    if sys.platform != "linux":
-        return
-    libc = ctypes.PyDLL(None)
-    fork, leave = libc.fork, libc._exit  # looked up before: the child does nothing but leave
-    child = fork()
-    if child == 0:
-        leave(0)
-    if child > 0:
-        os.waitpid(child, 0)
+    longest = limit(steps) if 0 < (steps := int(task_spec.config.max_episode_steps)) < ENDLESS else None
+    max_steps = None if longest is None else -(-longest // repeat)
+    return host_env(Spec(name, face.obs, face.action, max_steps, one_hot=one_hot), num_envs, open_pool)
 
 
 class _Pool:
     """envpool's pool behind the protocol `jaxwm.envs.host.Pool`."""
 
-    def __init__(self, pool: Any, size: int, read: Callable, write: Callable, lives: bool, repeat: int, reward: Any):
-        self.pool, self.read, self.write = pool, read, write
-        self.watch_lives, self.repeat, self.reward = lives, repeat, reward
+    def __init__(
+        self, pool: Any, size: int, face: Face, lives: bool, repeat: int, reward: Any, timeout: int | None
+    ):  # fmt: skip
+        self.pool, self.read, self.write = pool, face.read, face.write
+        self.watch_lives, self.repeat, self.reward, self.timeout = lives, repeat, reward, timeout
         self.is_last, self.lives = np.zeros(size, bool), np.zeros(size, np.int32)
 
     def reset(self) -> PyTree:
@@ -226,6 +232,8 @@ class _Pool:
         action = self.write(action)
         obs, reward, terminated, truncated, info = self.pool.step(action)
         terminated, last = terminated.copy(), terminated | truncated
+        if self.timeout is not None:
+            terminated &= info["elapsed_step"] < self.timeout
         for _ in range(self.repeat - 1):
             # The step that resets is one step only, and nobody walks past the end of an episode.
             ids = np.flatnonzero(~self.is_last & ~last)
@@ -261,6 +269,7 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _at_least(name: str, least: int, **options: int) -> None:
+def at_least(name: str, least: int, **options: int) -> None:
+    """ValueError unless all `options` are whole numbers of at least `least`."""
     for option, value in options.items():
         check_number(f"{name}: {option}", value, least=least, whole=True)

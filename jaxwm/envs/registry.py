@@ -1,13 +1,11 @@
 """The names of environments: suites, their tasks, and those that were registered."""
 
 import inspect
-import tomllib
 from collections.abc import Callable
 from functools import partial
-from importlib.resources import files
 from typing import Any
 
-from jaxwm.envs import envpool, gymnax
+from jaxwm.envs import envpool, families, gymnax, minigrid, tasks, vizdoom
 from jaxwm.envs.continuous import CONTINUOUS
 from jaxwm.envs.pgx import PGX
 from jaxwm.envs.probes import PROBES
@@ -23,19 +21,21 @@ SCORED: dict[str, dict[str, Any]] = {"pgx": {"opponent": "random"}}
 """Suite -> options with which its environments are scored, where that needs others: self-play has no score."""
 
 _SUITES: dict[str, Callable[..., Env]] = dict(
-    atari=envpool.atari, box2d=envpool.box2d, classic=envpool.classic, dmc=envpool.dmc, vizdoom=envpool.vizdoom,
-    gymnax=gymnax.gymnax, minatar=gymnax.minatar,
+    atari=envpool.atari, babyai=minigrid.babyai, box2d=envpool.box2d, classic=envpool.classic, dmc=envpool.dmc,
+    football=families.football, gymnax=gymnax.gymnax, highway=families.highway, jumanji=families.jumanji,
+    metaworld=families.metaworld, minatar=gymnax.minatar, minigrid=minigrid.minigrid, mujoco=families.mujoco,
+    myosuite=families.myosuite, playground=families.playground, procgen=families.procgen, robotics=families.robotics,
+    toy=families.toy, vizdoom=vizdoom.vizdoom,
 )  # fmt: skip
 """Suite of tasks.toml -> constructor `(task, num_envs, **options) -> Env`."""
 
 OWN: dict[str, dict[str, Constructor]] = dict(continuous=CONTINUOUS, pgx=PGX, probe=PROBES, tabular=TABULAR)
 """Suite -> its tasks, where each has a constructor of its own."""
 
-_TASKS = tomllib.loads(files("jaxwm.envs").joinpath("tasks.toml").read_text(encoding="utf-8"))
 _BUILT_IN: dict[str, Constructor] = {
     f"{suite}/{task}": OWN[suite][task] if suite in OWN else partial(_SUITES[suite], task)
-    for suite, tasks in _TASKS.items()
-    for task in tasks.split()
+    for suite in tasks.TASKS
+    for task in tasks.accepted(suite)
 }
 
 _registered: dict[str, Constructor] = {}
@@ -45,7 +45,8 @@ def make(name: str, num_envs: int = 1, **options: Any) -> Env:
     """The environment `name` ("suite/Task", case matters), `num_envs` of it for each member.
 
     The options of a suite are the arguments of its constructor: `jaxwm.envs.envpool.atari`, `.dmc`, `.classic`,
-    `.box2d`, `.vizdoom`, `jaxwm.envs.gymnax.gymnax`, `.minatar`, `jaxwm.envs.pgx.pgx`, and the functions in
+    `.box2d`, `jaxwm.envs.vizdoom.vizdoom`, `jaxwm.envs.minigrid.minigrid`, `.babyai`, the other suites in
+    `jaxwm.envs.families`, `jaxwm.envs.gymnax.gymnax`, `.minatar`, `jaxwm.envs.pgx.pgx`, and the functions in
     `jaxwm.envs.probes`, `.continuous` and `.tabular`.
 
     Raises ValueError for an unknown name or option (naming the nearest) and for a value out of range."""
@@ -68,12 +69,13 @@ def make(name: str, num_envs: int = 1, **options: Any) -> Env:
 
 
 def names() -> dict[str, list[str]]:
-    """Suite -> sorted tasks, the registered ones included."""
-    found: dict[str, list[str]] = {}
-    for name in sorted(_BUILT_IN | _registered):
+    """Suite -> sorted tasks, the registered ones included. Where they have versions, a name without one is the newest:
+    "mujoco/Hopper" is "mujoco/Hopper-v5"."""
+    found = {suite: list(listed) for suite, listed in tasks.TASKS.items()}
+    for name in _registered:
         suite, task = name.split("/", 1)
         found.setdefault(suite, []).append(task)
-    return found
+    return {suite: sorted(found[suite]) for suite in sorted(found)}
 
 
 def register(name: str, constructor: Constructor) -> None:

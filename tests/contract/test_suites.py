@@ -53,8 +53,52 @@ WORLDS = [
     World("dmc/CartpoleSwingup", steps=12, ends=False),
     World("box2d/LunarLander", steps=150),
     World("vizdoom/TakeCover", {"max_tics": 60}, steps=35, rewards=(0, 4)),
+    World("vizdoom/Basic", {"max_tics": 100}, steps=35, rewards=(-4, 0, 100)),
+    World("mujoco/Hopper-v4", steps=200, kind="end"),
+    World("mujoco/HalfCheetah", {"max_steps": 90}, steps=200, kind="limit"),
+    World("mujoco/InvertedPendulum", steps=200, rewards=(0, 1), kind="end"),
+    World("procgen/CoinrunEasy", {"num_levels": 1}, steps=200, ends=False),
+    World("procgen/LeaperHard", {"action_repeat": 4}, steps=130),
+    World("procgen/StarpilotEasy", {"backgrounds": False}, steps=200),
+    World("minigrid/Empty-5x5-v0", steps=200),
+    World("minigrid/DoorKey-8x8", {"max_steps": 90}, steps=200),
+    World("minigrid/Dynamic-Obstacles-6x6", steps=200),
+    World("babyai/GoToRedBall", {"words": 8}, steps=200),
+    World("babyai/PickupLoc", {"max_steps": 90}, steps=200),
+    World("babyai/UnlockLocal", {"max_steps": 90}, steps=200),
+    World("metaworld/Reach", {"max_steps": 90}, steps=200, kind="limit"),
+    World("robotics/FetchReach", steps=200, rewards=(-1, 0), kind="limit"),
+    World("robotics/PointMaze_UMaze", {"max_steps": 90}, steps=200, rewards=(0, 1)),
+    World("robotics/AdroitHandDoor", {"max_steps": 30}, steps=60, kind="limit"),
+    World("toy/Taxi", steps=201, rewards=(-10, -1, 0, 20)),
+    World("toy/Catch", steps=200, rewards=(-1, 0, 1), kind="end"),
+    World("toy/Blackjack", steps=200, rewards=(-1, 0, 1, 1.5), kind="end"),
+    World("highway/Highway", steps=60),
+    World("highway/Roundabout", steps=60),
+    World("highway/Intersection-v1", steps=60),
+    World("football/academy_empty_goal_close", steps=30, ends=False, rewards=(-1, 0, 1)),
+    World("jumanji/Game2048", steps=200, ends=False),
+    World("jumanji/Tetris", steps=200),
+    World("jumanji/RubiksCube-partly-scrambled", steps=50, kind="limit"),
+    World("playground/Go1JoystickFlatTerrain", {"max_steps": 15}, steps=30),
+    World("myosuite/myoElbowPose1D6MRandom", {"max_steps": 20}, steps=50),
 ]
 """At least one of each suite. Options only make episodes short."""
+
+MORE = [
+    World("vizdoom/D3Battle", {"max_tics": 60, "frame_skip": 6}, steps=20),
+    World("football/academy_run_to_score", steps=200, rewards=(-1, 0, 1)),
+    World("football/1_vs_1_easy", steps=200, ends=False, rewards=(-1, 0, 1)),
+    World("metaworld/DoorOpen-v3", {"goal": False}, steps=200, ends=False),
+    World("metaworld/Push", {"action_repeat": 2, "max_steps": 40}, steps=200, kind="limit"),
+    World("playground/PandaPickCube", steps=200),
+    World("playground/SpotGetup", {"max_steps": 90}, steps=200, kind="limit"),
+    World("myosuite/myoHandReachFixed", {"max_steps": 90}, steps=200),
+    World("myosuite/MyoHandAppleLift", {"max_steps": 90}, steps=200),
+    World("jumanji/Cleaner", steps=200),
+    World("highway/Parking", steps=510),
+]
+"""Others of the suites in which a step takes long."""
 
 
 @pytest.mark.parametrize("name", PURE)
@@ -85,7 +129,9 @@ def play(env: Env, seed: int, action: np.ndarray) -> Step:
     return jax.tree.map(lambda x: x[:, 0], steps)
 
 
-@pytest.mark.parametrize("world", WORLDS, ids=lambda world: world.name)
+@pytest.mark.parametrize(
+    "world", [*WORLDS, *(pytest.param(world, marks=pytest.mark.slow) for world in MORE)], ids=lambda world: world.name
+)
 def test_a_stream_of_steps_keeps_the_contract(world: World):
     env = envs.make(world.name, num_envs=3, **world.options)
     assert env.num_envs == 3 and env.spec.name == world.name

@@ -176,7 +176,7 @@ COMMANDS = [
     ("train dreamer-v3 --env atari/Pong --env-option sticky=much", "sticky", "at least 0 and at most 1"),
     ("train dreamer-v3 --env atari/Pong --env-option gray=5", "gray must be one of True, False, not 5"),
     ("train dreamer-v3 --env atari/Pong --env-option life_loss=end", "one of 'ignore', 'terminal'"),
-    ("train dreamer-v3 --env dmc/WalkerWalk --env-option pixels=True", "from state only"),
+    ("train dreamer-v3 --env dmc/WalkerWalk --env-option pixels=True", "pixels must be a whole number"),
     ("train dreamer-v3 --env classic/CartPole-v1 --env-option action_repeat=0.5", "action_repeat must be a whole"),
     # Values of the run.
     ("train dreamer-v3 --members 0", "members must be a whole number of at least 1"),

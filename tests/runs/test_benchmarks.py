@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import run, scaling
+from benchmarks import run, scaling, suites
 from benchmarks.sides import MARKS, Failed, Worker, alternate, parse_peers, ratio
+from jaxwm import envs
 
 PEERS = Path(run.__file__).parent / "peers"
 
@@ -170,3 +171,14 @@ def test_random_data_has_the_shapes_asked_for():
     data = random_like({"obs": spec.obs, "flag": jax.ShapeDtypeStruct((2,), bool)}, jax.random.key(0))
     assert data["obs"].shape == (64, 64, 3) and data["obs"].dtype == np.uint8
     assert not data["flag"].any()
+
+
+@pytest.mark.parametrize("name", ["toy/Taxi", "tabular/DynaMaze"])
+def test_environments_are_timed_host_and_pure(name):
+    rates = suites.measured(name, {}, (1, 2), seconds=0.01)
+    assert list(rates) == [1, 2] and all(rate > 0 for rate in rates.values())
+    assert suites.rounded(12_345.6) == 12_000 and suites.rounded(0.4) == 0
+
+
+def test_each_suite_is_timed():
+    assert {name.split("/")[0] for name in suites.TASKS} == set(envs.names()) - {"my", "t"}
