@@ -32,7 +32,10 @@ class Task(NamedTuple):
     entropy_target: float | None
 
 
-TASKS = {"pendulum": Task("gymnax/Pendulum-v1", 10_000, -200.0, 10, None)}
+TASKS = {
+    "inverted-pendulum": Task("mujoco/InvertedPendulum-v4", 10_000, 950.0, 1, -0.05),
+    "pendulum": Task("gymnax/Pendulum-v1", 5_000, -200.0, 10, None),
+}
 
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "mbpo": ("mbpo", {}),

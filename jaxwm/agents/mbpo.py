@@ -312,8 +312,7 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
     check_vectors("mbpo", spec.name, spec.obs)
     if config.ends == "known" and spec.name not in KNOWN:
         raise ValueError(
-            f"when an episode of {spec.name} ends is not known (for {', '.join(KNOWN)} it is): add it to "
-            "jaxwm.envs.known.KNOWN or set --ends learned"
+            f"when an episode of {spec.name} ends is not known: add it to jaxwm.envs.known.KNOWN or set --ends learned"
         )
     size, target = width(spec.obs), sac.entropy_target(spec, config.entropy_target)
 

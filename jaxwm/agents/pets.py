@@ -145,7 +145,7 @@ def transition(spec: Spec, config: Config, params: PyTree) -> ensemble.Transitio
             drawn += jnp.exp(found.logvar / 2) * noise
         size = obs.shape[-1]
         after = obs + targets.back(drawn)[..., :size]
-        if config.reward == "known" and known:
+        if config.reward == "known" and known and known.reward:
             return after, known.reward(obs, action, after), 1 - known.ends(after)
         return after, targets.back(found.mean)[..., size], 1 - jax.nn.sigmoid(found.logits[..., 0])
 
@@ -273,9 +273,10 @@ def _check_spec(spec: Spec, config: Config) -> None:
             "continuous/CartPole or gymnax/Pendulum-v1, or an agent for discrete actions"
         )
     check_vectors("pets", spec.name, spec.obs)
-    if config.reward == "known" and spec.name not in KNOWN:
+    known = [name for name, one in KNOWN.items() if one.reward]
+    if config.reward == "known" and spec.name not in known:
         raise ValueError(
-            f"the reward of {spec.name} is not known (those of {', '.join(KNOWN)} are): add it to "
+            f"the reward of {spec.name} is not known (those of {', '.join(known)} are): add it to "
             "jaxwm.envs.known.KNOWN or set --reward learned"
         )
 

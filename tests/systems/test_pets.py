@@ -94,7 +94,7 @@ def test_the_cart_takes_any_force_and_stops_after_its_limit():
         assert bool(step.is_last[0]) == last and not step.is_terminal[0] and step.reward[0] == 1
 
 
-@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("name", [name for name in KNOWN if not name.startswith("mujoco/")])
 def test_known_rewards_and_ends_are_those_of_the_environment(name):
     env = envs.make(name, num_envs=32)
     (state, step), move = jax.jit(env.reset)(jax.random.key(0)), jax.jit(env.step)
