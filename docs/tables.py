@@ -74,9 +74,12 @@ SYSTEMS = {
     "dreamer-v1": System("Dreamer V1", "images, vectors, planes", "discrete, continuous", "gymnax/Pendulum-v1"),
     "dreamer-v2": System("Dreamer V2", "images, vectors, planes", "discrete, continuous", "minatar/Breakout"),
     "dreamer-v3": System("Dreamer V3", "images, vectors, planes", "discrete, continuous", "minatar/Breakout"),
+    "mbpo": System("MBPO", "vectors", "continuous", "mujoco/InvertedPendulum-v4"),
     "alphazero": System("AlphaZero", "boards", "discrete, masked", "pgx/ConnectFour"),
     "muzero": System("MuZero", "images, vectors, planes", "discrete, continuous", "gymnax/CartPole-v1"),
     "efficientzero": System("EfficientZero", "images, vectors, planes", "discrete, continuous", "gymnax/Catch-bsuite"),
+    "sac": System("Soft actor-critic (baseline)", "vectors", "continuous", "gymnax/Pendulum-v1"),
+    "ppo": System("PPO (baseline)", "images, vectors, planes", "discrete, continuous", "gymnax/CartPole-v1"),
 }
 
 DAGGER = "†"
@@ -174,13 +177,19 @@ RETURN = {
     "date": date,
 }
 BRIEF = {title: RETURN[title] for title in ("environment", "worst seed (all)", "random", "steps", "date")}
-MEASURED = ("dreamer-v3", "lineage", "search", "minatar")
+MEASURED = ("dreamer-v3", "lineage", "search", "minatar", "policy")
 """Tables of trained systems with returns of several seeds."""
 
 TABLES = {
     "dreamer-v3": Table(("dreamer-v3",), RETURN),
     "lineage": Table(("lineage",), {"system": system} | RETURN),
     "search": Table(("search",), {"system": system} | RETURN),
+    "policy": Table(("policy",), {"system": system} | RETURN | {"note": field("note")}),
+    "mbpo-baselines": Table(
+        ("mbpo-baselines",),
+        {"environment": field("environment"), "run": field("note"), "worst seed (all)": score, "random": field("random")}
+        | {"steps": counted("steps"), "steps until the goal": needed, "wall time": field("wall"), "date": date},
+    ),
     "minatar": Table(("minatar",), RETURN | {"note": field("note")}),
     "dreamer-v3-variants": Table(("dreamer-v3-variants",), BRIEF | {"what differs": field("note")}),
     "offline": Table(

@@ -34,7 +34,7 @@ class Task(NamedTuple):
 
 TASKS = {
     "inverted-pendulum": Task("mujoco/InvertedPendulum-v4", 10_000, 950.0, 1, -0.05),
-    "pendulum": Task("gymnax/Pendulum-v1", 5_000, -200.0, 10, None),
+    "pendulum": Task("gymnax/Pendulum-v1", 5_000, -250.0, 5, None),
 }
 
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
