@@ -116,8 +116,8 @@ def test_the_loss_is_equation_9_of_rows_that_count():
 def test_every_epoch_sees_each_row_once():
     """A network whose value is a number of its own for each row: its error's gradient counts the visits."""
     count, epochs, many = 12, 3, 4
-    zeros = np.zeros(count, np.float32)
-    rows = ppo.Rows(np.arange(count), np.arange(count), zeros, zeros, zeros, zeros + 1, zeros + 1)
+    zeros = jnp.zeros(count)
+    rows = ppo.Rows(jnp.arange(count), jnp.arange(count), zeros, zeros, zeros, zeros + 1, zeros + 1)
 
     def network(params, obs, action):
         none, own = jnp.zeros(len(obs)), params["w"][obs]
