@@ -304,7 +304,7 @@ def test_environments_that_do_not_fit_are_refused():
     for spec, message in (
         (Spec("own/Discrete", vector, Discrete(2)), "soft actor-critic acts with continuous actions"),
         (Spec("own/Image", image, Box(1)), "mbpo sees vectors of floats"),
-        (Spec("own/Unknown", vector, Box(1)), "when an episode ofown/Unknown ends is not known: .* --ends learned"),
+        (Spec("own/Unknown", vector, Box(1)), "when an episode of own/Unknown ends is not known: .* --ends learned"),
     ):
         with pytest.raises(ValueError, match=message):
             agents.make("mbpo", spec)
