@@ -187,7 +187,7 @@ TABLES = {
     "policy": Table(("policy",), {"system": system} | RETURN | {"note": field("note")}),
     "mbpo-baselines": Table(
         ("mbpo-baselines",),
-        {"environment": field("environment"), "run": field("note"), "worst seed (all)": score, "random": field("random")}
+        {title: RETURN[title] for title in ("environment", "worst seed (all)", "random")} | {"run": field("note")}
         | {"steps": counted("steps"), "steps until the goal": needed, "wall time": field("wall"), "date": date},
     ),
     "minatar": Table(("minatar",), RETURN | {"note": field("note")}),
