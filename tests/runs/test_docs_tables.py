@@ -29,6 +29,7 @@ def test_schema(path):
     assert list(row) == list(tables.FIELDS) and row["name"] == path.stem
     assert row["table"] in tables.TABLES and row["source"]
     assert row["system"] is None or row["system"] in agents.AGENTS
+    assert tables.transcribed(row) or all(row[name] for name in ("command", "date", "device", "versions"))
     if row["scores"]:
         assert row["score"] == min(row["scores"]) and row["seeds"] == len(row["scores"])
 
