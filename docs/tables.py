@@ -66,14 +66,15 @@ class System(NamedTuple):
     task: str
 
 
+SEEN, DONE = "images, vectors, planes", "discrete (masked), continuous, mixed"
 SYSTEMS = {
     "dyna-q": System("Dyna-Q", "one-hot states", "discrete", "tabular/Taxi"),
     "world-models": System("World Models", "images", "discrete, continuous", "vizdoom/TakeCover"),
     "pets": System("PETS", "vectors", "continuous", "continuous/CartPole"),
     "planet": System("PlaNet", "images, vectors", "continuous", "dmc/CartpoleSwingup"),
-    "dreamer-v1": System("Dreamer V1", "images, vectors, planes", "discrete, continuous", "gymnax/Pendulum-v1"),
-    "dreamer-v2": System("Dreamer V2", "images, vectors, planes", "discrete, continuous", "minatar/Breakout"),
-    "dreamer-v3": System("Dreamer V3", "images, vectors, planes", "discrete, continuous", "minatar/Breakout"),
+    "dreamer-v1": System("Dreamer V1", SEEN, DONE, "gymnax/Pendulum-v1"),
+    "dreamer-v2": System("Dreamer V2", SEEN, DONE, "minatar/Breakout"),
+    "dreamer-v3": System("Dreamer V3", SEEN, DONE, "minatar/Breakout"),
     "iris": System("IRIS", "images, planes", "discrete, continuous", "minatar/Breakout"),
     "token-dyna": System("Token Dyna", "images, planes", "discrete, continuous", "minatar/Breakout"),
     "storm": System("STORM", "images, vectors, planes", "discrete, continuous", "gymnax/Catch-bsuite"),
