@@ -182,7 +182,7 @@ TABLES = {
     "dreamer-v3": Table(("dreamer-v3",), RETURN),
     "lineage": Table(("lineage",), {"system": system} | RETURN),
     "search": Table(("search",), {"system": system} | RETURN),
-    "sequence": Table(("sequence",), {"system": system} | RETURN),
+    "sequence": Table(("sequence",), {"system": system} | RETURN | {"note": field("note")}),
     "minatar": Table(("minatar",), RETURN | {"note": field("note")}),
     "dreamer-v3-variants": Table(("dreamer-v3-variants",), BRIEF | {"what differs": field("note")}),
     "offline": Table(
