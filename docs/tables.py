@@ -188,7 +188,7 @@ TABLES = {
     "dreamer-v3": Table(("dreamer-v3",), RETURN),
     "lineage": Table(("lineage",), {"system": system} | RETURN),
     "search": Table(("search",), {"system": system} | RETURN),
-    "sequence": Table(("sequence",), {"system": system} | RETURN),
+    "sequence": Table(("sequence",), {"system": system} | RETURN | {"note": field("note")}),
     "policy": Table(("policy",), {"system": system} | RETURN | {"note": field("note")}),
     "mbpo-baselines": Table(
         ("mbpo-baselines",),
@@ -296,6 +296,8 @@ def rows(root: Path = ROOT) -> list[Row]:
 def draw(columns: dict[str, Cell], chosen: Iterable[Row]) -> str:
     """A Markdown table, without columns that would be empty; a line below explains the dagger."""
     chosen = list(chosen)
+    if not chosen:
+        return "Nothing has been measured yet."
     filled = {title: cells for title, cell in columns.items() if any(cells := [cell(row) for row in chosen])}
     lines = [list(filled), ["---"] * len(filled), *map(list, zip(*filled.values(), strict=True))]
     sources = {row["source"] for row in chosen if transcribed(row)}
@@ -341,7 +343,7 @@ def commands(name: str, every: list[Row]) -> str:
     """The commands behind the rows of a table or of a system, once each."""
     chosen = [row for row in every if row["table"] == name or (row["system"] == name and row["table"] in MEASURED)]
     lines = dict.fromkeys(row["command"] for row in chosen if row["command"])
-    return "\n".join(["```bash", *lines, "```"])
+    return "\n".join(["```bash", *lines, "```"]) if lines else ""
 
 
 def block(name: str, every: list[Row]) -> str:
