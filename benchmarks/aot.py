@@ -171,7 +171,7 @@ def main(options: Options) -> None:
     from benchmarks.ours import make
     from benchmarks.run import record
     from jaxwm.learning import pieces
-    from jaxwm.run.cost import flops
+    from jaxwm.training.flops import flops
     from jaxwm.training.trainer import Trainer
     from jaxwm.types import Env
 

@@ -24,7 +24,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from benchmarks.peers.serve import answers, serve, timed
 from jaxwm import agents, envs
 from jaxwm.learning.share import Share
-from jaxwm.run.cost import flops
+from jaxwm.training.flops import flops
 from jaxwm.training.life import Cursor
 from jaxwm.training.trainer import Trainer
 from jaxwm.types import Agent, Discrete, Env, Spec, Step

@@ -35,13 +35,14 @@ from jaxwm.spaces import random_action
 from jaxwm.types import Env
 
 TASKS: dict[str, dict[str, Any]] = {
-    "atari/Pong": {}, "babyai/GoToRedBall": {}, "box2d/LunarLander": {}, "box2d/CarRacing": {}, "classic/CartPole": {},
-    "continuous/CartPole": {}, "dmc/CheetahRun": {}, "dmc/CheetahRun pixels": {"pixels": 64},
-    "football/academy_empty_goal": {}, "gymnax/Catch-bsuite": {}, "highway/Highway": {}, "jumanji/Snake": {},
-    "metaworld/Reach": {}, "minatar/Breakout": {}, "minigrid/DoorKey-8x8": {}, "mujoco/Hopper": {},
-    "myosuite/myoElbowPose1D6MRandom": {}, "pgx/TicTacToe": {}, "playground/Go1JoystickFlatTerrain": {},
-    "probe/Recall": {}, "procgen/CoinrunEasy": {}, "robotics/FetchReach": {}, "tabular/DynaMaze": {}, "toy/Taxi": {},
-    "vizdoom/Basic": {},
+    "atari/Pong": {}, "babyai/GoToRedBall": {}, "box2d/LunarLander": {}, "box2d/CarRacing": {}, "brax/ant": {},
+    "classic/CartPole": {}, "continuous/CartPole": {}, "craftax/Classic-Symbolic": {}, "dmc/CheetahRun": {},
+    "dmc/CheetahRun pixels": {"pixels": 64}, "football/academy_empty_goal": {}, "gymnax/Catch-bsuite": {},
+    "highway/Highway": {}, "jumanji/Snake": {}, "jumanji-jax/Snake": {}, "metaworld/Reach": {},
+    "minatar/Breakout": {}, "minigrid/DoorKey-8x8": {}, "mujoco/Hopper": {}, "myosuite/myoElbowPose1D6MRandom": {},
+    "pgx/TicTacToe": {}, "playground/Go1JoystickFlatTerrain": {}, "probe/Recall": {}, "procgen/CoinrunEasy": {},
+    "robotics/FetchReach": {}, "tabular/DynaMaze": {}, "toy/Taxi": {}, "vizdoom/Basic": {},
+    "xminigrid/MiniGrid-DoorKey-8x8": {},
 }  # fmt: skip
 """One task of each suite at least, with its options."""
 

@@ -37,7 +37,6 @@ import optax
 from jaxwm.agents.system import System, hyper_of
 from jaxwm.control.frame_policy import FramePolicy, reinforce_loss
 from jaxwm.control.policy import Actor, disturb, forced
-from jaxwm.distributions import Normal, TanhNormal
 from jaxwm.errors import Amount, Count, Fraction, Natural, Positive, Several, check_number, check_types
 from jaxwm.learning import optim
 from jaxwm.learning.share import ALONE, Share
@@ -286,7 +285,7 @@ def act(nets: Networks, state: State, carry: LSTMState, step: Step, key: Key, mo
 
 def tempered(policy: Actor, temperature: float, key: Key) -> Array:
     """Actions of a cooler policy; the likeliest ones at temperature 0, and of vectors always."""
-    if not temperature or isinstance(policy.parts, Normal | TanhNormal):
+    if not temperature or policy.vector is not None:
         return policy.mode()
     return policy._replace(parts=tuple(part.tempered(temperature) for part in policy.parts)).sample(key)
 

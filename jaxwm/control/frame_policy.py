@@ -170,7 +170,7 @@ def reinforce_loss(policy: FramePolicy, params: Any, hyper: Any, seen: Experienc
     dist, value = policy.behave(params, seen.obs, seen.memory, seen.first)
     returns = ac.lambda_return(seen.reward, sg(value), hyper["discount"] * seen.cont, seen.last, hyper["lam"])
     now = lambda x: jax.tree.map(lambda leaf: leaf[:-1], x)  # noqa: E731
-    dist, value, weight = dist._replace(parts=now(dist.parts)), value[:-1], seen.weight[:-1]
+    dist, value, weight = dist._replace(parts=now(dist.parts), vector=now(dist.vector)), value[:-1], seen.weight[:-1]
     entropy = dist.entropy()
     gain = ac.reinforce(dist, now(seen.action), returns - sg(value))
     actor = ac.actor_loss(gain, entropy, weight, hyper["entropy"]).mean()

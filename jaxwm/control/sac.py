@@ -105,7 +105,7 @@ class Networks(NamedTuple):
 
     def draw(self, params: PyTree, obs: Array, noise: Array) -> tuple[Array, Array]:
         """The action `[..., A]` that standard normal `noise [..., A]` decides, and its log-probability `[...]`."""
-        action, log_prob = self.policy(params, obs).parts.scored(noise)  # type: ignore[union-attr]
+        action, log_prob = self.policy(params, obs).vector.scored(noise)  # type: ignore[union-attr]
         return action, log_prob.sum(-1)
 
     def values(self, params: PyTree, obs: Array, action: Array) -> Array:

@@ -28,7 +28,7 @@ MASK = "legal_actions"
 def with_mask(obs: Any) -> Any:
     """An observation (or its spec) in which the action mask is a sensor like the others, called `MASK`: for systems
     that predict it."""
-    if not isinstance(obs, Mapping) or "legal" not in obs:
+    if not isinstance(obs, Mapping) or "legal" not in obs or RESERVED.keys() >= obs.keys():
         return obs
     return {MASK if name == "legal" else name: x for name, x in obs.items()}
 
