@@ -46,8 +46,10 @@ TWINS = {
     "dreamer-v1": "planet",
     "alphazero": "muzero",
     "efficientzero": "muzero",
-    "token-dyna": "iris",
+    "pets": "mbpo",
     "sac": "mbpo",
+    "iris": "storm",
+    "token-dyna": "storm",
 }
 """Systems of the slow suite, and whose life stands for theirs in the default one."""
 SYSTEMS = [pytest.param(name, marks=[pytest.mark.slow] * (name in TWINS)) for name in (*agents.AGENTS, page.NAME)]
@@ -185,7 +187,7 @@ def test_a_step_keeps_the_structure_of_the_state(tiny, lived, batches, update):
         assert any("loss" in name for name in metrics), sorted(metrics)
 
 
-MAPPED = ("dreamer-v3", "pets", "dyna-q")
+MAPPED = ("dreamer-v3", "mbpo", "dyna-q")
 """Systems whose mapped updates are compiled in the default suite: the gradient step is one function of them all."""
 
 
