@@ -187,7 +187,7 @@ def test_a_step_keeps_the_structure_of_the_state(tiny, lived, batches, update):
         assert any("loss" in name for name in metrics), sorted(metrics)
 
 
-MAPPED = ("dreamer-v3", "mbpo", "dyna-q")
+MAPPED = ("dreamer-v3", "dyna-q")
 """Systems whose mapped updates are compiled in the default suite: the gradient step is one function of them all."""
 
 

@@ -80,7 +80,7 @@ def world(name: str, num_envs: int):
     return TOYS[name](num_envs) if name in TOYS else envs.make(name, num_envs)
 
 
-SLOW = ("dreamer-v3", "muzero", "efficientzero", "world-models", "storm", "iris", "token-dyna", "pets")
+SLOW = ("dreamer-v3", "muzero", "efficientzero", "world-models", "storm", "iris", "token-dyna", "pets", "sac")
 """They learn for half a minute each, most of it compiling, so in the slow suite. The own tests of Dreamer V3, PETS,
 STORM and token-dyna learn what is cheaper."""
 CASES = [pytest.param(p, id=p.name, marks=[pytest.mark.slow] * (p.name in SLOW)) for p in PROBES]

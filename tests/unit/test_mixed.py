@@ -149,6 +149,7 @@ def check_system(name, **options):
         assert (old[head]["kernel"] != new[head]["kernel"]).any(), head
 
 
+@pytest.mark.slow
 def test_dreamer_v3_acts_learns_and_dreams():
     check_system("dreamer-v3", warmup=0)
 
