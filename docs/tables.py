@@ -77,7 +77,7 @@ SYSTEMS = {
     "dreamer-v3": System("Dreamer V3", SEEN, DONE, "minatar/Breakout"),
     "iris": System("IRIS", "images, planes", "discrete, continuous", "minatar/Breakout"),
     "token-dyna": System("Token Dyna", "images, planes", "discrete, continuous", "minatar/Breakout"),
-    "storm": System("STORM", "images, vectors, planes", "discrete, continuous", "gymnax/Catch-bsuite"),
+    "storm": System("STORM", "images, vectors, planes", "discrete, continuous", "minatar/Breakout"),
     "mbpo": System("MBPO", "vectors", "continuous", "mujoco/InvertedPendulum-v4"),
     "alphazero": System("AlphaZero", "boards", "discrete, masked", "pgx/ConnectFour"),
     "muzero": System("MuZero", "images, vectors, planes", "discrete, continuous", "gymnax/CartPole-v1"),
