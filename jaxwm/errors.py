@@ -57,6 +57,12 @@ def _core(name: str) -> str:
     return name.lower().split("/")[-1].split("-")[0]
 
 
+def check_bins(bins: int) -> None:
+    """ValueError unless `bins` is an odd number of at least 3: they are symmetric, with one at 0."""
+    if bins < 3 or bins % 2 == 0:
+        raise ValueError(f"need an odd number of bins, at least 3, got {bins}")
+
+
 def check_number(
     what: str, value: Any, least: float = -math.inf, most: float = math.inf, above: float = -math.inf,
     whole: bool = False,

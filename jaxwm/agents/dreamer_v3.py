@@ -29,7 +29,7 @@ from jaxwm.control import actor_critic as ac
 from jaxwm.control.behaviour import Evaluated, evaluate, policy_losses
 from jaxwm.control.policy import Actor, action_distribution, legal_of
 from jaxwm.distributions import TwoHot, sg, symexp_bins, twohot
-from jaxwm.errors import Amount, Count, Fraction, Natural, Positive, Several, check_number, check_types
+from jaxwm.errors import Amount, Count, Fraction, Natural, Positive, Several, check_bins, check_number, check_types
 from jaxwm.learning import optim
 from jaxwm.learning.pieces import PLAIN, Routes, loss_over_pieces, routes, split
 from jaxwm.learning.share import ALONE, Share
@@ -116,8 +116,7 @@ class Config:
         check_number("discount_horizon", self.discount_horizon, above=1)
         if self.deter % self.blocks:
             raise ValueError(f"deter ({self.deter}) must be a multiple of blocks ({self.blocks})")
-        if self.bins < 3 or self.bins % 2 == 0:  # symmetric bins with one at 0
-            raise ValueError(f"need an odd number of bins, at least 3, got {self.bins}")
+        check_bins(self.bins)
         if self.representation == "reconstruction" and not self.decoder:
             raise ValueError("reconstruction needs the decoder: keep it, or take --representation barlow")
 

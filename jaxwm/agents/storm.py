@@ -42,7 +42,7 @@ from jaxwm.control import actor_critic as ac
 from jaxwm.control.behaviour import Evaluated, evaluate, policy_losses
 from jaxwm.control.policy import Actor, action_distribution, forced
 from jaxwm.distributions import TwoHot, symexp_bins, twohot
-from jaxwm.errors import Amount, Count, Fraction, Natural, Positive, check_number, check_types
+from jaxwm.errors import Amount, Count, Fraction, Natural, Positive, check_bins, check_number, check_types
 from jaxwm.learning import optim
 from jaxwm.learning.pieces import PLAIN, Routes, loss_over_pieces, routes, split
 from jaxwm.learning.share import ALONE, Share
@@ -124,8 +124,7 @@ class Config:
         if self.context + self.imag_length > self.batch_length and self.positions == "learned":
             text = f"context ({self.context}) and imag_length ({self.imag_length}) are longer than batch_length"
             raise ValueError(f"{text} ({self.batch_length}), the number of learned positions")
-        if self.bins < 3 or self.bins % 2 == 0:  # symmetric bins with one at 0
-            raise ValueError(f"need an odd number of bins, at least 3, got {self.bins}")
+        check_bins(self.bins)
 
 
 # --- Losses -----------------------------------------------------------------------------------------------------------

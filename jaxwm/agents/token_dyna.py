@@ -31,11 +31,11 @@ import jax.numpy as jnp
 from jaxwm.agents.system import System, hyper_of
 from jaxwm.control.frame_policy import Experience, FramePolicy, reinforce_loss
 from jaxwm.control.policy import disturb, forced
-from jaxwm.errors import Amount, Count, Fraction, Natural, Positive, Several, check_number, check_types
+from jaxwm.errors import Amount, Count, Fraction, Natural, Positive, Several, check_bins, check_number, check_types
 from jaxwm.learning import optim
 from jaxwm.learning.share import ALONE, Share
 from jaxwm.learning.step import Losses, State, Updated, fresh_state, gradient_step
-from jaxwm.models.frame_dreams import FrameDreams
+from jaxwm.models.frame_dreams import FrameDreams, check_window
 from jaxwm.models.token_world import TokenWorld, accuracies
 from jaxwm.nets.lstm import LSTMState
 from jaxwm.nets.quantiser import as_floats, as_frame, cropped, from_cells, grid, nearest, padded, picture, to_cells
@@ -98,13 +98,8 @@ class Config:
         check_number("frames", self.frames, least=2, whole=True)
         check_number("imag_length", self.imag_length, least=2, whole=True)
         check_number("dropout", self.dropout, least=0, most=0.99)
-        if self.bins < 3 or self.bins % 2 == 0:  # symmetric bins with one at 0
-            raise ValueError(f"need an odd number of bins, at least 3, got {self.bins}")
-        if self.context + self.imag_length - 2 > self.frames:
-            raise ValueError(
-                f"dreams of {self.imag_length} frames after a context of {self.context} do not fit the model's window: "
-                f"context + imag_length - 2 must be at most frames, {self.frames}"
-            )
+        check_bins(self.bins)
+        check_window(self.frames, self.context, self.imag_length, unseen=2)
 
 
 # --- Tokens -----------------------------------------------------------------------------------------------------------

@@ -29,6 +29,16 @@ class Watch(NamedTuple):
     before: LSTMState  # the memory without the frame that was seen last
 
 
+def check_window(frames: int, context: int, length: int, unseen: int) -> None:
+    """ValueError unless dreams of `length` frames after a context fit a window of `frames`, of which the last `unseen`
+    frames of a dream need no place."""
+    if context + length - unseen > frames:
+        raise ValueError(
+            f"dreams of {length} frames after a context of {context} do not fit the model's window: "
+            f"context + imag_length - {unseen} must be at most frames, {frames}"
+        )
+
+
 @dataclass(frozen=True)
 class FrameDreams:
     """A world model and a policy with an eye between them. Parameters are `{"model", "policy", ...}`."""
