@@ -36,7 +36,6 @@ import optax
 
 from jaxwm.agents.system import System, hyper_of
 from jaxwm.control.frame_policy import FramePolicy, reinforce_loss
-from jaxwm.control.policy import Actor, disturb, forced
 from jaxwm.errors import Amount, Count, Fraction, Natural, Positive, Several, check_bins, check_number, check_types
 from jaxwm.learning import optim
 from jaxwm.learning.share import ALONE, Share
@@ -266,23 +265,10 @@ _KERNEL = jax.tree_util.DictKey("kernel")
 
 def act(nets: Networks, state: State, carry: LSTMState, step: Step, key: Key, mode: str) -> Acted:
     """See the frame as the tokens show it, remember, act; see `Agent.act`."""
-    space, params = nets.spec.action, state.params
-    k_action, k_mix = jax.random.split(key)
-    action: Any = forced(space, step, k_action, mode)
+    params = state.params
     frame = nets.dreams.shown(params, nets.dreams.frames(step.obs))
-    carry, policy = nets.policy.look(params["policy"], carry, frame, step.is_first)
-    if mode == "explore":
-        action = disturb(space, policy.sample(k_action), state.hyper["epsilon"], k_mix)
-    elif mode == "greedy":
-        action = tempered(policy, nets.config.temperature, k_action)
-    return carry, action, {}
-
-
-def tempered(policy: Actor, temperature: float, key: Key) -> Array:
-    """Actions of a cooler policy; the likeliest ones at temperature 0, and of vectors always."""
-    if not temperature or policy.vector is not None:
-        return policy.mode()
-    return policy._replace(parts=tuple(part.tempered(temperature) for part in policy.parts)).sample(key)
+    mix = state.hyper["epsilon"], nets.config.temperature
+    return nets.policy.act(params["policy"], carry, frame, step, key, mode, *mix)
 
 
 def train_steps(nets: Networks, tx: Mapping[str, optax.GradientTransformation]) -> dict[str, TrainStep]:

@@ -30,7 +30,6 @@ import jax.numpy as jnp
 
 from jaxwm.agents.system import System, hyper_of
 from jaxwm.control.frame_policy import Experience, FramePolicy, reinforce_loss
-from jaxwm.control.policy import disturb, forced
 from jaxwm.errors import Amount, Count, Fraction, Natural, Positive, Several, check_bins, check_number, check_types
 from jaxwm.learning import optim
 from jaxwm.learning.share import ALONE, Share
@@ -243,15 +242,8 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
 
 def act(nets: Networks, state: State, carry: LSTMState, step: Step, key: Key, mode: str) -> Acted:
     """See the frame, remember, act; see `Agent.act`."""
-    space, params = nets.spec.action, state.params
-    k_action, k_mix = jax.random.split(key)
-    action: Any = forced(space, step, k_action, mode)
-    carry, policy = nets.policy.look(params["policy"], carry, nets.dreams.frames(step.obs), step.is_first)
-    if mode == "explore":
-        action = disturb(space, policy.sample(k_action), state.hyper["epsilon"], k_mix)
-    elif mode == "greedy":
-        action = policy.mode()
-    return carry, action, {}
+    frame = nets.dreams.frames(step.obs)
+    return nets.policy.act(state.params["policy"], carry, frame, step, key, mode, state.hyper["epsilon"])
 
 
 def train_steps(nets: Networks, tx: Any) -> dict[str, TrainStep]:

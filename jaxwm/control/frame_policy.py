@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jaxwm import spaces
 from jaxwm.control import actor_critic as ac
-from jaxwm.control.policy import Actor, action_distribution
+from jaxwm.control.policy import Actor, action_distribution, disturb, forced
 from jaxwm.distributions import sg
 from jaxwm.learning.step import Losses
 from jaxwm.nets import lstm
@@ -23,7 +23,7 @@ from jaxwm.nets.layers import MLP, Conv, Head, Linear, apply
 from jaxwm.nets.lstm import LSTM, LSTMState
 from jaxwm.nets.quantiser import as_floats
 from jaxwm.nets.residual import ROUTES
-from jaxwm.types import ActionSpace, Array, Key
+from jaxwm.types import Acted, ActionSpace, Array, Key, Step
 
 CHANNELS = (1, 1, 2, 2)  # Channels of the convolutions, in units of `depth`.
 
@@ -131,6 +131,21 @@ class FramePolicy:
         outputs, _ = apply(self.net, params, memory.hidden, method="judge")
         return memory, action_distribution(self.space, outputs)
 
+    def act(
+        self, params: Any, memory: LSTMState, frame: Array, step: Step, key: Key, mode: str, epsilon: Array,
+        temperature: float = 0.0,
+    ) -> Acted:  # fmt: skip
+        """See `frame [N, ...]`, remember, act; see `Agent.act`. Exploring acts at random in a share `epsilon` of the
+        steps, and the greedy mode at a `temperature`."""
+        k_action, k_mix = jax.random.split(key)
+        action: Any = forced(self.space, step, k_action, mode)
+        memory, policy = self.look(params, memory, frame, step.is_first)
+        if mode == "explore":
+            action = disturb(self.space, policy.sample(k_action), epsilon, k_mix)
+        elif mode == "greedy":
+            action = tempered(policy, temperature, k_action)
+        return memory, action, {}
+
     def burnt_in(self, params: Any, frame: Array, first: Array) -> LSTMState:
         """The memory after frames `[B, T, ...]`, T >= 0, from nothing."""
         memory = self.reset(len(frame))
@@ -161,6 +176,13 @@ def dreamed(obs: Array, action: Array, reward: Array, cont: Array, first: Array,
     starts = jnp.zeros(cont.shape, bool).at[0].set(first)
     found = Experience(obs, action, reward, cont, starts, jnp.zeros_like(starts), weight, memory)
     return jax.tree.map(sg, found)
+
+
+def tempered(policy: Actor, temperature: float, key: Key) -> Array:
+    """Actions of a cooler policy; the likeliest ones at temperature 0, and of vectors always."""
+    if not temperature or policy.vector is not None:
+        return policy.mode()
+    return policy._replace(parts=tuple(part.tempered(temperature) for part in policy.parts)).sample(key)
 
 
 def reinforce_loss(policy: FramePolicy, params: Any, hyper: Any, seen: Experience) -> Losses:

@@ -12,7 +12,7 @@ from tiny import settings
 
 from jaxwm import agents, schedule, spaces
 from jaxwm.agents import iris
-from jaxwm.control.frame_policy import FramePolicy, dreamed, reinforce_loss
+from jaxwm.control.frame_policy import FramePolicy, dreamed, reinforce_loss, tempered
 from jaxwm.control.policy import action_distribution
 from jaxwm.models.token_world import Past, TokenWorld, newest
 from jaxwm.nets import convolution, layers, quantiser
@@ -312,8 +312,8 @@ def test_long_dreams_go_on_from_the_last_frames():
 def test_evaluation_samples_from_a_cooler_policy(space):
     parts = {name: jnp.zeros((500, size)).at[:, 0].set(1.0) for name, size in spaces.head_sizes(space).items()}
     policy = action_distribution(space, parts)
-    cool = np.asarray(iris.tempered(policy, 0.5, jax.random.key(0)))
-    np.testing.assert_array_equal(iris.tempered(policy, 0.0, jax.random.key(0)), policy.mode())
+    cool = np.asarray(tempered(policy, 0.5, jax.random.key(0)))
+    np.testing.assert_array_equal(tempered(policy, 0.0, jax.random.key(0)), policy.mode())
     if isinstance(space, Box):
         np.testing.assert_array_equal(cool, policy.mode())
         return
