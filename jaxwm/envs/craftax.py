@@ -89,11 +89,11 @@ def _build(
 ) -> tuple[Any, Any, dict[str, int]]:
     """The native environment, its parameters, and the places of the achievements by name."""
     try:
-        from craftax.craftax_env import make_craftax_env_from_params
+        library: Any = import_module("craftax.craftax_env")
     except ImportError as error:
         raise ImportError(f"{name} needs craftax ({error}): pip install 'jaxwm[craftax]'") from error
     check_number(f"{name}: max_steps", max_steps, least=1, whole=True)
-    native: Any = make_craftax_env_from_params(game is CLASSIC, view == SYMBOLIC, auto_reset=False)
+    native: Any = library.make_craftax_env_from_params(game is CLASSIC, view == SYMBOLIC, auto_reset=False)
     params = native.default_params
     known = {k: v for k, v in vars(params).items() if isinstance(v, int | float) and k != "max_timesteps"}
     check_options(name, options, {*known, "max_steps", *(["image_size"] if view == PIXELS else [])})
