@@ -63,7 +63,7 @@ class Config:
     patch: Count = 1  # Pixels of the sides of the squares that the autoencoder cuts out first.
     levels: Natural = 4  # Times that it halves what is left; a token stands for patch x 2^levels pixels.
     blocks: Natural = 2  # Residual blocks at each size.
-    kernel: Literal[1, 3, 5] = 3  # Sides of its convolutions; with 1, what a token shows depends on that token alone.
+    kernel: Literal[1, 3, 5] = 3  # Sides of its convolutions; with 1, what a token shows depends only on that token.
     attention: bool = True  # Self-attention among cells where 8 or 16 are above each other.
     commitment: Amount = 1.0  # Weight of the loss that ties the encoder to its codes.
     on_weight: Positive = 10.0  # Weight of cells that are on, in the loss of 0/1 planes.
@@ -74,7 +74,7 @@ class Config:
     heads: Count = 4  # Its heads.
     width: Count = 256  # Its width; its hidden layers are four times as wide.
     dropout: float = 0.1  # Share of what each part of a layer adds that is left out in learning.
-    sign_rewards: bool = True  # Learn the sign of rewards alone, as published; else their value in `bins` bins.
+    sign_rewards: bool = True  # Learn only the sign of rewards, as published; else their value in `bins` bins.
     bins: int = 255  # Bins of rewards that are not signs.
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute type of the transformer; parameters, norms and losses stay float32. Use bfloat16 on GPUs."""

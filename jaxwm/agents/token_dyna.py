@@ -62,7 +62,7 @@ class Config:
     heads: Count = 8  # Its heads.
     width: Count = 128  # Its width; its hidden layers are four times as wide.
     dropout: float = 0.1  # Share of what each part of a layer adds that is left out in learning.
-    sign_rewards: bool = False  # Learn the sign of rewards alone, instead of their value in `bins` bins.
+    sign_rewards: bool = False  # Learn only the sign of rewards, not their value in `bins` bins.
     bins: int = 255  # Bins of rewards that are not signs.
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute type of the transformer; parameters, norms and losses stay float32. Use bfloat16 on GPUs."""

@@ -17,7 +17,7 @@ def open_data(
 ) -> Data:  # fmt: skip
     """A recording as a source of records: `streams` streams side by side, of all episodes in an order drawn by `seed`.
 
-    One of 20 episodes, where there are so many, is kept apart: with `held_out` the source is those alone. A stream is
+    One of 20 episodes, where there are so many, is kept apart: with `held_out` the source is only those. A stream is
     cut where the next begins. With `part=(i, k)` the source has the i-th of k equal groups of the streams only, so that
     k processes read different records. Only what is read is loaded, and checked then as `envs.border` says: a number
     that is not finite becomes 0, and an action outside of [-1, 1] is clipped, with one warning each. Options as for

@@ -89,7 +89,7 @@ def dmc(
     """A DeepMind Control task, such as "CartpoleSwingup", with a `Box` action.
 
     From its state, a dict of float32 vectors: the keys are those of dm_control; a scalar is `[1]`, a matrix is
-    flattened. With `pixels` from the image alone: uint8 `[pixels, pixels, 3 * stack]`.
+    flattened. With `pixels` only the image: uint8 `[pixels, pixels, 3 * stack]`.
 
     action_repeat  an action is applied to that many control steps, and their rewards are added (1 for DreamerV3 from
                    state, 2 from pixels).

@@ -65,7 +65,7 @@ class TokenWorld:
     heads: int
     width: int
     dropout: float = 0.0
-    sign_rewards: bool = True  # learn the sign of rewards alone
+    sign_rewards: bool = True  # learn only the sign of rewards
     bins: int = 255  # of rewards that are not signs
     parallel: bool = False  # all tokens of a frame at once
     dtype: Any = jnp.float32

@@ -70,7 +70,7 @@ class Run:
     def __init__(self, plan: Plan, folder: Path, console: Console, sharing: bool | None = None):
         """`sharing` is what was decided when the run began; see `Trainer`."""
         self.plan, self.folder, self.console = plan, folder, console
-        sinks.check(plan.log)  # a missing library is told before anything is computed
+        sinks.check(plan.log)  # reports a missing library before anything is computed
         if plan.score_options:
             loading.scoring_env(plan, plan.episodes)  # a wrong option is an error now and not after training
         self.measure = Stopwatch() if plan.profile else untimed

@@ -92,7 +92,7 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
         self.close()
 
     def _each(self, what: str, *arguments: Any) -> None:
-        """Let every sink do something. One that fails is told once and tried again: a run never ends by it."""
+        """Let every sink do something. A failure is reported once, and the sink tried again: a run never ends by it."""
         for name, sink in self._sinks.items():
             try:
                 with self._surviving_full_disk():
