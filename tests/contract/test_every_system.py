@@ -1,8 +1,7 @@
 """The contract of an agent, on every system in a tiny size: modes, memory, learning, dreams, and its whole life.
 
 Everything is compiled once per system: the life in `lived`, acting in `moves`. That is most of the time of these tests,
-so systems that share nearly all of their code with another are in the slow suite; the default one checks their shapes
-(test_presets.py) and losses.
+so most systems are in the slow suite; the default one checks their shapes (test_presets.py) and losses.
 """
 
 from __future__ import annotations
@@ -41,18 +40,10 @@ def inside(space: ActionSpace, action: np.ndarray) -> bool:
     return action.dtype == np.int32 and action.shape[1:] == most.shape and ((action >= 0) & (action < most)).all()
 
 
-TWINS = {
-    "dreamer-v2": "dreamer-v3",
-    "dreamer-v1": "planet",
-    "alphazero": "muzero",
-    "efficientzero": "muzero",
-    "pets": "mbpo",
-    "sac": "mbpo",
-    "iris": "storm",
-    "token-dyna": "storm",
-}
-"""Systems of the slow suite, and whose life stands for theirs in the default one."""
-SYSTEMS = [pytest.param(name, marks=[pytest.mark.slow] * (name in TWINS)) for name in (*agents.AGENTS, page.NAME)]
+LIVED = ("dreamer-v3", "planet", "dyna-q", "ppo", page.NAME)
+"""Systems of the default suite: one for each way of living (train as you go, by episodes, from a table, on what was
+collected last, and a planner's). The others live in the slow suite."""
+SYSTEMS = [pytest.param(name, marks=[pytest.mark.slow] * (name not in LIVED)) for name in (*agents.AGENTS, page.NAME)]
 
 
 @pytest.fixture(scope="module", params=SYSTEMS)

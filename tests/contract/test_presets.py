@@ -96,7 +96,7 @@ SEEN: dict[str, list[Spec]] = {
 }
 """Further kinds of observations and actions for systems that take several, in tiny settings."""
 LATER = {(name, spec.name) for name, specs in SEEN.items() for spec in specs}
-LATER -= {("dreamer-v3", CONTROL.name), ("dreamer-v3", BOTH.name), ("storm", BOTH.name)}
+LATER -= {("dreamer-v3", BOTH.name), ("storm", BOTH.name)}
 """Those of them for the slow suite."""
 
 

@@ -459,8 +459,9 @@ def test_reserved_sensors_are_understood_or_refused(name, key):
     one_line(error, name, f"{key!r} ({RESERVED[key]}) of t/Mask", "alphazero")
 
 
+@pytest.mark.slow
 def test_the_mask_is_obeyed():
-    """What MuZero sends is legal in every mode. (AlphaZero: tests/test_alphazero.py.)"""
+    """What MuZero sends is legal in every mode. (AlphaZero: tests/systems/test_alphazero.py.)"""
     spec = Spec("t/Mask", {"x": struct(2), "legal": struct(3, dtype=np.bool_)}, Discrete(3))
     agent = agents.make("muzero", spec, preset="catch", simulations=4)
     env = pure(spec, {"x": np.zeros(2), "legal": np.array([False, True, False])}, num_envs=16)
@@ -469,6 +470,9 @@ def test_the_mask_is_obeyed():
     for mode in ("random", "explore", "greedy"):
         act = jax.jit(lambda key, mode=mode: agent.act(state, agent.reset(state, 16), step, key, mode)[1])
         assert (act(jax.random.key(1)) == 1).all(), mode
+
+
+def test_a_mask_for_several_choices_at_once_is_refused():
     with pytest.raises(ValueError, match="muzero masks single discrete actions only"):
         legal = {"x": struct(2), "legal": struct(5, dtype=np.bool_)}
         agents.make("muzero", Spec("t/Mask", legal, MultiDiscrete((3, 2))))

@@ -74,7 +74,7 @@ def gates(num_envs):
     [
         pytest.param("dreamer-v1", ["explore"], marks=pytest.mark.slow),
         pytest.param("dreamer-v2", ["greedy"], marks=pytest.mark.slow),
-        ("dreamer-v3", ["random", "explore"]),
+        ("dreamer-v3", ["explore"]),
     ],
 )
 def test_dreamers_act_and_dream_within_the_mask(name, modes):

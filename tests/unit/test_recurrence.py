@@ -60,7 +60,8 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("name", [pytest.param("v3", marks=pytest.mark.slow), "v1"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
 def test_a_model_learns_the_same(name):
     """Gradients for weights, tokens, actions and the first latent."""
     model = MODELS[name]

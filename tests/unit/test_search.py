@@ -192,7 +192,7 @@ FLAT, SLOPE = fork((0.0, 0.0, 0.0)), (1.0, 0.0, 0.5)
 """A model in which every move is worth the same, and a prior that prefers some."""
 
 
-@pytest.mark.parametrize("kind", ["gumbel", "puct"])
+@pytest.mark.parametrize("kind", ["gumbel", pytest.param("puct", marks=pytest.mark.slow)])
 def test_greedy_is_the_same_for_every_key_and_exploring_is_not(kind):
     go = partial(run_many, Settings(kind, 8, considered=A, bounds=(-1.0, 1.0)), FLAT, 64, logits=SLOPE)
     still, lively = go(), go(temperature=1.0)
@@ -200,7 +200,7 @@ def test_greedy_is_the_same_for_every_key_and_exploring_is_not(kind):
     assert np.ptp(still.policy, 0).max() < 1e-6
 
 
-@pytest.mark.parametrize("kind", ["gumbel", "puct"])
+@pytest.mark.parametrize("kind", ["gumbel", pytest.param("puct", marks=pytest.mark.slow)])
 def test_each_root_has_its_own_temperature(kind):
     settings = Settings(kind, 8, considered=A, noise=0.0, bounds=(-1.0, 1.0))
     heat = (np.arange(64) < 32).astype(np.float32)

@@ -516,13 +516,17 @@ def fresh(tmp_path_factory):
     return folder
 
 
-def test_the_commands_of_a_run(fresh, capsys):
+def test_dream_of_a_run(fresh, capsys):
     assert cli.main(["dream", str(fresh), "--episodes", "2", "--member", "1", "--sequences", "16"]) == 0
     out = capsys.readouterr().out
     assert "--context 2 --horizon 8 fit" in out and "dreams.json" in out
     assert len(imageio.imread(fresh / "dreams" / "dream.gif")) == 10
     assert not (fresh / "dreams" / "vector.png").exists()
     assert json.loads((fresh / "dreams" / "dreams.json").read_text())["member"] == 1
+
+
+@pytest.mark.slow
+def test_watch_a_run(fresh, capsys):
     assert cli.main(["watch", str(fresh), "--episodes", "1"]) == 0
     assert "in 9 steps" in capsys.readouterr().out
     assert len(imageio.imread(fresh / "watch.gif")) == 10
