@@ -1,13 +1,14 @@
 """What is said of systems as data: the registry, its table, old names of settings, what may differ between members."""
 
 import ast
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from jaxwm import agents
+from jaxwm import Plan, agents
 from jaxwm.agents import registry
 from jaxwm.agents.system import ANY_ACTION, ANY_OBSERVATION, hyper_of
 
@@ -37,6 +38,20 @@ def test_a_record_is_whole(name):
     assert set(system.observations) <= {*ANY_OBSERVATION, "one-hot", "board"} and set(system.actions) <= {*ANY_ACTION}
     fields = system.config.__dataclass_fields__
     assert set(system.renamed.values()) <= set(fields) and not set(system.renamed) & set(fields)
+
+
+@pytest.mark.parametrize("name", registry.MODULES)
+def test_no_setting_has_the_name_of_a_flag_of_the_run(name):
+    """Both are words of one command line."""
+    flags = {field.name for field in dataclasses.fields(Plan)} | {
+        "from",
+        "import",
+        "preset",
+        "run",
+        "pictures",
+        "hosts",
+    }
+    assert not flags & set(agents.find(name).config.__dataclass_fields__)
 
 
 @pytest.mark.parametrize(
