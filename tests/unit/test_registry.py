@@ -43,7 +43,7 @@ def test_a_record_is_whole(name):
 @pytest.mark.parametrize("name", registry.MODULES)
 def test_no_setting_has_the_name_of_a_flag_of_the_run(name):
     """Both are words of one command line."""
-    flags = {field.name for field in dataclasses.fields(Plan)} | {
+    flags = {f.name for f in dataclasses.fields(Plan)} | {
         "from",
         "import",
         "preset",
