@@ -43,14 +43,8 @@ def test_a_record_is_whole(name):
 @pytest.mark.parametrize("name", registry.MODULES)
 def test_no_setting_has_the_name_of_a_flag_of_the_run(name):
     """Both are words of one command line."""
-    flags = {f.name for f in dataclasses.fields(Plan)} | {
-        "from",
-        "import",
-        "preset",
-        "run",
-        "pictures",
-        "hosts",
-    }
+    others = "from", "import", "preset", "run", "pictures", "hosts"
+    flags = {f.name for f in dataclasses.fields(Plan)} | set(others)
     assert not flags & set(agents.find(name).config.__dataclass_fields__)
 
 
