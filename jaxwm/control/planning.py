@@ -1,4 +1,4 @@
-"""Planners over action sequences: CEM, iCEM and MPPI behind one interface.
+"""Planners over action sequences: random shooting, CEM, iCEM and MPPI behind one interface.
 
 A planner looks for the sequence of actions with the highest return; where returns come from (an ensemble, a recurrent
 model, the simulator) is the caller's `Score`. Everything is for one environment: agents `vmap` over theirs. Letters: P
@@ -46,7 +46,7 @@ def cem(
     Every iteration moves mean and variance to those of the elites, keeping the share `momentum` of the old. `bounded`
     draws normals cut at two standard deviations, which are at most half the distance to the nearer bound; otherwise
     normals are clipped to [-1, 1], as in PlaNet (Hafner et al. 2019). The action is the first of the final mean, or of
-    the best candidate met; random shooting is one iteration with "best". A warm start is the last mean, shifted by a
+    the best candidate met. A warm start is the last mean, shifted by a
     step, with 0 behind.
     Raises ValueError for a setting out of range."""
     _check(size, horizon, candidates, elites, iterations, min_std, init_std)
@@ -73,6 +73,20 @@ def cem(
         mean, _, best, _ = jax.lax.fori_loop(0, iterations, improve, (mean, var, mean, jnp.array(-jnp.inf)))
         after = _shift(mean, jnp.zeros_like(mean[:1])) if warm_start else jnp.zeros_like(mean)
         return memory._replace(mean=after), mean[0] if returns == "mean" else best[0]
+
+    return Planner(lambda: Memory(jnp.zeros((horizon, size))), plan)
+
+
+def shooting(size: int, horizon: int, candidates: int = 500) -> Planner:
+    """Random shooting (Richards 2005): the first action of the best of `candidates` sequences of uniform actions.
+    Nothing is kept from step to step. Raises ValueError for a setting out of range."""
+    _check(size, horizon, candidates, 1, 1, 0.0, 1.0)
+
+    def plan(score: Score, memory: Memory, key: Key) -> tuple[Memory, Array]:
+        k_draw, k_score = jax.random.split(key)
+        tried = jax.random.uniform(k_draw, (candidates, horizon, size), minval=-1.0)
+        _, best = _best(score(tried, k_score), tried, 1)
+        return memory, best[0, 0]
 
     return Planner(lambda: Memory(jnp.zeros((horizon, size))), plan)
 

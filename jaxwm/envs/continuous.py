@@ -1,4 +1,5 @@
-"""Small tasks with continuous actions, pure: the pole on a cart, pushed with any force, and a walk towards a ledge."""
+"""Small tasks with continuous actions, pure: the pole on a cart, pushed with any force, a walk towards a ledge, and a
+pendulum whose motor is another one in each episode."""
 
 import math
 from typing import Any
@@ -82,4 +83,60 @@ def height(place: Array) -> Array:
     return jnp.where(over(place), 0.0, place[..., 0])
 
 
-CONTINUOUS = {"CartPole": cartpole, "Ledge": ledge}
+TORQUE, TURN, SWING = (
+    2.0,
+    8.0,
+    0.05,
+)  # of the pendulum: Nm at action 1 and gain 1; highest speed in rad/s; seconds a step
+
+
+def pendulum(
+    num_envs: int = 1, *, max_steps: int = 200, low: float = 1.0, high: float = 1.0, flip: float = 0.0
+) -> Env:  # fmt: skip
+    """Gymnasium's Pendulum with a motor of its own in each episode: the torque is gain * 2 Nm * action, action in
+    [-1, 1] (Box(1)). The size of the gain is drawn from [`low`, `high`] at the start, its sign is negative with
+    probability `flip`, and it is not shown; 1 is Gymnasium's own. obs = cos, sin of the angle (0 is upright), angular
+    speed. The reward is -(angle^2 + 0.1 speed^2 + 0.001 (2 action)^2) before the step; an episode ends after
+    `max_steps`."""
+    check_number("continuous/Pendulum: max_steps", max_steps, least=1, whole=True)
+    check_number("continuous/Pendulum: low", low, least=0)
+    check_number("continuous/Pendulum: high", high, least=low)
+    check_number("continuous/Pendulum: flip", flip, least=0, most=1)
+
+    def reset(key: Key) -> tuple[PyTree, Array]:
+        k_place, k_size, k_sign = jax.random.split(key, 3)
+        place = jax.random.uniform(k_place, (2,), minval=-1.0) * jnp.array([jnp.pi, 1.0])
+        size = jax.random.uniform(k_size, minval=low, maxval=high)
+        gain = jnp.where(jax.random.bernoulli(k_sign, flip), -size, size)
+        return (place, gain, jnp.int32(0)), shown(place)
+
+    def step(key: Key, state: PyTree, action: Array) -> tuple[Any, ...]:
+        place, gain, time = state[0], state[1], state[2] + 1
+        push = jnp.clip(action[0], -1.0, 1.0)
+        after = swung(place, gain * push)
+        return (after, gain, time), shown(after), swing_reward(shown(place), push), False, time >= max_steps
+
+    obs = jax.ShapeDtypeStruct((3,), jnp.float32)
+    spec = Spec("continuous/Pendulum", obs, Box(1), max_steps)
+    return from_functions(spec, reset, step, num_envs, metrics=lambda state: {"gain": state[1]})
+
+
+def shown(place: Array) -> Array:
+    """Cosine and sine of the angle, and the speed: angle and speed `[..., 2] -> [..., 3]`."""
+    return jnp.stack([jnp.cos(place[..., 0]), jnp.sin(place[..., 0]), place[..., 1]], -1)
+
+
+def swung(place: Array, push: Array) -> Array:
+    """One step of a rod of 1 kg and 1 m, g = 10 m/s^2, under a torque of 2 Nm * push: `[..., 2] -> [..., 2]`."""
+    angle, speed = place[..., 0], place[..., 1]
+    speed = jnp.clip(speed + SWING * (15.0 * jnp.sin(angle) + 3.0 * TORQUE * push), -TURN, TURN)
+    return jnp.stack([angle + SWING * speed, speed], -1)
+
+
+def swing_reward(obs: Array, push: Array) -> Array:
+    """Reward `[...]` of an action `[...]` in [-1, 1] at observations `[..., 3]`."""
+    angle = jnp.arctan2(obs[..., 1], obs[..., 0])
+    return -(angle**2 + 0.1 * obs[..., 2] ** 2 + 0.001 * (TORQUE * push) ** 2)
+
+
+CONTINUOUS = {"CartPole": cartpole, "Ledge": ledge, "Pendulum": pendulum}

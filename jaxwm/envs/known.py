@@ -18,9 +18,7 @@ class Known(NamedTuple):
 
 
 def _pendulum_reward(obs: Array, action: Array, after: Array) -> Array:
-    """-(angle^2 + 0.1 speed^2 + 0.001 torque^2) before the step, with obs = cos, sin, speed and a torque of 2 Nm."""
-    angle = jnp.arctan2(obs[..., 1], obs[..., 0])
-    return -(angle**2 + 0.1 * obs[..., 2] ** 2 + 0.001 * (2 * jnp.clip(action[..., 0], -1, 1)) ** 2)
+    return continuous.swing_reward(obs, jnp.clip(action[..., 0], -1, 1))
 
 
 def _flag(ends: Callable[[Array], Array]) -> Callable[[Array], Array]:
@@ -60,6 +58,7 @@ MUJOCO = {
 
 KNOWN = {
     "gymnax/Pendulum-v1": Known(_pendulum_reward, _never),
+    "continuous/Pendulum": Known(_pendulum_reward, _never),
     "continuous/CartPole": Known(lambda obs, action, after: jnp.ones(after.shape[:-1]), _flag(continuous.fallen)),
     "continuous/Ledge": Known(lambda obs, action, after: continuous.height(after), _flag(continuous.over)),
 }

@@ -59,6 +59,7 @@ def preset_cases() -> list[Case]:
         "sac": NUMBERS,
         "ppo": NUMBERS,
         "mbpo": example("gymnax/Pendulum-v1"),
+        "grbal": example("continuous/Pendulum"),
     }
     special = {
         ("muzero", "pendulum"): NUMBERS,

@@ -55,6 +55,10 @@ TINY: dict[str, dict[str, Any]] = {
         networks=3, elites=2, model_units=8, model_batch=16, epochs=3, refresh=20, epoch_steps=20, rollouts=16, units=8,
         batch_size=8, updates_per_step=2, envs=2, prefill=40, capacity=200,
     ),
+    "grbal": dict(
+        units=8, window=3, meta_batch=4, epochs=1.0, candidates=8, elites=2, iterations=2, plan_horizon=3, trial=10,
+        envs=2, capacity=200,
+    ),
     "shooting": dict(units=8, candidates=8, plan_horizon=3, batch_size=4, envs=2, prefill=20, capacity=200),
 }  # fmt: skip
 """Settings over those of a system's default preset."""
@@ -69,6 +73,7 @@ WORLDS: dict[str, Callable[[int], Env]] = {
     "planet": _pendulum,
     "sac": _pendulum,
     "mbpo": _pendulum,
+    "grbal": lambda num_envs: envs.make("continuous/Pendulum", num_envs, max_steps=10, flip=0.5),
     "shooting": _pendulum,  # the system of docs/adding_a_system.md
     "world-models": blinking,  # its own example, TakeCover, starts a game engine for each environment
     "dyna-q": lambda num_envs: envs.make("tabular/Taxi", num_envs),  # every step has a reward
