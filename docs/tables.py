@@ -79,6 +79,7 @@ SYSTEMS = {
     "token-dyna": System("Token Dyna", "images, planes", "discrete, continuous", "minatar/Breakout"),
     "storm": System("STORM", "images, vectors, planes", "discrete, continuous", "minatar/Breakout"),
     "mbpo": System("MBPO", "vectors", "continuous", "mujoco/InvertedPendulum-v4"),
+    "grbal": System("GrBAL", "vectors", "continuous", "continuous/Pendulum"),
     "alphazero": System("AlphaZero", "boards", "discrete, masked", "pgx/ConnectFour"),
     "muzero": System("MuZero", "images, vectors, planes", "discrete, continuous", "gymnax/CartPole-v1"),
     "efficientzero": System("EfficientZero", "images, vectors, planes", "discrete, continuous", "gymnax/Catch-bsuite"),
