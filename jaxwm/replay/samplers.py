@@ -135,6 +135,7 @@ def starts(ring: Ring, key: Key, batch: int) -> Batch:
     """First records of episodes `[batch, 1]`, drawn from all that the ring holds."""
     rows = oldest(ring) + jnp.arange(capacity(ring))
     first = ring.data.is_first[rows % capacity(ring)] & (rows < ring.rows)[:, None]
-    flat = jax.random.categorical(key, jnp.where(first, 0.0, -jnp.inf).ravel(), shape=(batch,))
-    row, env = jnp.divmod(flat, first.shape[1])
+    count = jnp.cumsum(first.ravel())
+    drawn = jax.random.randint(key, (batch,), 0, jnp.maximum(count[-1], 1))
+    row, env = jnp.divmod(jnp.searchsorted(count, drawn, side="right"), first.shape[1])
     return gather(ring, Index(rows[row], env), 1)
