@@ -80,6 +80,7 @@ SYSTEMS = {
     "storm": System("STORM", "images, vectors, planes", "discrete, continuous", "minatar/Breakout"),
     "mbpo": System("MBPO", "vectors", "continuous", "mujoco/InvertedPendulum-v4"),
     "grbal": System("GrBAL", "vectors", "continuous", "continuous/Pendulum"),
+    "mb-mpo": System("MB-MPO", "vectors", "continuous", "continuous/Pendulum"),
     "alphazero": System("AlphaZero", "boards", "discrete, masked", "pgx/ConnectFour"),
     "muzero": System("MuZero", "images, vectors, planes", "discrete, continuous", "gymnax/CartPole-v1"),
     "efficientzero": System("EfficientZero", "images, vectors, planes", "discrete, continuous", "gymnax/Catch-bsuite"),

@@ -347,7 +347,7 @@ def _check_spec(spec: Spec) -> None:
 PRESETS = {
     "published": Config(),
     "small": Config(
-        units=64, adapt_lr=0.1, learn_adapt_lr=True, meta_batch=16, epochs=20.0, planner="cem", plan_horizon=20,
+        units=64, adapt_lr=0.1, learn_adapt_lr=True, meta_batch=16, epochs=100.0, planner="cem", plan_horizon=20,
         candidates=64, elites=8, iterations=3, trial=200, capacity=50_000,
     ),
 }  # fmt: skip

@@ -60,6 +60,7 @@ def preset_cases() -> list[Case]:
         "ppo": NUMBERS,
         "mbpo": example("gymnax/Pendulum-v1"),
         "grbal": example("continuous/Pendulum"),
+        "mb-mpo": example("continuous/Pendulum"),
     }
     special = {
         ("muzero", "pendulum"): NUMBERS,

@@ -59,6 +59,10 @@ TINY: dict[str, dict[str, Any]] = {
         units=8, window=3, meta_batch=4, epochs=1.0, candidates=8, elites=2, iterations=2, plan_horizon=3, trial=10,
         envs=2, capacity=200,
     ),
+    "mb-mpo": dict(
+        networks=2, model_layers=1, model_units=8, model_batch=8, epochs=1.0, units=8, layers=1, tasks=2, paths=2,
+        horizon=4, meta_steps=2, prefill=20, trial=10, envs=2, capacity=200,
+    ),
     "shooting": dict(units=8, candidates=8, plan_horizon=3, batch_size=4, envs=2, prefill=20, capacity=200),
 }  # fmt: skip
 """Settings over those of a system's default preset."""
@@ -74,6 +78,7 @@ WORLDS: dict[str, Callable[[int], Env]] = {
     "sac": _pendulum,
     "mbpo": _pendulum,
     "grbal": lambda num_envs: envs.make("continuous/Pendulum", num_envs, max_steps=10, flip=0.5),
+    "mb-mpo": lambda num_envs: envs.make("continuous/Pendulum", num_envs, max_steps=10),
     "shooting": _pendulum,  # the system of docs/adding_a_system.md
     "world-models": blinking,  # its own example, TakeCover, starts a game engine for each environment
     "dyna-q": lambda num_envs: envs.make("tabular/Taxi", num_envs),  # every step has a reward
