@@ -10,8 +10,8 @@ import numpy as np
 from jaxwm.envs.envpool import Face, at_least, drawn, timed
 from jaxwm.envs.tasks import bare, versioned
 from jaxwm.envs.views import visible
-from jaxwm.errors import check_choice
-from jaxwm.types import Discrete, Env, MultiDiscrete
+from jaxwm.errors import check_choice, check_number
+from jaxwm.types import Box, Discrete, Env, MultiDiscrete
 
 COUNTERS = frozenset({"step_count", "step", "num_mines"})
 """Sensors of jumanji that count."""
@@ -37,18 +37,33 @@ def _mujoco(suite: str) -> Callable[..., Env]:
 
     def make(
         task: str, num_envs: int = 1, *, action_repeat: int = 1, max_steps: int | None = None, num_threads: int = 0,
-        pixels: int = 0, camera: int = -1, stack: int = 1,
+        pixels: int = 0, camera: int = -1, stack: int = 1, cripple: int | None = None,
     ) -> Env:  # fmt: skip
         name = f"{suite}/{task}"
         more = drawn(name, pixels, camera, stack, num_threads) or {"adapt": _visible}
-        return timed(name, versioned(suite, task), num_envs, action_repeat, max_steps, num_threads, **more)
+        env = timed(name, versioned(suite, task), num_envs, action_repeat, max_steps, num_threads, **more)
+        return env if cripple is None else _crippled(env, cripple)
 
     return make
 
 
+def _crippled(env: Env, joint: int) -> Env:
+    """The environment in which one number of the actions is always 0."""
+    assert isinstance(env.spec.action, Box)
+    check_number(f"{env.spec.name}: cripple", joint, least=0, most=env.spec.action.size - 1, whole=True)
+
+    def step(handle: Any, action: np.ndarray) -> Any:
+        action = np.array(action)
+        action[..., joint] = 0.0
+        return env.step(handle, action)
+
+    return env._replace(step=step)
+
+
 mujoco = _mujoco("mujoco")
 """A task of Gymnasium's MuJoCo, such as "Hopper" or "Hopper-v4": float32 vector, Box. Without a version it is the
-newest. Options as for `envpool.dmc`. `camera` is the number of a camera of the model, -1 MuJoCo's free one."""
+newest. Options as for `envpool.dmc`. `camera` is the number of a camera of the model, -1 MuJoCo's free one. `cripple`
+is the number of a joint that does not move by itself: its action is 0 (Nagabandi et al. 2019)."""
 
 playground = _mujoco("playground")
 """A task of MuJoCo Playground, such as "Go1JoystickFlatTerrain": float32 vectors, Box; options as for `mujoco`.

@@ -76,6 +76,22 @@ def test_specs(name: str, obs: Any, action: Any, limit: int | None):
     assert spec.one_hot == (name == "toy/FrozenLake")
 
 
+def test_a_crippled_joint_does_not_move_by_itself():
+    """Whatever is asked of it; the others go on as before."""
+    played = {}
+    for joint, action in ((None, [0.5, 0.0]), (1, [0.5, 0.9]), (None, [0.5, 0.9])):
+        env = envs.make("mujoco/Swimmer-v4", cripple=joint)
+        handle, _ = env.reset(jax.random.split(jax.random.key(0), 1))
+        for _ in range(3):
+            handle, step = env.step(handle, np.asarray([[action]], np.float32))
+        played[joint, action[1]] = np.asarray(step.obs)
+        env.close(handle)
+    np.testing.assert_array_equal(played[None, 0.0], played[1, 0.9])
+    assert not np.array_equal(played[None, 0.9], played[1, 0.9])
+    with pytest.raises(ValueError, match="cripple"):
+        envs.make("mujoco/Swimmer-v4", cripple=2)
+
+
 # --- Views --------------------------------------------------------------------------------------------------------
 
 
