@@ -16,7 +16,7 @@ class Settings(NamedTuple):
 
     divergence: float | Array = 0.01  # Highest mean KL divergence of the new policy from the old one, delta.
     iterations: int = 10  # Of the conjugate gradients.
-    damping: float = 1e-5  # Added to the diagonal of the Fisher matrix.
+    damping: float = 1e-2  # Added to the diagonal of the Fisher matrix, which float32 knows no better than that.
     trials: int = 10  # Of the line search.
     shrink: float = 0.8  # Length of a trial next to that of the last.
 

@@ -60,8 +60,8 @@ TINY: dict[str, dict[str, Any]] = {
         envs=2, capacity=200,
     ),
     "mb-mpo": dict(
-        networks=2, model_layers=1, model_units=8, model_batch=8, epochs=1.0, units=8, layers=1, tasks=2, paths=2,
-        horizon=4, meta_steps=2, prefill=20, trial=10, envs=2, capacity=200,
+        networks=2, model_layers=1, model_units=8, model_batch=8, epochs=1.0, units=8, layers=1, tasks=2, paths=8,
+        horizon=6, meta_steps=2, prefill=20, trial=10, envs=2, capacity=200,
     ),
     "shooting": dict(units=8, candidates=8, plan_horizon=3, batch_size=4, envs=2, prefill=20, capacity=200),
 }  # fmt: skip
