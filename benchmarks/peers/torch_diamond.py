@@ -87,17 +87,17 @@ class UNet(nn.Module):
     def __init__(self, channels: list[int], blocks: int, cond: int):
         super().__init__()
         self.down, last = Descent(channels, blocks, cond), len(channels) - 1
-        self.double, self.up = nn.ModuleList(), nn.ModuleList()
+        self.grow, self.up = nn.ModuleList(), nn.ModuleList()
         for i in reversed(range(len(channels))):
             here, above = channels[i], channels[max(0, i - 1)]
-            self.double.append(nn.Conv2d(here, here, 3, 1, 1) if i < last else nn.Identity())
+            self.grow.append(nn.Conv2d(here, here, 3, 1, 1) if i < last else nn.Identity())
             each = [Residual(2 * here, here, cond) for _ in range(blocks)] + [Residual(here + above, above, cond)]
             self.up.append(nn.ModuleList(each))
 
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:
         x, skips = self.down(x, cond)
-        for i, (double, level) in enumerate(zip(self.double, self.up, strict=True)):
-            x = double(F.interpolate(x, scale_factor=2.0, mode="nearest")) if i else x
+        for i, (grow, level) in enumerate(zip(self.grow, self.up, strict=True)):
+            x = grow(F.interpolate(x, scale_factor=2.0, mode="nearest")) if i else x
             for block in level:
                 x = block(torch.cat([x, skips.pop()], 1), cond)
         return x
