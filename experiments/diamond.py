@@ -7,8 +7,8 @@ Command:  make sweep EXPERIMENT=experiments/diamond.py
 
 Each member plays new episodes with its exploring policy. Dreams begin with two real frames and follow the true actions
 for eight steps, to the end of an episode. PSNR is that of the mean squared error over all windows, with pixels in 0..1.
-The ball is in the right place where every cell above the paddle's row is right. The same denoiser paints each frame in
-one pass and in three.
+The ball is in the right place where every cell above the paddle's row is right; in the eighth step it has reached that
+row, so seven steps count. The same denoiser paints each frame in one pass and in three.
 """
 
 from __future__ import annotations
