@@ -1,4 +1,6 @@
-"""Actor and critic that see frames one after the other: convolutions or an MLP, and an LSTM (Micheli et al. 2023).
+"""Actor and critic that see frames one after the other: convolutions or an MLP, and an LSTM.
+
+Micheli et al. 2023; with residual eyes Alonso et al. 2024.
 
 B batch, T time, U units. Frames are `[..., H, W, C]`, uint8 images or bool planes."""
 
@@ -23,26 +25,39 @@ from jaxwm.nets.layers import MLP, Conv, Head, Linear, apply
 from jaxwm.nets.lstm import LSTM, LSTMState
 from jaxwm.nets.quantiser import as_floats
 from jaxwm.nets.residual import ROUTES
+from jaxwm.nets.unet import GroupNorm
 from jaxwm.types import Acted, ActionSpace, Array, Key, Step
 
 CHANNELS = (1, 1, 2, 2)  # Channels of the convolutions, in units of `depth`.
 
 
 class Eyes(nn.Module):
-    """What is made of frames `[R, H, W, C]`: four convolutions, each halved by a maximum; of planes by an MLP."""
+    """What is made of frames `[R, H, W, C]`: four convolutions, or residual blocks, each halved by a maximum; of planes
+    by an MLP."""
 
     depth: int
     layers: int
     units: int
+    residual: bool = False
 
     @nn.compact
     def __call__(self, frame: Array) -> Array:
         x = as_floats(frame)
         if frame.dtype == jnp.bool_:
             return MLP(self.layers, self.units, name="mlp")(x.reshape(len(x), -1))
+        if self.residual:
+            x = Conv(self.depth, 3, routes=ROUTES, name="stem")(x)
         for i, channels in enumerate(CHANNELS):
-            x = max_pool(nn.relu(Conv(channels * self.depth, 3, routes=ROUTES, name=f"conv{i}")(x)))
+            x = max_pool(self.block(x, channels * self.depth, i))
         return x.reshape(len(x), -1)
+
+    def block(self, x: Array, channels: int, i: int) -> Array:
+        """One convolution, around which a residual block has a way."""
+        conv = Conv(channels, 3, routes=ROUTES, name=f"conv{i}")
+        if not self.residual:
+            return nn.relu(conv(x))
+        around = x if x.shape[-1] == channels else Conv(channels, 1, name=f"around{i}")(x)
+        return around + conv(nn.silu(GroupNorm(name=f"norm{i}")(x)))
 
 
 class Net(nn.Module):
@@ -53,9 +68,10 @@ class Net(nn.Module):
     depth: int
     layers: int
     units: int
+    residual: bool = False
 
     def setup(self):
-        self.eyes = Eyes(self.depth, self.layers, self.units)
+        self.eyes = Eyes(self.depth, self.layers, self.units, self.residual)
         self.lstm = LSTM(self.features, self.units)
         self.actor = Head(self.outputs, 0, 0, outscale=0.01)
         self.critic = Linear(self.units, 1, outscale=0.0)
@@ -73,9 +89,11 @@ class Net(nn.Module):
         """The memory after one frame `[B, ...]`."""
         return self.lstm.advance(memory, seen, first)
 
-    def unroll(self, memory: LSTMState, seen: Array, first: Array) -> tuple[LSTMState, Array]:
-        """The memory after frames `[B, T, ...]`, and the hidden states at all of them."""
-        return self.lstm.unroll(memory, seen, first)
+    def unroll(
+        self, memory: LSTMState, seen: Array, first: Array, restart: LSTMState | None = None
+    ) -> tuple[LSTMState, Array]:
+        """The memory after frames `[B, T, ...]`, and the hidden states at all of them; see `LSTM.unroll`."""
+        return self.lstm.unroll(memory, seen, first, restart)
 
     def judge(self, hidden: Array) -> tuple[dict[str, Array], Array]:
         """The actor's outputs and the value at hidden states `[..., U]`."""
@@ -91,6 +109,7 @@ class FramePolicy:
     depth: int
     layers: int
     units: int
+    residual: bool = False  # eyes of residual blocks
 
     @property
     def features(self) -> int:
@@ -107,7 +126,7 @@ class FramePolicy:
     @property
     def net(self) -> Net:
         """The network in these sizes."""
-        return Net(spaces.head_sizes(self.space), self.features, self.depth, self.layers, self.units)
+        return Net(spaces.head_sizes(self.space), self.features, self.depth, self.layers, self.units, self.residual)
 
     def init(self, key: Key) -> Any:
         """Fresh parameters."""
@@ -117,11 +136,15 @@ class FramePolicy:
         """The memory before a first frame."""
         return lstm.initial(batch, self.units)
 
-    def behave(self, params: Any, frame: Array, memory: LSTMState, first: Array) -> tuple[Actor, Array]:
-        """Policy and value in sequences of frames `[T, B, ...]`, time first, from a memory `[B, U]`."""
-        seen = apply(self.net, params, frame, method="see").swapaxes(0, 1)
-        _, hidden = apply(self.net, params, memory, seen, first.swapaxes(0, 1), method="unroll")
-        outputs, value = apply(self.net, params, hidden.swapaxes(0, 1), method="judge")
+    def behave(
+        self, params: Any, frame: Array, memory: LSTMState, first: Array, restart: LSTMState | None = None
+    ) -> tuple[Actor, Array]:
+        """Policy and value in sequences of frames `[T, B, ...]`, time first, from a memory `[B, U]`; where `first` it
+        becomes `restart [T, B, U]`, or nothing."""
+        swap = lambda tree: jax.tree.map(lambda x: x.swapaxes(0, 1), tree)  # noqa: E731
+        seen = swap(apply(self.net, params, frame, method="see"))
+        _, hidden = apply(self.net, params, memory, seen, swap(first), swap(restart), method="unroll")
+        outputs, value = apply(self.net, params, swap(hidden), method="judge")
         return action_distribution(self.space, outputs), value
 
     def look(self, params: Any, memory: LSTMState, frame: Array, first: Array) -> tuple[LSTMState, Actor]:
@@ -167,6 +190,7 @@ class Experience(NamedTuple):
     last: Array  # bool, what follows the frame is another episode
     weight: Array
     memory: LSTMState  # [B, U], before the first frame
+    restart: LSTMState | None = None  # [T, B, U], what memory becomes where `first`; None: nothing
 
 
 def dreamed(obs: Array, action: Array, reward: Array, cont: Array, first: Array, memory: LSTMState) -> Experience:
@@ -189,7 +213,7 @@ def reinforce_loss(policy: FramePolicy, params: Any, hyper: Any, seen: Experienc
     """REINFORCE with the value as its baseline (Williams 1992), squared errors of values, and entropy.
     `hyper` holds `discount`, `lam` and `entropy`."""
     chex.assert_equal_shape((seen.reward, seen.cont, seen.first, seen.last, seen.weight))
-    dist, value = policy.behave(params, seen.obs, seen.memory, seen.first)
+    dist, value = policy.behave(params, seen.obs, seen.memory, seen.first, seen.restart)
     returns = ac.lambda_return(seen.reward, sg(value), hyper["discount"] * seen.cont, seen.last, hyper["lam"])
     now = lambda x: jax.tree.map(lambda leaf: leaf[:-1], x)  # noqa: E731
     dist, value, weight = dist._replace(parts=now(dist.parts), vector=now(dist.vector)), value[:-1], seen.weight[:-1]

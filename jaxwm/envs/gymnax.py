@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxwm.envs import gym_spaces
+from jaxwm.envs import gym_spaces, images
 from jaxwm.envs.pure import from_functions
 from jaxwm.errors import check_number, check_options
 from jaxwm.types import ActionSpace, Box, Discrete, Env, Spec
@@ -26,25 +26,34 @@ STATES = {"DeepSea-bsuite"}  # ids whose grids show one cell, the state (none at
 IMAGES = {"MNISTBandit-bsuite"}  # ids whose observations are grey images that gymnax divided by 255
 
 
-def minatar(task: str, num_envs: int = 1, *, max_steps: int | None = None, **options: Any) -> Env:
+def minatar(
+    task: str, num_envs: int = 1, *, max_steps: int | None = None, image_size: int | None = None, **options: Any
+) -> Env:
     """A MinAtar game, such as "Breakout": bool `[10, 10, C]`, C = 4 to 10 planes. Options as for `gymnax`."""
-    return _make(f"minatar/{task}", f"{task}-MinAtar", num_envs, max_steps, options)
+    return _make(f"minatar/{task}", f"{task}-MinAtar", num_envs, max_steps, image_size, options)
 
 
-def gymnax(task: str, num_envs: int = 1, *, max_steps: int | None = None, **options: Any) -> Env:
+def gymnax(
+    task: str, num_envs: int = 1, *, max_steps: int | None = None, image_size: int | None = None, **options: Any
+) -> Env:
     """The gymnax environment with the id `task`, as a pure `Env`.
-    `max_steps` replaces the time limit (`max_steps_in_episode`). Every other field of the environment's `EnvParams`
+    `max_steps` replaces the time limit (`max_steps_in_episode`), and `image_size` draws 0/1 grids as uint8 images
+    `[image_size, image_size, 3]`. Every other field of the environment's `EnvParams`
     and every argument of its constructor is an option: `gravity=12.0` for CartPole-v1, `size=20` for DeepSea-bsuite.
     0/1 grids are bool `[H, W, C]`, MNIST is uint8 `[28, 28, 1]`, a discrete state is one-hot bool `[n]`, the rest a
     flat float32 vector. Box actions in [-1, 1] are scaled to the native bounds. Raises ValueError for an unknown option
     and ConnectionError where MNIST cannot be downloaded."""
-    return _make(f"gymnax/{task}", task, num_envs, max_steps, options)
+    return _make(f"gymnax/{task}", task, num_envs, max_steps, image_size, options)
 
 
-def _make(name: str, task: str, num_envs: int, max_steps: int | None, options: dict[str, Any]) -> Env:
+def _make(
+    name: str, task: str, num_envs: int, max_steps: int | None, image_size: int | None, options: dict[str, Any]
+) -> Env:
     native, params = _build(name, task, max_steps, options)
     shape = jax.eval_shape(lambda: native.reset_env(jax.random.key(0), params)[0]).shape
     obs, read = _observation(task, native.observation_space(params), shape)
+    if image_size is not None:
+        obs, read = _drawn(name, obs, read, image_size)
     action, write = _action(name, native.action_space(params))
 
     def reset(key: jax.Array) -> tuple[Any, Any]:
@@ -102,7 +111,7 @@ def _build(name: str, task: str, max_steps: int | None, options: dict[str, Any])
     except OSError as error:
         raise ConnectionError(f"{name} downloads its data set when it is built, and that failed: {error}") from error
     fields = {key: getattr(params, key) for key in type(params).__dataclass_fields__ if key != "max_steps_in_episode"}
-    check_options(name, options, {*arguments, *fields, "max_steps"})
+    check_options(name, options, {*arguments, *fields, "max_steps", "image_size"})
     changed = {key: value for key, value in options.items() if key not in arguments}
     _check_numbers(name, changed, fields)
     if max_steps is not None:
@@ -132,6 +141,14 @@ def _observation(task: str, space: Any, shape: tuple[int, ...]) -> tuple[jax.Sha
         return jax.ShapeDtypeStruct(shape, jnp.bool_), lambda obs: obs.reshape(shape) != 0
     flat = shape if len(shape) > 2 else (math.prod(shape),)
     return jax.ShapeDtypeStruct(flat, jnp.float32), lambda obs: obs.reshape(flat).astype(jnp.float32)
+
+
+def _drawn(name: str, obs: jax.ShapeDtypeStruct, read: Callable, size: int) -> tuple[jax.ShapeDtypeStruct, Callable]:
+    """The same of 0/1 grids that are drawn as an image."""
+    if obs.dtype != jnp.bool_ or len(obs.shape) != 3:
+        raise ValueError(f"{name}: image_size draws 0/1 grids, and this environment observes {obs}: leave it out")
+    shape, draw = images.draw(obs.shape, size)
+    return jax.ShapeDtypeStruct(shape, jnp.uint8), lambda native: draw(read(native))
 
 
 def _action(name: str, space: Any) -> tuple[ActionSpace, Callable[[jax.Array], jax.Array]]:

@@ -54,6 +54,32 @@ def fit(shape: tuple[int, ...], size: int | None = None, how: Fit = "resize") ->
     return (sides[0], sides[1], channels), _pad(height, width, *sides)
 
 
+COLOURS = np.array(
+    [(230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (213, 94, 0), (204, 121, 167), (255, 255, 255),
+     (0, 114, 178), (200, 200, 200), (140, 81, 10)], np.uint8,
+)  # fmt: skip
+"""Of 0/1 planes that are drawn, those of Okabe and Ito first."""
+
+
+def draw(shape: tuple[int, ...], size: int) -> tuple[tuple[int, int, int], Callable]:
+    """Our shape `[size, size, 3]` of 0/1 planes `[H, W, C]` that are drawn as an image, and the function.
+    Cells become rectangles whose sides differ by at most a pixel; of several planes in a cell the last one is seen."""
+    height, width, planes = shape
+    check_number(
+        "the size of an image in which planes are drawn", size, least=max(height, width), most=MOST, whole=True
+    )
+    rows, columns = (np.arange(size) * side // size for side in (height, width))
+    colours = COLOURS[np.arange(planes) % len(COLOURS)]
+
+    def drawn(obs: Any) -> Any:
+        library, image = _library(obs), np.zeros(3, np.uint8)
+        for plane in range(planes):
+            image = library.where(obs[..., plane, None], colours[plane], image)
+        return image[..., rows, :, :][..., columns, :]
+
+    return (size, size, 3), drawn
+
+
 def _pad(height: int, width: int, tall: int, wide: int) -> Callable[[Any], Any]:
     """Black around the image, as much on either side."""
     top, left = (tall - height) // 2, (wide - width) // 2

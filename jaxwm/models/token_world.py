@@ -18,8 +18,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxwm import spaces
-from jaxwm.distributions import OneHot, TwoHot, one_hot, symexp_bins, twohot
+from jaxwm.distributions import OneHot, TwoHot, one_hot
 from jaxwm.learning.share import ALONE, Share
+from jaxwm.models.outcomes import drawn_outcomes, outcome_losses, reward_bins
 from jaxwm.models.tokens import Advance, Frame, in_turn, together
 from jaxwm.nets.attention import Cache, Transformer, dropout_factors, empty
 from jaxwm.nets.layers import Head, Linear, apply
@@ -90,7 +91,7 @@ class TokenWorld:
         return {
             "action": (Linear(action, self.width), action),
             "next": (head({"token": self.codes}), self.width),
-            "reward": (head({"bins": 3 if self.sign_rewards else self.bins}), self.width),
+            "reward": (head({"bins": len(reward_bins(self.sign_rewards, self.bins))}), self.width),
             "end": (head({"logit": 1}), self.width),
         }
 
@@ -138,26 +139,16 @@ class TokenWorld:
     def outcomes(self, params: Any, hidden: Array) -> tuple[TwoHot, Array]:
         """Reward and the logit of the end `[...]`, from `hidden [..., W]` at an action."""
         hidden = hidden.astype(jnp.float32)
-        bins = jnp.array([-1.0, 0.0, 1.0]) if self.sign_rewards else symexp_bins(self.bins)
-        reward = TwoHot(self.part(params, "reward", hidden)["bins"], bins)
+        reward = TwoHot(self.part(params, "reward", hidden)["bins"], reward_bins(self.sign_rewards, self.bins))
         return reward, self.part(params, "end", hidden)["logit"][..., 0]
 
     def outcome_losses(self, params: Any, hidden: Array, record: Record, share: Share) -> dict[str, Array]:
         """Mean cross-entropies of rewards and ends of records `[B, T + 1]`, from `hidden [B, T, W]` at the actions."""
-        chex.assert_equal_shape_prefix((hidden, record.reward[:, 1:]), 2)
-        reward, end = self.outcomes(params, hidden)
-        target = jnp.sign(record.reward[:, 1:]) if self.sign_rewards else record.reward[:, 1:]
-        over = jax.nn.softplus(end) - end * record.is_terminal[:, 1:]
-        valid = 1.0 - record.is_first[:, 1:]  # nothing is learned across the start of an episode
-        losses = {"reward": reward.loss(twohot(target, reward.bins)), "end": over}
-        return {name: share.weighted_mean(loss, valid) for name, loss in losses.items()}
+        return outcome_losses(*self.outcomes(params, hidden), record, self.sign_rewards, share)
 
     def drawn(self, params: Any, hidden: Array, uniform: Array) -> tuple[Array, Array]:
-        """Rewards and continues, 0 or 1, that `uniform [..., 2]` decides, from `hidden [..., W]` at actions.
-        Rewards that are not signs are expected ones: a rare bin is too far away to draw it."""
-        reward, end = self.outcomes(params, hidden)
-        sign = reward.bins[one_hot(reward.logits).invert(uniform[..., 0])] if self.sign_rewards else reward.mean()
-        return sign, (uniform[..., 1] >= jax.nn.sigmoid(end)).astype(jnp.float32)
+        """Rewards and continues, 0 or 1, that `uniform [..., 2]` decides, from `hidden [..., W]` at actions."""
+        return drawn_outcomes(*self.outcomes(params, hidden), uniform, self.sign_rewards)
 
     # --- Dreams -------------------------------------------------------------------------------------------------------
     def advance(self, params: Any) -> Advance:

@@ -34,6 +34,8 @@ def weight(module: nn.Module, name: str, init: Any, shape: tuple[int, ...]) -> A
 
 def truncated_normal(fan_in: int, outscale: float = 1.0):
     """Initialiser: normal cut at two standard deviations, rescaled to variance `outscale**2 / fan_in`."""
+    if not outscale:
+        return nn.initializers.zeros
     std = 1.1368 * outscale / math.sqrt(fan_in)
 
     def init(key, shape, dtype=jnp.float32):
@@ -109,11 +111,13 @@ class Conv(nn.Module):
     doubled: bool = False
     routes: Routes = PLAIN
     dtype: Any = jnp.float32
+    outscale: float = 1.0
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (self.kernel, self.kernel, x.shape[-1], self.depth)
-        kernel = weight(self, "kernel", truncated_normal(math.prod(shape[:-1])), shape).astype(self.dtype)
+        init = truncated_normal(math.prod(shape[:-1]), self.outscale)
+        kernel = weight(self, "kernel", init, shape).astype(self.dtype)
         bias = weight(self, "bias", nn.initializers.zeros, (self.depth,)).astype(self.dtype)
         convolve = convolution.convolve_own if self.routes.own_gradients else convolution.convolve
         x = x.astype(self.dtype)

@@ -48,12 +48,20 @@ class LSTM(nn.Module):
         cell = jax.nn.sigmoid(keep + 1.0) * cell + jax.nn.sigmoid(new) * jnp.tanh(fresh)
         return LSTMState(jax.nn.sigmoid(out) * jnp.tanh(cell), cell)
 
-    def unroll(self, state: LSTMState, projected: Array, first: Array) -> tuple[LSTMState, Array]:
-        """States after every step of `[B, T, 4U]`: the last one, and all hidden ones `[B, T, U]`."""
+    def unroll(
+        self, state: LSTMState, projected: Array, first: Array, restart: LSTMState | None = None
+    ) -> tuple[LSTMState, Array]:
+        """States after every step of `[B, T, 4U]`: the last one, and all hidden ones `[B, T, U]`.
+        Where `first` it starts from nothing, or from `restart [B, T, U]`."""
+        never = jnp.zeros(len(projected), bool)
 
-        def one(state: LSTMState, x: tuple[Array, Array]) -> tuple[LSTMState, Array]:
-            state = self.advance(state, *x)
+        def one(state: LSTMState, x: tuple[Array, Array, LSTMState | None]) -> tuple[LSTMState, Array]:
+            projected, first, restart = x
+            if restart is not None:
+                state = jax.tree.map(lambda new, old: jnp.where(first[:, None], new, old), restart, state)
+            state = self.advance(state, projected, first if restart is None else never)
             return state, state.hidden
 
-        state, hidden = jax.lax.scan(one, state, (projected.swapaxes(0, 1), first.swapaxes(0, 1)))
+        xs = jax.tree.map(lambda x: x.swapaxes(0, 1), (projected, first, restart))
+        state, hidden = jax.lax.scan(one, state, xs)
         return state, hidden.swapaxes(0, 1)

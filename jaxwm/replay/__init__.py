@@ -10,6 +10,7 @@ from jaxwm.replay.samplers import (
     mixed,
     online,
     prioritised,
+    recent,
     sample,
     sampler,
     starts,
@@ -17,5 +18,6 @@ from jaxwm.replay.samplers import (
 
 __all__ = [
     "AXES", "SHARED", "Ring", "Sampler", "across", "add", "all_pairs", "capacity", "cut", "extend", "gather",
-    "going_on", "init", "mixed", "oldest", "online", "prioritised", "sample", "sampler", "starts", "take", "update",
+    "going_on", "init", "mixed", "oldest", "online", "prioritised", "recent", "sample", "sampler", "starts", "take",
+    "update",
 ]  # fmt: skip

@@ -139,3 +139,46 @@ def starts(ring: Ring, key: Key, batch: int) -> Batch:
     drawn = jax.random.randint(key, (batch,), 0, jnp.maximum(count[-1], 1))
     row, env = jnp.divmod(jnp.searchsorted(count, drawn, side="right"), first.shape[1])
     return gather(ring, Index(rows[row], env), 1)
+
+
+def recent(
+    ring: Ring, key: Key, batch: int, length: int, shares: tuple[float, ...] = (0.1, 0.1, 0.1, 0.7), last: bool = False
+) -> Batch:
+    """Sequences `[batch, length]` by how recent their episodes are (Alonso et al. 2024).
+
+    The episodes in the ring, in the order in which they began, are cut into as many parts as there are `shares`, the
+    last of which takes what is left over. A part is drawn by its share, an episode of it uniformly, and a record of it
+    uniformly; with fewer episodes than parts any record. The sequence contains that record anywhere, or as its `last`.
+    It lies in the ring, and may cross ends of episodes."""
+    _check(ring, batch, length)
+    rows, num_envs, begin = capacity(ring), ring.data.reward.shape[1], oldest(ring)
+    row = begin + jnp.arange(rows)
+    first = (ring.data.is_first[row % rows] & (row < ring.rows)[:, None]).at[0].set(True)
+    rank, following = jnp.cumsum(first.ravel()), _next_first(first, row, ring.rows)
+    k_part, k_episode, k_record, k_any, k_place = jax.random.split(key, 5)
+
+    part = jax.random.choice(k_part, len(shares), (batch,), p=jnp.array(shares))
+    count, size = rank[-1], rank[-1] // len(shares)
+    held = jnp.where(part == len(shares) - 1, count - part * size, size)
+    episode = part * size + _below(k_episode, held)
+    place, env = jnp.divmod(jnp.searchsorted(rank, episode + 1), num_envs)
+    record = row[place] + _below(k_record, following[place, env] - row[place])
+
+    any_row, any_env = _uniform(ring, k_any, batch, 1)
+    few = count < len(shares)
+    record, env = jnp.where(few, any_row, record), jnp.where(few, any_env, env)
+    before = length - 1 if last else jax.random.randint(k_place, (batch,), 0, length)
+    start = jnp.clip(record - before, begin, jnp.maximum(begin, ring.rows - length))
+    return gather(ring, Index(start, env), length)
+
+
+def _next_first(first: Array, row: Array, end: Array) -> Array:
+    """The row in which the next episode of its environment begins, after each record; `end` where none does."""
+    at = jnp.where(first, row[:, None], end)
+    at = jnp.concatenate([at[1:], jnp.broadcast_to(end, (1, first.shape[1]))])
+    return jnp.minimum(jax.lax.cummin(at, axis=0, reverse=True), end)
+
+
+def _below(key: Key, most: Array) -> Array:
+    """Uniform whole numbers from 0 to below `most [B]`."""
+    return jnp.minimum((jax.random.uniform(key, most.shape) * most).astype(jnp.int32), jnp.maximum(most - 1, 0))

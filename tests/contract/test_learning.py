@@ -66,6 +66,14 @@ PROBES = [
              dream_from=256, model_batch=16, dream_batch=32, capacity=1000, model_lr=1e-2, policy_lr=1e-2),
         16, 0.95,
     ),
+    Probe(
+        "diamond", "my/Lit",
+        dict(channels=8, cond=16, passes=1, outcome_channels=8, outcome_cond=16, outcome_units=16, units=16, envs=8,
+             first_collect=80, collect=40, denoiser_updates=10, outcome_updates=20, policy_updates=20,
+             denoiser_batch=16, outcome_batch=16, policy_batch=32, horizon=2, dream_steps=4, capacity=1000,
+             denoiser_lr=1e-2, outcome_lr=1e-2, policy_lr=1e-2, warmup=0),
+        16, 0.95,
+    ),
     Probe("world-models", "my/Blinking", dict(real=True, bias=True, envs=32, population=8, rollouts=4, generations=12,
                                               random_steps=512, capacity=512, dream_length=8), 0, 6.0),
 ]  # fmt: skip
@@ -80,7 +88,9 @@ def world(name: str, num_envs: int):
     return TOYS[name](num_envs) if name in TOYS else envs.make(name, num_envs)
 
 
-SLOW = ("dreamer-v3", "muzero", "efficientzero", "world-models", "storm", "iris", "token-dyna", "pets", "sac")
+SLOW = (
+    "dreamer-v3", "muzero", "efficientzero", "world-models", "storm", "iris", "token-dyna", "diamond", "pets", "sac",
+)  # fmt: skip
 """They learn for half a minute each, most of it compiling, so in the slow suite. The own tests of Dreamer V3, PETS,
 STORM and token-dyna learn what is cheaper."""
 CASES = [pytest.param(p, id=p.name, marks=[pytest.mark.slow] * (p.name in SLOW)) for p in PROBES]

@@ -52,6 +52,7 @@ def preset_cases() -> list[Case]:
         "world-models": ATARI,
         "iris": ATARI,
         "token-dyna": ATARI,
+        "diamond": ATARI,
         "alphazero": example("pgx/TicTacToe"),
         "muzero": BOARD,
         "efficientzero": BOARD,
@@ -78,6 +79,9 @@ def preset_cases() -> list[Case]:
         ("ppo", "small"): Spec("own/CartPole", VECTOR, Discrete(2), 100),
         ("iris", "micro"): BOARD,
         ("token-dyna", "micro"): BOARD,
+        ("diamond", "micro"): BOARD,
+        ("diamond", "nano"): BOARD,
+        ("diamond", "catch"): Spec("own/Icon", jax.ShapeDtypeStruct((16, 16, 3), np.uint8), Discrete(3), 10),
         ("alphazero", "connect-four"): example("pgx/ConnectFour"),
     }
     return [

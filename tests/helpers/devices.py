@@ -223,6 +223,9 @@ TOKENS = dict(codes=6, code_width=4, depth=4, patch=2, frames=5, width=8, heads=
               imag_length=4, tokenizer_batch=16, model_batch=8, policy_batch=8, revive=0, dropout=0.1)  # fmt: skip
 BLOCKS = dict(patch=2, codes=6, frames=5, width=8, heads=2, layers=1, units=8, burn_in=2, imag_length=4, envs=8,
               rollout=3, model_batch=8)  # fmt: skip
+PAINT = dict(past=2, channels=4, sizes=2, doublings=0, blocks=1, cond=8, passes=2, outcome_channels=4, outcome_sizes=1,
+             outcome_blocks=1, outcome_cond=4, outcome_units=4, units=8, burn_in=2, horizon=3, dream_steps=4,
+             denoiser_batch=8, outcome_batch=8, policy_batch=8)  # fmt: skip
 SEARCH = dict(width=8, units=8, batch_size=8, reanalyse=0, optimizer="sgd", unroll=3, td_steps=2, depth=1)
 STORM = dict(stoch=3, classes=4, width=8, heads=2, hidden=8, units=8, depth=1, dropout=0.1, batch_size=8, dreams=8)
 STORM |= dict(batch_length=4, context=3, imag_length=3)
@@ -243,6 +246,9 @@ STEPS: dict[str, Any] = {  # name: system, preset, environment, settings, train 
     "frames": ("iris", "micro", Spec("test", PLANES, Discrete(3)), TOKENS, "policy"),
     "block": ("token-dyna", "micro", Spec("test", PLANES, Discrete(3)), BLOCKS, "model"),
     "real": ("token-dyna", "micro", Spec("test", PLANES, Discrete(3)), BLOCKS, "real"),
+    "painter": ("diamond", "micro", Spec("test", PLANES, Discrete(3)), PAINT, "denoiser"),
+    "outcome": ("diamond", "micro", Spec("test", PLANES, Discrete(3)), PAINT, "outcome"),
+    "lasting": ("diamond", "micro", Spec("test", PLANES, Discrete(3)), PAINT, "policy"),
     "alphazero": ("alphazero", "tictactoe", GAME, BOARDS, "all"),
     "muzero": ("muzero", "catch", Spec("test", VECTOR, Box(2)), SEARCH | dict(sampled=3), "learn"),
     "efficientzero": ("efficientzero", "catch", Spec("test", VECTOR, Discrete(3)), SEARCH | EXTRAS, "learn"),

@@ -39,6 +39,13 @@ TINY: dict[str, dict[str, Any]] = {
         envs=2, rollout=5, model_updates=2, dream_updates=2, model_from=10, dream_from=20, model_batch=2, dream_batch=2,
         capacity=200,
     ),
+    "diamond": dict(
+        past=2, channels=4, sizes=2, doublings=0, blocks=1, cond=8, passes=2, outcome_channels=4, outcome_sizes=1,
+        outcome_blocks=1, outcome_cond=4, outcome_units=4, units=8, burn_in=2, horizon=4, dream_steps=3, envs=2,
+        first_collect=20, first_denoiser_updates=0, first_outcome_updates=0, first_policy_updates=0, collect=10,
+        denoiser_updates=2, outcome_updates=2, policy_updates=2, denoiser_batch=2, outcome_batch=2, policy_batch=2,
+        capacity=200,
+    ),
     "alphazero": dict(
         simulations=4, match_simulations=4, blocks=0, channels=4, head=2, units=4, batch_size=4, batch_length=10,
         envs=4, capacity=400,

@@ -31,7 +31,8 @@ def found():
 
 STEPS = [
     "pets", "planet", "dreamer-v1", "dreamer-v2", "barlow", "vision", "memory", "alphazero", "muzero", "efficientzero",
-    "storm-model", "storm-behaviour", "tokenizer", "tokens", "frames", "block", "real", "sac", "ppo",
+    "storm-model", "storm-behaviour", "tokenizer", "tokens", "frames", "block", "real", "painter", "outcome", "lasting",
+    "sac", "ppo",
 ]  # fmt: skip
 
 

@@ -70,6 +70,27 @@ class Screen(gym.Env):
         return *self.reset()[:1], 0.0, False, False, {}
 
 
+def test_planes_are_drawn_as_coloured_rectangles():
+    planes = np.zeros((4, 3, 2), bool)
+    planes[0, 0, 0] = planes[3, 2, 1] = planes[3, 2, 0] = True
+    shape, draw = images.draw(planes.shape, 7)
+    image = draw(planes)
+    assert shape == image.shape == (7, 7, 3) and image.dtype == np.uint8
+    np.testing.assert_array_equal(image[:2, :3], np.broadcast_to(images.COLOURS[0], (2, 3, 3)))
+    np.testing.assert_array_equal(image[6:, 5:], np.broadcast_to(images.COLOURS[1], (1, 2, 3)))
+    assert not image[2:6].any()
+    np.testing.assert_array_equal(jax.jit(draw)(jnp.asarray(planes)), image)
+
+
+def test_catch_is_drawn_where_an_image_size_is_given():
+    plain, drawn = envs.make("gymnax/Catch-bsuite", 2), envs.make("gymnax/Catch-bsuite", 2, image_size=16)
+    assert drawn.spec.obs == jax.ShapeDtypeStruct((16, 16, 3), np.uint8)
+    cells = np.asarray(jax.jit(plain.reset)(jax.random.key(0))[1].obs)
+    image = np.asarray(jax.jit(drawn.reset)(jax.random.key(0))[1].obs)
+    rows, columns = np.arange(16) * 10 // 16, np.arange(16) * 5 // 16
+    np.testing.assert_array_equal(image.any(-1), cells[:, rows][:, :, columns, 0])
+
+
 def test_any_environment_of_gymnasium_may_be_fitted():
     env = envs.from_gymnasium(lambda seed: Screen(), 2, fit="pad")
     assert env.spec.obs["screen"].shape == (48, 64, 1)
