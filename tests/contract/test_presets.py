@@ -61,6 +61,8 @@ def preset_cases() -> list[Case]:
         "mbpo": example("gymnax/Pendulum-v1"),
         "grbal": example("continuous/Pendulum"),
         "mb-mpo": example("continuous/Pendulum"),
+        "tdmpc2": NUMBERS,
+        "simple": ATARI,
     }
     special = {
         ("muzero", "pendulum"): NUMBERS,
@@ -78,6 +80,8 @@ def preset_cases() -> list[Case]:
         ("ppo", "small"): Spec("own/CartPole", VECTOR, Discrete(2), 100),
         ("iris", "micro"): BOARD,
         ("token-dyna", "micro"): BOARD,
+        ("simple", "micro"): BOARD,
+        ("simple", "micro-deterministic"): BOARD,
         ("alphazero", "connect-four"): example("pgx/ConnectFour"),
     }
     return [
