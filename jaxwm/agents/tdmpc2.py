@@ -86,8 +86,8 @@ class Config:
     episodic: bool = False  # Predict ends; otherwise no state is an end in plans (targets always know it).
     discount_length: Positive = 5.0
     """The discount looks ahead as far as an episode's time limit over this number: 1 - 1 / (limit / number)."""
-    discount_least: Fraction = 0.95  # Bounds of the discount.
-    discount_most: Fraction = 0.995  # It is this where there is no time limit.
+    discount_least: Fraction = 0.95  # Least discount.
+    discount_most: Fraction = 0.995  # Greatest discount; also that without a time limit.
     entropy: Varies[Amount] = 1e-4  # Weight of the policy's entropy, next to values in units of their range.
     tau: Varies[Fraction] = 0.01  # Share of the value networks that goes into the slow ones with each update.
     lr: Varies[Positive] = 3e-4  # Learning rate.
@@ -99,8 +99,8 @@ class Config:
     policy_plans: int = 24  # Plans among the candidates that are the policy's.
     iterations: Count = 6  # Iterations of the planner; the official code takes 8 for 20 or more actions.
     temperature: Positive = 0.5  # Weight of a return in the exponent.
-    min_std: Amount = 0.05  # Bounds of the standard deviation of actions in a plan.
-    max_std: Positive = 2.0
+    min_std: Amount = 0.05  # Least standard deviation of actions in a plan.
+    max_std: Positive = 2.0  # The greatest one, with which the planner begins.
 
     def __post_init__(self):
         check_types(self)
