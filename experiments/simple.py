@@ -67,7 +67,7 @@ def windows(nets: Networks, records: Record) -> tuple[Array, Array, Array]:
          ~records.is_first[t])
         for t in range(count, len(frame))
     ]  # fmt: skip
-    frames, first, action, target, valid = (np.concatenate(x) for x in zip(*found, strict=True))
+    frames, first, action, target, valid = (jnp.asarray(np.concatenate(x)) for x in zip(*found, strict=True))
     return video.stacked(frames[valid], first[valid], count), action[valid], target[valid]
 
 

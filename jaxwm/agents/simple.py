@@ -387,7 +387,8 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
     def init(key: Key, hyper: Mapping[str, Any]) -> State:
         params, opt = nets.init(key), {}
         for one in tx.values():
-            opt |= one.init(params)
+            made: Any = one.init(params)
+            opt |= made
         return State(params, opt, optim.numbers(hyper), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
 
     def act(state: State, carry: Array, step: Step, key: Key, mode: str) -> Acted:

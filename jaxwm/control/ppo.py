@@ -116,7 +116,7 @@ def optimise(
         some = jax.tree.map(lambda x: x[chosen], rows)
         some = share.slice(some._replace(advantage=standardised(some.advantage, some.weight)))
         objective = lambda params: loss(network(params, some.obs, some.action), some, how, share)  # noqa: E731
-        now = rate(state) if callable(rate) else rate
+        now: Any = rate(state) if callable(rate) else rate
         state, _, metrics = gradient_step(state, objective, tx, now, part, share=share)
         return state, metrics
 
