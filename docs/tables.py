@@ -82,6 +82,8 @@ SYSTEMS = {
     "mbpo": System("MBPO", "vectors", "continuous", "mujoco/InvertedPendulum-v4"),
     "grbal": System("GrBAL", "vectors", "continuous", "continuous/Pendulum"),
     "mb-mpo": System("MB-MPO", "vectors", "continuous", "continuous/Pendulum"),
+    "tdmpc2": System("TD-MPC2", "images, vectors, planes", "continuous", "gymnax/Pendulum-v1"),
+    "simple": System("SimPLe", "images, planes", "discrete", "gymnax/Catch-bsuite"),
     "alphazero": System("AlphaZero", "boards", "discrete, masked", "pgx/ConnectFour"),
     "muzero": System("MuZero", "images, vectors, planes", "discrete, continuous", "gymnax/CartPole-v1"),
     "efficientzero": System("EfficientZero", "images, vectors, planes", "discrete, continuous", "gymnax/Catch-bsuite"),

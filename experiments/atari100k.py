@@ -3,7 +3,7 @@
 Expected: the published scores stand in the report beside ours (Dreamer V3 with 200 million parameters: boxing 82, krull
           8171, road_runner 19230). Not measured here yet: this needs a GPU.
 Command:  make atari100k ARGS="--games Boxing Krull RoadRunner --dtype bfloat16"
-          make atari100k ARGS="--agent storm --dtype bfloat16"   (storm, iris, diamond in published sizes; 26 games)
+          make atari100k ARGS="--agent storm --dtype bfloat16"   (storm, iris, diamond, simple in published sizes)
           make atari100k-small   (five games with a model for two CPU cores, preset small: hours a game)
           make atari100k-smoke   (two games with a tiny model: minutes on two CPU cores, scores of no worth)
 

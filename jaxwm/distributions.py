@@ -27,7 +27,12 @@ def symexp(x: Array) -> Array:
 
 def symexp_bins(count: int) -> Array:
     """`count` bins at symexp(linspace(-20, 20)), float32 `[count]`, exactly symmetric around zero."""
-    half = symexp(jnp.linspace(-20.0, 0.0, (count + 1) // 2, dtype=jnp.float32))
+    return symexp(even_bins(count, 20.0))
+
+
+def even_bins(count: int, most: float) -> Array:
+    """`count` bins from -most to most at equal distances, float32 `[count]`, exactly symmetric around zero."""
+    half = jnp.linspace(-most, 0.0, (count + 1) // 2, dtype=jnp.float32)
     return jnp.concatenate([half, -half[: count // 2][::-1]])
 
 
@@ -59,6 +64,22 @@ class TwoHot(NamedTuple):
         logits = self.logits.astype(jnp.float32)
         target = sg(target)
         return target.sum(-1) * jax.nn.logsumexp(logits, -1) - (target * logits).sum(-1)
+
+
+class SymlogTwoHot(NamedTuple):
+    """A scalar predicted as a softmax over bins that lie evenly in symlog space (Hansen et al. 2024, section 3).
+    Its mean is taken there too; that of `TwoHot` with `symexp_bins` is taken in the space of the scalar."""
+
+    logits: Array  # [..., K]
+    bins: Array  # [K], in symlog space
+
+    def mean(self) -> Array:
+        """symexp of the mean bin, `[...]`."""
+        return symexp(TwoHot(self.logits, self.bins).mean())
+
+    def loss(self, value: Array) -> Array:
+        """Cross-entropy `[...]` against `value [...]`, spread over its two nearest bins."""
+        return TwoHot(self.logits, self.bins).loss(twohot(symlog(value), self.bins))
 
 
 class OneHot(NamedTuple):

@@ -22,7 +22,7 @@ Score = Callable[[Array, Key], Array]
 
 class Memory(NamedTuple):
     """What a plan leaves for the next step: the mean `[H, A]` to start from; for iCEM also elites `[K', H, A]`, of
-    which there are none (`have` False) at first."""
+    which there are none (`have` False) at first. For MPPI `kept` are sequences of the caller's, which it forgets."""
 
     mean: Array
     kept: Any = None
@@ -137,29 +137,43 @@ def icem(
 def mppi(
     size: int, horizon: int, candidates: int = 512, elites: int = 64, iterations: int = 6, temperature: float = 0.5,
     max_std: float = 2.0, min_std: float = 0.05, adapt: bool = True,
+    returns: Literal["mean", "elite", "noisy"] = "mean",
 ) -> Planner:  # fmt: skip
     """Model-predictive path integral control, in the form and with the defaults of TD-MPC2 (Hansen et al. 2024).
     Every iteration moves mean and standard deviation to those of the elites weighted by `path_weights`; sequences are
-    normals clipped to [-1, 1] with standard deviations from `min_std` to `max_std`, at first the latter. The action is
-    the first of the final mean. With `adapt` off, all candidates as elites and one iteration this is MPPI of Williams
-    et al. (2017) with lambda = 1 / temperature and without a price of control.
+    normals clipped to [-1, 1] with standard deviations from `min_std` to `max_std`, at first the latter. Sequences in
+    `Memory.kept`, such as those of a policy, are candidates of every iteration, in place of as many that are drawn. The
+    action is the first of the final mean, or of an elite drawn by its weight, which is what TD-MPC2 does; "noisy" adds
+    noise of the final standard deviation, to explore. With `adapt` off, all candidates as elites and one iteration this
+    is MPPI of Williams et al. (2017) with lambda = 1 / temperature and without a price of control.
     Raises ValueError for a setting out of range."""
     _check(size, horizon, candidates, elites, iterations, min_std, max_std)
     check_number("temperature", temperature, above=0)
+    check_choice("returns", returns, ("mean", "elite", "noisy"))
 
     def plan(score: Score, memory: Memory, key: Key) -> tuple[Memory, Array]:
-        def improve(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-            mean, std = carry
+        kept = jnp.zeros((0, horizon, size)) if memory.kept is None else memory.kept
+        shape = candidates - len(kept), horizon, size
+
+        def improve(i: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
+            mean, std, *_ = carry
             k_draw, k_score = jax.random.split(jax.random.fold_in(key, i))
-            tried = jnp.clip(mean + std * jax.random.normal(k_draw, (candidates, *mean.shape)), -1.0, 1.0)
+            drawn = jnp.clip(mean + std * jax.random.normal(k_draw, shape), -1.0, 1.0)
+            tried = jnp.concatenate([kept, drawn])
             value, elite = _best(score(tried, k_score), tried, elites)
             weight = path_weights(value, temperature)
             mean = jnp.einsum("k,kha->ha", weight, elite)
             spread = jnp.sqrt(jnp.einsum("k,kha->ha", weight, jnp.square(elite - mean)))
-            return mean, jnp.clip(spread, min_std, max_std) if adapt else std
+            return mean, jnp.clip(spread, min_std, max_std) if adapt else std, elite[:, 0], weight
 
-        mean, _ = jax.lax.fori_loop(0, iterations, improve, (memory.mean, jnp.full_like(memory.mean, max_std)))
-        return memory._replace(mean=_shift(mean, jnp.zeros_like(mean[:1]))), mean[0]
+        begin = memory.mean, jnp.full_like(memory.mean, max_std), jnp.zeros((elites, size)), jnp.zeros(elites)
+        mean, std, firsts, weight = jax.lax.fori_loop(0, iterations, improve, begin)
+        action, (k_elite, k_noise) = mean[0], jax.random.split(jax.random.fold_in(key, iterations))
+        if returns != "mean":
+            action = firsts[jax.random.categorical(k_elite, jnp.log(weight))]
+        if returns == "noisy":
+            action = jnp.clip(action + std[0] * jax.random.normal(k_noise, action.shape), -1.0, 1.0)
+        return memory._replace(mean=_shift(mean, jnp.zeros_like(mean[:1])), kept=None), action
 
     return Planner(lambda: Memory(jnp.zeros((horizon, size))), plan)
 

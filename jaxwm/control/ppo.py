@@ -102,12 +102,12 @@ Network = Callable[[PyTree, PyTree, Array], Outputs]
 
 
 def optimise(
-    network: Network, state: Any, rows: Rows, how: Settings, tx: optax.GradientTransformation, rate: Callable | Array,
+    network: Network, state: Any, rows: Rows, how: Settings, tx: optax.GradientTransformation, rate: Any,
     key: Key, part: str | tuple[str, ...] | None = None, share: Share = ALONE,
 ) -> tuple[Any, Metrics]:  # fmt: skip
     """Pass over all rows `[R, ...]` several times in minibatches, drawn anew in each (algorithm 1, line 6).
-    `rate` is the learning rate, or a function of the state; R must be a multiple of `minibatches`, and a minibatch one
-    of the devices. `rows` are those of all devices. Returns the state and means of the metrics."""
+    `rate` is the learning rate, one per component, or a function of the state; R must be a multiple of `minibatches`,
+    and a minibatch one of the devices. `rows` are those of all devices. Returns the state and means of the metrics."""
     count, many = len(rows.log_prob), how.minibatches
     if count % many:
         raise ValueError(f"{count} rows cannot be split into {many} minibatches: set --minibatches to a divisor")
@@ -116,7 +116,7 @@ def optimise(
         some = jax.tree.map(lambda x: x[chosen], rows)
         some = share.slice(some._replace(advantage=standardised(some.advantage, some.weight)))
         objective = lambda params: loss(network(params, some.obs, some.action), some, how, share)  # noqa: E731
-        now = rate(state) if callable(rate) else rate
+        now: Any = rate(state) if callable(rate) else rate
         state, _, metrics = gradient_step(state, objective, tx, now, part, share=share)
         return state, metrics
 

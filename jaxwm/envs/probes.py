@@ -3,7 +3,7 @@
 An agent that cannot solve one of them has a bug, and the probe says where: ConstantReward tests the value head's
 offset, ObsReward the path from observation to value, TwoStepDiscount bootstrapping and the discount, ActionReward the
 policy gradient, ContinuousTarget the same for a Box, Recall the recurrent state, MultiSensor the encoders and the
-factorised action.
+factorised action, Bounce whether a model of frames keeps two futures apart.
 
 Below, r_t is the reward in the `Step` that follows action a_t, V* the optimal value and gamma the discount."""
 
@@ -129,6 +129,50 @@ def multi_sensor(num_envs: int = 1) -> Env:
     return from_functions(Spec("probe/MultiSensor", sensors, MultiDiscrete((2, 3)), 1), reset, step, num_envs)
 
 
+SIDE, LEDGE = 8, 3  # of Bounce: rows and columns of the field, and the row in which the ball bounces
+
+
+def bounce(num_envs: int = 1, *, cells: bool = False) -> Env:
+    """Catch a ball that bounces to the left or to the right, one half each: two futures that no model may average.
+    A ball falls from row 0 of a field of 8 x 8, one row per step, in a column that is drawn at reset. In row 3 it
+    bounces and falls on diagonally, away from the walls that it meets. The player, three cells wide in row 7, starts
+    below the ball and moves by one column: Discrete(3) is left, stay, right. When the ball is in row 7 after seven
+    steps, r_6 = 1 where the player touches it and -1 elsewhere, end; all other rewards are 0.
+    obs is an image, uint8 `[16, 16, 1]`, 2 x 2 pixels per cell (ball 255, player 128), or with `cells` bool
+    `[8, 8, 2]`, planes of ball and player. V* = gamma^6 at the start, for who follows the ball; random actions return
+    about -0.3. The side of the bounce shows one step after the ball was in row 3; the direction of the ball takes two
+    frames to see."""
+    place = jnp.arange(SIDE)
+
+    def show(state: PyTree) -> Array:
+        row, column, _, player = state
+        ball = (place[:, None] == row) & (place == column)
+        hand = (place[:, None] == SIDE - 1) & (jnp.abs(place - player) <= 1)
+        if cells:
+            return jnp.stack([ball, hand], -1)
+        grey = jnp.where(ball, jnp.uint8(255), jnp.where(hand, jnp.uint8(128), jnp.uint8(0)))
+        return grey.repeat(2, 0).repeat(2, 1)[..., None]
+
+    def reset(key: Key) -> tuple[PyTree, Array]:
+        column = jax.random.randint(key, (), 0, SIDE)
+        state = jnp.int32(0), column, jnp.int32(0), jnp.clip(column, 1, SIDE - 2)
+        return state, show(state)
+
+    def step(key: Key, state: PyTree, action: Array) -> tuple[Any, ...]:
+        row, column, aside, player = state
+        aside = jnp.where(row == LEDGE, jax.random.rademacher(key, (), jnp.int32), aside)
+        aside = jnp.where((column + aside < 0) | (column + aside >= SIDE), -aside, aside)
+        player = jnp.clip(player + action - 1, 1, SIDE - 2)
+        state = row + 1, column + aside, aside, player
+        end = row + 1 == SIDE - 1
+        caught = jnp.where(jnp.abs(column + aside - player) <= 1, 1, -1)
+        return state, show(state), end * caught, end, False
+
+    shape, dtype = ((SIDE, SIDE, 2), jnp.bool_) if cells else ((2 * SIDE, 2 * SIDE, 1), jnp.uint8)
+    obs = jax.ShapeDtypeStruct(shape, dtype)
+    return from_functions(Spec("probe/Bounce", obs, Discrete(3), SIDE - 1), reset, step, num_envs)
+
+
 PROBES = {
     "ConstantReward": constant_reward,
     "ObsReward": obs_reward,
@@ -137,4 +181,5 @@ PROBES = {
     "ContinuousTarget": continuous_target,
     "Recall": recall,
     "MultiSensor": multi_sensor,
+    "Bounce": bounce,
 }

@@ -30,8 +30,8 @@ def picture(obs: Any, who: str) -> tuple[str, jax.ShapeDtypeStruct]:
     name, spec = next(iter(found.items()))
     if len(found) > 1 or spec.dtype not in (jnp.uint8, jnp.bool_) or len(spec.shape) != 3:
         raise ValueError(
-            f"{who} cuts one picture into tokens, an image (uint8 [H, W, C]) or 0/1 planes (bool [H, W, C]), and the "
-            f"observation is {obs}: take dreamer-v3 for other sensors"
+            f"{who} sees one picture, an image (uint8 [H, W, C]) or 0/1 planes (bool [H, W, C]), and the observation "
+            f"is {obs}: take dreamer-v3 for other sensors"
         )
     return name, spec
 

@@ -62,6 +62,8 @@ def preset_cases() -> list[Case]:
         "mbpo": example("gymnax/Pendulum-v1"),
         "grbal": example("continuous/Pendulum"),
         "mb-mpo": example("continuous/Pendulum"),
+        "tdmpc2": NUMBERS,
+        "simple": ATARI,
     }
     special = {
         ("muzero", "pendulum"): NUMBERS,
@@ -82,6 +84,8 @@ def preset_cases() -> list[Case]:
         ("diamond", "micro"): BOARD,
         ("diamond", "nano"): BOARD,
         ("diamond", "catch"): Spec("own/Icon", jax.ShapeDtypeStruct((16, 16, 3), np.uint8), Discrete(3), 10),
+        ("simple", "micro"): BOARD,
+        ("simple", "micro-deterministic"): BOARD,
         ("alphazero", "connect-four"): example("pgx/ConnectFour"),
     }
     return [

@@ -44,6 +44,7 @@ WORLDS = [
     World("tabular/Taxi", rewards=(-10, -1, 0, 20), ends=False),
     World("probe/Recall", {"delay": 2}, rewards=(0, 1), kind="end"),
     World("probe/MultiSensor", rewards=(0, 0.5, 1), kind="end"),
+    World("probe/Bounce", rewards=(-1, 0, 1), kind="end"),
     World("continuous/CartPole", {"max_steps": 12}, rewards=(0, 1)),
     World("pgx/TicTacToe", rewards=(-1, 0, 1), kind="end"),
     World("pgx/ConnectFour", {"opponent": "random"}, rewards=(-1, 0, 1), steps=50),

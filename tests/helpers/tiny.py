@@ -70,6 +70,15 @@ TINY: dict[str, dict[str, Any]] = {
         networks=2, model_layers=1, model_units=8, model_batch=8, epochs=1.0, units=8, layers=1, tasks=2, paths=8,
         horizon=6, meta_steps=2, prefill=20, trial=10, envs=2, capacity=200,
     ),
+    "tdmpc2": dict(
+        latent=16, enc_units=8, units=8, values=3, bins=11, envs=2, batch_size=8, prefill=20, first_updates=4,
+        capacity=200, candidates=8, elites=4, policy_plans=2, iterations=2,
+    ),
+    "simple": dict(
+        depth=4, levels=1, bits=4, chunk=2, lstm_units=4, units=8, dreams=4, imag_length=4, minibatches=2, epochs=2,
+        envs=2, collect=20, first_model_updates=3, model_updates=2, policy_updates=2, model_batch=2, targets=2,
+        capacity=200,
+    ),
     "shooting": dict(units=8, candidates=8, plan_horizon=3, batch_size=4, envs=2, prefill=20, capacity=200),
 }  # fmt: skip
 """Settings over those of a system's default preset."""
@@ -86,6 +95,7 @@ WORLDS: dict[str, Callable[[int], Env]] = {
     "mbpo": _pendulum,
     "grbal": lambda num_envs: envs.make("continuous/Pendulum", num_envs, max_steps=10, flip=0.5),
     "mb-mpo": lambda num_envs: envs.make("continuous/Pendulum", num_envs, max_steps=10),
+    "tdmpc2": _pendulum,
     "shooting": _pendulum,  # the system of docs/adding_a_system.md
     "world-models": blinking,  # its own example, TakeCover, starts a game engine for each environment
     "dyna-q": lambda num_envs: envs.make("tabular/Taxi", num_envs),  # every step has a reward

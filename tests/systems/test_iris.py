@@ -348,7 +348,7 @@ def test_the_published_order_and_sizes():
 
 
 def test_what_does_not_fit_is_one_clear_line():
-    with pytest.raises(ValueError, match=r"cuts one picture into tokens.*take dreamer-v3"):
+    with pytest.raises(ValueError, match=r"sees one picture.*take dreamer-v3"):
         agents.make("iris", Spec("my/Vector", jax.ShapeDtypeStruct((4,), np.float32), Discrete(2)))
     with pytest.raises(ValueError, match="the policy halves images four times"):
         agents.make("iris", Spec("my/Icon", jax.ShapeDtypeStruct((8, 8, 3), np.uint8), Discrete(2)))

@@ -155,7 +155,7 @@ def test_real_play_as_experience():
 
 
 def test_what_does_not_fit_is_one_clear_line():
-    with pytest.raises(ValueError, match="token-dyna cuts one picture into tokens"):
+    with pytest.raises(ValueError, match="token-dyna sees one picture"):
         agents.make("token-dyna", Spec("my/Vector", jax.ShapeDtypeStruct((4,), np.float32), Discrete(2)))
     with pytest.raises(ValueError, match=r"context \+ imag_length - 2 must be at most frames, 4"):
         agents.settings("token-dyna", "micro", context=2, imag_length=5)

@@ -318,6 +318,31 @@ def test_probe_multi_sensor():
     assert set(half.reward[1]) == {0.5, 1.0}
 
 
+def test_probe_bounce():
+    """The ball falls straight to row 3 and bounces to either side; who follows it catches it, whichever side it takes;
+    who guesses the side does not."""
+
+    def follow(t: int, obs: np.ndarray) -> np.ndarray:
+        ball, hand = obs[..., 0].any(1).argmax(-1), obs[:, 7, :, 1]
+        place = (hand * np.arange(8)).sum(-1) / hand.sum(-1)
+        return 1 + np.sign(ball - place).astype(np.int32)
+
+    left = lambda t, obs: np.zeros(len(obs), np.int32)  # noqa: E731
+    stay = lambda t, obs: np.ones(len(obs), np.int32)  # noqa: E731
+    out, guessed = episode("probe/Bounce", follow, left, length=7, num_envs=256, cells=True)
+    assert (out.reward[-1] == 1).all() and not out.reward[:-1].any()
+    assert set(guessed.reward[-1]) == {-1.0, 1.0} and -0.6 < guessed.reward[-1].mean() < 0.6
+    column = out.obs[..., 0].any(2).argmax(-1)  # [8, N]
+    np.testing.assert_array_equal(out.obs[..., 0].any(3).argmax(-1), np.arange(8)[:, None] + 0 * column)
+    assert (column[:4] == column[0]).all() and (np.abs(np.diff(column[3:], axis=0)) == 1).all()
+    inside = (column[3] > 0) & (column[3] < 7)
+    assert 0.4 < (column[4] > column[3])[inside].mean() < 0.6
+    (image,), (cells,) = (episode("probe/Bounce", stay, length=7, cells=cells) for cells in (False, True))
+    assert image.obs.shape == (8, 64, 16, 16, 1) and set(np.unique(image.obs)) == {0, 128, 255}
+    for rows in (slice(0, None, 2), slice(1, None, 2)):
+        np.testing.assert_array_equal(image.obs[:, :, rows, rows, 0] == 255, cells.obs[..., 0])
+
+
 # --- envpool ------------------------------------------------------------------------------------------------------
 
 
