@@ -68,3 +68,8 @@ def result(step: Step) -> str:
     if reward == 0:
         return "a draw"
     return f"the {('first', 'second')[mover if reward > 0 else 1 - mover]} player wins"
+
+
+def move(board: Board, action: int) -> str:
+    """A move by name; on these boards it does not depend on the position."""
+    return play.move_name(board.task, action, None)  # type: ignore[arg-type]

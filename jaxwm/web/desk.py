@@ -3,8 +3,10 @@
 All visitors who play with the same member share a desk; what belongs to one visitor is a `session.Session`. Arrays have
 a batch of one: `[1, ...]`, and `[1, L, ...]` in a context."""
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +17,7 @@ from jaxwm import spaces
 from jaxwm.nets.sensors import sensors
 from jaxwm.studio import episodes, names, paper, pictures
 from jaxwm.studio.episodes import Player
+from jaxwm.training import quick
 from jaxwm.training.life import ACT, ENV, stream
 from jaxwm.training.program import kept
 from jaxwm.types import Box, Discrete, Dream, Key, Mode, Record, Step
@@ -24,6 +27,7 @@ CONTEXT = 8  # records that the model sees before a dream
 HORIZONS = (16, 64)  # lengths of the dreams that are compiled: a short one answers faster
 QUICK = 0.06  # seconds; a policy that needs longer is asked only where it plays
 SIZE, MOST_NUMBERS = 160, 12  # pixels of a frame, about; numbers of an observation that are shown
+DOUBTERS = 8  # dreams whose spread is the uncertainty
 DRAWS = 32  # actions of the exploring policy from which its probabilities are counted
 
 
@@ -50,8 +54,9 @@ class Desk:
         self.painter = boards.painter(self.board) if self.board else pictures.painter(self.spec, SIZE)
         self.start, self.advance, self.close = episodes.single(self.env)
         self.quick, self.horizons = True, HORIZONS
-        self._act = jax.jit(self._choose, static_argnums=4)
-        self._imagine = jax.jit(self._roll, static_argnums=4)
+        soon = quick.options()  # visitors wait for the compiler once, and rarely play for long
+        self._act = jax.jit(self._choose, static_argnums=4, compiler_options=soon)
+        self._imagine = jax.jit(self._roll, static_argnums=4, compiler_options=soon)
         self._others: dict[str, Any] = {}
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
@@ -71,41 +76,42 @@ class Desk:
         return self.agent.imagine is not None
 
     def warm(self, say: Callable[[str], None] = lambda text: None) -> None:
-        """Compile everything, and measure: how long the policy thinks, and which dreams agree with the longest one."""
+        """Compile everything, two programs at a time, and measure: how long the policy thinks, and which dreams agree
+        with the longest one."""
         say("the environment")
-        handle, step = self.start(stream(self.key, ENV))
-        memory = self.agent.reset(self.player.state, 1)
-        thought = self._warm_policy(memory, step, say)
-        record = self.record(step, thought)
-        self.advance(handle, jnp.asarray(record.action))
+        state, key = self.player.state, self.key
+        handle, step = self.start(stream(key, ENV))
+        memory = self.agent.reset(state, 1)
+        policy = jax.eval_shape(lambda state, memory, step: self._choose(state, memory, step, key, "greedy"), state, memory, step)
+        _, action, extras, _ = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), policy)
+        record = self.record(step, Thought(memory, action, extras, None, None))
+        jobs: dict[str, Callable[[], Any]] = {"the policy": lambda: self.think(state, memory, step, key, "greedy")}
+        for horizon in HORIZONS if self.dreams else ():
+            jobs[f"dreams of {horizon} steps"] = lambda h=horizon: self._try(self.context([record]), h)
+        found = _side_by_side(jobs, say)
+        self.advance(handle, jnp.asarray(action))
         self.close(handle)
+        self._measure(memory, step)
         if self.dreams:
-            self._warm_dreams(self.context([record]), say)
+            dreams = [found[f"dreams of {horizon} steps"] for horizon in HORIZONS]
+            self.horizons = tuple(h for h, dream in zip(HORIZONS, dreams, strict=True) if _begins(dreams[-1], dream))
 
-    def _warm_policy(self, memory: Any, step: Step, say: Callable[[str], None]) -> Thought:
-        for mode in ("greedy", "explore"):
-            say(f"the policy, {mode}")
-            thought = self.think(self.player.state, memory, step, self.key, mode)
+    def _try(self, context: Record, horizon: int) -> Dream:
+        actions = np.repeat(context.action[:, -1:], horizon, 1)
+        return self._roll_out(self.player.state, context, actions, self.key, horizon)
+
+    def explores(self) -> None:
+        """Compile the exploring policy, for whoever asks for it."""
+        handle, step = self.start(stream(self.key, ENV))
+        self.think(self.player.state, self.agent.reset(self.player.state, 1), step, self.key, "explore")
+        self.close(handle)
+
+    def _measure(self, memory: Any, step: Step) -> None:
         began = time.perf_counter()
         self.think(self.player.state, memory, step, self.key, "greedy")
         self.quick = time.perf_counter() - began < QUICK
         if not self.quick:  # while a visitor plays it is not asked, but its memory must see
-            say("the policy, random")
             self.think(self.player.state, memory, step, self.key, "random")
-        return thought
-
-    def _warm_dreams(self, context: Record, say: Callable[[str], None]) -> None:
-        found = {}
-        for horizon in HORIZONS:
-            say(f"dreams of {horizon} steps")
-            actions = np.repeat(context.action[:, -1:], horizon, 1)
-            found[horizon] = self._roll_out(self.player.state, context, actions, self.key, horizon)
-        first, whole = HORIZONS[0], found[HORIZONS[-1]]
-        alike = lambda short: all(  # noqa: E731
-            np.allclose(a[:, :first].astype(float), b[:, :first].astype(float), atol=1e-4)
-            for a, b in zip(jax.tree.leaves(short._replace(latent=())), jax.tree.leaves(whole._replace(latent=())), strict=True)
-        )
-        self.horizons = tuple(horizon for horizon in HORIZONS if alike(found[horizon]))
 
     # --- Policy -----------------------------------------------------------------------------------------------------
     def think(self, state: Any, memory: Any, step: Step, key: Key, mode: Mode) -> Thought:
@@ -158,6 +164,23 @@ class Desk:
         last = np.concatenate([context.action[:, :-1], filled[:, :1]], 1)
         found = self._roll_out(state, context._replace(action=last), filled, key, horizon)
         return jax.tree.map(lambda x: x[:, :count], found)
+
+    def doubt(self, state: Any, context: Record, actions: Sequence[np.ndarray], key: Key) -> float | None:
+        """How far `DOUBTERS` dreams are apart after the actions: the mean over an observation's entries (of images over
+        255) of their standard deviation. None where nothing is shown."""
+        horizon = next(h for h in self.horizons if h >= len(actions))
+        filled = np.stack([*actions, *[actions[-1]] * (horizon - len(actions))], 1)
+
+        def apart(state: Any, context: Record, actions: Any, key: Key, last: Any) -> Any:
+            many = jax.vmap(lambda key: self._roll(state, context, actions, key, horizon))(jax.random.split(key, DOUBTERS))
+            shown = sensors(many.obs) if many.obs is not None else {}
+            scale = lambda x: 255.0 if x.dtype == jnp.uint8 else 1.0  # noqa: E731
+            each = [(x[:, 0, last] / scale(x)).std(0).mean() for x in shown.values()]
+            return jnp.stack(each).mean() if each else jnp.nan
+
+        program = self.once(f"doubt {horizon}", lambda: jax.jit(apart))
+        found = float(program(state, context, filled, key, len(actions) - 1))
+        return None if np.isnan(found) else found
 
     def _roll(self, state: Any, context: Record, actions: Any, key: Key, horizon: int) -> Dream:
         return self.agent.imagine(state, context, actions, key, horizon)._replace(latent=())  # type: ignore[misc]
@@ -232,3 +255,24 @@ class Desk:
             "legend": self.legend, "context": CONTEXT, "horizon": self.horizons[-1],
             "temperature": float(hyper["temperature"]) if "temperature" in hyper and self.dreams else None,
         }  # fmt: skip
+
+
+def _side_by_side(jobs: dict[str, Callable[[], Any]], say: Callable[[str], None]) -> dict[str, Any]:
+    """Results of jobs by name, two of them at a time: XLA compiles without Python's lock."""
+    found: dict[str, Any] = {}
+    begun = itertools.count(1)
+
+    def run(name: str) -> None:
+        say(f"{name} ({next(begun)} of {len(jobs)})")
+        found[name] = jobs[name]()
+
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(run, name) for name in jobs]:
+            done.result()
+    return found
+
+
+def _begins(long: Dream, short: Dream) -> bool:
+    """Whether a dream is how a longer one begins, but for rounding."""
+    pairs = zip(jax.tree.leaves(short._replace(latent=())), jax.tree.leaves(long._replace(latent=())), strict=True)
+    return all(np.allclose(a.astype(float), b[:, : a.shape[1]].astype(float), atol=1e-4) for a, b in pairs)

@@ -127,13 +127,13 @@ class Maze:
         }  # fmt: skip
 
     def plan(self) -> list[int]:
-        """The way that the agent would go from the start: cells, through the model alone."""
+        """The way that the agent would go from the start: cells, through the model alone, as far as it expects anything."""
         state = jax.device_get((self.turned.state.params["q"], self.turned.state.memory))
         (q, memory), row = state, STARTS[self.task]
         cell, way = row[0] * COLUMNS + row[1], []
-        for _ in range(ROWS * COLUMNS):
+        while int(cell) not in way:
             way.append(int(cell))
-            if not memory.known[cell].any() or cell == GOAL[0] * COLUMNS + GOAL[1]:
+            if not q[cell].any() or cell == GOAL[0] * COLUMNS + GOAL[1]:
                 break
             cell = memory.model.state[cell, int(np.where(memory.known[cell], q[cell], -np.inf).argmax())]
         return way

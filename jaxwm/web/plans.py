@@ -9,6 +9,7 @@ from jaxwm.control import search
 from jaxwm.run.json_files import finite
 from jaxwm.studio import names, pictures
 from jaxwm.types import Discrete
+from jaxwm.web import boards
 from jaxwm.web.desk import Desk
 from jaxwm.web.session import Session, png
 
@@ -60,6 +61,8 @@ def look(session: Session, branch: str, t: int) -> dict[str, Any]:
 
 def _named(desk: Desk, action: int) -> str:
     space = desk.spec.action
+    if desk.board:
+        return boards.move(desk.board, action)
     return names.action(desk.spec, action) if isinstance(space, Discrete) and action < space.n else f"option {action + 1}"
 
 

@@ -16,6 +16,7 @@ from jaxwm.web.session import heated, png
 
 CONTEXT, HORIZON, WINDOWS, DREAMS = 8, 32, 32, 16
 CELL, WORST = 64, 6  # pixels of a dream among others; windows that are shown as the worst
+GAP, GROUND = 4, (26, 26, 30)  # between dreams, and the colour there
 
 
 class Played(NamedTuple):
@@ -103,9 +104,20 @@ def _sheets(played: Played, dream: Any, moment: int, context: int) -> list[str]:
         real = painter.paint(jax.tree.map(lambda x, t=t: x[moment, context + t], played.window.obs))
         real = real if played.valid[moment, t] else paper.note(real.shape, "over")
         dreams = [painter.paint(jax.tree.map(lambda x, b=b, t=t: x[b, t], dream.obs)) for b in range(DREAMS)]
-        first, second = (paper.row([paper.framed(x, paper.ORANGE, 2) for x in half], 4) for half in (dreams[:8], dreams[8:]))
-        both = paper.stack([first, second], 4)
-        sheets.append(png(paper.row([paper.framed(real, paper.GREY, 2), both], 16)))
+        sheets.append(png(_mosaic(real, dreams)))
     return sheets
 
 
+
+
+def _mosaic(real: np.ndarray, dreams: list[np.ndarray]) -> np.ndarray:
+    """The truth, and the dreams in two rows to the right of it, on the ground of the pictures."""
+    framed = [paper.framed(real, paper.GREY, 2), *(paper.framed(x, paper.ORANGE, 2) for x in dreams)]
+    height, width = framed[0].shape[:2]
+    half = len(dreams) // 2
+    out = np.full((2 * height + 3 * GAP, (half + 1) * (width + GAP) + 3 * GAP, 3), GROUND, np.uint8)
+    for i, picture in enumerate(framed):
+        row, column = divmod(i - 1, half) if i else (0, -1)
+        y, x = GAP + row * (height + GAP), GAP + (column + 1) * (width + GAP) + (2 * GAP if i else 0)
+        out[y : y + height, x : x + width] = picture
+    return out

@@ -17,9 +17,9 @@ from jaxwm.run.json_files import finite
 from jaxwm.run.plan import Plan
 
 PICTURES = ("*.png", "*.gif", "dreams/*.png", "dreams/*.gif", "report/*.png")
-PACES = ("env_steps", "updates", "seconds")
 ALIVE = 90.0  # seconds after its last row that a run counts as running
-MOST_POINTS = 400
+NO_SETTINGS = ("jaxwm", "sharing", "log")
+"""Entries of a configuration that say nothing about learning."""
 
 
 class Shelf:
@@ -84,18 +84,17 @@ class Shelf:
         """A metric of some runs: `steps [K]` and `values [K][M]`, None where a member has none."""
         chosen = self._chosen(labels)
         if metric == "return":
-            series = curves.learning_curves(chosen) if chosen else []
+            series = [curve for s in chosen for curve in curves.learning_curves([s])]
         else:
             series = [curves.metric_curve(s, metric) for s in chosen]
         out = [dict(label=s.label, unit=s.unit, steps=s.steps.tolist(), values=s.values.tolist()) for s in series if len(s.steps)]
         return finite(out)
 
     def differences(self, labels: Sequence[str]) -> dict[str, list[Any]]:
-        """The settings in which some runs differ: name -> the value of each, as text."""
+        """The settings that some runs share and in which they differ: name -> the value of each, as text."""
         flat = [story.flatten(s.config) for s in self._chosen(labels)]
-        skip = {"jaxwm", "created", "command", "versions"}
-        names = dict.fromkeys(name for entries in flat for name in entries if name.split(".")[0] not in skip)
-        rows = {name: [str(entries.get(name, "")) for entries in flat] for name in names}
+        shared = [name for name in flat[0] if all(name in entries for entries in flat)] if flat else []
+        rows = {name.removeprefix("settings."): [str(entries[name]) for entries in flat] for name in shared if name not in NO_SETTINGS}
         return {name: values for name, values in rows.items() if len(set(values)) > 1}
 
     def pictures(self, label: str) -> list[str]:

@@ -46,7 +46,9 @@ def build(studio: Studio, token: str = "") -> Any:
     @contextlib.asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
         app.state.threads = anyio.CapacityLimiter(max(2, os.cpu_count() or 2))
+        ready = asyncio.create_task(aside(lambda: Maze(0).advance(1, 1, 0.1)))  # compiles, so that no visitor waits
         yield
+        await ready
         studio.close()
 
     app = FastAPI(lifespan=life, docs_url=None, redoc_url=None, openapi_url=None)
@@ -175,7 +177,7 @@ def answer(studio: Studio, session: Session, message: dict[str, Any]) -> dict[st
         branch, ticks = session.dream_here(str(message.get("branch")), message.get("t"))  # type: ignore[arg-type]
         return {"kind": "anchor", "branch": branch.name, "parent": branch.parent, "ticks": ticks}
     if do == "set":
-        session.set(**{key: message[key] for key in ("mode", "sight", "temperature") if key in message})
+        session.set(**{key: message[key] for key in ("mode", "sight", "temperature", "doubt") if key in message})
         return {"kind": "set"}
     if do == "plan":
         return {"kind": "plan", **plans.look(session, str(message.get("branch")), message.get("t"))}  # type: ignore[arg-type]
@@ -217,7 +219,10 @@ def _turn(maze: Maze, message: dict[str, Any]) -> dict[str, Any]:
 async def _converse(socket: WebSocket, reply: Callable[[dict[str, Any]], Any]) -> None:
     """Answer messages one after the other until the visitor leaves; a wrong one costs an answer in words."""
     while True:
-        text = await socket.receive_text()
+        heard = await socket.receive() if socket.application_state == WebSocketState.CONNECTED else {"type": "gone"}
+        if heard["type"] != "websocket.receive":
+            raise WebSocketDisconnect
+        text = heard.get("text") or ""
         try:
             message = json.loads(text) if len(text) <= MOST_MESSAGE else None
             if not isinstance(message, dict):
@@ -251,11 +256,15 @@ def open_studio(paths: tuple[Path, ...], recording: Path | None, host: str, port
     app = build(Studio(Shelf(roots_of(paths)), recording, seed), token)
     with _listening(host, port) as listening:
         print(f"jaxwm studio\n\n  {link(host, listening.getsockname()[1], token)}\n\nCtrl-C ends it.", flush=True)
-        config = uvicorn.Config(
-            app, log_level="warning", ws="websockets-sansio", ws_max_size=MOST_MESSAGE, ws_per_message_deflate=False,
-            timeout_graceful_shutdown=2,
-        )  # fmt: skip
-        uvicorn.Server(config).run(sockets=[listening])
+        uvicorn.Server(config(app)).run(sockets=[listening])
+
+
+def config(app: Any) -> uvicorn.Config:
+    """How uvicorn serves an application."""
+    return uvicorn.Config(
+        app, log_level="warning", ws="websockets-sansio", ws_max_size=MOST_MESSAGE, ws_per_message_deflate=False,
+        timeout_graceful_shutdown=2,
+    )  # fmt: skip
 
 
 def link(host: str, port: int, token: str) -> str:

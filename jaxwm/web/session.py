@@ -45,6 +45,7 @@ class Tick(NamedTuple):
     anchor: int
     dream: Dream | None
     error: float | None  # between the two
+    doubt: float | None  # how far dreams of this moment are apart, where that is measured
     action: np.ndarray | None  # that led here, [1, ...]
     by: str  # who took it: "you", "policy", or "recording"
 
@@ -71,7 +72,7 @@ class Session:
         self.desk, self.id = desk, secrets.token_urlsafe(9)
         seed = secrets.randbelow(2**31) if seed is None else seed
         self.key = jax.random.fold_in(desk.key, seed)
-        self.state, self.mode, self.sight = desk.player.state, "greedy", "real"
+        self.state, self.mode, self.sight, self.doubting = desk.player.state, "greedy", "real", False
         self.branches: dict[str, Branch] = {}
         self.games = itertools.count()
 
@@ -150,13 +151,18 @@ class Session:
         return tick.memory, seen, self._moment(branch, t), base
 
     def set(self, **options: Any) -> None:
-        """Choose `mode` (greedy, explore), `sight` (what the policy sees: real, dream) and `temperature` of dreams."""
+        """Choose `mode` (greedy, explore), `sight` (what the policy sees: real, dream), `temperature`
+        of dreams, and `doubt` (whether to measure how far dreams are apart)."""
         if "mode" in options:
             check_choice("mode", options["mode"], ("greedy", "explore"))
+            if options["mode"] == "explore":
+                self.desk.explores()
             self.mode = options["mode"]
         if "sight" in options:
             check_choice("sight", options["sight"], ("real", "dream"))
             self.sight = options["sight"]
+        if "doubt" in options:
+            self.doubting = bool(options["doubt"])
         if "temperature" in options:
             self.state = heated(self.desk.player.state, options["temperature"])
 
@@ -204,8 +210,8 @@ class Session:
         else:
             branch.handle, step = self.desk.advance(branch.handle, action)
             step = jax.device_get(step)
-        dream = self._dream(branch, action) if anchored and self.desk.dreams else None
-        branch.ticks.append(self._tick(branch, step, memory, dream, action, by))
+        dream, doubt = self._dream(branch, action) if anchored and self.desk.dreams else (None, None)
+        branch.ticks.append(self._tick(branch, step, memory, dream, action, by)._replace(doubt=doubt))
         if anchored and step is not None and step.is_first[0]:  # both begin the next episode together
             self._anchor(branch)
 
@@ -239,7 +245,7 @@ class Session:
     def _tick(self, branch: Branch, step: Step | None, memory: Any, dream: Dream | None, action: Any, by: str) -> Tick:
         """A new tick, seen by the policy: at once where it is quick, else only as far as its memory must know."""
         t, old = len(branch.ticks), branch.ticks[-1] if branch.ticks else None
-        tick = Tick(step, branch.handle if self.desk.rewinds else None, memory, None, old.anchor if old else 0, dream, None, action, by)  # type: ignore[arg-type]
+        tick = Tick(step, branch.handle if self.desk.rewinds else None, memory, None, old.anchor if old else 0, dream, None, None, action, by)  # type: ignore[arg-type]
         if (seen := self._seen(tick)) is None:
             thought = Thought(memory, action, {}, None, None)
         else:
@@ -251,7 +257,7 @@ class Session:
     def _anchor(self, branch: Branch) -> None:
         """The dream begins at the newest tick."""
         t = len(branch.ticks) - 1
-        branch.ticks[t] = branch.ticks[t]._replace(anchor=t, dream=None, error=None)
+        branch.ticks[t] = branch.ticks[t]._replace(anchor=t, dream=None, error=None, doubt=None)
         branch.base, branch.more = self._base(branch, t), 0
 
     def _base(self, branch: Branch, anchor: int) -> Record | None:
@@ -265,19 +271,20 @@ class Session:
         pairs = zip(ticks, taken, strict=True)
         return self.desk.context([self.desk.record(tick.step, tick.thought, a) for tick, a in pairs])  # type: ignore[arg-type]
 
-    def _dream(self, branch: Branch, action: np.ndarray) -> Dream | None:
-        """The next dreamed step `[...]` of a branch; None where its dream cannot go on."""
+    def _dream(self, branch: Branch, action: np.ndarray) -> tuple[Dream | None, float | None]:
+        """The next dreamed step `[...]` of a branch, and the doubt about it; None where its dream cannot go on."""
         now = branch.ticks[-1]
         assert branch.base is not None
         begin = now.anchor + branch.more
         actions = [tick.action for tick in branch.ticks[begin + 1 :]] + [action]
         if len(actions) > self.desk.horizons[-1]:
             if not self._go_on(branch):
-                return None
+                return None, None
             actions = [action]
         key = jax.random.fold_in(stream(branch.key, ACT, now.anchor), 1 + branch.more)
         found = self.desk.dream(self.state, branch.base, actions, key)  # type: ignore[arg-type]
-        return jax.tree.map(lambda x: x[0, -1], found)
+        doubt = self.desk.doubt(self.state, branch.base, actions, key) if self.doubting else None  # type: ignore[arg-type]
+        return jax.tree.map(lambda x: x[0, -1], found), doubt
 
     def _go_on(self, branch: Branch) -> bool:
         """Let a dream that is as long as programs go dream on from its own last frames; whether there are any."""
@@ -297,7 +304,7 @@ class Session:
         tick, spec, painter = branch.ticks[t], self.desk.spec, self.desk.painter
         real = kept(jax.tree.map(lambda x: np.asarray(x[0]), tick.step.obs)) if tick.step else None
         dream = tick.dream.obs if tick.dream is not None else None
-        out: dict[str, Any] = {"t": t, "anchor": tick.anchor, "by": tick.by, "error": _short(tick.error)}
+        out: dict[str, Any] = {"t": t, "anchor": tick.anchor, "by": tick.by, "error": _short(tick.error), "doubt": _short(tick.doubt)}
         out["action"] = names.action(spec, tick.action[0]) if tick.action is not None else None
         out |= {"odds": tick.thought.odds, "value": _short(tick.thought.value)}
         out["advice"] = names.action(spec, tick.thought.action[0]) if self.desk.quick and tick.thought.odds else None

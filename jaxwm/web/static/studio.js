@@ -236,7 +236,7 @@ class Strip {
     const { pen, width, height } = sheet(this.canvas, 38);
     const all = lines.flatMap((line) => line.values.slice(from, to + 1)).filter((x) => x !== null && x !== undefined);
     let [low, high] = this.options.range || [Math.min(...all, 0), Math.max(...all, 0)];
-    if (high - low < 1e-9) high = low + 1;
+    if (high - low < 0.2) { high = Math.max(high, low + 0.1); low = Math.min(low, high - 0.2); }
     const X = (t) => 3 + (t - from) / Math.max(1, to - from) * (width - 6), Y = (y) => 4 + (1 - (clamp(y, low, high) - low) / (high - low)) * (height - 8);
     pen.strokeStyle = shade("line"); pen.lineWidth = 1;
     if (low <= 0 && high >= 0) { pen.beginPath(); pen.moveTo(0, Y(0)); pen.lineTo(width, Y(0)); pen.stroke(); }
@@ -252,7 +252,8 @@ class Strip {
       if (!dash && values[at] !== null && values[at] !== undefined) { pen.beginPath(); pen.arc(X(at), Y(values[at]), 2.5, 0, 7); pen.fill(); }
     }
     const [real, dream] = lines.filter((line) => !line.dash);
-    this.now.replaceChildren(plain(real?.values[at]), dream ? h("i", {}, plain(dream.values[at])) : "");
+    const short = (x) => x === null || x === undefined ? "–" : Math.abs(x) >= 100 ? plain(x, 4) : String(+x.toFixed(3));
+    this.now.replaceChildren(short(real?.values[at]), dream ? h("i", {}, short(dream.values[at])) : "");
   }
 }
 
@@ -265,7 +266,9 @@ class MazeView {
     this.planning = planning;
     this.canvas = h("canvas", { role: "img", "aria-label": title });
     this.said = h("span", { class: "muted num small" });
-    this.node = h("div", { class: "card maze" }, h("div", { class: "row spread" }, h("h2", {}, title), this.said), h("p", { class: "muted small" }, subtitle), this.canvas);
+    this.wait = busy("compiling the agent, a few seconds …");
+    this.node = h("div", { class: "card maze" }, h("div", { class: "row spread" }, h("h2", {}, title), this.said), h("p", { class: "muted small" }, subtitle), this.wait, this.canvas);
+    this.canvas.hidden = true;
     this.last = null;
     this.way = [];
     this.flash = [];
@@ -276,8 +279,9 @@ class MazeView {
     const found = await this.line.ask({ do: "turn", turns, planning: this.planning(), epsilon, action });
     if (found.kind === "error") return toast(found.text);
     this.last = found;
+    this.wait.hidden = true; this.canvas.hidden = false;
     this.flash = found.drawn;
-    this.said.textContent = `${found.episodes} times at the goal · ${found.count.toLocaleString("en")} steps · ${found.dreamed.toLocaleString("en")} dreamed`;
+    this.said.textContent = `${found.episodes} ${found.episodes === 1 ? "time" : "times"} at the goal · ${found.count.toLocaleString("en")} steps · ${found.dreamed.toLocaleString("en")} dreamed`;
     this.draw();
     return found;
   }
@@ -327,7 +331,7 @@ class MazeView {
 }
 
 function mazePage(root) {
-  const seed = Math.floor(Math.random() * 1e9), options = { speed: 12, planning: 50, epsilon: 0.1, task: "DynaMaze" };
+  const seed = Math.floor(Math.random() * 1e9), options = { speed: 50, planning: 50, epsilon: 0.1, task: "DynaMaze" };
   const pair = [
     new MazeView("Without dreams", "Learns from its real steps only.", () => 0, seed),
     new MazeView("With dreams", "The same agent; between its steps it dreams of steps it remembers.", () => options.planning, seed),
@@ -370,7 +374,7 @@ function mazePage(root) {
       h("button", { onclick: () => again(options.task) }, "Forget everything"),
       choice("Maze", [["DynaMaze", "Dyna maze"], ["BlockingMaze", "a way that closes"], ["ShortcutMaze", "a shortcut that opens"]], options.task, again),
       slider("Speed", 1, 500, 1, options.speed, (x) => { options.speed = x; }, (x) => `${x} steps/s`),
-      slider("Dreamed steps per real step", 0, 50, 1, options.planning, (x) => { options.planning = x; }),
+      slider("Dreams per step", 0, 50, 1, options.planning, (x) => { options.planning = x; }),
       slider("Exploration", 0, 1, 0.05, options.epsilon, (x) => { options.epsilon = x; }, (x) => `${Math.round(100 * x)} %`)),
     h("div", { class: "cols grid-gap" }, pair.map((view) => view.node)),
     h("div", { class: "cols" },
@@ -412,9 +416,9 @@ function runsPage(root) {
         const over = (fold) => line.values.map((row) => there(row).length ? fold(there(row)) : null);
         return { name: line.label, hue: HUES[i % HUES.length], dash: i % DASHES.length, x: line.steps, y: over((row) => row.reduce((a, b) => a + b) / row.length), low: over((row) => Math.min(...row)), high: over((row) => Math.max(...row)) };
       }), { xlabel: lines[0]?.unit || "", ylabel: `${good.title}${good.note ? `, ${good.note}` : ""}` });
-      const rows = Object.entries(about.differ).filter(([name]) => !["env", "run"].includes(name));
+      const rows = Object.entries(about.differ);
       differ.hidden = chosen.size < 2 || !rows.length;
-      differ.replaceChildren(h("h2", {}, "Where their settings differ"), h("table", {}, h("thead", {}, h("tr", {}, h("th", {}, "setting"), [...chosen.keys()].map((x) => h("th", {}, x)))),
+      differ.replaceChildren(h("h2", {}, `Where their settings differ (${rows.length})`), h("table", {}, h("thead", {}, h("tr", {}, h("th", {}, "setting"), [...chosen.keys()].map((x) => h("th", {}, x)))),
         h("tbody", {}, rows.slice(0, 60).map(([name, values]) => h("tr", {}, h("td", {}, name), values.map((x) => h("td", { class: "num" }, x.slice(0, 60))))))));
     } catch (error) { toast(error.message); }
   }
@@ -437,20 +441,23 @@ function runsPage(root) {
     const box = h("input", { type: "checkbox", "aria-label": `Draw ${run.label}`, checked: chosen.has(run.label), disabled: ["weights", "damaged"].includes(run.state), onchange: () => { box.checked ? chosen.set(run.label, run) : chosen.delete(run.label); render(); curves(); } });
     const bar = h("i");
     bar.style.width = `${clamp(100 * (run.done || 0) / (run.total || 1), 0, 100)}%`;
-    return h("tr", {}, h("td", {}, h("span", { class: "row tight" }, box, mark)), h("td", {}, h("button", { class: "plain", onclick: () => open(run) }, run.label)),
-      h("td", {}, run.agent || "", h("div", { class: "muted small" }, run.env || "")), h("td", {}, h("span", { class: `tag ${run.state}` }, run.state), run.fault && run.state !== "damaged" ? h("span", { class: "tag fault", title: run.fault }, "fault") : null),
+    return h("tr", {}, h("td", {}, h("span", { class: "row tight" }, box, mark)), h("td", {}, h("button", { class: "plain link", onclick: () => open(run) }, run.label), h("div", { class: "muted small" }, [run.agent, run.env].filter(Boolean).join(" · "))), h("td", {}, h("span", { class: `tag ${run.state}` }, run.state), run.fault && run.state !== "damaged" ? h("span", { class: "tag fault", title: run.fault }, "fault") : null),
       h("td", {}, run.total ? h("div", { title: `${run.done} of ${run.total} ${run.unit}` }, h("div", { class: "progress" }, bar), h("span", { class: "muted small num" }, `${(run.done || 0).toLocaleString("en")} / ${run.total.toLocaleString("en")}`)) : null),
       h("td", { class: "r" }, String(run.members || "")), h("td", { class: "r" }, plain(run.return)), h("td", { class: "r" }, run.score === undefined ? "–" : plain(run.score)));
   }
   function render() {
     if (!known.length) return list.replaceChildren(h("p", { class: "note" }, "No runs here yet. Train one with ", h("code", {}, "jaxwm train dreamer-v3"), ", then this page shows it while it learns. Or start with the ", h("a", { href: "#maze" }, "maze"), ", which needs none."));
-    list.replaceChildren(h("table", {}, h("thead", {}, h("tr", {}, ["", "run", "system", "state", "progress"].map((x) => h("th", {}, x)), ["members", "return now", "evaluated"].map((x) => h("th", { class: "r" }, x)))), h("tbody", {}, known.map(row))));
+    list.replaceChildren(h("table", {}, h("thead", {}, h("tr", {}, ["", "run", "state", "progress"].map((x) => h("th", {}, x)), ["members", "return now", "evaluated"].map((x) => h("th", { class: "r" }, x)))), h("tbody", {}, known.map(row))));
   }
   async function refresh() {
     try {
       const found = await api("runs");
       if (stopped) return;
-      if (!known.length) for (const run of found.runs.filter((x) => x.done).slice(0, 4)) chosen.set(run.label, run);
+      if (!known.length) {
+        const newest = found.runs.filter((run) => run.done).sort((a, b) => a.age - b.age)[0];
+        for (const run of found.runs.filter((each) => newest && each.done && each.env === newest.env).slice(0, 6)) chosen.set(run.label, run);
+        if (found.runs.length) open(newest || found.runs[0]);
+      }
       const first = !known.length;
       known = found.runs;
       if (!list.contains(document.activeElement) || first) render();
@@ -645,7 +652,8 @@ class Pad {
     this.down.set(source, action);
     this.player.held = action;
     this.mark(action, true);
-    if (!this.player.rate) this.player.step(action, since);
+    if (this.player.rate) return;
+    if (this.onmove) this.onmove(action, since); else this.player.step(action, since);
   }
   release(source) {
     if (!this.down.has(source)) return;
@@ -709,12 +717,12 @@ function seat(root, player, recording) {
 function table(root, player, recording) {
   const { about } = player, pad = new Pad(player), stages = h("div", { class: "grid" }), chips = h("div", { class: "row tight" });
   const numbers = about.numbers || [], strips = {
-    reward: new Strip("reward"), cont: new Strip("continue", { range: [0, 1] }), error: new Strip("error"), value: new Strip("value"),
+    reward: new Strip("reward"), cont: new Strip("continue", { range: [0, 1] }), error: new Strip("error"), doubt: new Strip("uncertainty"), value: new Strip("value"),
   };
   numbers.forEach((name, i) => { strips[`n${i}`] = new Strip(name); });
   const bars = h("div", { class: "bars" }), odds = h("div", { class: "card" }, h("h2", {}, "What the policy would do"), bars);
   const time = slider("Step", 0, 1, 1, 0, (t) => player.seek(t), (t) => `${t} of ${player.branch.ticks.length - 1}`);
-  const policy = h("button", { "aria-pressed": "false", id: "policy", onclick: () => drive(!player.policy) }, "Policy drives ", h("kbd", {}, "p"));
+  const policy = h("button", { "aria-pressed": "false", id: "policy", onclick: () => drive(!player.policy) }, about.board ? "It answers " : "Policy drives ", h("kbd", {}, "p"));
   const rate = choice("Pace", [[0, "one step per key"], [2, "2 steps/s"], [4, "4 steps/s"], [8, "8 steps/s"], [15, "15 steps/s"]], 0, (x) => pace(+x));
   const latency = h("span", { class: "muted small num", id: "latency" });
   let views = [], timer = 0, wants = 0, lastPad = {};
@@ -743,13 +751,15 @@ function table(root, player, recording) {
     time.input.max = String(ticks.length - 1); time.set(t);
     player.drawn = Promise.all(views.map((view) => view.draw(t, views.length < 2)));
     if (now.legal) pad.render();
+    const chip = chips.querySelector('[aria-pressed="true"]');
+    if (chip) chip.textContent = `${player.current} · ${ticks.length - 1} step${ticks.length === 2 ? "" : "s"}`;
     const wide = player.compare && player.other ? player.branches.get(player.other).ticks : null;
     const last = Math.max(ticks.length, wide?.length || 0) - 1, from = Math.max(0, Math.min(t - 60, last - 120)), to = Math.min(last, Math.max(from + 120, 12));
     const lines = (real, dream) => [
       { values: ticks.map((x) => real(x) ?? null), hue: "ink" }, ...(dream && about.dreams ? [{ values: ticks.map((x) => dream(x) ?? null), hue: "dream" }] : []),
       ...(wide ? [{ values: wide.map((x) => real(x) ?? null), hue: "soft", dash: true }, ...(dream && about.dreams ? [{ values: wide.map((x) => dream(x) ?? null), hue: "dream", dash: true }] : [])] : []),
     ];
-    const fill = { reward: lines((x) => x.reward, (x) => x.dreward), cont: lines((x) => x.cont, (x) => x.dcont), error: lines((x) => x.error), value: lines((x) => x.value) };
+    const fill = { reward: lines((x) => x.reward, (x) => x.dreward), cont: lines((x) => x.cont, (x) => x.dcont), error: lines((x) => x.error), doubt: lines(() => null, (x) => x.doubt), value: lines((x) => x.value) };
     numbers.forEach((_, i) => { fill[`n${i}`] = lines((x) => x.numbers?.[i], (x) => x.dnumbers?.[i]); });
     for (const [name, strip] of Object.entries(strips)) {
       strip.node.hidden = !fill[name].some((line) => line.values.some((x) => x !== null));
@@ -785,7 +795,7 @@ function table(root, player, recording) {
     if (own) { if (!event.repeat) own(); return; }
     if (event.repeat) { if (!player.rate) player.step(meant.action); return; }
     if (player.policy && !about.board) drive(false);
-    if (about.board) move(meant.action, event.timeStamp); else pad.press(meant.action, `key ${event.key}`, event.timeStamp);
+    pad.press(meant.action, `key ${event.key}`, event.timeStamp);
   };
   const up = (event) => pad.release(`key ${event.key}`);
   const lost = () => { for (const source of [...pad.down.keys()]) pad.release(source); };
@@ -809,18 +819,20 @@ function table(root, player, recording) {
   const ahead = slider("after so many steps of the policy", 0, 200, 1, 0, () => {});
   const start = h("div", { class: "card grid" }, h("h2", {}, "Where to begin"), ahead, h("button", { id: "new", onclick: () => player.begin({ do: "begin", ahead: +ahead.input.value }) }, "New episode ", h("kbd", {}, "n")), recording ? recorded(player, recording) : null);
   const heat = about.temperature !== null ? slider("Temperature of the dream", 0.1, 3, 0.05, about.temperature, (x) => player.set({ temperature: x })) : null;
-  const tune = h("div", { class: "card grid" }, h("h2", {}, "The policy"),
+  const tune = h("div", { class: "card grid" }, h("h2", {}, "The policy and the dream"),
     choice("plays", [["greedy", "its best (greedy)"], ["explore", "as in training (explore)"]], player.settings.mode, (mode) => player.set({ mode })),
     about.dreams ? choice("sees", [["real", "reality"], ["dream", "the dream"]], player.settings.sight, (sight) => player.set({ sight })) : null, heat,
+    about.dreams && about.picture ? h("label", { class: "row tight small" }, h("input", { type: "checkbox", id: "doubt", checked: player.settings.doubt, onchange: (event) => player.set({ doubt: event.target.checked }) }), "measure uncertainty (eight dreams per step)") : null,
     about.quick ? null : h("p", { class: "muted small" }, "This policy plans for long, so it is asked only where it plays."));
   const swatches = about.legend.map(([colour, word]) => { const box = h("i", { class: "swatch" }); box.style.background = colour; return h("span", {}, box, word); });
   const left = h("div", { class: "grid" },
     h("div", { class: "card grid" }, about.picture ? stages : h("p", { class: "note" }, "These observations are numbers: follow them on the strips, reality in ink and the dream in orange."), swatches.length ? h("div", { class: "legend" }, swatches) : null,
-      pad.node, h("div", { class: "row" }, policy, h("button", { onclick: () => player.step(null) }, about.board ? "Let it move" : "One step of the policy"), about.dreams ? h("button", { id: "dream-here", title: "The model sees reality up to here, and dreams on", onclick: () => player.dream() }, "Dream from here ", h("kbd", {}, "d")) : null, rate),
+      pad.node, h("div", { class: "row transport" }, policy, h("button", { onclick: () => player.step(null) }, about.board ? "Let it move" : "One step of the policy"), about.dreams ? h("button", { id: "dream-here", title: "The model sees reality up to here, and dreams on", onclick: () => player.dream() }, "Dream from here ", h("kbd", {}, "d")) : null, about.board ? null : rate),
       time, h("div", { class: "row spread" }, chips, h("div", { class: "row" }, latency, save))));
   const right = h("div", { class: "grid" }, h("div", { class: "card" }, h("div", { class: "row spread" }, h("h2", {}, "Step by step"), h("div", { class: "legend" }, key("ink", "real"), about.dreams ? key("dream", "dreamed") : null)), Object.values(strips).map((strip) => strip.node)), odds, start, tune);
   root.replaceChildren(h("div", { class: "side" }, left, right));
   const listener = (what) => { if (what === "branches") branches(); else if (what === "tick") tick(); };
+  if (about.board) { drive(true); pad.onmove = move; }
   player.listeners.add(listener);
   redraws.add({ draw: tick, canvas: root, mark: player });
   branches();
@@ -973,7 +985,7 @@ function futureCard(found) {
   found.first.forEach((name) => counts.set(name, (counts.get(name) || 0) + 1));
   const more = Object.entries(found.numbers || {}).map(([name, lines]) => { const chart = new Chart({ height: 150, xlabel: "steps ahead", ylabel: name, legend: false }); chart.set(lines.map((y) => ({ hue: "dream", thin: true, x: y.map((_, t) => t + 1), y }))); return h("div", {}, chart.node); });
   const ghosts = found.ghosts?.length ? h("div", {}, slider("Steps ahead", 1, found.ghosts.length, 1, 1, (t) => { image.src = `data:image/png;base64,${found.ghosts[t - 1]}`; }), image) : null;
-  if (ghosts) { image.src = `data:image/png;base64,${found.ghosts[0]}`; image.style.width = "min(300px, 100%)"; image.style.imageRendering = "pixelated"; }
+  if (ghosts) { image.src = `data:image/png;base64,${found.ghosts[0]}`; image.style.width = "auto"; image.style.height = "300px"; }
   return h("div", { class: "card" }, h("h2", {}, "Sixteen futures"), h("p", { class: "muted small" }, `First action: ${[...counts].sort((a, b) => b[1] - a[1]).slice(0, 6).map(([name, n]) => `${name} (${n})`).join(", ")}. `), h("div", { class: "cols" }, returns.node, ghosts), more.length ? h("div", { class: "cols" }, more) : null);
 }
 
