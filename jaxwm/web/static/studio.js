@@ -727,7 +727,7 @@ function table(root, player, recording) {
   const latency = h("span", { class: "muted small num", id: "latency" });
   let views = [], timer = 0, wants = 0, lastPad = {};
 
-  function drive(on) { player.policy = on; policy.setAttribute("aria-pressed", String(on)); if (on && !player.rate && !about.board) { rate.input.value = "4"; pace(4); } if (!on && about.board === undefined && rate.input.value === "4") { rate.input.value = "0"; pace(0); } }
+  function drive(on) { player.policy = on; policy.setAttribute("aria-pressed", String(on)); if (on && !player.rate && !about.board) { rate.input.value = "4"; pace(4); } if (!on && !about.board && rate.input.value === "4") { rate.input.value = "0"; pace(0); } }
   function pace(x) { player.rate = x; clearInterval(timer); if (x) timer = setInterval(() => { if (!document.hidden && !player.working) player.step(player.policy ? null : player.held ?? pad.idle()); }, 1000 / x); }
   const move = async (action, since) => { if (player.policy && !about.board) drive(false); await player.step(action, since); if (about.board && player.policy && !player.tick.last) await player.step(null); };
 
