@@ -35,7 +35,7 @@ class Thought(NamedTuple):
     """What the policy thinks at a step: its memory after it, its action, the extras, and how likely each choice is."""
 
     memory: Any
-    action: np.ndarray
+    action: Any
     extras: Any
     odds: list[float] | None
     value: float | None
@@ -82,7 +82,9 @@ class Desk:
         state, key = self.player.state, self.key
         handle, step = self.start(stream(key, ENV))
         memory = self.agent.reset(state, 1)
-        policy = jax.eval_shape(lambda state, memory, step: self._choose(state, memory, step, key, "greedy"), state, memory, step)
+        policy = jax.eval_shape(
+            lambda state, memory, step: self._choose(state, memory, step, key, "greedy"), state, memory, step
+        )
         _, action, extras, _ = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), policy)
         record = self.record(step, Thought(memory, action, extras, None, None))
         jobs: dict[str, Callable[[], Any]] = {"the policy": lambda: self.think(state, memory, step, key, "greedy")}
@@ -144,7 +146,9 @@ class Desk:
     # --- Dreams -----------------------------------------------------------------------------------------------------
     def record(self, step: Step, thought: Thought, action: np.ndarray | None = None) -> Record:
         """A record `[1, ...]` of a step, with the action taken after it (that of the policy, if not given)."""
-        return jax.device_get(Record(kept(step.obs), *step[1:], thought.action if action is None else action, thought.extras))
+        return jax.device_get(
+            Record(kept(step.obs), *step[1:], thought.action if action is None else action, thought.extras)
+        )
 
     def context(self, records: Sequence[Record]) -> Record:
         """The last `CONTEXT` records as `[1, L, ...]`; where there are fewer, the first one is repeated. It begins an
@@ -172,7 +176,9 @@ class Desk:
         filled = np.stack([*actions, *[actions[-1]] * (horizon - len(actions))], 1)
 
         def apart(state: Any, context: Record, actions: Any, key: Key, last: Any) -> Any:
-            many = jax.vmap(lambda key: self._roll(state, context, actions, key, horizon))(jax.random.split(key, DOUBTERS))
+            many = jax.vmap(lambda key: self._roll(state, context, actions, key, horizon))(
+                jax.random.split(key, DOUBTERS)
+            )
             shown = sensors(many.obs) if many.obs is not None else {}
             scale = lambda x: 255.0 if x.dtype == jnp.uint8 else 1.0  # noqa: E731
             each = [(x[:, 0, last] / scale(x)).std(0).mean() for x in shown.values()]
@@ -197,7 +203,7 @@ class Desk:
             out.append(self.record(step, thought, action))
         return out
 
-    # --- In pictures and words ---------------------------------------------------------------------------------------------------
+    # --- In pictures and words --------------------------------------------------------------------------------------
     @property
     def numbers(self) -> list[str]:
         """Names of the numbers of an observation that are shown on strips: fewer where there is a picture."""
@@ -228,13 +234,17 @@ class Desk:
             raise ValueError("an action is a number, or a list of numbers") from None
         blank = np.asarray(spaces.blank(space, 1))
         if x.shape != blank.shape[1:] or not np.isfinite(x).all():
-            raise ValueError(f"an action of {self.spec.name} has the shape {list(blank.shape[1:])}, not {list(x.shape)}")
+            raise ValueError(
+                f"an action of {self.spec.name} has the shape {list(blank.shape[1:])}, not {list(x.shape)}"
+            )
         if isinstance(space, Box):
             return np.clip(x, -1, 1)[None]
         most = np.asarray(getattr(space, "n", 1), np.float32)
         choices = x[: len(most)] if most.ndim and x.ndim and len(x) > len(most) else x
         if (choices < 0).any() or (choices >= most).any() or (choices != np.round(choices)).any():
-            raise ValueError(f"the choices of {self.spec.name} are whole numbers below {np.asarray(most, int).tolist()}")
+            raise ValueError(
+                f"the choices of {self.spec.name} are whole numbers below {np.asarray(most, int).tolist()}"
+            )
         return x.astype(blank.dtype)[None]
 
     def about(self) -> dict[str, Any]:
@@ -251,8 +261,9 @@ class Desk:
         return {
             "agent": player.plan.agent, "env": self.spec.name, "member": player.member, "members": player.plan.members,
             "steps": player.env_steps, "action": said, "numbers": self.numbers,
-            "picture": self.painter is not None, "smooth": self.smooth, "board": self.board and self.board._asdict(), "dreams": self.dreams, "rewinds": self.rewinds, "quick": self.quick,
-            "legend": self.legend, "context": CONTEXT, "horizon": self.horizons[-1],
+            "picture": self.painter is not None, "smooth": self.smooth,
+            "board": self.board and self.board._asdict(), "dreams": self.dreams, "rewinds": self.rewinds,
+            "quick": self.quick, "legend": self.legend, "context": CONTEXT, "horizon": self.horizons[-1],
             "temperature": float(hyper["temperature"]) if "temperature" in hyper and self.dreams else None,
         }  # fmt: skip
 

@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 COOKIE = "jaxwm-studio"
 LOCAL = ("127.0.0.1", "localhost", "::1")
 HEADERS = {
-    "content-security-policy": "default-src 'self'; img-src 'self' data: blob:; frame-ancestors 'none'; base-uri 'none'",
+    "content-security-policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'",
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "cache-control": "no-store",
@@ -46,7 +46,9 @@ class Guard:
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc != host:
             return 403, "another site may not use this studio"
-        if self.token and not any(hmac.compare_digest(self.token.encode(), x.encode()) for x in (given, _kept(headers))):
+        if self.token and not any(
+            hmac.compare_digest(self.token.encode(), x.encode()) for x in (given, _kept(headers))
+        ):
             return 403, "the token is missing or wrong: open the link that jaxwm studio printed"
         return None
 

@@ -14,7 +14,7 @@ from jaxwm import agents, envs
 from jaxwm.envs.tabular import COLUMNS, GOAL, LATER, ROWS, STARTS, WALLS
 from jaxwm.errors import check_choice, check_number
 from jaxwm.training import quick
-from jaxwm.types import Batch, Index, Record
+from jaxwm.types import Batch, Index, Record, Step
 
 TASKS = tuple(WALLS)
 PLANNING = 50  # most planning updates after a real step
@@ -38,6 +38,10 @@ class Programs(NamedTuple):
     turn: Any
 
 
+def _record(step: Step, action: Any) -> Record:
+    return Record(step.obs, step.reward, step.is_first, step.is_last, step.is_terminal, action, {})
+
+
 @cache
 def programs(task: str) -> Programs:
     """The compiled turn of a maze. ValueError for an unknown one."""
@@ -49,16 +53,16 @@ def programs(task: str) -> Programs:
     def begin(key: Any) -> Turn:
         handle, step = env.reset(key)
         state = agent.init(key, agent.hyper)
-        return Turn(handle, step, state, Record(*step, jnp.zeros(1, jnp.int32), {}))
+        return Turn(handle, step, state, _record(step, jnp.zeros(1, jnp.int32)))
 
     def turn(old: Turn, key: Any, planning: Any, epsilon: Any, given: Any) -> tuple[Turn, dict[str, Any]]:
         state = old.state._replace(hyper={**old.state.hyper, "epsilon": epsilon})
         k_act, k_plan = jax.random.split(key)
         _, chosen, _ = agent.act(state, (), old.step, k_act, "explore")
         action = jnp.where(given >= 0, given, chosen[0])[None].astype(jnp.int32)
-        record = Record(*old.step, action, {})
+        record = _record(old.step, action)
         handle, step = env.step(old.handle, action)
-        pair = jax.tree.map(lambda a, b: jnp.stack([a, b], 1), record, Record(*step, action, {}))
+        pair = jax.tree.map(lambda a, b: jnp.stack([a, b], 1), record, _record(step, action))
         batch = Batch(pair, Index(jnp.zeros(1, jnp.int32), jnp.zeros(1, jnp.int32)), jnp.ones(1))
         state, _, _ = learn(state, batch, k_plan)
 
@@ -127,7 +131,7 @@ class Maze:
         }  # fmt: skip
 
     def plan(self) -> list[int]:
-        """The way that the agent would go from the start: cells, through the model alone, as far as it expects anything."""
+        """The way that the agent would go from the start: cells, through the model, as far as it expects anything."""
         state = jax.device_get((self.turned.state.params["q"], self.turned.state.memory))
         (q, memory), row = state, STARTS[self.task]
         cell, way = row[0] * COLUMNS + row[1], []

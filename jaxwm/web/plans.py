@@ -63,7 +63,9 @@ def _named(desk: Desk, action: int) -> str:
     space = desk.spec.action
     if desk.board:
         return boards.move(desk.board, action)
-    return names.action(desk.spec, action) if isinstance(space, Discrete) and action < space.n else f"option {action + 1}"
+    return (
+        names.action(desk.spec, action) if isinstance(space, Discrete) and action < space.n else f"option {action + 1}"
+    )
 
 
 def _tree(desk: Desk, found: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -84,7 +86,12 @@ def _tree(desk: Desk, found: dict[str, np.ndarray]) -> dict[str, Any]:
     logits, tried = found["prior"][0].astype(float), found["tried"][0]
     prior = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
     root = [
-        {"action": _named(desk, a), "prior": float(prior[a]), "visits": int(tried[a]), "q": float(found["q"][0][a]) if tried[a] else None}
+        {
+            "action": _named(desk, a),
+            "prior": float(prior[a]),
+            "visits": int(tried[a]),
+            "q": float(found["q"][0][a]) if tried[a] else None,
+        }
         for a in np.argsort(-tried, kind="stable")[:24].tolist()
         if prior[a] > 1e-6
     ]
@@ -97,7 +104,9 @@ def _futures(session: Session, context: Any, key: Any) -> dict[str, Any]:
     imagine: Any = desk.agent.imagine
 
     def run(state: Any, context: Any, key: Any) -> Any:
-        many = jax.tree.map(lambda x: np.repeat(x, FUTURES, 0) if isinstance(x, np.ndarray) else x.repeat(FUTURES, 0), context)
+        many = jax.tree.map(
+            lambda x: np.repeat(x, FUTURES, 0) if isinstance(x, np.ndarray) else x.repeat(FUTURES, 0), context
+        )
         return imagine(state, many, None, key, AHEAD)._replace(latent=())
 
     dream = jax.device_get(desk.once("futures", lambda: jax.jit(run))(session.state, context, key))
@@ -109,7 +118,9 @@ def _futures(session: Session, context: Any, key: Any) -> dict[str, Any]:
     if desk.painter:
         at = lambda b, t: jax.tree.map(lambda x: x[b, t], dream.obs)  # noqa: E731
         paint: Any = desk.painter.paint
-        out["ghosts"] = [png(np.mean([paint(at(b, t)) for b in range(FUTURES)], 0).astype(np.uint8)) for t in range(AHEAD)]
+        out["ghosts"] = [
+            png(np.mean([paint(at(b, t)) for b in range(FUTURES)], 0).astype(np.uint8)) for t in range(AHEAD)
+        ]
     labels, values = pictures.numbers(dream.obs, desk.spec)
     if labels:
         out["numbers"] = {name: values[..., i].round(4).tolist() for i, name in enumerate(labels[:6])}

@@ -52,7 +52,12 @@ def errors(player: Player, played: Played, temperature: float | None = None) -> 
             "unit": unit,
             "curves": {curve: {"mean": mean.tolist(), "half": half.tolist()} for curve, (mean, half) in pairs.items()},
         }
-    out = {"context": done.context, "horizon": done.valid.shape[1], "windows": len(done.valid), "quantities": quantities}
+    out = {
+        "context": done.context,
+        "horizon": done.valid.shape[1],
+        "windows": len(done.valid),
+        "quantities": quantities,
+    }
     worst = _worst(played.spec, done, next(iter(found.values()))[1]["dream"])
     return finite(out | {"labels": study.LABELS, "verdict": study.verdict(found), "worst": worst})
 
@@ -106,8 +111,6 @@ def _sheets(played: Played, dream: Any, moment: int, context: int) -> list[str]:
         dreams = [painter.paint(jax.tree.map(lambda x, b=b, t=t: x[b, t], dream.obs)) for b in range(DREAMS)]
         sheets.append(png(_mosaic(real, dreams)))
     return sheets
-
-
 
 
 def _mosaic(real: np.ndarray, dreams: list[np.ndarray]) -> np.ndarray:

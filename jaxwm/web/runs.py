@@ -67,7 +67,10 @@ class Shelf:
     # --- What the page shows ----------------------------------------------------------------------------------------
     def summary(self, now: float) -> list[dict[str, Any]]:
         """A row for each run; `now` is the time in seconds since 1970."""
-        return [finite(_row(label, path, self.story(path) if path.is_dir() else None, now)) for label, path in self.paths().items()]
+        return [
+            finite(_row(label, path, self.story(path) if path.is_dir() else None, now))
+            for label, path in self.paths().items()
+        ]
 
     def _chosen(self, labels: Sequence[str]) -> list[Story]:
         paths = self.paths()
@@ -78,7 +81,9 @@ class Shelf:
         """The metrics that can be drawn, with what they are called and which way is good."""
         names = story.metric_names(self._chosen(labels))
         first = [{"name": "return", "title": "training return", "note": "higher is better"}]
-        return first + [dict(zip(("name", "title", "note"), (name, *curves.words(name)), strict=True)) for name in names]
+        return first + [
+            dict(zip(("name", "title", "note"), (name, *curves.words(name)), strict=True)) for name in names
+        ]
 
     def curves(self, labels: Sequence[str], metric: str) -> list[dict[str, Any]]:
         """A metric of some runs: `steps [K]` and `values [K][M]`, None where a member has none."""
@@ -87,14 +92,22 @@ class Shelf:
             series = [curve for s in chosen for curve in curves.learning_curves([s])]
         else:
             series = [curves.metric_curve(s, metric) for s in chosen]
-        out = [dict(label=s.label, unit=s.unit, steps=s.steps.tolist(), values=s.values.tolist()) for s in series if len(s.steps)]
+        out = [
+            dict(label=s.label, unit=s.unit, steps=s.steps.tolist(), values=s.values.tolist())
+            for s in series
+            if len(s.steps)
+        ]
         return finite(out)
 
     def differences(self, labels: Sequence[str]) -> dict[str, list[Any]]:
         """The settings that some runs share and in which they differ: name -> the value of each, as text."""
         flat = [story.flatten(s.config) for s in self._chosen(labels)]
         shared = [name for name in flat[0] if all(name in entries for entries in flat)] if flat else []
-        rows = {name.removeprefix("settings."): [str(entries[name]) for entries in flat] for name in shared if name not in NO_SETTINGS}
+        rows = {
+            name.removeprefix("settings."): [str(entries[name]) for entries in flat]
+            for name in shared
+            if name not in NO_SETTINGS
+        }
         return {name: values for name, values in rows.items() if len(set(values)) > 1}
 
     def pictures(self, label: str) -> list[str]:
@@ -119,7 +132,11 @@ def _inside(root: Path) -> list[Path]:
     if root.is_file():
         return [root]
     runs = story.find(root) if root.is_dir() else []
-    weights = [file for file in root.rglob("*.safetensors") if not any(run in file.parents for run in runs)] if root.is_dir() else []
+    weights = (
+        [file for file in root.rglob("*.safetensors") if not any(run in file.parents for run in runs)]
+        if root.is_dir()
+        else []
+    )
     return [*runs, *weights]
 
 
@@ -144,7 +161,10 @@ def _row(label: str, path: Path, found: Story | str | None, now: float) -> dict[
     row |= {"agent": found.config["agent"], "env": found.env, "members": found.members, "playable": playable}
     total = found.config["steps"] or found.config.get("updates")
     row |= {"done": found.progress(), "total": total, "unit": found.unit, "seed": found.config["seed"]}
-    written = max((s.st_mtime for name in (directory.METRICS, directory.SCORES, directory.CONFIG) if (s := _stat(path / name))), default=0)
+    written = max(
+        (s.st_mtime for name in (directory.METRICS, directory.SCORES, directory.CONFIG) if (s := _stat(path / name))),
+        default=0,
+    )
     row["state"] = "finished" if found.evaluation else "running" if now - written < ALIVE else "stopped"
     row["age"] = round(now - written)
     row["return"] = _last(found)

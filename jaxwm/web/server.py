@@ -32,6 +32,7 @@ try:
 except ImportError as error:
     raise ImportError(f"the studio needs {error.name}: pip install 'jaxwm[studio]'") from None
 
+Labels = Annotated[list[str], Query()]
 BAD = (ValueError, OSError, ImportError)
 """Errors whose text is meant for the visitor."""
 
@@ -86,7 +87,6 @@ def _static(app: FastAPI) -> None:
 
 def _looking(app: FastAPI, studio: Studio, aside: Any) -> None:
     """Runs, their curves and pictures."""
-    Labels = Annotated[list[str], Query()]  # noqa: N806
 
     @app.get("/api/runs")
     async def runs() -> Any:
@@ -150,12 +150,16 @@ def _playing(app: FastAPI, studio: Studio, aside: Any) -> None:
         try:
             session = await aside(studio.join, run, member, say, seed)
             about = await aside(session.desk.about)
-            await _send(socket, {"kind": "ready", "session": session.id, "about": about, "plans": plans.kind_of(session.desk)})
+            await _send(
+                socket, {"kind": "ready", "session": session.id, "about": about, "plans": plans.kind_of(session.desk)}
+            )
             await _converse(socket, lambda message: aside(answer, studio, session, message))
         except WebSocketDisconnect:
             pass
         except BAD as error:
-            await _send(socket, {"kind": "error", "fatal": True, "full": isinstance(error, Full), "text": in_words(error)})
+            await _send(
+                socket, {"kind": "error", "fatal": True, "full": isinstance(error, Full), "text": in_words(error)}
+            )
         finally:
             if session is not None:
                 studio.leave(session)
@@ -212,8 +216,8 @@ def _turn(maze: Maze, message: dict[str, Any]) -> dict[str, Any]:
         return {"kind": "way", "cells": maze.plan()}
     if message.get("do") != "turn":
         raise ValueError("a maze is asked for a turn, a way or a reset")
-    numbers = [message.get(name, default) for name, default in (("turns", 1), ("planning", 5), ("epsilon", 0.1))]
-    return {"kind": "turn", **maze.advance(*numbers, message.get("action"))}
+    ask = {name: message.get(name, default) for name, default in (("turns", 1), ("planning", 5), ("epsilon", 0.1))}
+    return {"kind": "turn", **maze.advance(**ask, given=message.get("action"))}
 
 
 async def _converse(socket: WebSocket, reply: Callable[[dict[str, Any]], Any]) -> None:
@@ -269,7 +273,9 @@ def config(app: Any) -> uvicorn.Config:
 
 def link(host: str, port: int, token: str) -> str:
     """The address of the pages, as one opens it here."""
-    name = {"0.0.0.0": sockets.gethostname(), "::": sockets.gethostname()}.get(host, f"[{host}]" if ":" in host else host)
+    name = {"0.0.0.0": sockets.gethostname(), "::": sockets.gethostname()}.get(
+        host, f"[{host}]" if ":" in host else host
+    )
     return f"http://{name}:{port}/{f'?token={token}' if token else ''}"
 
 
@@ -282,7 +288,9 @@ def _listening(host: str, port: int) -> sockets.socket:
     except OSError as error:
         found.close()
         reason = error.strerror or error
-        raise OSError(error.errno, f"cannot listen on {host}:{port} ({reason}): take another --port or --host") from None
+        raise OSError(
+            error.errno, f"cannot listen on {host}:{port} ({reason}): take another --port or --host"
+        ) from None
     return found
 
 
@@ -291,6 +299,8 @@ def roots_of(paths: tuple[Path, ...]) -> list[Path]:
     FileNotFoundError for a path that is not there."""
     for path in paths:
         if not path.exists():
-            raise FileNotFoundError(f"{path} is not there: give run directories, folders with runs, or exported weights")
+            raise FileNotFoundError(
+                f"{path} is not there: give run directories, folders with runs, or exported weights"
+            )
     own = Path(str(files("jaxwm.web").joinpath("demo")))
     return list(paths) or [path for path in (Path("runs"), own) if path.is_dir()]

@@ -120,9 +120,7 @@ class Session:
         something came after `t` already, and its newest tick as JSON."""
         branch = self._find(name, t)
         taken = None if action is None else self.desk.action(action)
-        now = branch.ticks[t].step
-        legal = now.obs.get("legal") if now is not None and isinstance(now.obs, dict) else None
-        if taken is not None and legal is not None and not now.is_last[0] and not _allowed(self.desk.spec.action, taken, legal):  # type: ignore[union-attr]
+        if taken is not None and not _allowed(self.desk.spec.action, taken, branch.ticks[t].step):
             raise ValueError("that move is not legal here")
         if t + 1 >= MOST_TICKS:
             raise ValueError(f"{MOST_TICKS:,} steps are as long as a branch gets: start a new one")
@@ -220,7 +218,9 @@ class Session:
         mode: Mode = self.mode  # type: ignore[assignment]
         seen = self._seen(now)
         if seen is None:
-            raise ValueError("the policy sees nothing here: the recording went another way, and this model shows nothing")
+            raise ValueError(
+                "the policy sees nothing here: the recording went another way, and this model shows nothing"
+            )
         thought = self.desk.think(self.state, now.memory, seen, self._moment(branch, len(branch.ticks) - 1), mode)
         branch.ticks[-1] = now._replace(thought=thought)
         return branch.ticks[-1]
@@ -245,7 +245,9 @@ class Session:
     def _tick(self, branch: Branch, step: Step | None, memory: Any, dream: Dream | None, action: Any, by: str) -> Tick:
         """A new tick, seen by the policy: at once where it is quick, else only as far as its memory must know."""
         t, old = len(branch.ticks), branch.ticks[-1] if branch.ticks else None
-        tick = Tick(step, branch.handle if self.desk.rewinds else None, memory, None, old.anchor if old else 0, dream, None, None, action, by)  # type: ignore[arg-type]
+        nothing: Any = None
+        handle, anchor = branch.handle if self.desk.rewinds else None, old.anchor if old else 0
+        tick = Tick(step, handle, memory, nothing, anchor, dream, None, None, action, by)
         if (seen := self._seen(tick)) is None:
             thought = Thought(memory, action, {}, None, None)
         else:
@@ -304,7 +306,13 @@ class Session:
         tick, spec, painter = branch.ticks[t], self.desk.spec, self.desk.painter
         real = kept(jax.tree.map(lambda x: np.asarray(x[0]), tick.step.obs)) if tick.step else None
         dream = tick.dream.obs if tick.dream is not None else None
-        out: dict[str, Any] = {"t": t, "anchor": tick.anchor, "by": tick.by, "error": _short(tick.error), "doubt": _short(tick.doubt)}
+        out: dict[str, Any] = {
+            "t": t,
+            "anchor": tick.anchor,
+            "by": tick.by,
+            "error": _short(tick.error),
+            "doubt": _short(tick.doubt),
+        }
         out["action"] = names.action(spec, tick.action[0]) if tick.action is not None else None
         out |= {"odds": tick.thought.odds, "value": _short(tick.thought.value)}
         out["advice"] = names.action(spec, tick.thought.action[0]) if self.desk.quick and tick.thought.odds else None
@@ -344,20 +352,26 @@ class Session:
             rows = []
             for branch in branches:
                 tick = branch.ticks[min(t, len(branch.ticks) - 1)]
-                real = painter.paint(jax.tree.map(lambda x: np.asarray(x[0]), kept(tick.step.obs))) if tick.step else None
+                real = (
+                    painter.paint(jax.tree.map(lambda x: np.asarray(x[0]), kept(tick.step.obs))) if tick.step else None
+                )
                 dream = painter.paint(tick.dream.obs) if tick.dream is not None and tick.dream.obs is not None else real
                 shown = [paper.note(blank.shape, "not recorded") if x is None else x for x in (real, dream)]
                 colour = ORANGE if tick.dream is not None else GREY
                 panels = [paper.framed(shown[0], GREY, 3), paper.framed(shown[1], colour, 3)]
                 done = names.action(self.desk.spec, tick.action[0]) if tick.action is not None else "start"
                 words = [f"{branch.name}   real            dream", f"step {t}: {done} ({tick.by})"]
-                rows.append(paper.stack([paper.lines(words[:1]), paper.row(panels), paper.lines(words[1:], width=330)], 3))
+                rows.append(
+                    paper.stack([paper.lines(words[:1]), paper.row(panels), paper.lines(words[1:], width=330)], 3)
+                )
             yield paper.page([head, *rows])
 
 
-def _allowed(space: Any, action: np.ndarray, legal: Any) -> bool:
-    """Whether a mask `[1, A]` allows an action; only single choices are checked."""
-    return not isinstance(space, Discrete) or bool(np.asarray(legal)[0, int(action[0])])
+def _allowed(space: Any, action: np.ndarray, step: Step | None) -> bool:
+    """Whether a single choice is legal at a step `[1, ...]`, as far as it says what is. After an end everything is."""
+    if step is None or not isinstance(step.obs, dict) or "legal" not in step.obs or step.is_last[0]:
+        return True
+    return not isinstance(space, Discrete) or bool(np.asarray(step.obs["legal"])[0, int(action[0])])
 
 
 def heated(state: Any, temperature: Any) -> Any:
@@ -384,8 +398,8 @@ def _short(x: Any) -> float | None:
 def _recorded(episode: Episode, t: int) -> Step:
     """Record t of an episode as a step `[1, ...]`."""
     last = t == len(episode.reward) - 1
-    flags = (np.array([flag]) for flag in (t == 0, last, last and episode.terminal))
-    return Step(jax.tree.map(lambda x: np.asarray(x[t])[None], episode.obs), np.float32(episode.reward[t])[None], *flags)
+    obs = jax.tree.map(lambda x: np.asarray(x[t])[None], episode.obs)
+    return _step(obs, episode.reward[t], t == 0, last, last and episode.terminal)
 
 
 def _as_step(dream: Any, like: Step | None, first: bool = False) -> Step:
@@ -393,8 +407,14 @@ def _as_step(dream: Any, like: Step | None, first: bool = False) -> Step:
     obs = jax.tree.map(lambda x: np.asarray(x)[None], dream.obs)
     if like is not None and isinstance(obs, dict) and isinstance(like.obs, dict):
         obs = like.obs | obs
-    no = np.zeros(1, bool)
-    return Step(obs, np.asarray(dream.reward, np.float32)[None], np.array([first]), no, no)
+    return _step(obs, dream.reward, first, False, False)
+
+
+def _step(obs: Any, reward: Any, *flags: bool) -> Step:
+    """A step `[1, ...]` of an observation `[1, ...]`, a reward, and whether it is first, last and terminal."""
+    first, last, terminal = (np.array([flag]) for flag in flags)
+    values: Any = np.asarray(reward, np.float32)[None], first, last, terminal
+    return Step(obs, *values)
 
 
 def _error(spec: Any, step: Step | None, dream: Dream | None) -> float | None:

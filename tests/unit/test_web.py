@@ -1,4 +1,4 @@
-"""The studio behind its pages: sessions and branches, dreams that are `Agent.imagine`'s, shelves, mazes, and the guard."""
+"""The studio behind its pages: sessions, branches, dreams that are `Agent.imagine`'s, shelves, mazes and the guard."""
 
 from __future__ import annotations
 
@@ -73,7 +73,12 @@ def desk() -> Desk:
     made = Desk(player_of("dyna-q", lambda num: envs.make("tabular/FrozenLake8x8", num, slippery=False)))
     made.warm()
     q = made.player.state.memory.model
-    moved = jnp.asarray([[max(s - 1, s // 8 * 8), min(s + 8, 56 + s % 8), min(s + 1, s // 8 * 8 + 7), max(s - 8, s % 8)] for s in range(64)])
+    moved = jnp.asarray(
+        [
+            [max(s - 1, s // 8 * 8), min(s + 8, 56 + s % 8), min(s + 1, s // 8 * 8 + 7), max(s - 8, s % 8)]
+            for s in range(64)
+        ]
+    )
     memory = made.player.state.memory._replace(model=q._replace(state=moved))
     made.player = made.player._replace(state=made.player.state._replace(memory=memory))
     return made
@@ -368,7 +373,17 @@ def _none(label: str) -> Any:
 def test_nonsense_on_a_socket_costs_an_answer(seats):
     with opened(seats) as house, join(house, "lake") as socket:
         assert ready(socket)["about"]["env"] == "tabular/FrozenLake8x8"
-        for nonsense in ("", "{", "[]", "1", '{"do": "rm"}', '{"do": "step"}', b"\x00\xff", "x" * 15_000, '{"do": "recall", "episode": "../x"}'):
+        for nonsense in (
+            "",
+            "{",
+            "[]",
+            "1",
+            '{"do": "rm"}',
+            '{"do": "step"}',
+            b"\x00\xff",
+            "x" * 15_000,
+            '{"do": "recall", "episode": "../x"}',
+        ):
             socket.send(nonsense)
             assert json.loads(socket.recv(30))["kind"] == "error", nonsense
         socket.send('{"do": "begin", "id": 7}')
@@ -424,7 +439,11 @@ def test_every_system_is_played(name):
     made.warm()
     found = Session(made, 0)
     found.begin(2)
-    idle = np.asarray(made.agent.act(made.player.state, made.agent.reset(made.player.state, 1), jax.device_get(made.start(KEY)[1]), KEY, "greedy")[1])[0].tolist()
+    idle = np.asarray(
+        made.agent.act(
+            made.player.state, made.agent.reset(made.player.state, 1), jax.device_get(made.start(KEY)[1]), KEY, "greedy"
+        )[1]
+    )[0].tolist()
     for t in (2, 3, 4):
         _, tick = found.step("A", t, idle if t == 3 and not made.board else None)
     json.dumps(tick, allow_nan=False)
@@ -433,7 +452,9 @@ def test_every_system_is_played(name):
     assert made.dreams == (made.agent.imagine is not None)
     if made.dreams and found.branches["A"].ticks[-1].anchor == 2:
         dream, tick = imagined(found, "A", 5), found.branches["A"].ticks[-1].dream
-        for a, b in zip(jax.tree.leaves((dream.obs, dream.reward)), jax.tree.leaves((tick.obs, tick.reward)), strict=True):
+        for a, b in zip(
+            jax.tree.leaves((dream.obs, dream.reward)), jax.tree.leaves((tick.obs, tick.reward)), strict=True
+        ):
             assert np.mean(np.abs(a[0, -1].astype(float) - np.asarray(b, float)) > 1e-3) < 0.01
     if plans.kind_of(made):
         json.dumps(plans.look(found, "A", 2), allow_nan=False)
