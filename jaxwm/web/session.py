@@ -196,7 +196,7 @@ class Session:
             handle, _ = self.desk.advance(handle, tick.action)
         return handle
 
-    def _advance(self, branch: Branch, action: np.ndarray | None, anchored: bool = True) -> None:
+    def _advance(self, branch: Branch, action: Any, anchored: bool = True) -> None:
         t, now = len(branch.ticks), branch.ticks[-1]
         by = "you" if action is not None else "policy"
         if action is None:
