@@ -11,7 +11,8 @@ from jaxwm.studio import names, pictures
 from jaxwm.types import Discrete
 from jaxwm.web import boards
 from jaxwm.web.desk import Desk
-from jaxwm.web.session import Session, png
+from jaxwm.web.session import Session
+from jaxwm.web.shown import png
 
 MOST_NODES, FUTURES, AHEAD = 60, 16, 16
 

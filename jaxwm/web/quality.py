@@ -12,7 +12,8 @@ from jaxwm.run.json_files import finite
 from jaxwm.studio import episodes, paper, pictures, study
 from jaxwm.studio.episodes import Player
 from jaxwm.types import Record, Spec
-from jaxwm.web.session import heated, png
+from jaxwm.web.session import heated
+from jaxwm.web.shown import png
 
 CONTEXT, HORIZON, WINDOWS, DREAMS = 8, 32, 32, 16
 CELL, WORST = 64, 6  # pixels of a dream among others; windows that are shown as the worst

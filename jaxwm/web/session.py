@@ -4,34 +4,25 @@ A branch never changes but at its end. Whoever goes on from an older tick gets a
 dream of a tick belongs to an anchor, the tick at which the model last saw reality: what it shows is step t - anchor of
 `Agent.imagine` from the records up to the anchor, under the actions taken since."""
 
-import base64
-import io
 import itertools
 import secrets
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from PIL import Image
 
 from jaxwm.data import Episode
 from jaxwm.errors import check_choice, check_number
 from jaxwm.nets.sensors import kind, sensors
-from jaxwm.studio import names, paper, pictures, video
-from jaxwm.studio.paper import GREY, ORANGE
 from jaxwm.training.life import ACT, ENV, stream
-from jaxwm.training.program import kept
 from jaxwm.types import Discrete, Dream, Mode, Record, Step
-from jaxwm.web import boards
+from jaxwm.web import shown
 from jaxwm.web.desk import CONTEXT, Desk, Thought
 
 MOST_TICKS, MOST_BRANCHES, MOST_AHEAD = 2000, 26, 500
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-GIF_FPS = 5
 
 
 class Tick(NamedTuple):
@@ -303,68 +294,13 @@ class Session:
     # --- Showing ----------------------------------------------------------------------------------------------------
     def show(self, branch: Branch, t: int) -> dict[str, Any]:
         """A tick as JSON; pictures are PNG files in base64."""
-        tick, spec, painter = branch.ticks[t], self.desk.spec, self.desk.painter
-        real = kept(jax.tree.map(lambda x: np.asarray(x[0]), tick.step.obs)) if tick.step else None
-        dream = tick.dream.obs if tick.dream is not None else None
-        out: dict[str, Any] = {
-            "t": t,
-            "anchor": tick.anchor,
-            "by": tick.by,
-            "error": _short(tick.error),
-            "doubt": _short(tick.doubt),
-        }
-        out["action"] = names.action(spec, tick.action[0]) if tick.action is not None else None
-        out |= {"odds": tick.thought.odds, "value": _short(tick.thought.value)}
-        out["advice"] = names.action(spec, tick.thought.action[0]) if self.desk.quick and tick.thought.odds else None
-        if tick.step is not None:
-            out |= {"reward": _short(tick.step.reward[0]), "cont": float(not tick.step.is_terminal[0])}
-            out |= {"first": bool(tick.step.is_first[0]), "last": bool(tick.step.is_last[0])}
-            if self.desk.board:
-                out |= {"legal": {} if out["last"] else boards.legal(self.desk.board, tick.step)}
-                out |= {"result": boards.result(tick.step)} if out["last"] else {}
-        if tick.dream is not None:
-            out |= {"dreward": _short(tick.dream.reward), "dcont": _short(tick.dream.cont)}
-        for name, obs in (("", real), ("d", dream)):
-            if obs is not None:
-                out[f"{name}image"] = png(painter.paint(obs)) if painter else None
-                most = len(self.desk.numbers)
-                out[f"{name}numbers"] = [_short(x) for x in pictures.numbers(obs, spec)[1][:most]] if most else []
-        return out
+        return shown.tick(self.desk, t, branch.ticks[t])
 
     def gif(self, wanted: Sequence[str]) -> bytes:
         """Branches as an animation: reality and dream next to each other, one row per branch."""
         if not wanted or any(name not in self.branches for name in wanted):
             raise ValueError("there is no such branch")
-        if self.desk.painter is None:
-            raise ValueError("these observations are numbers: there is nothing to animate")
-        chosen = [self.branches[name] for name in wanted]
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "dream.gif"
-            video.write(file, list(self._film(chosen)), GIF_FPS, 4_000_000)
-            return file.read_bytes()
-
-    def _film(self, branches: Sequence[Branch]) -> Iterator[np.ndarray]:
-        painter = self.desk.painter
-        assert painter is not None
-        blank = painter.paint(jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), kept(self.desk.spec.obs)))
-        head = paper.lines([self.desk.player.title()], paper.TITLE, bold=True)
-        for t in range(max(len(branch.ticks) for branch in branches)):
-            rows = []
-            for branch in branches:
-                tick = branch.ticks[min(t, len(branch.ticks) - 1)]
-                real = (
-                    painter.paint(jax.tree.map(lambda x: np.asarray(x[0]), kept(tick.step.obs))) if tick.step else None
-                )
-                dream = painter.paint(tick.dream.obs) if tick.dream is not None and tick.dream.obs is not None else real
-                shown = [paper.note(blank.shape, "not recorded") if x is None else x for x in (real, dream)]
-                colour = ORANGE if tick.dream is not None else GREY
-                panels = [paper.framed(shown[0], GREY, 3), paper.framed(shown[1], colour, 3)]
-                done = names.action(self.desk.spec, tick.action[0]) if tick.action is not None else "start"
-                words = [f"{branch.name}   real            dream", f"step {t}: {done} ({tick.by})"]
-                rows.append(
-                    paper.stack([paper.lines(words[:1]), paper.row(panels), paper.lines(words[1:], width=330)], 3)
-                )
-            yield paper.page([head, *rows])
+        return shown.gif(self.desk, {name: self.branches[name].ticks for name in wanted})
 
 
 def _allowed(space: Any, action: np.ndarray, step: Step | None) -> bool:
@@ -381,18 +317,6 @@ def heated(state: Any, temperature: Any) -> Any:
         raise ValueError("the dreams of this system have no temperature")
     old = state.hyper["temperature"]
     return state._replace(hyper={**state.hyper, "temperature": jax.numpy.full_like(old, temperature)})
-
-
-def png(picture: np.ndarray) -> str:
-    """A picture as a PNG file in base64."""
-    out = io.BytesIO()
-    Image.fromarray(picture).save(out, "PNG", compress_level=1)
-    return base64.b64encode(out.getvalue()).decode()
-
-
-def _short(x: Any) -> float | None:
-    """A number with six digits; None for none, and where it is not finite."""
-    return None if x is None or not np.isfinite(x) else float(f"{float(x):.6g}")
 
 
 def _recorded(episode: Episode, t: int) -> Step:
