@@ -57,7 +57,8 @@ class Studio:
     def _forget(self) -> None:
         """Drop desks that nobody sits at, the oldest first."""
         used = {id(session.desk) for session in list(self.sessions.values())}
-        for key in [key for key, desk in self._desks.items() if id(desk) not in used][: -MOST_DESKS or None]:
+        idle = [key for key, desk in self._desks.items() if id(desk) not in used]
+        for key in idle[:-1]:  # somebody is about to sit down at the newest
             if len(self._desks) > MOST_DESKS:
                 del self._desks[key]
 
