@@ -16,7 +16,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed-$(subst $(comma),-,$(EXTRAS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train notebook test test-slow lint docs bench bench-gpu sweep atari100k atari100k-small atari100k-smoke clean
+.PHONY: help setup train studio notebook test test-slow lint docs bench bench-gpu sweep atari100k atari100k-small atari100k-smoke clean
 
 help:  ## Show this list
 	@echo "jaxwm: world-model reinforcement learning in JAX"
@@ -43,6 +43,10 @@ train: setup  ## Train Dreamer V3 (on Catch; ARGS='--env ...' for more)
 notebook: setup  ## Open the notebooks of experiments/ in Jupyter Lab (installs it into .venv the first time)
 	@test -x $(BIN)/jupyter-lab || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[notebook]'
 	$(BIN)/jupyter lab --notebook-dir=experiments $(ARGS)
+
+studio: setup  ## Open the studio: play in a dream, watch a maze being learned (ARGS='RUN ...' for your runs)
+	@$(BIN)/python -c 'import fastapi, uvicorn, websockets' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[studio]'
+	$(BIN)/jaxwm studio $(ARGS)
 
 # Tests and benchmarks keep their compiled programs here; commands share the cache of `jaxwm` itself.
 test test-slow bench bench-gpu: export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax

@@ -27,6 +27,7 @@ USAGE = """jaxwm: world-model reinforcement learning in JAX
   jaxwm push RUN NAME [--help]   share its weights with a card: in a folder (./NAME), or on the Hugging Face hub
   jaxwm pull NAME [DIR]          fetch a model that was pushed; eval, watch, dream, serve and train --from take it
   jaxwm serve RUN [--help]       answer other programs over a socket: observations in, actions out
+  jaxwm studio [RUN...]          all of this in a browser: play in dreams, compare runs, see a maze being learned
   jaxwm sweep FILE [--help]      run all of an experiment file that is not finished yet, on every device
   jaxwm --version
 

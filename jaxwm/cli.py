@@ -1,5 +1,5 @@
 """The command line: `jaxwm list | train | resume | eval | dream | watch | play | record | data | report | export |
-push | pull | serve | sweep`.
+push | pull | serve | studio | sweep`.
 
 Every setting of a system is a flag of `jaxwm train AGENT`; `jaxwm train AGENT --help` explains them."""
 
@@ -531,7 +531,35 @@ def _sweep(arguments: list[str]) -> int:
     return 1 if out.stopped or out.failures else 0
 
 
+@dataclass(frozen=True)
+class Studio:
+    """Look at runs, play in their dreams and see them plan, in a browser.
+
+    The printed link opens five pages: a maze that an agent learns in front of you (it needs no run), all runs with
+    their curves, the real game and the model's dream of it under the same keys, the quality of dreams, and plans. By
+    default only this machine can connect. For another --host the link holds a random token, or the one in JAXWM_TOKEN.
+    Nothing that a visitor sends is run or unpickled. Needs pip install 'jaxwm[studio]'."""
+
+    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[RUN ...]")] = ()
+    """Runs, folders with runs, or exported weights (default: runs/, and a small model that comes along)."""
+    recording: Annotated[Path | None, optional("DIR")] = None
+    """Recording (see jaxwm data) from whose moments dreams may begin."""
+    host: str = "127.0.0.1"
+    """Address to listen on (0.0.0.0 for all of this machine)."""
+    port: int = 8500
+    """Port to listen on; 0 for any that is free."""
+    seed: int = 1
+    """Seed of what is played for the page about dream quality."""
+
+    def __call__(self) -> None:
+        from jaxwm.web import server
+
+        check_number("--port", self.port, least=0, most=65535, whole=True)
+        check_number("--seed", self.seed, least=0, most=2**32 - 1, whole=True)
+        server.open_studio(self.runs, self.recording, self.host, self.port, self.seed)
+
+
 COMMANDS: dict[str, Any] = dict(list=_list, train=_train, resume=_resume, eval=Eval, dream=Dream, watch=Watch)
 COMMANDS |= dict(play=Play, record=Record, data=_data, report=Report, export=Export)
-COMMANDS |= dict(push=Push, pull=Pull, serve=Serve, sweep=_sweep)
+COMMANDS |= dict(push=Push, pull=Pull, serve=Serve, studio=Studio, sweep=_sweep)
 """A command is a class of its options, called without arguments, or a function of the words that follow."""

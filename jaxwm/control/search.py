@@ -12,7 +12,8 @@ Two kinds of search. "puct" is AlphaZero's and MuZero's (Silver et al. 2018; Sch
 policy is the share of visits. "gumbel" is Gumbel MuZero (Danihelka et al. 2022): actions of the root are drawn without
 replacement and halved, its policy is softmax(logits + sigma(completed q)), better than the prior from two on."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -89,6 +90,21 @@ def mask(logits: Array, legal: Array) -> Array:
     return jnp.where(legal, logits, MASKED)
 
 
+_WATCHING: list[list[Any]] = []
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[list[Any]]:
+    """Collect the trees (`mctx.Tree`) of the searches that are traced inside, for programs that show them:
+
+    `with watched() as trees: agent.act(...)` and return `trees` from the same traced function."""
+    _WATCHING.append([])
+    try:
+        yield _WATCHING[-1]
+    finally:
+        _WATCHING.pop()
+
+
 def search(
     settings: Settings, params: Any, root: Root, model: Model, key: Key, temperature: Array | float = 1.0
 ) -> Result:
@@ -97,6 +113,8 @@ def search(
     (the greedy mode). With "puct" actions are drawn from visits ** (1 / temperature), and Dirichlet noise is part of
     every search whose temperature is not the number 0; with "gumbel" it scales the Gumbel noise, the paper's is 1."""
     result = _tree(settings, params, root, model, key, temperature)
+    for trees in _WATCHING:
+        trees.append(result.search_tree)
     summary = result.search_tree.summary()
     q = jnp.where(summary.visit_counts > 0, summary.qvalues, 0.0)
     return Result(result.action, result.action_weights, summary.value, q)

@@ -52,7 +52,7 @@ def play(agent: Agent, env: Env, state: Any, key: Key, mode: Mode = "explore") -
     """Records `[N, ...]` of one member, one per time step and without end; close it when you have enough.
     A simulator that dies is built again with other seeds, with a warning; the episode before has no end.
     EnvironmentDied when three restarts in a row have not helped."""
-    start, advance, close = _single(env)
+    start, advance, close = single(env)
     act = jax.jit(lambda state, memory, step, t: agent.act(state, memory, step, stream(key, ACT, t), mode))
     memory = agent.reset(state, env.num_envs)
     handle, step = start(stream(key, ENV))
@@ -65,7 +65,7 @@ def play(agent: Agent, env: Env, state: Any, key: Key, mode: Mode = "explore") -
         close(handle)
 
 
-def _single(env: Env) -> tuple[Callable[..., tuple[Any, Step]], Callable[..., tuple[Any, Step]], Callable]:
+def single(env: Env) -> tuple[Callable[..., tuple[Any, Step]], Callable[..., tuple[Any, Step]], Callable]:
     """A pure or a host environment as `(reset, step, close)` of a pure one: one key, and arrays `[N, ...]`."""
     if env.pure:
         return jax.jit(env.reset), jax.jit(env.step), env.close

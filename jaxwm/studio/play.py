@@ -46,7 +46,7 @@ def play(player: Player, console: Console, side: str = "first", ask: Callable[[s
             memory, chosen, extras = act(memory, step, t)
             action = int(chosen[0])
             value = f" (expects {float(extras['value'][0]):+.2f})" if "value" in extras else ""
-            console.print(f"the agent plays {_name(task, action, step)}{value}", highlight=False)
+            console.print(f"the agent plays {move_name(task, action, step)}{value}", highlight=False)
         handle, step = advance(handle, np.array([action], np.int32))
     # the reward is that of the player who has moved last, which is the other of the one to play
     result = float(step.reward[0]) * (1 if mover != person else -1)
@@ -70,10 +70,10 @@ def _asked(known: dict[str, int], console: Console, ask: Callable[[str], str]) -
 
 def moves(task: str, step: Step) -> dict[str, int]:
     """The legal moves of a game `[1]` by name."""
-    return {_name(task, int(action), step): int(action) for action in np.flatnonzero(step.obs["legal"][0])}
+    return {move_name(task, int(action), step): int(action) for action in np.flatnonzero(step.obs["legal"][0])}
 
 
-def _name(task: str, action: int, step: Step) -> str:
+def move_name(task: str, action: int, step: Step) -> str:
     """Cells of tic-tac-toe and columns of connect four count from 1; Go has A1 and PASS, chess A2A3 or A4A5N."""
     if task == "Go9x9":
         return "PASS" if action == 81 else f"{LETTERS[action % 9]}{9 - action // 9}"

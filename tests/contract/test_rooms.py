@@ -29,7 +29,8 @@ BELOW: dict[str, set[str]] = {
 BELOW["run"] = BELOW["agents"] | {"agents", "training"}
 BELOW["studio"] = BELOW["run"] | {"run"}
 BELOW["report"] = BELOW["run"] | {"run"}
-BELOW["cli"] = BELOW["run"] | {"run", "studio", "report"}
+BELOW["web"] = BELOW["run"] | {"run", "studio", "report"}
+BELOW["cli"] = BELOW["web"] | {"web"}
 """Room -> the rooms that it may import. Arrows point down only; nothing imports `cli`."""
 
 FRONT = {"__init__", "__main__"}
@@ -113,7 +114,7 @@ DEVICE_CALLS = {
     "devices", "local_devices", "device_count", "local_device_count", "default_backend", "process_count",
     "process_index",
 }  # fmt: skip
-WORLD = {"envs", "data", "run", "studio", "report", "cli"}
+WORLD = {"envs", "data", "run", "studio", "report", "web", "cli"}
 """Rooms that read files, start simulators or own machines."""
 ALLOWED = {
     "learning.pieces": {"default_backend"},  # routes: which convolution, which piece size

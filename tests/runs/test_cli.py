@@ -11,7 +11,7 @@ from jaxwm import agents, cli, envs
 from jaxwm.__main__ import main
 from jaxwm.run import checkpoint, directory, machine
 
-COMMANDS = ("resume", "eval", "dream", "watch", "play", "report", "export", "push", "pull", "serve", "sweep")
+COMMANDS = ("resume", "eval", "dream", "watch", "play", "report", "export", "push", "pull", "serve", "studio", "sweep")
 
 
 def test_listing(capsys):
