@@ -13,7 +13,7 @@ from typing import Any
 from jaxwm.agents.system import System
 
 NAMES = """dreamer-v3 dreamer-v2 dreamer-v1 planet dyna-q pets world-models alphazero muzero efficientzero storm iris
-token-dyna mbpo grbal mb-mpo""".split()
+token-dyna mbpo grbal mb-mpo genie""".split()
 BASELINES = "sac ppo".split()
 MODULES = {name: name.replace("-", "_") for name in (*NAMES, *BASELINES)}
 TABLE = "table.json"

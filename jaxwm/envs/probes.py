@@ -3,7 +3,7 @@
 An agent that cannot solve one of them has a bug, and the probe says where: ConstantReward tests the value head's
 offset, ObsReward the path from observation to value, TwoStepDiscount bootstrapping and the discount, ActionReward the
 policy gradient, ContinuousTarget the same for a Box, Recall the recurrent state, MultiSensor the encoders and the
-factorised action.
+factorised action. Square is footage for systems that find out actions from video.
 
 Below, r_t is the reward in the `Step` that follows action a_t, V* the optimal value and gamma the discount."""
 
@@ -129,6 +129,34 @@ def multi_sensor(num_envs: int = 1) -> Env:
     return from_functions(Spec("probe/MultiSensor", sensors, MultiDiscrete((2, 3)), 1), reset, step, num_envs)
 
 
+def square(num_envs: int = 1, *, size: int = 16, max_steps: int = 32) -> Env:
+    """A square on black that does what it is told, for video from which actions are to be found out.
+    obs is uint8 `[size, size, 1]`, a white 4 x 4 square that begins anywhere on a grid of 2 pixels. Actions: stay, up,
+    down, left, right, by 2 pixels; beyond an edge it comes back at the other, so that every action shows. r = 1 where
+    the square's first column is in the left half, else 0; the time limit is `max_steps`. A random policy's mean return
+    is `max_steps` / 2 for a size that 4 divides."""
+    check_number("probe/Square: size", size, least=8, whole=True)
+    check_number("probe/Square: max_steps", max_steps, least=1, whole=True)
+    if size % 2:
+        raise ValueError(f"probe/Square: size must be even, not {size}")
+    moves = jnp.array([(0, 0), (-2, 0), (2, 0), (0, -2), (0, 2)])
+
+    def show(corner: Array) -> Array:
+        inside = (jnp.arange(size)[:, None] - corner) % size < 4  # [size, 2]: rows and columns
+        return jnp.where(inside[:, None, 0] & inside[None, :, 1], jnp.uint8(255), jnp.uint8(0))[..., None]
+
+    def reset(key: Key) -> tuple[PyTree, Array]:
+        corner = 2 * jax.random.randint(key, (2,), 0, size // 2)
+        return (corner, jnp.int32(0)), show(corner)
+
+    def step(key: Key, state: PyTree, action: Array) -> tuple[Any, ...]:
+        corner, t = (state[0] + moves[action]) % size, state[1] + 1
+        return (corner, t), show(corner), corner[1] < size // 2, False, t == max_steps
+
+    obs = jax.ShapeDtypeStruct((size, size, 1), jnp.uint8)
+    return from_functions(Spec("probe/Square", obs, Discrete(5), max_steps), reset, step, num_envs)
+
+
 PROBES = {
     "ConstantReward": constant_reward,
     "ObsReward": obs_reward,
@@ -137,4 +165,5 @@ PROBES = {
     "ContinuousTarget": continuous_target,
     "Recall": recall,
     "MultiSensor": multi_sensor,
+    "Square": square,
 }

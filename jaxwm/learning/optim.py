@@ -108,6 +108,15 @@ def adam(clip: float, eps: float) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(clip), optax.scale_by_adam(eps=eps))
 
 
+def adamw(clip: float, eps: float, weight_decay: float) -> optax.GradientTransformation:
+    """`adam`, and decay of the matrices in units of the learning rate (Loshchilov & Hutter 2019)."""
+    matrices = lambda tree: jax.tree_util.tree_map_with_path(lambda path, _: path[-1] == _KERNEL, tree)  # noqa: E731
+    return optax.chain(adam(clip, eps), optax.add_decayed_weights(weight_decay, matrices))
+
+
+_KERNEL = jax.tree_util.DictKey("kernel")
+
+
 def norm(tree: PyTree) -> Array:
     """The norm of all tensors together."""
     return jnp.sqrt(jnp.square(pack(tree)).sum())
