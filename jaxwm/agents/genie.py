@@ -158,11 +158,10 @@ def dynamics_loss(
 ) -> Losses:
     """Cross-entropy of masked tokens (Chang et al. 2022, eq. 1), `tokens [B, T, K]`, `action [B, T]`; and metrics."""
     chex.assert_equal_shape_prefix((tokens, action, first), 2)
-    config, (k_rate, k_mask) = nets.config, jax.random.split(key)
-    drawn = share.uniform(k_rate, first.shape)
-    drawn = drawn if config.mask_per == "frame" else jnp.broadcast_to(drawn[:, :1], first.shape)
-    rate = config.mask_least + (1 - config.mask_least) * drawn
-    hidden = masked(share.uniform(k_mask, tokens.shape), rate, first)
+    config, uniform = nets.config, share.uniform(key, (*first.shape, tokens.shape[-1] + 1))
+    rate = config.mask_least + (1 - config.mask_least) * uniform[..., 0]
+    rate = rate if config.mask_per == "frame" else jnp.broadcast_to(rate[:, :1], rate.shape)
+    hidden = masked(uniform[..., 1:], rate, first)
     guess = apply(nets.dynamics, params, jnp.where(hidden, config.codes, tokens), action, first)
     loss = share.weighted_mean(-guess.log_prob(tokens), hidden)
     right = share.weighted_mean((guess.mode() == tokens).astype(jnp.float32), hidden)
@@ -287,7 +286,7 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
         raise ValueError(f"genie knows buttons, one choice at a time; {spec.name} takes {spec.action}")
     if not nets.latent and not nets.buttons:
         raise ValueError(f"--actions true learns from recorded actions, and {spec.name} holds none: take latent")
-    tx = optim.adamw(config.clip, 1e-8, config.weight_decay)
+    tx = optim.decayed(optim.packed(optim.adam(config.clip, 1e-8)), config.weight_decay)
 
     def init(key: Key, hyper: Mapping[str, Any]) -> State:
         params = nets.init(key)

@@ -245,7 +245,7 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
 def transformations(config: Config) -> dict[str, optax.GradientTransformation]:
     """Adam for each part, with weight decay for the world model."""
     adam = optim.adam(config.clip, 1e-8)
-    return {"tokenizer": adam, "model": optim.adamw(config.clip, 1e-8, config.weight_decay), "policy": adam}
+    return {"tokenizer": adam, "model": optim.decayed(adam, config.weight_decay), "policy": adam}
 
 
 def act(nets: Networks, state: State, carry: LSTMState, step: Step, key: Key, mode: str) -> Acted:
