@@ -77,6 +77,7 @@ SYSTEMS = {
     "dreamer-v3": System("Dreamer V3", SEEN, DONE, "minatar/Breakout"),
     "iris": System("IRIS", "images, planes", "discrete, continuous", "minatar/Breakout"),
     "token-dyna": System("Token Dyna", "images, planes", "discrete, continuous", "minatar/Breakout"),
+    "genie": System("Genie", "images, planes (video)", "discrete, latent", "probe/Square"),
     "storm": System("STORM", "images, vectors, planes", "discrete, continuous", "minatar/Breakout"),
     "mbpo": System("MBPO", "vectors", "continuous", "mujoco/InvertedPendulum-v4"),
     "grbal": System("GrBAL", "vectors", "continuous", "continuous/Pendulum"),
