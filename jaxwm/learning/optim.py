@@ -109,7 +109,7 @@ def adam(clip: float, eps: float) -> optax.GradientTransformation:
 
 
 def packed(tx: optax.GradientTransformation) -> optax.GradientTransformation:
-    """`tx` on one matrix of all tensors: the same where it treats entries alike, in a program of a fraction the size."""
+    """`tx` on one matrix of all tensors: the same where it treats entries alike, in a much smaller program."""
 
     def update(grads: PyTree, state: Any, params: PyTree) -> tuple[PyTree, Any]:
         rows, state = tx.update(pack(grads), state)

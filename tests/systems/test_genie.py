@@ -74,7 +74,7 @@ def test_dynamics_learn_from_masked_tokens_only(made, per):
     """The loss by loops, with the mask that the key gives."""
     nets = genie.Networks(made.nets.spec, tiny_settings("genie", patch=4, mask_per=per, mask_least=0.3))
     tokens = np.random.default_rng(0).integers(0, CODES, (BATCH, FRAMES, TOKENS)).astype(np.int32)
-    action, first = np.ones((BATCH, FRAMES), np.int32), made.record.is_first
+    action, first = np.ones((BATCH, FRAMES), np.int32), jnp.asarray(made.record.is_first)
     params, key = made.state.params["dynamics"], jax.random.key(1)
     uniform = np.asarray(jax.random.uniform(key, (BATCH, FRAMES, TOKENS + 1)))
     hidden = np.zeros((BATCH, FRAMES, TOKENS), bool)
@@ -246,10 +246,11 @@ def test_labels_count_what_met_what():
 
 def test_information_of_tables_that_are_known():
     """A permutation tells all, independent columns nothing; few counts are corrected by their number."""
-    assert frame_scores.information(1000 * jnp.eye(4)[:, jnp.array([2, 0, 3, 1])]) == pytest.approx(1.0, abs=1e-2)
-    assert frame_scores.information(jnp.full((4, 3), 1000.0)) == pytest.approx(0.0, abs=1e-3)
+    information = jax.jit(frame_scores.information)
     half = jnp.array([[500.0, 0], [500, 0], [0, 500], [0, 500]])  # of two bits one
-    assert frame_scores.information(half) == pytest.approx(0.5, abs=1e-2)
+    assert information(1000 * jnp.eye(4)[:, jnp.array([2, 0, 3, 1])]) == pytest.approx(1.0, abs=1e-2)
+    assert information(jnp.full((4, 2), 1000.0)) == pytest.approx(0.0, abs=1e-3)
+    assert information(half) == pytest.approx(0.5, abs=1e-2)
     assert frame_scores.entropy(jnp.array([2.0, 2.0, 0.0])) == pytest.approx(np.log(2) + 1 / 8)
 
 
@@ -316,12 +317,12 @@ def test_true_actions_and_film_have_no_labels():
 
 def test_the_square_goes_where_it_is_told():
     env = envs.make("probe/Square", 1, size=8, max_steps=4)
-    handle, step = env.reset(jax.random.key(3))
-    corner = lambda step: step.obs[0, ..., 0] > 0  # noqa: E731
+    handle, step = jax.jit(env.reset)(jax.random.key(3))
+    move, corner = jax.jit(env.step), lambda step: step.obs[0, ..., 0] > 0
     before = np.asarray(corner(step))
     assert before.sum() == 16
     for action, shift in ((1, (-2, 0)), (4, (0, 2)), (0, (0, 0)), (2, (2, 0))):
-        handle, step = env.step(handle, np.array([action]))
+        handle, step = move(handle, np.array([action]))
         before = np.roll(before, shift, (0, 1))
         np.testing.assert_array_equal(corner(step), before)
     assert step.is_last[0] and not step.is_terminal[0]
@@ -330,35 +331,33 @@ def test_the_square_goes_where_it_is_told():
 
 
 def test_dynamics_find_out_a_rule():
-    """Two tokens; the next frame is the one before plus the action, modulo 4: learned without an error."""
+    """Two tokens: the first is the action, the second what the first was before. Learned without an error."""
     net = masked_tokens.MaskedTokens(2, 4, 4, 1, 2, 16, 4)
     adam, rng = optim.packed(optim.adam(10.0, 1e-8)), np.random.default_rng(0)
 
-    def windows(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def windows(count: int) -> Any:
         action = rng.integers(0, 4, (count, 4)).astype(np.int32)
-        start = rng.integers(0, 4, (count, 1, 2))
-        steps = np.concatenate([np.zeros((count, 1), int), np.cumsum(action[:, 1:], 1)], 1)
-        return (start + steps[..., None]).astype(np.int32) % 4, action, np.zeros((count, 4), bool)
+        tokens = np.stack([action, np.concatenate([rng.integers(0, 4, (count, 1)), action[:, :-1]], 1)], 2)
+        return tokens.astype(np.int32), action, np.zeros((count, 4), bool)
 
-    def loss(params, tokens, action, first, uniform):
-        hidden = masked_tokens.masked(uniform, jnp.ones(first.shape), first)
-        guess = apply(net, params, jnp.where(hidden & (jnp.arange(4) == 3)[:, None], 4, tokens), action, first)
+    def loss(params, tokens, action, first):
+        guess = apply(net, params, jnp.where((jnp.arange(4) == 3)[:, None], 4, tokens), action, first)
         return -guess.log_prob(tokens)[:, 3].mean()
 
     @jax.jit
     def learn(params, batches):
         def step(carry, batch):
             params, opt = carry
-            value, grads = jax.value_and_grad(loss)(params, *batch, jnp.zeros((32, 4, 2)))
+            value, grads = jax.value_and_grad(loss)(params, *batch)
             direction, opt = adam.update(grads, opt, params)
             return (jax.tree.map(lambda p, d: p - 1e-2 * d, params, direction), opt), value
 
         return jax.lax.scan(step, (params, adam.init(params)), batches)
 
     params = jax.jit(net.init)(jax.random.key(0), *windows(1))
-    batches = [windows(32) for _ in range(300)]
+    batches = [windows(32) for _ in range(120)]
     (params, _), losses = learn(params, jax.tree.map(lambda *x: np.stack(x), *batches))
-    assert losses[-1] < 0.1 < np.log(4) - 0.2 < losses[0]
+    assert losses[-1] < 0.1 < 1 < losses[0]
     tokens, action, first = windows(16)
     past = tokens[:, :3], action[:, :3], first[:, :3]
     noise = rng.random((1, 2, 16, 2)).astype(np.float32)
@@ -383,6 +382,7 @@ def flags(**options: Any) -> list[str]:
     return [word for key, value in chosen.items() for word in (f"--{key.replace('_', '-')}", str(value))]
 
 
+@pytest.mark.slow
 def test_it_trains_on_recordings_scores_and_dreams(recorded, tmp_path, capsys):
     run = tmp_path / "run"
     begin = ["train", "genie", "--data", str(recorded), "--members", "2", "--updates", "8", *flags()]
@@ -394,9 +394,7 @@ def test_it_trains_on_recordings_scores_and_dreams(recorded, tmp_path, capsys):
     assert len(found["scores"]["information"]["trained"]) == 2 and "return" not in found["scores"]
     assert np.asarray(load(run).state.params["labels"]).sum() > 0, "labels come from the last batch"
     assert main(["dream", str(run), "--context", "3", "--horizon", "3", "--sequences", "4", "--episodes", "2"]) == 0
-    assert {"dream.gif", "error.png"} <= {path.name for path in (run / "dream").rglob("*")} | {
-        path.name for path in run.rglob("*")
-    }
+    assert {"dream.gif", "error.png"} <= {path.name for path in run.rglob("*")}
     assert main(["watch", str(run)]) == 2 and "nothing acts" in capsys.readouterr().err
 
 
