@@ -444,7 +444,7 @@ def button_scores(nets: Networks, params: Any, record: Record, codes: Array) -> 
 # --- Presets ----------------------------------------------------------------------------------------------------------
 MICRO = Config(
     frames=8, codes=64, code_width=8, patch=4, tokenizer_layers=1, tokenizer_heads=4, tokenizer_width=64, revive=100,
-    action_codes=8, action_width=8, action_patch=4, action_layers=1, action_heads=4, action_dim=64,
+    action_codes=8, action_width=8, action_patch=4, action_layers=2, action_heads=4, action_dim=64,
     layers=2, heads=4, width=64, mask_per="frame", mask_least=0.0, sampling_steps=4, temperature=0.5,
     order="staged", tokenizer_updates=1500, action_updates=2000, envs=4, capacity=100_000, warmup=100,
     tokenizer_batch=16, action_batch=16, batch_size=16, tokenizer_lr=1e-3, action_lr=1e-3, lr=1e-3,

@@ -129,24 +129,25 @@ def multi_sensor(num_envs: int = 1) -> Env:
     return from_functions(Spec("probe/MultiSensor", sensors, MultiDiscrete((2, 3)), 1), reset, step, num_envs)
 
 
-def square(num_envs: int = 1, *, size: int = 16, max_steps: int = 32) -> Env:
+def square(num_envs: int = 1, *, size: int = 16, stride: int = 4, max_steps: int = 32) -> Env:
     """A square on black that does what it is told, for video from which actions are to be found out.
-    obs is uint8 `[size, size, 1]`, a white 4 x 4 square that begins anywhere on a grid of 2 pixels. Actions: stay, up,
-    down, left, right, by 2 pixels; beyond an edge it comes back at the other, so that every action shows. r = 1 where
-    the square's first column is in the left half, else 0; the time limit is `max_steps`. A random policy's mean return
-    is `max_steps` / 2 for a size that 4 divides."""
+    obs is uint8 `[size, size, 1]`, a white 4 x 4 square that begins anywhere on a grid of `stride` pixels. Actions:
+    stay, up, down, left, right, by `stride` pixels; beyond an edge it comes back at the other, so that every action
+    shows. r = 1 where the square's first column is in the left half, else 0; the time limit is `max_steps`. With an
+    even number of columns in the grid a random policy's mean return is `max_steps` / 2."""
     check_number("probe/Square: size", size, least=8, whole=True)
+    check_number("probe/Square: stride", stride, least=1, most=size // 3, whole=True)
     check_number("probe/Square: max_steps", max_steps, least=1, whole=True)
-    if size % 2:
-        raise ValueError(f"probe/Square: size must be even, not {size}")
-    moves = jnp.array([(0, 0), (-2, 0), (2, 0), (0, -2), (0, 2)])
+    if size % stride:
+        raise ValueError(f"probe/Square: size must be a multiple of stride, {stride}, not {size}")
+    moves = stride * jnp.array([(0, 0), (-1, 0), (1, 0), (0, -1), (0, 1)])
 
     def show(corner: Array) -> Array:
         inside = (jnp.arange(size)[:, None] - corner) % size < 4  # [size, 2]: rows and columns
         return jnp.where(inside[:, None, 0] & inside[None, :, 1], jnp.uint8(255), jnp.uint8(0))[..., None]
 
     def reset(key: Key) -> tuple[PyTree, Array]:
-        corner = 2 * jax.random.randint(key, (2,), 0, size // 2)
+        corner = stride * jax.random.randint(key, (2,), 0, size // stride)
         return (corner, jnp.int32(0)), show(corner)
 
     def step(key: Key, state: PyTree, action: Array) -> tuple[Any, ...]:

@@ -316,7 +316,7 @@ def test_true_actions_and_film_have_no_labels():
 
 
 def test_the_square_goes_where_it_is_told():
-    env = envs.make("probe/Square", 1, size=8, max_steps=4)
+    env = envs.make("probe/Square", 1, size=8, stride=2, max_steps=4)
     handle, step = jax.jit(env.reset)(jax.random.key(3))
     move, corner = jax.jit(env.step), lambda step: step.obs[0, ..., 0] > 0
     before = np.asarray(corner(step))
@@ -326,8 +326,8 @@ def test_the_square_goes_where_it_is_told():
         before = np.roll(before, shift, (0, 1))
         np.testing.assert_array_equal(corner(step), before)
     assert step.is_last[0] and not step.is_terminal[0]
-    with pytest.raises(ValueError, match="size must be even"):
-        envs.make("probe/Square", size=9)
+    with pytest.raises(ValueError, match="size must be a multiple of stride, 4, not 18"):
+        envs.make("probe/Square", size=18)
 
 
 def test_dynamics_find_out_a_rule():
@@ -372,7 +372,7 @@ def test_dynamics_find_out_a_rule():
 def recorded(tmp_path_factory):
     """The square at random."""
     path = tmp_path_factory.mktemp("recorded") / "square"
-    words = ["--env", "probe/Square", "--env-option", "size=8", "max_steps=9", "--episodes", "40"]
+    words = ["--env", "probe/Square", "--env-option", "size=8", "stride=2", "max_steps=9", "--episodes", "40"]
     assert main(["record", "--random", *words, "--out", str(path)]) == 0
     return path
 
