@@ -129,7 +129,7 @@ def multi_sensor(num_envs: int = 1) -> Env:
     return from_functions(Spec("probe/MultiSensor", sensors, MultiDiscrete((2, 3)), 1), reset, step, num_envs)
 
 
-def square(num_envs: int = 1, *, size: int = 16, stride: int = 4, max_steps: int = 32) -> Env:
+def square(num_envs: int = 1, *, size: int = 16, stride: int = 2, max_steps: int = 32) -> Env:
     """A square on black that does what it is told, for video from which actions are to be found out.
     obs is uint8 `[size, size, 1]`, a white 4 x 4 square that begins anywhere on a grid of `stride` pixels. Actions:
     stay, up, down, left, right, by `stride` pixels; beyond an edge it comes back at the other, so that every action

@@ -316,7 +316,7 @@ def test_true_actions_and_film_have_no_labels():
 
 
 def test_the_square_goes_where_it_is_told():
-    env = envs.make("probe/Square", 1, size=8, stride=2, max_steps=4)
+    env = envs.make("probe/Square", 1, size=8, max_steps=4)
     handle, step = jax.jit(env.reset)(jax.random.key(3))
     move, corner = jax.jit(env.step), lambda step: step.obs[0, ..., 0] > 0
     before = np.asarray(corner(step))
@@ -326,8 +326,8 @@ def test_the_square_goes_where_it_is_told():
         before = np.roll(before, shift, (0, 1))
         np.testing.assert_array_equal(corner(step), before)
     assert step.is_last[0] and not step.is_terminal[0]
-    with pytest.raises(ValueError, match="size must be a multiple of stride, 4, not 18"):
-        envs.make("probe/Square", size=18)
+    with pytest.raises(ValueError, match="size must be a multiple of stride, 2, not 9"):
+        envs.make("probe/Square", size=9)
 
 
 def test_dynamics_find_out_a_rule():
@@ -355,12 +355,12 @@ def test_dynamics_find_out_a_rule():
         return jax.lax.scan(step, (params, adam.init(params)), batches)
 
     params = jax.jit(net.init)(jax.random.key(0), *windows(1))
-    batches = [windows(32) for _ in range(120)]
+    batches = [windows(32) for _ in range(150)]
     (params, _), losses = learn(params, jax.tree.map(lambda *x: np.stack(x), *batches))
-    assert losses[-1] < 0.1 < 1 < losses[0]
+    assert losses[-1] < 0.05 < 1 < losses[0]
     tokens, action, first = windows(16)
     past = tokens[:, :3], action[:, :3], first[:, :3]
-    noise = rng.random((1, 2, 16, 2)).astype(np.float32)
+    noise = rng.random((1, 1, 16, 2)).astype(np.float32)  # in one step: it learned from frames that are all masked
     found = jax.jit(lambda p: masked_tokens.dream(net, p, past, action[:, 3:], noise, 0.0))(params)
     np.testing.assert_array_equal(found[:, 0], tokens[:, 3])
 
@@ -372,7 +372,7 @@ def test_dynamics_find_out_a_rule():
 def recorded(tmp_path_factory):
     """The square at random."""
     path = tmp_path_factory.mktemp("recorded") / "square"
-    words = ["--env", "probe/Square", "--env-option", "size=8", "stride=2", "max_steps=9", "--episodes", "40"]
+    words = ["--env", "probe/Square", "--env-option", "size=8", "max_steps=9", "--episodes", "40"]
     assert main(["record", "--random", *words, "--out", str(path)]) == 0
     return path
 
