@@ -131,8 +131,9 @@ class Config:
 
 
 # --- Losses -----------------------------------------------------------------------------------------------------------
-def tokenizer_loss(nets: Networks, params: Any, frame: Array, first: Array) -> Losses:
+def tokenizer_loss(nets: Networks, params: Any, frame: Array, first: Array, share: Share = ALONE) -> Losses:
     """Reconstruction, codebook and commitment (van den Oord et al., eq. 3) of frames `[B, T, H, W, C]`, and metrics."""
+    del share  # every entry counts the same
     chex.assert_equal_shape_prefix((frame, first), 2)
     found, painted = apply(nets.tokenizer, params, frame, first)
     return vq_loss(nets.config, nets.error(painted, frame).mean(), found)
@@ -324,9 +325,10 @@ def train_steps(nets: Networks, tx: optax.GradientTransformation) -> dict[str, T
     def autoencoder(name: str, loss: Any, lr: str, idle: int) -> Any:
         def update(state: State, batch: Batch, key: Key, share: Share = ALONE) -> Updated:
             record = share.local_rows(batch.record)
-            objective = lambda params: loss(nets, params, nets.frames(record), record.is_first)  # noqa: E731
-            state, found, metrics = gradient_step(state, objective, tx, rate(state, name, lr), name, share=share)
-            state, more = keep_codes(state, name, *found, idle, key, share)
+            objective = lambda params: loss(nets, params, nets.frames(record), record.is_first, share)  # noqa: E731
+            step = gradient_step(state, objective, tx, rate(state, name, lr), name, share=share)
+            state, (tokens, latents), metrics = step
+            state, more = keep_codes(state, name, tokens, latents, idle, key, share)
             return state, {}, metrics | more
 
         return update
