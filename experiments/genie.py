@@ -29,7 +29,7 @@ RUNS: dict[str, tuple[str, str, dict[str, Any]]] = {
 ENVS = {"square": "probe/Square", "breakout": "minatar/Breakout"}
 
 
-def runs(seeds: int = 3, updates: int = 6000, recordings: str = "recordings") -> dict[str, Plan]:
+def runs(seeds: int = 3, updates: int = 8000, recordings: str = "recordings") -> dict[str, Plan]:
     """Genie on recordings.
 
     Args:

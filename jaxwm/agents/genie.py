@@ -448,12 +448,12 @@ MICRO = Config(
     frames=8, codes=64, code_width=8, patch=4, tokenizer_layers=1, tokenizer_heads=4, tokenizer_width=64, revive=100,
     action_codes=8, action_width=8, action_patch=4, action_layers=2, action_heads=4, action_dim=64,
     layers=2, heads=4, width=64, mask_per="frame", mask_least=0.0, sampling_steps=4, temperature=0.5,
-    order="staged", tokenizer_updates=1500, action_updates=2000, envs=4, capacity=100_000, warmup=100,
+    order="staged", tokenizer_updates=1500, action_updates=3000, envs=4, capacity=100_000, warmup=100,
     tokenizer_batch=16, action_batch=16, batch_size=16, tokenizer_lr=1e-3, action_lr=1e-3, lr=1e-3,
 )  # fmt: skip
 NANO = replace(
     MICRO, codes=32, tokenizer_width=32, action_dim=32, width=32, action_codes=6, tokenizer_updates=1000,
-    action_updates=1500, sampling_steps=3,
+    action_updates=3000, sampling_steps=3,
 )  # fmt: skip
 JAFAR = Config(
     patch=4, tokenizer_layers=8, action_layers=8, layers=12, inject="add", order="staged", batch_size=36,
@@ -468,7 +468,7 @@ PRESETS: dict[str, Config] = {"jasmine": Config(), "jafar": JAFAR, "genie": GENI
 for two CPU cores: micro for frames of games in cells or pixels, nano for a moving square."""
 
 SYSTEM = System(
-    make, Config, PRESETS, default="micro", year=2024, env="minatar/Breakout", steps=6000, video=True,
+    make, Config, PRESETS, default="micro", year=2024, env="minatar/Breakout", steps=8000, video=True,
     observations=("image", "binary"), actions=("Discrete",),
     summary="playable worlds from video: latent actions, MaskGIT over space and time (Bruce et al. 2024)",
     paper="Bruce et al., Genie: Generative Interactive Environments",
