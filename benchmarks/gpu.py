@@ -47,7 +47,7 @@ from jaxwm import agents, envs
 from jaxwm.run.cost import human
 from jaxwm.spaces import blank_step
 from jaxwm.training.trainer import Trainer
-from jaxwm.types import Discrete, Env, Spec
+from jaxwm.types import Data, Discrete, Env, Spec
 
 DATASHEET = 990e12
 """Dense bfloat16 FLOP/s of an H100 or H200 SXM, by the datasheet."""
@@ -167,6 +167,8 @@ class Check:
         source = Env(Spec("bench/b", OBS["b"], Discrete(3), 525), none, none, settings.envs, True)
         if not entry.env.startswith("vizdoom"):  # those engines are not needed to see images
             source = envs.make(entry.env, num_envs=settings.envs)
+        if entry.video:
+            source = Data(source.spec, none, 20_000, settings.envs)
         self.agent, self.source, self.precision = agents.build(name, source.spec, settings), source, precision
         self.updates = Trainer(self.agent, source, capacity=20_000).footprint()["updates"]
 
@@ -185,6 +187,8 @@ class Check:
 
     def _act(self, state: Any) -> Any:
         agent, source = self.agent, self.source
+        if not isinstance(source, Env):
+            return np.zeros(0)  # nothing acts
         step = random_like(blank_step(source.spec, source.num_envs), jax.random.key(3))
         if source.reset is not None:
             step = jax.jit(source.reset)(jax.random.key(3))[1]

@@ -78,6 +78,7 @@ SYSTEMS = {
     "iris": System("IRIS", "images, planes", "discrete, continuous", "minatar/Breakout"),
     "token-dyna": System("Token Dyna", "images, planes", "discrete, continuous", "minatar/Breakout"),
     "diamond": System("DIAMOND", "images, planes", "discrete, continuous", "gymnax/Catch-bsuite"),
+    "genie": System("Genie", "images, planes (video)", "discrete, latent", "probe/Square"),
     "storm": System("STORM", "images, vectors, planes", "discrete, continuous", "minatar/Breakout"),
     "mbpo": System("MBPO", "vectors", "continuous", "mujoco/InvertedPendulum-v4"),
     "grbal": System("GrBAL", "vectors", "continuous", "continuous/Pendulum"),

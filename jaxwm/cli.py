@@ -120,8 +120,9 @@ def _train(arguments: list[str]) -> int:
     if result and found.pictures and processes.first():
         _pictures(folder)
     if result and processes.first():
-        baseline = agents.find(asked.agent).baseline
-        print(f"\nrun directory: {folder}\n\n{_next(_after_training(folder, asked.env or '', baseline))}")
+        entry = agents.find(asked.agent)
+        steps = _after_training(folder, asked.env or "", entry.baseline, acts=not entry.video)
+        print(f"\nrun directory: {folder}\n\n{_next(steps)}")
     return 0 if result else STOPPED
 
 
@@ -143,10 +144,10 @@ def _start_jax(meet: machine.Hosts, members: int, shards: int) -> int:
     return count
 
 
-def _after_training(folder: Path, env: str, baseline: bool = False) -> dict[str, str]:
+def _after_training(folder: Path, env: str, baseline: bool = False, acts: bool = True) -> dict[str, str]:
     run = shlex.quote(str(folder))
     dream = {} if baseline else {f"dream {run}": "see what the world model dreams"}
-    look = dream | {f"watch {run}": "see the policy play"}
+    look = dream | ({f"watch {run}": "see the policy play"} if acts else {})
     return {
         f"eval {run}": "score the checkpoint again",
         **({f"play {run}": "play against it"} if env.startswith("pgx/") else look),

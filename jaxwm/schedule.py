@@ -98,9 +98,9 @@ def after(steps: int, updates: int) -> After:
 
 
 def offline(schedule: tuple[Word, ...], held: int, rows: int) -> tuple[Word, ...]:
-    """The schedule of an agent that learns from recordings instead of an environment.
-    All `rows` of the recordings are loaded first, or as many as the replay holds (`held`). Then the agent trains in its
-    own order; where not everything fits, it goes on loading as fast as it would have collected."""
+    """The schedule of an agent that learns from recordings, of which there are so many `rows`.
+    All of them are loaded first, or as many as the replay holds (`held`). Then the agent trains in its own order. Where
+    not everything fits, it goes on loading: as its schedule says, or as fast as it would have collected."""
 
     def inner(word: Word) -> tuple[Word, ...]:
         if isinstance(word, Repeat):
@@ -108,11 +108,13 @@ def offline(schedule: tuple[Word, ...], held: int, rows: int) -> tuple[Word, ...
             return (dataclasses.replace(word, body=body),) if body else ()
         if isinstance(word, Collect):
             return (Load(1),) if rows > held else ()
+        if isinstance(word, Load):
+            return (word,) if rows > held else ()
         if isinstance(word, Train) and isinstance(word.updates, After):  # nothing is collected to wait for
             return (dataclasses.replace(word, updates=word.updates.updates),)
         return (word,)
 
-    rest = [word for word in schedule if not isinstance(word, Collect)]
+    rest = [word for word in schedule if not isinstance(word, Collect | Load)]
     return Load(min(rows, held)), *(w for word in rest for w in inner(word))
 
 

@@ -45,11 +45,9 @@ from jaxwm.models.frame_dreams import FrameDreams, check_window
 from jaxwm.models.token_world import TokenWorld, accuracies
 from jaxwm.nets.layers import apply
 from jaxwm.nets.lstm import LSTMState
-from jaxwm.nets.quantiser import Tokenizer, as_floats, as_frame, picture, revive, used
+from jaxwm.nets.quantiser import Tokenizer, as_floats, as_frame, kept_alive, picture, reconstruction_error
 from jaxwm.schedule import FOREVER, Collect, Repeat, Train, after
 from jaxwm.types import Acted, Agent, Array, Batch, Dream, Key, Record, Spec, Step, TrainStep, Varies
-
-IDLE = 100  # Updates without use after which a code counts as dead.
 
 
 @dataclass(frozen=True)
@@ -132,14 +130,6 @@ def tokenizer_loss(nets: Networks, params: Any, frame: Array) -> Losses:
     total = error + found.codebook_loss + config.commitment * found.commitment_loss
     parts = {"reconstruction": error, "codebook": found.codebook_loss, "commitment": found.commitment_loss}
     return total, ((found.tokens, found.latents), {"loss": total} | {f"loss/{k}": v for k, v in parts.items()})
-
-
-def reconstruction_error(painted: Array, frame: Array, on_weight: float) -> Array:
-    """The error of each entry: absolute for images, cross-entropy for planes, `on_weight` times where a cell is on."""
-    if frame.dtype == jnp.uint8:
-        return jnp.abs(painted - as_floats(frame))
-    weight = jnp.where(frame, on_weight, 1.0)
-    return weight * (jax.nn.softplus(painted) - painted * frame)
 
 
 def model_loss(nets: Networks, params: Any, tokens: Array, record: Record, key: Key, share: Share = ALONE) -> Losses:
@@ -253,14 +243,9 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
 
 
 def transformations(config: Config) -> dict[str, optax.GradientTransformation]:
-    """Adam for each part, with weight decay on the matrices of the world model (Loshchilov & Hutter 2019)."""
+    """Adam for each part, with weight decay for the world model."""
     adam = optim.adam(config.clip, 1e-8)
-    matrices = lambda tree: jax.tree_util.tree_map_with_path(lambda path, _: path[-1] == _KERNEL, tree)  # noqa: E731
-    decayed = optax.chain(adam, optax.add_decayed_weights(config.weight_decay, matrices))
-    return {"tokenizer": adam, "model": decayed, "policy": adam}
-
-
-_KERNEL = jax.tree_util.DictKey("kernel")
+    return {"tokenizer": adam, "model": optim.decayed(adam, config.weight_decay), "policy": adam}
 
 
 def act(nets: Networks, state: State, carry: LSTMState, step: Step, key: Key, mode: str) -> Acted:
@@ -311,16 +296,11 @@ def count_codes(
     config: Config, state: State, tokens: Array, latents: Array, key: Key, share: Share
 ) -> tuple[State, dict[str, Array]]:
     """Count for how long each code was idle, restart those that were idle for too long; shares in use and dead."""
-    hit = share.max(used(tokens, config.codes).astype(jnp.int32)) > 0
-    idle = jnp.where(hit, 0, state.memory + 1)
-    metrics = {"codes/used": hit.mean(dtype=jnp.float32), "codes/dead": (idle >= IDLE).mean(dtype=jnp.float32)}
-    if config.revive:
-        dead, part = idle >= config.revive, state.params["tokenizer"]
-        rows = share.gather(latents.reshape(-1, latents.shape[-1]))
-        codebook = revive(part["params"]["codebook"], dead, rows, key)
-        part = part | {"params": part["params"] | {"codebook": codebook}}
-        state, idle = state._replace(params=state.params | {"tokenizer": part}), jnp.where(dead, 0, idle)
-    return state._replace(memory=idle), metrics
+    part = state.params["tokenizer"]
+    inner = part["params"]
+    codebook, idle, metrics = kept_alive(inner["codebook"], state.memory, tokens, latents, config.revive, key, share)
+    part = part | {"params": inner | {"codebook": codebook}}
+    return state._replace(params=state.params | {"tokenizer": part}, memory=idle), metrics
 
 
 def schedule(config: Config) -> tuple[Repeat, ...]:

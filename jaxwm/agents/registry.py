@@ -13,7 +13,7 @@ from typing import Any
 from jaxwm.agents.system import System
 
 NAMES = """dreamer-v3 dreamer-v2 dreamer-v1 planet dyna-q pets world-models alphazero muzero efficientzero storm iris
-token-dyna diamond mbpo grbal mb-mpo tdmpc2 simple""".split()
+token-dyna diamond mbpo grbal mb-mpo tdmpc2 simple genie""".split()
 BASELINES = "sac ppo".split()
 MODULES = {name: name.replace("-", "_") for name in (*NAMES, *BASELINES)}
 TABLE = "table.json"

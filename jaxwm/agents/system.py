@@ -27,7 +27,7 @@ class System:
     predicts: str = ""
     acts: str = ""
     env: str = "gymnax/Catch-bsuite"  # Environment that it is trained on where none is named.
-    steps: int = 6000  # Environment steps of such a run.
+    steps: int = 6000  # Environment steps of such a run; updates of a system that learns from video.
     observations: tuple[str, ...] = ANY_OBSERVATION
     """Kinds of sensors that it can see (`nets.sensors`), or "one-hot" or "board"."""
     actions: tuple[str, ...] = ANY_ACTION  # Action spaces that it can take, by the names of their types.

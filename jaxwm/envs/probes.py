@@ -3,7 +3,8 @@
 An agent that cannot solve one of them has a bug, and the probe says where: ConstantReward tests the value head's
 offset, ObsReward the path from observation to value, TwoStepDiscount bootstrapping and the discount, ActionReward the
 policy gradient, ContinuousTarget the same for a Box, Recall the recurrent state, MultiSensor the encoders and the
-factorised action, Bounce whether a model of frames keeps two futures apart.
+factorised action, Bounce whether a model of frames keeps two futures apart. Square is footage for systems that find out
+actions from video.
 
 Below, r_t is the reward in the `Step` that follows action a_t, V* the optimal value and gamma the discount."""
 
@@ -173,6 +174,35 @@ def bounce(num_envs: int = 1, *, cells: bool = False) -> Env:
     return from_functions(Spec("probe/Bounce", obs, Discrete(3), SIDE - 1), reset, step, num_envs)
 
 
+def square(num_envs: int = 1, *, size: int = 16, stride: int = 2, max_steps: int = 32) -> Env:
+    """A square on black that does what it is told, for video from which actions are to be found out.
+    obs is uint8 `[size, size, 1]`, a white 4 x 4 square that begins anywhere on a grid of `stride` pixels. Actions:
+    stay, up, down, left, right, by `stride` pixels; beyond an edge it comes back at the other, so that every action
+    shows. r = 1 where the square's first column is in the left half, else 0; the time limit is `max_steps`. With an
+    even number of columns in the grid a random policy's mean return is `max_steps` / 2."""
+    check_number("probe/Square: size", size, least=8, whole=True)
+    check_number("probe/Square: stride", stride, least=1, most=size // 3, whole=True)
+    check_number("probe/Square: max_steps", max_steps, least=1, whole=True)
+    if size % stride:
+        raise ValueError(f"probe/Square: size must be a multiple of stride, {stride}, not {size}")
+    moves = stride * jnp.array([(0, 0), (-1, 0), (1, 0), (0, -1), (0, 1)])
+
+    def show(corner: Array) -> Array:
+        inside = (jnp.arange(size)[:, None] - corner) % size < 4  # [size, 2]: rows and columns
+        return jnp.where(inside[:, None, 0] & inside[None, :, 1], jnp.uint8(255), jnp.uint8(0))[..., None]
+
+    def reset(key: Key) -> tuple[PyTree, Array]:
+        corner = stride * jax.random.randint(key, (2,), 0, size // stride)
+        return (corner, jnp.int32(0)), show(corner)
+
+    def step(key: Key, state: PyTree, action: Array) -> tuple[Any, ...]:
+        corner, t = (state[0] + moves[action]) % size, state[1] + 1
+        return (corner, t), show(corner), corner[1] < size // 2, False, t == max_steps
+
+    obs = jax.ShapeDtypeStruct((size, size, 1), jnp.uint8)
+    return from_functions(Spec("probe/Square", obs, Discrete(5), max_steps), reset, step, num_envs)
+
+
 PROBES = {
     "ConstantReward": constant_reward,
     "ObsReward": obs_reward,
@@ -182,4 +212,5 @@ PROBES = {
     "Recall": recall,
     "MultiSensor": multi_sensor,
     "Bounce": bounce,
+    "Square": square,
 }

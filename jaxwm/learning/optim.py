@@ -108,27 +108,29 @@ def adam(clip: float, eps: float) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(clip), optax.scale_by_adam(eps=eps))
 
 
-def adamw(clip: float, eps: float, weight_decay: float, updates: int = 0) -> optax.GradientTransformation:
-    """`adam` on all tensors as one matrix; kernels, but no other parameters, decay by `weight_decay` in units of the
-    learning rate (Loshchilov & Hutter 2019). The rate rises over the first `updates`. Gives ascent directions."""
-    inner = adam(clip, eps)
-
-    def init(params: PyTree) -> Any:
-        return inner.init(pack(params))
+def packed(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`tx` on one matrix of all tensors: the same where it treats entries alike, in a much smaller program."""
 
     def update(grads: PyTree, state: Any, params: PyTree) -> tuple[PyTree, Any]:
-        adaptive, state = inner.update(pack(grads), state)
-        direction = jnp.asarray(adaptive) + weight_decay * _kernel_rows(params) * pack(params)
-        return unpack(direction * warmup(optax.tree.get(state, "count"), updates), params), state
+        rows, state = tx.update(pack(grads), state)
+        return unpack(jnp.asarray(rows), params), state
 
-    return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
+    return optax.GradientTransformation(lambda params: tx.init(pack(params)), update)  # type: ignore[arg-type]
 
 
-def _kernel_rows(params: PyTree) -> np.ndarray:
-    """Which rows of a packed tree belong to kernels, float32 `[rows, 1]`."""
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    rows = [np.full(-(-x.size // WIDTH), path[-1].key == "kernel", np.float32) for path, x in leaves]
-    return np.concatenate(rows)[:, None]
+def decayed(tx: optax.GradientTransformation, weight_decay: float) -> optax.GradientTransformation:
+    """`tx`, and decay of the matrices in units of the learning rate (Loshchilov & Hutter 2019)."""
+    matrices = lambda tree: jax.tree_util.tree_map_with_path(lambda path, _: path[-1] == _KERNEL, tree)  # noqa: E731
+    return optax.chain(tx, optax.add_decayed_weights(weight_decay, matrices))
+
+
+_KERNEL = jax.tree_util.DictKey("kernel")
+
+
+def adamw(clip: float, eps: float, weight_decay: float, updates: int = 0) -> optax.GradientTransformation:
+    """`adam` with decay of the matrices; the rate rises over the first `updates`."""
+    rising = optax.scale_by_schedule(lambda count: warmup(count + 1, updates))
+    return optax.chain(decayed(packed(adam(clip, eps)), weight_decay), rising)
 
 
 def norm(tree: PyTree) -> Array:

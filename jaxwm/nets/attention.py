@@ -76,7 +76,8 @@ def write(store: Array, new: Array, slot: Array) -> Array:
 
 
 class Block(nn.Module):
-    """Attention and a layer of hidden units, each added to its input and normed after it, or before ("pre")."""
+    """Attention and a layer of hidden units, each added to its input and normed after it, or before ("pre").
+    With `hidden` 0 it is attention only."""
 
     width: int
     heads: int
@@ -94,18 +95,22 @@ class Block(nn.Module):
         self.outer = Linear(self.hidden, self.width, dtype=self.dtype)
         self.norms = [nn.LayerNorm(dtype=self.dtype) for _ in range(2)]
 
-    def __call__(self, x: Array, position: Array, mask: Array, keep: Array | None, past: Any) -> tuple[Array, Any]:
+    def __call__(
+        self, x: Array, position: Array, mask: Array | None, keep: Array | None = None, past: Any = None
+    ) -> tuple[Array, Any]:
         """`x [B, T, W]` after the block, and the keys and values `[B, S, N, D]` that it saw.
         `keep [B, T, 2, W]` are the factors of dropout. `past` holds cached keys and values and the slot to write."""
         post = self.norm == "post"
         part, seen = self.attend(x if post else self.norms[0](x), position, mask, past)
         x = x + (part if keep is None else part * keep[:, :, 0])
         x = self.norms[0](x) if post else x
+        if not self.hidden:
+            return x, seen
         part = self.outer(ACTS[self.act](self.inner(x if post else self.norms[1](x))))
         x = x + (part if keep is None else part * keep[:, :, 1])
         return (self.norms[1](x) if post else x), seen
 
-    def attend(self, x: Array, position: Array, mask: Array, past: Any) -> tuple[Array, tuple[Array, Array]]:
+    def attend(self, x: Array, position: Array, mask: Array | None, past: Any) -> tuple[Array, tuple[Array, Array]]:
         """Attention over the tokens themselves, or over a cache into which they are written first."""
         query, key, value = self.heads_of(x, position)
         if past is not None:
@@ -130,7 +135,11 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """`[B, T, W] -> [B, T, W]`: `layers` blocks. Tokens come embedded; positions are added here."""
+    """`[B, T, W] -> [B, T, W]`: `layers` blocks. Tokens come embedded; positions are added here.
+
+    With `space` it is a spatio-temporal transformer (Xu et al. 2020, Bruce et al. 2024): the rows are the places of
+    moments, B = moments x space, one moment's after the other. Before each block looks back along a row, the places of
+    a moment see each other."""
 
     layers: int
     width: int
@@ -142,6 +151,7 @@ class Transformer(nn.Module):
     act: str = "relu"
     block: int = 1  # Tokens that see each other: the K of a frame that is predicted in parallel, else 1.
     window: int | None = None  # Tokens that each token sees, itself included; None for all.
+    space: int = 1  # Rows that see each other at each moment.
     dropout: float = 0.0  # Share of the entries that are left out of what each part of a block adds.
     dtype: Any = jnp.float32
     remat: bool = False  # Compute blocks again for the gradient instead of keeping what is inside of them.
@@ -151,8 +161,12 @@ class Transformer(nn.Module):
         if self.width % self.heads or (not self.positions and self.width // self.heads % 2):
             raise ValueError(f"a width of {self.width} is not {self.heads} heads of whole, even width")
         make = nn.remat(Block) if self.remat else Block
-        shape = self.width, self.heads, self.hidden, self.norm, self.act, not self.positions, self.dtype, self.fused
-        self.blocks = [make(*shape) for _ in range(self.layers)]
+        shape = self.norm, self.act, not self.positions, self.dtype, self.fused
+        self.blocks = [make(self.width, self.heads, self.hidden, *shape) for _ in range(self.layers)]
+        if self.space > 1:
+            still = self.norm, self.act, False, self.dtype, self.fused
+            self.mixers = [make(self.width, self.heads, 0, *still) for _ in range(self.layers)]
+            self.places = weight(self, "places_table", nn.initializers.normal(0.02), (self.space, self.width))
         self.edge_norm = nn.LayerNorm(dtype=self.dtype)
         if self.positions:
             init = nn.initializers.normal(0.02)
@@ -224,12 +238,21 @@ class Transformer(nn.Module):
         if self.positions:
             x = x + self.table.astype(self.dtype)[position]
         x = self.edge_norm(x) if self.norm == "post" else x
+        x = x + jnp.tile(self.places, (len(x) // self.space, 1))[:, None].astype(self.dtype) if self.space > 1 else x
         for i, block in enumerate(self.blocks):
+            x = self._mix(i, x, position) if self.space > 1 else x
             if found is not None:
                 found.append(block.weights(x, position, mask))
             x, pair = block(x, position, mask, None if keep is None else keep[:, :, i].astype(self.dtype), past[i])
             seen.append(pair)
         return (x if self.norm == "post" else self.edge_norm(x)), seen
+
+    def _mix(self, i: int, x: Array, position: Array) -> Array:
+        """The places of each moment see each other."""
+        (rows, length, width), space = x.shape, self.space
+        flat = x.reshape(-1, space, length, width).swapaxes(1, 2).reshape(-1, space, width)
+        flat, _ = self.mixers[i](flat, position, None)
+        return flat.reshape(-1, length, space, width).swapaxes(1, 2).reshape(rows, length, width)
 
 
 def empty(net: Transformer, batch: int, slots: int, apart: bool = False) -> Cache:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxwm.distributions import sg
+from jaxwm.learning.share import Share
 from jaxwm.nets.encoders import max_pool
 from jaxwm.nets.layers import Conv, Linear, NormSilu, RMSNorm, weight
 from jaxwm.nets.residual import ROUTES, Tower
@@ -20,6 +21,7 @@ from jaxwm.nets.sensors import kind, sensors
 from jaxwm.types import Array, Key
 
 ATTENTION = (8, 16)  # Heights of planes at which cells attend to each other, as published.
+IDLE = 100  # Updates without use after which a code counts as dead.
 
 
 # --- Pictures ---------------------------------------------------------------------------------------------------------
@@ -46,6 +48,16 @@ def as_frame(painted: Array, spec: Any) -> Array:
     if kind(spec) == "binary":
         return painted > 0
     return jnp.round(255 * jnp.clip(painted, 0, 1)).astype(jnp.uint8)
+
+
+def reconstruction_error(painted: Array, frame: Array, on_weight: float, squared: bool = False) -> Array:
+    """The error of each entry of what a decoder painted: absolute or `squared` for images, cross-entropy for planes,
+    `on_weight` times where a cell is on."""
+    if frame.dtype == jnp.uint8:
+        gap = painted - as_floats(frame)
+        return jnp.square(gap) if squared else jnp.abs(gap)
+    weight = jnp.where(frame, on_weight, 1.0)
+    return weight * (jax.nn.softplus(painted) - painted * frame)
 
 
 def grid(shape: tuple[int, ...], cell: int) -> tuple[int, int]:
@@ -105,6 +117,16 @@ def quantise(latents: Array, codebook: Array) -> Quantised:
     return Quantised(tokens, sg(latents), latents + sg(codes - latents), codebook_loss, commitment_loss)
 
 
+def unit(x: Array) -> Array:
+    """Vectors `[..., W]` of length 1."""
+    return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + 1e-12)
+
+
+def cosine_quantise(latents: Array, codebook: Array) -> Quantised:
+    """`quantise` by angles: latents and codes are brought to length 1 first (Yu et al. 2022)."""
+    return quantise(unit(latents), unit(codebook))
+
+
 def used(tokens: Array, codes: int) -> Array:
     """Which of the codes occur among the tokens: bool `[V]`."""
     return jnp.zeros(codes, bool).at[tokens.ravel()].set(True)
@@ -117,6 +139,20 @@ def revive(codebook: Array, dead: Array, latents: Array, key: Key) -> Array:
     gap = jnp.square(latents - codebook[nearest(latents, codebook)]).sum(-1)
     chosen = jax.random.categorical(key, jnp.log(gap + 1e-12), shape=(len(codebook),))
     return jnp.where(dead[:, None], latents[chosen], codebook)
+
+
+def kept_alive(
+    codebook: Array, idle: Array, tokens: Array, latents: Array, limit: int, key: Key, share: Share
+) -> tuple[Array, Array, dict[str, Array]]:
+    """The codebook `[V, W]` after a batch, with `revive` for codes that were idle for `limit` updates (0: never); for
+    how long each code was idle, int32 `[V]`; and the shares of codes that the batch used and that are dead."""
+    hit = share.max(used(tokens, len(codebook)).astype(jnp.int32)) > 0
+    idle = jnp.where(hit, 0, idle + 1)
+    metrics = {"codes/used": hit.mean(dtype=jnp.float32), "codes/dead": (idle >= IDLE).mean(dtype=jnp.float32)}
+    if not limit:
+        return codebook, idle, metrics
+    dead, rows = idle >= limit, share.gather(latents.reshape(-1, latents.shape[-1]))
+    return revive(codebook, dead, rows, key), jnp.where(dead, 0, idle), metrics
 
 
 # --- Networks ---------------------------------------------------------------------------------------------------------

@@ -13,8 +13,10 @@ def schedule(name: str) -> tuple[Word, ...]:
 
 
 def command(name: str) -> str:
-    """The line that trains a system on the environment of its example."""
+    """The line that trains a system on the environment of its example, or on recordings of it."""
     entry = agents.find(name)
+    if entry.video:
+        return f"jaxwm train {name} --data DIR --updates {entry.steps}"
     return f"jaxwm train {name} --env {entry.env} --steps {entry.steps}"
 
 

@@ -95,11 +95,12 @@ def build(plan: Plan, **options: Any) -> tuple[Source, Agent, Trainer]:
     records = environment(plan, num) if plan.data is None else recordings(plan, num)
     agent = agents.build(plan.agent, records.spec, plan.settings)
     room = capacity(plan, records)
-    if not isinstance(records, Env) and any(isinstance(word, Collect) for word in words(agent.schedule)):
-        if not agents.find(plan.agent).offline:
-            raise ValueError(f"{plan.agent} cannot learn from recordings: its targets need what its own play saw")
-        if plan.env is not None:
-            _check_same(plan, records.spec, environment(plan).spec)
+    if not isinstance(records, Env):
+        if any(isinstance(word, Collect) for word in words(agent.schedule)):
+            if not agents.find(plan.agent).offline:
+                raise ValueError(f"{plan.agent} cannot learn from recordings: its targets need what its own play saw")
+            if plan.env is not None:
+                _check_same(plan, records.spec, environment(plan).spec)
         agent = agent._replace(schedule=offline(agent.schedule, room // records.num_envs, records.rows))
     trainer = Trainer(agent, records, plan.members, room, plan.vary, shards=plan.shards, freeze=plan.freeze, **options)
     return records, agent, trainer

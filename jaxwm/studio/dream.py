@@ -1,7 +1,7 @@
 """`jaxwm dream`: what a run's world model dreams, next to what really happened.
 
-Real windows of L + H records are cut out of fresh episodes. The model sees the first L, the context, and dreams H steps
-open loop under the actions that were really taken."""
+Real windows of L + H records are cut out of fresh episodes; of held-out recordings where nothing acts in the system.
+The model sees the first L, the context, and dreams H steps open loop under the actions that were really taken."""
 
 import json
 from collections.abc import Iterator
@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.progress import track
 
+from jaxwm.run.load import recordings
 from jaxwm.studio import episodes, figures, paper, pictures, video
 from jaxwm.studio.episodes import Player
 from jaxwm.studio.names import plain
@@ -25,6 +26,7 @@ from jaxwm.studio.study import Study, errors, imagine, mean_and_band, table, ver
 from jaxwm.types import Record, Spec
 
 MOST_LINES, MOST_TRACES = 12, 4  # numbers of an observation, and sequences, that are plotted
+RECORDED = 2000  # most held-out records that windows are cut out of
 ROWS = ("truth", "dream", "error", "tokens")  # the last one where a frame has tokens
 # Pixels of a sheet: the column of labels, the least width of a panel, the frame of a dream, a line of words.
 LABELS, COLUMN, FRAME, CAPTION = 62, 88, 3, 18
@@ -79,11 +81,21 @@ def dream(player: Player, out: Path, settings: Settings, console: Console) -> li
 
 def _play(player: Player, settings: Settings, console: Console) -> tuple[Record, Spec]:
     """Records `[T, N, ...]` of the exploring policy, long enough for windows from everywhere in an episode."""
+    if player.agent.act is None:
+        return _recorded(player)
     env = player.envs(16 if player.envs(1).pure else 4)
     rows = max(256, 2 * (settings.context + settings.horizon), min(env.spec.max_steps or 1000, 1000))
     with closing(episodes.play(player.agent, env, player.state, player.key)) as plays:
         steps = track(range(rows), f"playing {env.spec.name}", console=console, transient=True)
         return episodes.record(next(plays) for _ in steps), env.spec
+
+
+def _recorded(player: Player) -> tuple[Record, Spec]:
+    """Records `[T, 1, ...]` that a run on recordings did not learn from. ValueError where they hold no actions."""
+    found = recordings(player.plan, 1, held_out=True)
+    if found.spec.action is None:
+        raise ValueError(f"{player.plan.data} holds no actions to dream under: train on recordings that hold some")
+    return found.read(0, min(found.rows, RECORDED))._replace(extras={}), found.spec
 
 
 def draw(out: Path, title: str, spec: Spec, study: Study, found: dict[str, Any], settings: Settings) -> list[Path]:

@@ -51,7 +51,11 @@ def open_player(folder: Path, member: int, seed: int, checkpoint: str = "newest"
 def play(agent: Agent, env: Env, state: Any, key: Key, mode: Mode = "explore") -> Generator[Record]:
     """Records `[N, ...]` of one member, one per time step and without end; close it when you have enough.
     A simulator that dies is built again with other seeds, with a warning; the episode before has no end.
-    EnvironmentDied when three restarts in a row have not helped."""
+    EnvironmentDied when three restarts in a row have not helped; ValueError for a system in which nothing acts."""
+    if agent.act is None:
+        raise ValueError(
+            f"nothing acts in this system, so it cannot play {env.spec.name}: see its dreams (jaxwm dream)"
+        )
     start, advance, close = single(env)
     act = jax.jit(lambda state, memory, step, t: agent.act(state, memory, step, stream(key, ACT, t), mode))
     memory = agent.reset(state, env.num_envs)

@@ -19,7 +19,7 @@ from tiny import TINY, build
 
 from jaxwm import Trainer, agents, envs, spaces
 from jaxwm.training.life import LOG_AXES
-from jaxwm.types import Box, Discrete, Env, MultiDiscrete, Record, Spec
+from jaxwm.types import Box, Data, Discrete, Env, MultiDiscrete, Record, Spec
 
 MODES = ("random", "explore", "greedy")
 ACCELERATORS = ("cuda", "tpu")
@@ -53,6 +53,7 @@ def preset_cases() -> list[Case]:
         "iris": ATARI,
         "token-dyna": ATARI,
         "diamond": ATARI,
+        "genie": ATARI,
         "alphazero": example("pgx/TicTacToe"),
         "muzero": BOARD,
         "efficientzero": BOARD,
@@ -86,6 +87,8 @@ def preset_cases() -> list[Case]:
         ("diamond", "catch"): Spec("own/Icon", jax.ShapeDtypeStruct((16, 16, 3), np.uint8), Discrete(3), 10),
         ("simple", "micro"): BOARD,
         ("simple", "micro-deterministic"): BOARD,
+        ("genie", "micro"): BOARD,
+        ("genie", "nano"): BOARD,
         ("alphazero", "connect-four"): example("pgx/ConnectFour"),
     }
     return [
@@ -139,12 +142,20 @@ def traced(fn: Any, *arguments: Any, lower: bool = True) -> Any:
 @pytest.mark.parametrize("case", cases())
 def test_shapes_types_and_accelerators(case: Case, on_an_accelerator):
     agent = agents.build(case.name, case.spec, case.settings)
-    num, key = 2, jax.eval_shape(lambda: jax.random.key(0))
+    key = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(lambda: agent.init(jax.random.key(0), agent.hyper))
     assert set(state._fields) >= {"params", "opt", "hyper", "step"} and set(state.hyper) == set(agent.hyper)
     assert floats(state.params) == {"float32"}, "weights are float32, whatever is computed with"
-    carry = jax.eval_shape(lambda s: agent.reset(s, num), state)
+    extras = check_acting(agent, case, state, key) if agent.act is not None else {}
+    if case.whole:
+        check_updates(agent, case, extras)
+        if agent.imagine is not None:
+            check_dream(agent, case.spec, state, extras)
 
+
+def check_acting(agent: Any, case: Case, state: Any, key: Any, num: int = 2) -> Any:
+    """Memory, actions and extras have one layout in every mode; the extras."""
+    carry = jax.eval_shape(lambda s: agent.reset(s, num), state)
     step = spaces.blank_step(case.spec, num)
     modes = MODES if case.whole else ("explore",)
     act = {mode: partial(agent.act, mode=mode) for mode in modes}
@@ -155,17 +166,15 @@ def test_shapes_types_and_accelerators(case: Case, on_an_accelerator):
         assert layout(after) == layout(carry), mode
         assert layout(action) == layout(blank), mode
         assert layout(more) == layout(extras) and isinstance(extras, dict), mode
-
-    if case.whole:
-        check_updates(agent, case, extras)
-        if agent.imagine is not None:
-            check_dream(agent, case.spec, state, extras)
+    return extras
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", [case for case in cases() if not case.values[0].whole])
 def test_updates_of_the_other_presets(case: Case, on_an_accelerator):
     agent, num = agents.build(case.name, case.spec, case.settings), 2
+    if agent.act is None:
+        return check_updates(agent, case, {})
     state = jax.eval_shape(lambda: agent.init(jax.random.key(0), agent.hyper))
     carry, key = jax.eval_shape(lambda s: agent.reset(s, num), state), jax.eval_shape(lambda: jax.random.key(0))
     step = spaces.blank_step(case.spec, num)
@@ -179,7 +188,8 @@ def test_whole_chunks_lower_for_accelerators(name, on_an_accelerator):
     tiny = build(name)
     trainer = Trainer(tiny.agent, tiny.env, 2, tiny.config.capacity, devices=jax.devices()[:1])
     life, axes = jax.eval_shape(lambda: trainer.init(0)), trainer._program.axes
-    for segment in {segment.body: segment for segment in trainer.segments}.values():
+    on_device = [segment for segment in trainer.segments if trainer._compiles(segment)]  # the host loads recordings
+    for segment in {segment.body: segment for segment in on_device}.values():
         chunk = partial(trainer._program.chunk, segment, 4)
         traced(trainer.spread.population(chunk, (axes, None), (axes, LOG_AXES)), life, jnp.zeros((), jnp.int32))
 
@@ -198,9 +208,11 @@ def check_updates(agent: Any, case: Case, extras: Any) -> None:
 
 def updates(agent: Any, case: Case) -> dict[str, Any]:
     """`{name: (update, shapes of its arguments)}`, as the trainer would call it."""
-    env = Env(case.spec, lambda key: None, lambda state, action: None, case.settings.envs, True)  # type: ignore[arg-type]
-    capacity = max(case.settings.capacity, *(step.length * env.num_envs for step in agent.train_steps.values()))
-    return Trainer(agent, env, capacity=capacity, devices=jax.devices()[:1]).footprint()["updates"]
+    source: Any = Env(case.spec, lambda key: None, lambda state, action: None, case.settings.envs, True)  # type: ignore[arg-type]
+    if agent.act is None:
+        source = Data(case.spec, lambda first, count: None, 1000, source.num_envs)  # type: ignore[arg-type, return-value]
+    capacity = max(case.settings.capacity, *(step.length * source.num_envs for step in agent.train_steps.values()))
+    return Trainer(agent, source, capacity=capacity, devices=jax.devices()[:1]).footprint()["updates"]
 
 
 def check_feedback(feedback: Any, extras: Any, train: Any) -> None:

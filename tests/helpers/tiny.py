@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from toys import blinking
+from toys import blinking, footage
 
 from jaxwm import agents, envs
 from jaxwm.types import Agent, Env
@@ -45,6 +45,11 @@ TINY: dict[str, dict[str, Any]] = {
         first_collect=20, first_denoiser_updates=0, first_outcome_updates=0, first_policy_updates=0, collect=10,
         denoiser_updates=2, outcome_updates=2, policy_updates=2, denoiser_batch=2, outcome_batch=2, policy_batch=2,
         capacity=200,
+    ),
+    "genie": dict(
+        frames=4, codes=8, code_width=4, tokenizer_layers=1, tokenizer_heads=2, tokenizer_width=8, action_codes=4,
+        action_width=4, action_layers=1, action_heads=2, action_dim=8, layers=1, heads=2, width=8, sampling_steps=2,
+        tokenizer_updates=2, action_updates=2, tokenizer_batch=4, action_batch=4, batch_size=4, envs=2, capacity=40,
     ),
     "alphazero": dict(
         simulations=4, match_simulations=4, blocks=0, channels=4, head=2, units=4, batch_size=4, batch_length=10,
@@ -88,7 +93,7 @@ def _pendulum(num_envs: int) -> Env:
     return envs.make("gymnax/Pendulum-v1", num_envs, max_steps=7)  # episodes end within a test
 
 
-WORLDS: dict[str, Callable[[int], Env]] = {
+WORLDS: dict[str, Callable[[int], Any]] = {
     "dreamer-v1": _pendulum,
     "planet": _pendulum,
     "sac": _pendulum,
@@ -98,6 +103,7 @@ WORLDS: dict[str, Callable[[int], Env]] = {
     "tdmpc2": _pendulum,
     "shooting": _pendulum,  # the system of docs/adding_a_system.md
     "world-models": blinking,  # its own example, TakeCover, starts a game engine for each environment
+    "genie": footage,  # nothing acts: recordings
     "dyna-q": lambda num_envs: envs.make("tabular/Taxi", num_envs),  # every step has a reward
     "pets": lambda num_envs: envs.make("continuous/CartPole", num_envs, max_steps=20),
 }
@@ -108,12 +114,12 @@ class Built(NamedTuple):
     """A tiny agent, its settings and its world."""
 
     name: str
-    env: Env
+    env: Any  # `Env`, or `Data` where nothing acts
     config: Any
     agent: Agent
 
 
-def world(name: str, num_envs: int = 1) -> Env:
+def world(name: str, num_envs: int = 1) -> Any:
     """The world of a system."""
     if name in WORLDS:
         return WORLDS[name](num_envs)

@@ -7,7 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxwm.envs.pure import from_functions
-from jaxwm.types import FOREVER, Agent, Collect, Discrete, Env, Repeat, Spec, Step, Train, TrainStep
+from jaxwm.types import (
+    FOREVER,
+    Agent,
+    Collect,
+    Data,
+    Discrete,
+    Env,
+    Record,
+    Repeat,
+    Spec,
+    Step,
+    Train,
+    TrainStep,
+)  # fmt: skip
 
 SPEC = Spec("toy/Count", jax.ShapeDtypeStruct((1,), jnp.float32), Discrete(3), max_steps=5)
 
@@ -30,6 +43,27 @@ def counting_env(num_envs: int, length: int = 5) -> Env:
 
 def _step(time, reward, first, last):
     return Step(time[:, None].astype(jnp.float32), reward.astype(jnp.float32), first, last, last)
+
+
+def footage(num_envs: int) -> Data:
+    """Recordings without end of a 2 x 2 square on 8 x 8 that moves by its action, round the edges; episodes of 10."""
+    rng = np.random.default_rng(0)
+    action = rng.integers(0, 4, (60, num_envs)).astype(np.int32)
+    first = np.broadcast_to(np.arange(60)[:, None] % 10 == 0, action.shape)
+    moves = np.array([(-2, 0), (2, 0), (0, -2), (0, 2)])
+    obs, corner = np.zeros((60, num_envs, 8, 8, 1), np.uint8), np.zeros((num_envs, 2), int)
+    for t in range(60):
+        corner = 2 * rng.integers(0, 4, (num_envs, 2)) if t % 10 == 0 else (corner + moves[action[t - 1]]) % 8
+        for n in range(num_envs):
+            obs[t, n, corner[n, 0] : corner[n, 0] + 2, corner[n, 1] : corner[n, 1] + 2] = 255
+    last = np.roll(first, -1, 0)
+    whole = Record(obs, np.zeros(action.shape, np.float32), first, last, np.zeros_like(last), action, {})
+
+    def read(start: int, count: int) -> Record:
+        return jax.tree.map(lambda x: x[(start + np.arange(count)) % 60], whole)
+
+    spec = Spec("toy/Footage", jax.ShapeDtypeStruct((8, 8, 1), np.uint8), Discrete(4), 10)
+    return Data(spec, read, 60, num_envs, "toy/Footage")
 
 
 def on_host(pure: Env) -> Env:

@@ -103,7 +103,7 @@ def test_dead_codes_are_counted_and_revived():
     """Token 2 is seen; codes 0 and 5 have been idle for too long and become latents of the batch, where asked for."""
     book = np.arange(CODES * 4, dtype=np.float32).reshape(CODES, 4)
     params = {"tokenizer": {"params": {"codebook": book}}}
-    state = iris.State(params, {}, {}, np.int32(0), np.array([3, 0, 3, 1, 0, iris.IDLE], np.int32))
+    state = iris.State(params, {}, {}, np.int32(0), np.array([3, 0, 3, 1, 0, quantiser.IDLE], np.int32))
     latents = 100 + np.arange(8, dtype=np.float32).reshape(1, 2, 4)
 
     def after(idle: int):
@@ -117,7 +117,7 @@ def test_dead_codes_are_counted_and_revived():
     np.testing.assert_array_equal(new[1:5], book[1:5])
     assert all(row.tolist() in latents[0].tolist() for row in new[[0, 5]])
     kept, _ = after(0)
-    assert kept.memory.tolist() == [4, 1, 0, 2, 1, iris.IDLE + 1]
+    assert kept.memory.tolist() == [4, 1, 0, 2, 1, quantiser.IDLE + 1]
     np.testing.assert_array_equal(kept.params["tokenizer"]["params"]["codebook"], book)
 
 
@@ -133,9 +133,9 @@ def test_reconstruction_errors():
     painted, on = np.array([-2.0, 0.5, 3.0], np.float32), np.array([True, False, True])
     likely = 1 / (1 + np.exp(-painted))
     expected = -np.where(on, 10 * np.log(likely), np.log(1 - likely))
-    np.testing.assert_allclose(iris.reconstruction_error(painted, on, 10.0), expected, rtol=1e-5)
+    np.testing.assert_allclose(quantiser.reconstruction_error(painted, on, 10.0), expected, rtol=1e-5)
     image = np.array([0, 51, 255], np.uint8)
-    np.testing.assert_allclose(iris.reconstruction_error(painted, image, 10.0), [2.0, 0.3, 2.0], rtol=1e-5)
+    np.testing.assert_allclose(quantiser.reconstruction_error(painted, image, 10.0), [2.0, 0.3, 2.0], rtol=1e-5)
 
 
 # --- World model --------------------------------------------------------------------------------------------------
