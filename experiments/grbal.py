@@ -87,14 +87,14 @@ def errors(folder: Path, motors: dict[str, float], steps: int, rates: tuple[floa
     record = jax.jit(partial(played, motors, 500))(jax.random.key(1))
 
     @jax.jit
-    def one(state: Any, rate: Array) -> Array:
+    def one(record: Record, state: Any, rate: Array) -> Array:
         data = grbal.windows(spec, config, state.params, record)
         found = grbal.loss(grbal.network(spec, config), config, state.params["model"], data, rate)[1][1]
         return jnp.stack([found["loss/before"], found["loss/after"]])
 
-    each = [jax.vmap(one)(state, jnp.full(plan.members, rate)) for rate in rates] or [
-        jax.vmap(one)(state, state.hyper["adapt_lr"])
-    ]
+    members = jax.vmap(one, (None, 0, 0))
+    tried = [jnp.full(plan.members, rate) for rate in rates] or [state.hyper["adapt_lr"]]
+    each = [members(record, state, rate) for rate in tried]
     before, after = np.stack(each).transpose(0, 2, 1)[0, 0], np.stack(each)[:, :, 1].min(0)
     return np.stack([before, after])
 

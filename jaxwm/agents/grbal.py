@@ -56,11 +56,11 @@ class Config:
     lr: Varies[Positive] = 1e-3  # Learning rate of Adam.
     meta_batch: Count = 10  # Windows of an update, B.
     epochs: Amount = 100.0  # Passes through all data after each trial; 0 leaves the model untrained.
-    planner: Literal["shooting", "cem"] = "shooting"  # How plans are found.
+    planner: Literal["shooting", "cem", "icem"] = "shooting"  # How plans are found.
     plan_horizon: Count = 10  # Steps of a plan, H.
-    candidates: Count = 500  # Plans that are judged (in an iteration, with cem), P.
-    elites: Count = 50  # cem: best plans, to which the next iteration moves.
-    iterations: Count = 5  # cem: iterations.
+    candidates: Count = 500  # Plans that are judged (in an iteration, with cem and icem), P.
+    elites: Count = 50  # cem, icem: best plans, to which the next iteration moves.
+    iterations: Count = 5  # cem, icem: iterations.
     trial: Count = 1000  # Environment steps of a trial, per environment.
     envs: Count = 5  # Environments, each of them a task.
     capacity: int = 1_000_000  # Replay size in environment steps.
@@ -197,10 +197,12 @@ def plan(
 
 
 def build_planner(actions: int, config: Config) -> planning.Planner:
-    """The planner of the settings, for actions of so many numbers."""
+    """The planner of the settings, for actions of so many numbers. Where all plans are worth the same, as before a motor
+    is known, shooting and icem take any of them, from whose effects the model learns; cem takes their mean."""
     if config.planner == "shooting":
         return planning.shooting(actions, config.plan_horizon, config.candidates)
-    return planning.cem(actions, config.plan_horizon, config.candidates, config.elites, config.iterations)
+    kind = planning.icem if config.planner == "icem" else planning.cem
+    return kind(actions, config.plan_horizon, config.candidates, config.elites, config.iterations)
 
 
 # --- Acting -----------------------------------------------------------------------------------------------------------
@@ -347,7 +349,7 @@ def _check_spec(spec: Spec) -> None:
 PRESETS = {
     "published": Config(),
     "small": Config(
-        units=64, adapt_lr=0.1, learn_adapt_lr=True, meta_batch=16, epochs=100.0, planner="cem", plan_horizon=20,
+        units=64, adapt_lr=0.1, learn_adapt_lr=True, meta_batch=16, epochs=100.0, planner="icem", plan_horizon=20,
         candidates=64, elites=8, iterations=3, trial=200, capacity=50_000,
     ),
 }  # fmt: skip
@@ -360,5 +362,5 @@ SYSTEM = System(
     paper="Nagabandi et al., Learning to Adapt in Dynamic, Real-World Environments through Meta-RL",
     sees="the numbers of the observation, standardised",
     predicts="an MLP whose weights take a gradient step on the last transitions; reward known",
-    acts="random shooting or CEM over action sequences in the adapted model",
+    acts="random shooting, CEM or iCEM over action sequences in the adapted model",
 )  # fmt: skip
