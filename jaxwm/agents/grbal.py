@@ -197,8 +197,8 @@ def plan(
 
 
 def build_planner(actions: int, config: Config) -> planning.Planner:
-    """The planner of the settings, for actions of so many numbers. Where all plans are worth the same, as before a motor
-    is known, shooting and icem take any of them, from whose effects the model learns; cem takes their mean."""
+    """The planner of the settings, for actions of so many numbers. Where all plans are worth the same, as before a
+    motor is known, shooting and icem take any of them, which tells the model something; cem takes their mean."""
     if config.planner == "shooting":
         return planning.shooting(actions, config.plan_horizon, config.candidates)
     kind = planning.icem if config.planner == "icem" else planning.cem
