@@ -144,7 +144,7 @@ class Desk:
         return memory
 
     # --- Dreams -----------------------------------------------------------------------------------------------------
-    def record(self, step: Step, thought: Thought, action: np.ndarray | None = None) -> Record:
+    def record(self, step: Step, thought: Thought, action: Any = None) -> Record:
         """A record `[1, ...]` of a step, with the action taken after it (that of the policy, if not given)."""
         return jax.device_get(
             Record(kept(step.obs), *step[1:], thought.action if action is None else action, thought.extras)
