@@ -57,14 +57,19 @@ def _again(name: str, num: int) -> Any:
 
 
 def imagined(session: Session, name: str, t: int) -> Any:
-    """What `Agent.imagine` dreams up to tick t of a branch, called directly."""
+    """What `Agent.imagine` dreams up to tick t of a branch, called directly. Some systems draw other random numbers for
+    another horizon, so it is the one of the desk; what comes after t is cut off."""
     branch, desk = session.branches[name], session.desk
     anchor = branch.ticks[t].anchor
-    actions = np.stack([tick.action for tick in branch.ticks[anchor + 1 : t + 1]], 1)
+    taken = [tick.action for tick in branch.ticks[anchor + 1 : t + 1]]
+    horizon = next(h for h in desk.horizons if h >= len(taken))
+    actions = np.stack([*taken, *[taken[-1]] * (horizon - len(taken))], 1)
     key = jax.random.fold_in(stream(branch.key, ACT, anchor), 1)
     base = branch.base._replace(action=np.concatenate([branch.base.action[:, :-1], actions[:, :1]], 1))
     run = jax.jit(lambda state, base, actions: desk.agent.imagine(state, base, actions, key, actions.shape[1]))
-    return jax.device_get(run(session.state, base, actions))
+    return jax.tree.map(
+        lambda x: x[:, : len(taken)], jax.device_get(run(session.state, base, actions)._replace(latent=()))
+    )
 
 
 @pytest.fixture(scope="module")
