@@ -129,7 +129,7 @@ _KERNEL = jax.tree_util.DictKey("kernel")
 
 def adamw(clip: float, eps: float, weight_decay: float, updates: int = 0) -> optax.GradientTransformation:
     """`adam` with decay of the matrices; the rate rises over the first `updates`."""
-    rising = optax.scale_by_schedule(lambda count: warmup(count + 1, updates))
+    rising = optax.scale_by_schedule(lambda count: warmup(jnp.asarray(count) + 1, updates))
     return optax.chain(decayed(packed(adam(clip, eps)), weight_decay), rising)
 
 
