@@ -45,9 +45,9 @@ def inside(space: ActionSpace, action: np.ndarray) -> bool:
     return action.dtype == np.int32 and action.shape[1:] == most.shape and ((action >= 0) & (action < most)).all()
 
 
-LIVED = ("dreamer-v3", "planet", "dyna-q", "ppo", page.NAME)
-"""Systems of the default suite: one for each way of living (train as you go, by episodes, from a table, on what was
-collected last, and a planner's). The others live in the slow suite."""
+LIVED = ("dreamer-v3", "dyna-q", "ppo", page.NAME)
+"""Systems of the default suite: one for each way of living (train as you go, from a table, on what was collected
+last, and a planner's). The others live in the slow suite."""
 SYSTEMS = [pytest.param(name, marks=[pytest.mark.slow] * (name not in LIVED)) for name in (*agents.AGENTS, page.NAME)]
 
 
@@ -185,7 +185,7 @@ def test_a_step_keeps_the_structure_of_the_state(tiny, lived, batches, update):
         assert any("loss" in name for name in metrics), sorted(metrics)
 
 
-MAPPED = ("dreamer-v3", "dyna-q")
+MAPPED = ("ppo", "dyna-q")
 """Systems whose mapped updates are compiled in the default suite: the gradient step is one function of them all."""
 
 

@@ -1,8 +1,9 @@
 """Every preset of every system, published sizes too: shapes and types, and lowering for GPUs and TPUs. Nothing is
 compiled and nothing allocated.
 
-The default preset of each system is checked whole (weights, modes, updates, dreams, lowering), and so are other kinds
-of observations and actions in tiny sizes. The slow suite traces weights, acting and updates of all other presets.
+The default preset of each system is checked whole (weights, modes, updates, dreams), and so are other kinds of
+observations and actions in tiny sizes; one system of each kind is lowered too. The slow suite lowers the others, and
+traces weights, acting and updates of all other presets.
 """
 
 from __future__ import annotations
@@ -109,8 +110,11 @@ SEEN: dict[str, list[Spec]] = {
 }
 """Further kinds of observations and actions for systems that take several, in tiny settings."""
 LATER = {(name, spec.name) for name, specs in SEEN.items() for spec in specs}
-LATER -= {("dreamer-v3", BOTH.name), ("storm", BOTH.name)}
+LATER -= {("dreamer-v3", BOTH.name)}
 """Those of them for the slow suite."""
+
+LOWERED = ("dreamer-v3", "muzero", "ppo")
+"""Systems whose programs are lowered in the default suite: a recurrent model, a search, and a plain network."""
 
 
 def cases() -> list[Any]:
@@ -141,25 +145,36 @@ def traced(fn: Any, *arguments: Any, lower: bool = True) -> Any:
 
 @pytest.mark.parametrize("case", cases())
 def test_shapes_types_and_accelerators(case: Case, on_an_accelerator):
+    check(case, lower=case.whole and case.name in LOWERED)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [c for c in cases() if c.values[0].whole and c.values[0].name not in LOWERED])
+def test_the_other_systems_on_accelerators(case: Case, on_an_accelerator):
+    check(case, lower=True)
+
+
+def check(case: Case, lower: bool) -> None:
+    """Weights, memory and modes; of a case that is checked whole updates and dreams as well."""
     agent = agents.build(case.name, case.spec, case.settings)
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(lambda: agent.init(jax.random.key(0), agent.hyper))
     assert set(state._fields) >= {"params", "opt", "hyper", "step"} and set(state.hyper) == set(agent.hyper)
     assert floats(state.params) == {"float32"}, "weights are float32, whatever is computed with"
-    extras = check_acting(agent, case, state, key) if agent.act is not None else {}
+    extras = check_acting(agent, case, state, key, lower) if agent.act is not None else {}
     if case.whole:
-        check_updates(agent, case, extras)
+        check_updates(agent, case, extras, lower)
         if agent.imagine is not None:
             check_dream(agent, case.spec, state, extras)
 
 
-def check_acting(agent: Any, case: Case, state: Any, key: Any, num: int = 2) -> Any:
+def check_acting(agent: Any, case: Case, state: Any, key: Any, lower: bool, num: int = 2) -> Any:
     """Memory, actions and extras have one layout in every mode; the extras."""
     carry = jax.eval_shape(lambda s: agent.reset(s, num), state)
     step = spaces.blank_step(case.spec, num)
     modes = MODES if case.whole else ("explore",)
     act = {mode: partial(agent.act, mode=mode) for mode in modes}
-    lowered = lambda mode: case.whole and mode == "explore"  # noqa: E731
+    lowered = lambda mode: lower and mode == "explore"  # noqa: E731
     answers = {mode: traced(act[mode], state, carry, step, key, lower=lowered(mode)) for mode in modes}
     blank, extras = jax.eval_shape(lambda: spaces.blank(case.spec.action, num)), answers["explore"][2]
     for mode, (after, action, more) in answers.items():
@@ -194,11 +209,11 @@ def test_whole_chunks_lower_for_accelerators(name, on_an_accelerator):
         traced(trainer.spread.population(chunk, (axes, None), (axes, LOG_AXES)), life, jnp.zeros((), jnp.int32))
 
 
-def check_updates(agent: Any, case: Case, extras: Any) -> None:
+def check_updates(agent: Any, case: Case, extras: Any, lower: bool = False) -> None:
     """An update keeps the state's structure, reports scalars and writes back extras of the last records."""
     for name, (update, arguments) in updates(agent, case).items():
         train, batch = agent.train_steps[name], arguments[1]
-        after, feedback, metrics = traced(update, *arguments, lower=case.whole)
+        after, feedback, metrics = traced(update, *arguments, lower=lower)
         assert layout(after) == layout(arguments[0]), name
         assert all(m.shape == () and m.dtype == jnp.float32 for m in metrics.values()), name
         if train.writes is None:

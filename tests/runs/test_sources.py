@@ -123,6 +123,7 @@ def test_other_weights_are_taken_and_frozen(system, frames, tmp_path, capsys):
         assert message in capsys.readouterr().err and not (tmp_path / "no").exists()
 
 
+@pytest.mark.slow
 def test_films_are_streamed_and_a_resumed_run_goes_on_where_it_was(system, tmp_path):
     """GIFs of two sizes, seen as 8 x 8, through a replay that holds a part of them."""
     films, rng = tmp_path / "films", np.random.default_rng(0)

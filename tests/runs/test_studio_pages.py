@@ -221,6 +221,7 @@ def test_runs_are_drawn(visit):
         assert guest.page.get_by_text("catch.safetensors").count() and guest.complaints == []
 
 
+@pytest.mark.slow
 def test_the_maze_is_learned_in_front_of_the_visitor(visit):
     with visit("maze") as guest:
         guest.slide("Speed", 500)

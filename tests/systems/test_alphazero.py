@@ -298,9 +298,8 @@ def games_in(mode: str) -> SimpleNamespace:
     return SimpleNamespace(legal=legal, extras=extras, moves=memory.moves, opening=memory.opening, first=first)
 
 
-@pytest.mark.parametrize(
-    "mode", [pytest.param("random", marks=pytest.mark.slow), "explore", pytest.param("greedy", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["random", "explore", "greedy"])
 def test_moves_are_legal_and_extras_have_one_structure(mode):
     games = games_in(mode)
     moves, extras = games.moves, games.extras

@@ -244,7 +244,8 @@ def test_a_dream_for_looking_follows_given_actions():
     assert (dream.reward[:, 3:] != again.reward[:, 3:]).any()
 
 
-@pytest.mark.parametrize("memory", ["gru", pytest.param("ssm", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("memory", ["gru", "ssm"])
 def test_a_memory_reaches_frames_before_the_stack(memory):
     """What the denoiser is told of an earlier frame, unless an episode began since; step by step it is the same."""
     one = made(memory=memory, memory_units=6, recall=3)

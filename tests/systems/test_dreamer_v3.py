@@ -549,6 +549,7 @@ def barlow(catch):
     return SimpleNamespace(spec=spec, config=config, taught=taught, metrics=metrics)
 
 
+@pytest.mark.slow
 def test_without_reconstruction_the_decoder_only_watches(barlow):
     """The latents learn to agree with the encoder's tokens, which are constants: it learns through the latents."""
     assert barlow.taught == {"barlow": {"enc", "dyn", "bar"}, "rec": {"dec"}, "dyn": {"enc", "dyn"}}

@@ -69,7 +69,7 @@ def test_an_action_belongs_to_the_frame_that_it_led_to():
 # --- Losses -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("per", ["window", "frame"])
+@pytest.mark.parametrize("per", [pytest.param("window", marks=pytest.mark.slow), "frame"])
 def test_dynamics_learn_from_masked_tokens_only(made, per):
     """The loss by loops, with the mask that the key gives."""
     nets = genie.Networks(made.nets.spec, tiny_settings("genie", patch=4, mask_per=per, mask_least=0.3))
@@ -294,7 +294,7 @@ def test_what_it_refuses():
     for spec, options, message in (
         (Spec("t/Box", image, Box(2)), {}, "one choice at a time"),
         (Spec("t/Film", image, None), dict(actions="true"), "holds none: take latent"),
-        (Spec("t/Vector", jax.ShapeDtypeStruct((3,), np.float32), Discrete(2)), {}, "genie cuts one picture"),
+        (Spec("t/Vector", jax.ShapeDtypeStruct((3,), np.float32), Discrete(2)), {}, "genie sees one picture"),
     ):
         with pytest.raises(ValueError, match=message):
             agents.make("genie", spec, **(TINY["genie"] | options))

@@ -299,6 +299,7 @@ def fresh(agent, seed: int = 0):
     return zeros._replace(params=params, hyper={k: np.float32(v) for k, v in agent.hyper.items()})
 
 
+@pytest.mark.slow
 def test_both_futures_of_a_bounce_are_dreamed():
     """On probe/Bounce, on from the frame in which the ball bounces: a dream has one ball, on either side."""
     rows, updates = 64, 1000

@@ -203,6 +203,7 @@ def test_compiled_once_in_place_and_without_transfers():
     assert trainer._program.programs == programs
 
 
+@pytest.mark.slow
 def test_save_and_resume_is_bit_exact(tmp_path):
     def fresh():
         return Trainer(toy_agent(), counting_env(4), members=2, capacity=40)
