@@ -6,8 +6,8 @@ on the next M (algorithm 1). When acting, the same step is taken anew, from the 
 environment; a planner then looks for actions in the adapted model (algorithm 2). A pendulum whose motor is weak or runs
 backwards, or a robot with a crippled leg, is so known after M steps.
 
-One trial of random actions; then, forever: learn from all data, and play a trial. The reward is a known function of the
-observation (`envs.known`).
+One trial of random actions, or several; then, forever: learn from all data, and play a trial. The reward is a known
+function of the observation (`envs.known`).
 
 Letters: M transitions of a window, B batch, D numbers of the observation, A actions, H horizon, P candidates, N
 environments. Observations are float vectors, actions a `Box`. Where paper and official code differ, this follows the
@@ -62,6 +62,7 @@ class Config:
     elites: Count = 50  # cem, icem: best plans, to which the next iteration moves.
     iterations: Count = 5  # cem, icem: iterations.
     trial: Count = 1000  # Environment steps of a trial, per environment.
+    random_trials: Count = 1  # Trials of random actions at the start.
     envs: Count = 5  # Environments, each of them a task.
     capacity: int = 1_000_000  # Replay size in environment steps.
 
@@ -318,7 +319,7 @@ def make(spec: Spec, config: Config = Config()) -> Agent:
 
 
 def schedule(config: Config) -> tuple[Collect | Repeat, ...]:
-    """A trial of random actions; then learn from everything and play a trial, forever.
+    """Trials of random actions; then learn from everything and play a trial, forever.
     A trial is one record longer than its steps, so that its end is seen."""
     rows = (config.trial + 1) * config.envs
 
@@ -327,7 +328,8 @@ def schedule(config: Config) -> tuple[Collect | Repeat, ...]:
         return jnp.round(config.epochs * data / (2 * config.window * config.meta_batch)).astype(jnp.int32)
 
     body = (Train("scale"), Train("model", updates), Collect(rows, "explore", fresh=True))
-    return Collect(rows, "random", fresh=True), Repeat(FOREVER, body)
+    first = Collect(rows, "random", fresh=True)
+    return *[first] * config.random_trials, Repeat(FOREVER, body)
 
 
 def _check_spec(spec: Spec) -> None:
@@ -349,8 +351,8 @@ def _check_spec(spec: Spec) -> None:
 PRESETS = {
     "published": Config(),
     "small": Config(
-        units=64, adapt_lr=0.1, learn_adapt_lr=True, meta_batch=16, epochs=100.0, planner="icem", plan_horizon=20,
-        candidates=64, elites=8, iterations=3, trial=200, capacity=50_000,
+        units=64, adapt_lr=0.1, adapt_steps=4, learn_adapt_lr=True, meta_batch=16, epochs=100.0, planner="icem", plan_horizon=20,
+        candidates=64, elites=8, iterations=3, trial=200, random_trials=3, capacity=50_000,
     ),
 }  # fmt: skip
 """The settings of the official code, and a small one for two CPU cores."""
