@@ -351,8 +351,8 @@ def _check_spec(spec: Spec) -> None:
 PRESETS = {
     "published": Config(),
     "small": Config(
-        units=64, adapt_lr=0.1, adapt_steps=4, learn_adapt_lr=True, meta_batch=16, epochs=100.0, planner="icem", plan_horizon=20,
-        candidates=64, elites=8, iterations=3, trial=200, random_trials=3, capacity=50_000,
+        units=64, adapt_lr=0.1, adapt_steps=4, learn_adapt_lr=True, meta_batch=16, epochs=100.0, planner="icem",
+        plan_horizon=20, candidates=64, elites=8, iterations=3, trial=200, random_trials=3, capacity=50_000,
     ),
 }  # fmt: skip
 """The settings of the official code, and a small one for two CPU cores."""

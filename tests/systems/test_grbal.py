@@ -18,7 +18,7 @@ from jaxwm.types import Batch, Box, Discrete, Record, Spec
 SPEC = envs.make("continuous/Pendulum").spec
 TINY = agents.settings(
     "grbal", units=8, layers=1, window=4, candidates=16, elites=4, iterations=2, plan_horizon=3, envs=2, trial=10,
-    capacity=200, adapt_lr=0.5, learn_adapt_lr=False,
+    capacity=200, adapt_lr=0.5, adapt_steps=1, learn_adapt_lr=False,
 )  # fmt: skip
 NET = grbal.network(SPEC, TINY)
 
