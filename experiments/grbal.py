@@ -1,7 +1,11 @@
 """GrBAL on pendulums whose motors differ: a model that is learned to adapt, next to one that is merely learned.
 
-Expected: not measured yet.
-Time:     not measured yet.
+Expected: worst of three seeds (2026-11-26, 10 episodes; results/grbal-pendulum.json). Error after 16 transitions of new
+          motors 0.009 (unadapted 0.040, plain 0.033 after its best step), of stronger ones 0.021 (0.099, 0.080).
+          Returns on stronger motors that run backwards: adapted -158 to -264, unadapted -785 to -1260, with the true
+          equations -129; on the usual motor -306 to -789, -1230 to -1410, -175.
+          Plain and adapted models learn from play of their own, so from different data.
+Time:     three minutes a run and four for the comparison, on one CPU core.
 Command:  make sweep EXPERIMENT=experiments/grbal.py
           python -m experiments.grbal ROOT    (afterwards, with the sweep's directory: the two tables)
 
