@@ -1,7 +1,9 @@
 """MB-MPO on a pendulum: policies adapted to five models, next to the policy before its adaptation and to one model's.
 
-Expected: not measured yet.
-Time:     not measured yet.
+Expected: means of 50 episodes of three seeds (2026-11-26, results/mb-mpo-pendulum.json): adapted -238 -205 -272, before
+          its adaptation -144 -165 -141, one model -214 -166 -220 (random -1240). Here the adaptation costs return, and
+          one model does as well.
+Time:     seven minutes a run on one CPU core.
 Command:  make sweep EXPERIMENT=experiments/mb_mpo.py
           python -m experiments.mb_mpo ROOT    (afterwards, with the sweep's directory: the comparison)
 
