@@ -80,6 +80,16 @@ def phases(config: Any) -> tuple[Word, ...]:
     return prefill(config.prefill, config.envs, config.batch_length), Repeat(FOREVER, body)
 
 
+def passes(epochs: float, batch: int, capacity: int) -> Callable[[Array], Array]:
+    """`Train.updates` that see all data `epochs` times, `batch` steps at a time: of a replay that holds `capacity`."""
+
+    def updates(steps: Array) -> Array:
+        data = jnp.minimum(steps, capacity)
+        return jnp.round(epochs * data / batch).astype(jnp.int32)
+
+    return updates
+
+
 class After(NamedTuple):
     """`Train.updates` of a part that joins later; see `after`."""
 

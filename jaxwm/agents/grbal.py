@@ -29,14 +29,14 @@ from jaxwm import replay, spaces
 from jaxwm.agents.system import System, hyper_of
 from jaxwm.control import planning
 from jaxwm.control.policy import forced
-from jaxwm.envs.known import KNOWN
+from jaxwm.envs.known import KNOWN, check_reward
 from jaxwm.errors import Amount, Count, Positive, check_number, check_types
 from jaxwm.learning.share import ALONE, Share
 from jaxwm.learning.step import Losses, State, Updated, fresh_state, gradient_step
 from jaxwm.models import ensemble
 from jaxwm.nets.layers import Head, apply
 from jaxwm.nets.sensors import check_vectors, joined, parted, width
-from jaxwm.schedule import FOREVER, Collect, Repeat, Train
+from jaxwm.schedule import FOREVER, Collect, Repeat, Train, passes
 from jaxwm.types import Acted, Agent, Array, Batch, Box, Dream, Key, PyTree, Record, Spec, Step, TrainStep, Varies
 
 
@@ -142,10 +142,8 @@ ADAM = optax.scale_by_adam()
 
 def scale(spec: Spec, config: Config, state: State, batch: Batch, key: Key) -> Updated:
     """Fit mean and standard deviation of all transitions so far."""
-    inputs, target, _, real = ensemble.transitions(spec, batch.record, reward=False)
-    weight = real * batch.weight
-    new = {"inputs": ensemble.fit(inputs, weight), "targets": ensemble.fit(target, weight)}
-    return state._replace(params=state.params | new), {}, {"transitions": weight.sum()}
+    found, metrics = ensemble.fitted(spec, batch)
+    return state._replace(params=state.params | found), {}, metrics
 
 
 def learn(spec: Spec, config: Config, state: State, batch: Batch, key: Key, share: Share = ALONE) -> Updated:
@@ -323,10 +321,7 @@ def schedule(config: Config) -> tuple[Collect | Repeat, ...]:
     A trial is one record longer than its steps, so that its end is seen."""
     rows = (config.trial + 1) * config.envs
 
-    def updates(steps: Array) -> Array:
-        data = jnp.minimum(steps, config.capacity)
-        return jnp.round(config.epochs * data / (2 * config.window * config.meta_batch)).astype(jnp.int32)
-
+    updates = passes(config.epochs, 2 * config.window * config.meta_batch, config.capacity)
     body = (Train("scale"), Train("model", updates), Collect(rows, "explore", fresh=True))
     first = Collect(rows, "random", fresh=True)
     return *[first] * config.random_trials, Repeat(FOREVER, body)
@@ -339,12 +334,7 @@ def _check_spec(spec: Spec) -> None:
             "continuous/Pendulum, or an agent for discrete actions"
         )
     check_vectors("grbal", spec.name, spec.obs)
-    known = [name for name, one in KNOWN.items() if one.reward]
-    if spec.name not in known:
-        raise ValueError(
-            f"the reward of {spec.name} is not known (those of {', '.join(known)} are): add it to "
-            "jaxwm.envs.known.KNOWN"
-        )
+    check_reward(spec.name)
 
 
 # --- Presets ----------------------------------------------------------------------------------------------------------

@@ -28,14 +28,14 @@ from jaxwm.agents.system import System, hyper_of
 from jaxwm.control import trpo
 from jaxwm.control.policy import forced
 from jaxwm.distributions import Normal
-from jaxwm.envs.known import KNOWN
+from jaxwm.envs.known import KNOWN, check_reward
 from jaxwm.errors import Amount, Count, Fraction, Positive, check_number, check_types
 from jaxwm.learning.share import ALONE, Share
 from jaxwm.learning.step import State, Updated, fresh_state, gradient_step
 from jaxwm.models import ensemble
 from jaxwm.nets.layers import Head, apply
 from jaxwm.nets.sensors import check_vectors, joined, parted, width
-from jaxwm.schedule import FOREVER, Collect, Repeat, Train
+from jaxwm.schedule import FOREVER, Collect, Repeat, Train, passes
 from jaxwm.types import Acted, Agent, Array, Batch, Box, Dream, Key, PyTree, Record, Spec, Step, TrainStep, Varies
 
 
@@ -167,10 +167,8 @@ ADAM = optax.scale_by_adam()
 
 def scale(spec: Spec, state: State, batch: Batch, key: Key) -> Updated:
     """Fit mean and standard deviation of all transitions so far."""
-    inputs, target, _, real = ensemble.transitions(spec, batch.record, reward=False)
-    weight = real * batch.weight
-    new = {"inputs": ensemble.fit(inputs, weight), "targets": ensemble.fit(target, weight)}
-    return state._replace(params=state.params | new), {}, {"transitions": weight.sum()}
+    found, metrics = ensemble.fitted(spec, batch)
+    return state._replace(params=state.params | found), {}, metrics
 
 
 def learn(spec: Spec, config: Config, state: State, batch: Batch, key: Key, share: Share = ALONE) -> Updated:
@@ -299,10 +297,7 @@ def schedule(config: Config) -> tuple[Collect | Repeat, ...]:
     play, forever."""
     rows, first = (config.trial + 1) * config.envs, -(-config.prefill // config.envs) * config.envs
 
-    def updates(steps: Array) -> Array:
-        data = jnp.minimum(steps, config.capacity)
-        return jnp.round(config.epochs * data / config.model_batch).astype(jnp.int32)
-
+    updates = passes(config.epochs, config.model_batch, config.capacity)
     learning = Train("scale"), Train("model", updates), Train("policy", config.meta_steps), Train("adapt")
     return Collect(first, "random"), Repeat(FOREVER, (*learning, Collect(rows, "explore", fresh=True)))
 
@@ -314,12 +309,7 @@ def _check_spec(spec: Spec) -> None:
             "environment such as continuous/Pendulum, or an agent for discrete actions"
         )
     check_vectors("mb-mpo", spec.name, spec.obs)
-    known = [name for name, one in KNOWN.items() if one.reward]
-    if spec.name not in known:
-        raise ValueError(
-            f"the reward of {spec.name} is not known (those of {', '.join(known)} are): add it to "
-            "jaxwm.envs.known.KNOWN"
-        )
+    check_reward(spec.name)
 
 
 # --- Presets ----------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from jaxwm import replay, spaces
 from jaxwm.agents.system import System, hyper_of
 from jaxwm.control import planning
 from jaxwm.control.policy import forced
-from jaxwm.envs.known import KNOWN
+from jaxwm.envs.known import KNOWN, check_reward
 from jaxwm.errors import Amount, Count, Fraction, Positive, check_number, check_types
 from jaxwm.learning import optim
 from jaxwm.learning.share import ALONE, Share
@@ -34,7 +34,7 @@ from jaxwm.learning.step import Losses, Updated, gradient_step
 from jaxwm.learning.step import Remembering as State
 from jaxwm.models import ensemble
 from jaxwm.nets.sensors import check_vectors, joined, parted, width
-from jaxwm.schedule import FOREVER, Collect, Repeat, Train
+from jaxwm.schedule import FOREVER, Collect, Repeat, Train, passes
 from jaxwm.types import Acted, Agent, Array, Batch, Box, Dream, Key, PyTree, Record, Spec, Step, TrainStep, Varies
 
 
@@ -110,12 +110,9 @@ ADAM = optax.scale_by_adam()
 
 def scale(spec: Spec, config: Config, state: State, batch: Batch, key: Key) -> Updated:
     """Fit mean and standard deviation of all transitions so far."""
-    inputs, target, _, real = transitions(spec, config, batch.record)
-    weight = real * batch.weight
-    new = {"inputs": ensemble.fit(inputs, weight)}
-    if config.scale_targets:
-        new["targets"] = ensemble.fit(target, weight)
-    return state._replace(params=state.params | new), {}, {"transitions": weight.sum()}
+    found, metrics = ensemble.fitted(spec, batch, config.reward == "learned")
+    chosen = found if config.scale_targets else {"inputs": found["inputs"]}
+    return state._replace(params=state.params | chosen), {}, metrics
 
 
 def learn(spec: Spec, config: Config, state: State, batch: Batch, key: Key, share: Share = ALONE) -> Updated:
@@ -257,10 +254,7 @@ def schedule(config: Config) -> tuple[Collect | Repeat, ...]:
     A trial is one record longer than its steps, so that its end is seen."""
     rows = (config.trial + 1) * config.envs
 
-    def updates(steps: Array) -> Array:
-        data = jnp.minimum(steps, config.capacity)
-        return jnp.round(config.epochs * data / config.batch_size).astype(jnp.int32)
-
+    updates = passes(config.epochs, config.batch_size, config.capacity)
     body = (Train("scale"), Train("model", updates), Collect(rows, "explore", fresh=True))
     return Collect(rows, "random", fresh=True), Repeat(FOREVER, body)
 
@@ -273,12 +267,8 @@ def _check_spec(spec: Spec, config: Config) -> None:
             "continuous/CartPole or gymnax/Pendulum-v1, or an agent for discrete actions"
         )
     check_vectors("pets", spec.name, spec.obs)
-    known = [name for name, one in KNOWN.items() if one.reward]
-    if config.reward == "known" and spec.name not in known:
-        raise ValueError(
-            f"the reward of {spec.name} is not known (those of {', '.join(known)} are): add it to "
-            "jaxwm.envs.known.KNOWN or set --reward learned"
-        )
+    if config.reward == "known":
+        check_reward(spec.name, " or set --reward learned")
 
 
 def _outputs(spec: Spec, config: Config) -> int:

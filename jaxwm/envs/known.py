@@ -65,3 +65,13 @@ KNOWN = {
 KNOWN |= {f"mujoco/{task}{v}": Known(None, ends) for task, ends in MUJOCO.items() for v in ("", "-v4", "-v5")}
 KNOWN["mujoco/InvertedPendulum-v4"] = Known(lambda obs, action, after: jnp.ones(after.shape[:-1]), _tipped)
 """Environments whose termination is known, and of most of them the reward."""
+
+
+def check_reward(name: str, other: str = "") -> None:
+    """ValueError unless the reward of an environment is known; `other` is a way out besides making it known."""
+    known = [task for task, one in KNOWN.items() if one.reward]
+    if name not in known:
+        raise ValueError(
+            f"the reward of {name} is not known (those of {', '.join(known)} are): add it to "
+            f"jaxwm.envs.known.KNOWN{other}"
+        )

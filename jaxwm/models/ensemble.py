@@ -22,7 +22,7 @@ from jaxwm.learning.share import ALONE, Share
 from jaxwm.learning.step import Losses
 from jaxwm.nets.layers import truncated_normal
 from jaxwm.nets.sensors import joined
-from jaxwm.types import Array, Key, PyTree, Record, Spec
+from jaxwm.types import Array, Batch, Key, Metrics, PyTree, Record, Spec
 
 OUTSCALE = 0.44  # Weights start with 1 / (2 sqrt(fan-in)) as standard deviation of a normal that is cut at two of them.
 MAX_LOGVAR, MIN_LOGVAR = 0.5, -10.0  # Where the bounds of the log-variances start.
@@ -57,6 +57,13 @@ def fit(x: Array, weight: Array) -> Scale:
     mean = (weight * x).sum(0)
     std = jnp.sqrt((weight * jnp.square(x - mean)).sum(0))
     return Scale(mean, jnp.where(std < 1e-6, 1.0, std))
+
+
+def fitted(spec: Spec, batch: Batch, reward: bool = False) -> tuple[dict[str, Scale], Metrics]:
+    """The scales of `inputs` and `targets` of pairs of records `[B, 2]`, and how many are steps of episodes."""
+    inputs, target, _, real = transitions(spec, batch.record, reward)
+    weight = real * batch.weight
+    return {"inputs": fit(inputs, weight), "targets": fit(target, weight)}, {"transitions": weight.sum()}
 
 
 def init(key: Key, networks: int, inputs: int, units: int, layers: int, outputs: int, logits: int = 0) -> PyTree:
