@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from cells import planes
 from tiny import settings
 
 from jaxwm import agents, replay, schedule
@@ -21,6 +22,7 @@ from jaxwm.types import Collect, Discrete, Record, Repeat, Spec, Step, Train
 PLANES = jax.ShapeDtypeStruct((4, 6, 2), np.bool_)
 IMAGE = jax.ShapeDtypeStruct((64, 64, 3), np.uint8)
 ACTIONS = 3
+records = partial(planes, PLANES.shape, ACTIONS)
 
 
 @cache
@@ -34,18 +36,6 @@ def made(**options) -> SimpleNamespace:
     state = shapes._replace(params=jax.tree.map(random, shapes.params), hyper=optim.numbers(agent.hyper), opt=None)
     state = state._replace(memory=None, step=np.int32(0))
     return SimpleNamespace(agent=agent, nets=diamond.Networks(spec, config), config=config, state=state)
-
-
-def records(batch: int, length: int, first=(), seed: int = 0) -> Record:
-    """Random records `[batch, length]`; `first` are the (row, time) at which an episode begins."""
-    rng = np.random.default_rng(seed)
-    flags = np.zeros((2, batch, length), bool)
-    for row, time in first:
-        flags[0, row, time] = True
-        flags[1, row, max(time - 1, 0)] = time > 0
-    obs, action = rng.random((batch, length, *PLANES.shape)) < 0.3, rng.integers(0, ACTIONS, (batch, length))
-    reward = rng.integers(-2, 3, (batch, length)).astype(np.float32)
-    return Record(obs, reward, flags[0], flags[1], flags[1], action.astype(np.int32), {})
 
 
 # --- Windows ------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from arrays import assert_close
+from cells import planes
 from tiny import settings
 
 from jaxwm import agents, schedule, spaces
@@ -16,11 +17,12 @@ from jaxwm.control.frame_policy import FramePolicy, dreamed, reinforce_loss, tem
 from jaxwm.control.policy import action_distribution
 from jaxwm.models.token_world import Past, TokenWorld, newest
 from jaxwm.nets import convolution, layers, quantiser
-from jaxwm.types import Box, Collect, Discrete, MultiDiscrete, Record, Spec, Train
+from jaxwm.types import Box, Collect, Discrete, MultiDiscrete, Spec, Train
 
 PLANES = jax.ShapeDtypeStruct((5, 7, 2), np.bool_)
 IMAGE = jax.ShapeDtypeStruct((64, 64, 3), np.uint8)
 ACTIONS, CODES = 3, 6
+records = partial(planes, PLANES.shape, ACTIONS)
 
 
 @cache
@@ -31,18 +33,6 @@ def made(action=Discrete(ACTIONS), **options) -> SimpleNamespace:
     agent = iris.make(spec, config)
     state = jax.jit(agent.init)(jax.random.key(0), agent.hyper)
     return SimpleNamespace(agent=agent, nets=iris.Networks(spec, config), config=config, state=state)
-
-
-def records(batch: int, length: int, first=(), seed: int = 0) -> Record:
-    """Random records `[batch, length]`; `first` are the (row, time) at which an episode begins."""
-    rng = np.random.default_rng(seed)
-    flags = np.zeros((2, batch, length), bool)
-    for row, time in first:
-        flags[0, row, time] = True
-        flags[1, row, max(time - 1, 0)] = time > 0
-    obs, action = rng.random((batch, length, *PLANES.shape)) < 0.3, rng.integers(0, ACTIONS, (batch, length))
-    reward = rng.integers(-2, 3, (batch, length)).astype(np.float32)
-    return Record(obs, reward, flags[0], flags[1], flags[1], action.astype(np.int32), {})
 
 
 # --- Codes --------------------------------------------------------------------------------------------------------
