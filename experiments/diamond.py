@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -78,13 +77,10 @@ def painted(player: episodes.Player, records: Record, passes: int) -> dict[str, 
 def table(folder: Path) -> list[dict[str, Any]]:
     """Write quality.json into a run's directory, one row for each member, and print it."""
     rows = []
-    for member in range(episodes.load(folder).plan.members):
-        player = episodes.open_player(folder, member, seed=1)
-        with closing(episodes.play(player.agent, player.envs(ENVS), player.state, player.key)) as play:
-            records = episodes.record(next(play) for _ in range(ROWS))
+    for player, records in episodes.each_member(folder, ROWS, ENVS):
         row = painted(player, records, 1) | painted(player, records, 3)
         rows.append(row)
-        print(f"member {member}")
+        print(f"member {player.member}")
         for name, value in row.items():
             print(f"  {name:45} {np.round(value, 3)}")
     (folder / "quality.json").write_text(json.dumps(rows, indent=2, default=float) + "\n")

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -100,16 +99,13 @@ def dreams(player: episodes.Player, records: Record) -> dict[str, list[float]]:
 def table(folder: Path) -> list[dict[str, Any]]:
     """Write quality.json into a run's directory, one row for each member, and print it."""
     rows = []
-    for member in range(episodes.load(folder).plan.members):
-        player = episodes.open_player(folder, member, seed=1)
-        env = player.envs(ENVS)
-        nets, params = iris.Networks(env.spec, player.plan.settings), player.state.params
-        with closing(episodes.play(player.agent, env, player.state, player.key)) as play:
-            records = episodes.record(next(play) for _ in range(ROWS))
+    for player, records in episodes.each_member(folder, ROWS, ENVS):
+        spec = player.envs(1).spec
+        nets, params = iris.Networks(spec, player.plan.settings), player.state.params
         frames = np.asarray(nets.dreams.frames(records.obs)).reshape(-1, *nets.sensor[1].shape)
-        row = codes(nets, params, frames, env.spec.name) | predictions(nets, params, records) | dreams(player, records)
+        row = codes(nets, params, frames, spec.name) | predictions(nets, params, records) | dreams(player, records)
         rows.append(row)
-        print(f"member {member}")
+        print(f"member {player.member}")
         for name, value in row.items():
             print(f"  {name:30} {np.round(value, 4)}")
     (folder / "quality.json").write_text(json.dumps(rows, indent=2, default=float) + "\n")

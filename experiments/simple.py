@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -97,14 +96,10 @@ def skills(nets: Networks, params: Any, records: Record) -> dict[str, float]:
 def table(folder: Path) -> list[dict[str, float]]:
     """Write skills.json into a run's directory, one row for each member, and print it."""
     rows = []
-    for member in range(episodes.load(folder).plan.members):
-        player = episodes.open_player(folder, member, seed=1)
-        env = player.envs(ENVS)
-        nets = Networks(env.spec, player.plan.settings)
-        with closing(episodes.play(player.agent, env, player.state, player.key)) as play:
-            records = episodes.record(next(play) for _ in range(ROWS))
+    for player, records in episodes.each_member(folder, ROWS, ENVS):
+        nets = Networks(player.envs(1).spec, player.plan.settings)
         rows.append(skills(nets, player.state.params["model"], records))
-        print(f"member {member}: " + ", ".join(f"{name} {value:.3f}" for name, value in rows[-1].items()))
+        print(f"member {player.member}: " + ", ".join(f"{name} {value:.3f}" for name, value in rows[-1].items()))
     (folder / "skills.json").write_text(json.dumps(rows, indent=2) + "\n")
     return rows
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -74,14 +73,10 @@ def next_frames(nets: token_dyna.Networks, params: Any, records: Record) -> dict
 def table(folder: Path) -> list[dict[str, Any]]:
     """Write quality.json into a run's directory, one row for each member, and print it."""
     rows = []
-    for member in range(episodes.load(folder).plan.members):
-        player = episodes.open_player(folder, member, seed=1)
-        env = player.envs(ENVS)
-        nets = token_dyna.Networks(env.spec, player.plan.settings)
-        with closing(episodes.play(player.agent, env, player.state, player.key)) as play:
-            records = episodes.record(next(play) for _ in range(ROWS))
+    for player, records in episodes.each_member(folder, ROWS, ENVS):
+        nets = token_dyna.Networks(player.envs(1).spec, player.plan.settings)
         rows.append({name: float(x) for name, x in next_frames(nets, player.state.params, records).items()})
-        print(f"member {member}: " + ", ".join(f"{name} {value:.4g}" for name, value in rows[-1].items()))
+        print(f"member {player.member}: " + ", ".join(f"{name} {value:.4g}" for name, value in rows[-1].items()))
     (folder / "quality.json").write_text(json.dumps(rows, indent=2) + "\n")
     return rows
 

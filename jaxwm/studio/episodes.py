@@ -2,7 +2,9 @@
 
 Arrays are NumPy, time first as in a replay ring: T rows of N environments `[T, N, ...]`; windows are `[B, W, ...]`."""
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,6 +69,14 @@ def play(agent: Agent, env: Env, state: Any, key: Key, mode: Mode = "explore") -
             handle, step = advance(handle, action)
     finally:
         close(handle)
+
+
+def each_member(folder: Path, rows: int, envs: int, seed: int = 1) -> Iterator[tuple[Player, Record]]:
+    """Every member of a run, and records `[rows, envs, ...]` of new episodes of its exploring policy."""
+    for member in range(load(folder).plan.members):
+        player = open_player(folder, member, seed)
+        with closing(play(player.agent, player.envs(envs), player.state, player.key)) as found:
+            yield player, record(islice(found, rows))
 
 
 def single(env: Env) -> tuple[Callable[..., tuple[Any, Step]], Callable[..., tuple[Any, Step]], Callable]:
